@@ -1,0 +1,45 @@
+// Command penstock is the operator's command: the whole pipeline on one
+// machine, and the tools around it.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+const usage = `penstock carries telemetry to Tempo, Prometheus and Loki without losing an
+acknowledged item and without splitting a trace.
+
+Usage: penstock <command> [flags]
+
+Commands:
+  up        run edge, hub, router and sink in this process
+  generate  send the telemetry of a small shop to an OTLP endpoint
+  token     make a bearer token for an instance without an edge
+  version   print the version
+
+"penstock <command> -help" shows the flags of a command.
+`
+
+func main() {
+	args := os.Args[1:]
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	}
+	switch args[0] {
+	case "up":
+		os.Exit(up(args[1:]))
+	case "generate":
+		os.Exit(generateTraffic(args[1:]))
+	case "token":
+		os.Exit(token(args[1:]))
+	case "version", "-version", "--version":
+		os.Exit(up([]string{"-version"}))
+	case "help", "-h", "-help", "--help":
+		fmt.Print(usage)
+	default:
+		fmt.Fprintf(os.Stderr, "penstock: unknown command %q\n\n%s", args[0], usage)
+		os.Exit(2)
+	}
+}

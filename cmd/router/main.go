@@ -1,0 +1,24 @@
+// Command router regroups spans by trace and takes OTLP from services that have
+// no edge.
+package main
+
+import (
+	"os"
+
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/router"
+)
+
+const about = `Reads the TRACES stream of the hub and writes SPANS, by trace ID.
+With gateway.tokens_file (or CENTRAL_TOKENS_FILE) it also takes OTLP with
+"Authorization: Bearer <token>" from services that have no edge.
+
+The least it needs is HUB_URL in the environment; see also HUB_CREDS.`
+
+func main() {
+	cfg := router.DefaultConfig()
+	os.Exit(proc.Command{
+		Name: "router", About: about, Settings: &cfg,
+		Build: func(p *proc.Process) ([]proc.Stage, error) { return router.Build(p, cfg) },
+	}.Main(os.Args[1:]))
+}

@@ -1,0 +1,23 @@
+// Command sink samples traces and writes to the backends.
+package main
+
+import (
+	"os"
+
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink"
+)
+
+const about = `Reads SPANS, METRICS and LOGS from the hub, samples whole traces and writes to
+Tempo, Prometheus and Loki. A signal without a backend goes to files.
+
+The least it needs is HUB_URL in the environment; see also HUB_CREDS,
+TEMPO_ENDPOINT, PROMETHEUS_URL, LOKI_URL.`
+
+func main() {
+	cfg := sink.DefaultConfig()
+	os.Exit(proc.Command{
+		Name: "sink", About: about, Settings: &cfg,
+		Build: func(p *proc.Process) ([]proc.Stage, error) { return sink.Build(p, cfg) },
+	}.Main(os.Args[1:]))
+}

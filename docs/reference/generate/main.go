@@ -1,0 +1,191 @@
+// Command generate writes docs/reference: the configuration of every role, with
+// keys and defaults from the structs and descriptions from their comments, and
+// the metrics, from the registry. `make docs` runs it; a test of it fails when
+// the files in the repository differ.
+package main
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/router"
+	"github.com/penstock/penstock/pkg/sink"
+)
+
+const module = "github.com/penstock/penstock/"
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: generate DIRECTORY")
+		os.Exit(2)
+	}
+	for name, text := range pages(".") {
+		if err := os.WriteFile(filepath.Join(os.Args[1], name), []byte(text), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// pages returns every page by file name; root is the repository's root.
+func pages(root string) map[string]string {
+	return map[string]string{"configuration.md": configuration(root), "metrics.md": metrics()}
+}
+
+const generated = "<!-- Written by `make docs`. Change the comments in the source instead. -->\n"
+
+func configuration(root string) string {
+	var b strings.Builder
+	b.WriteString(generated + `# Configuration
+
+Each role reads a YAML file (` + "`-config.file`" + `), in which ` + "`${NAME}`" + ` stands for an
+environment variable that must be set; the variables named by ` + "`-help`" + ` override
+the file. ` + "`-config.check`" + ` checks all of it and exits. Sizes are written 64MiB or
+8MB, durations 5s or 1m30s. ` + "`penstock up`" + ` takes the sections instance, receive,
+streams, sampling, tempo, prometheus and loki of the roles, and data_dir,
+nats.listen and report_interval of its own.
+`)
+	for _, role := range []struct {
+		name string
+		cfg  any
+	}{{"edge", edge.DefaultConfig()}, {"router", router.DefaultConfig()}, {"sink", sink.DefaultConfig()}} {
+		fmt.Fprintf(&b, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n", role.name)
+		writeFields(&b, comments{root: root}, reflect.ValueOf(role.cfg), "")
+	}
+	return b.String()
+}
+
+func writeFields(b *strings.Builder, c comments, v reflect.Value, prefix string) {
+	t := v.Type()
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		key := strings.TrimPrefix(prefix+"."+name, ".")
+		switch {
+		case opts == "inline":
+			writeFields(b, c, v.Field(i), prefix)
+		case name == "" || name == "-":
+		case f.Type.Kind() == reflect.Struct:
+			writeFields(b, c, v.Field(i), key)
+		default:
+			fmt.Fprintf(b, "| `%s` | %s | %s |\n", key, value(v.Field(i)), c.of(t, f.Name))
+		}
+	}
+}
+
+// value writes a default as YAML would.
+func value(v reflect.Value) string {
+	if d, ok := v.Interface().(time.Duration); ok {
+		return "`" + d.String() + "`"
+	}
+	text, err := yaml.Marshal(v.Interface())
+	if err != nil {
+		panic(err)
+	}
+	s := strings.TrimSpace(string(text))
+	if v.Kind() == reflect.Slice {
+		s = "[" + strings.ReplaceAll(strings.TrimPrefix(s, "- "), "\n- ", ", ") + "]"
+		if v.Len() == 0 {
+			s = "[]"
+		}
+	}
+	return "`" + s + "`"
+}
+
+// comments finds the comments of struct fields in the source.
+type comments struct{ root string }
+
+func (c comments) of(t reflect.Type, field string) string {
+	dir := filepath.Join(c.root, strings.TrimPrefix(t.PkgPath(), module))
+	files, _ := filepath.Glob(filepath.Join(dir, "*.go"))
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+		if err != nil {
+			panic(err)
+		}
+		found := ""
+		ast.Inspect(f, func(n ast.Node) bool {
+			ts, ok := n.(*ast.TypeSpec)
+			if !ok || ts.Name.Name != t.Name() {
+				return true
+			}
+			if st, ok := ts.Type.(*ast.StructType); ok {
+				for _, fd := range st.Fields.List {
+					for _, id := range fd.Names {
+						if id.Name == field {
+							found = strings.Join(strings.Fields(fd.Doc.Text()+" "+fd.Comment.Text()), " ")
+						}
+					}
+				}
+			}
+			return false
+		})
+		if found != "" {
+			return strings.ReplaceAll(found, "|", `\|`)
+		}
+	}
+	return ""
+}
+
+func metrics() string {
+	reg := prometheus.NewRegistry()
+	l := ledger.New(reg)
+	l.Lane("traces", "0", "tempo")
+	families, err := reg.Gather()
+	if err != nil {
+		panic(err)
+	}
+	var b strings.Builder
+	b.WriteString(generated + `# Metrics
+
+On /metrics of every role, besides those of the Go runtime and the process. For
+every signal, when nothing is in flight:
+
+    accepted = delivered + sampled_out + dead_lettered
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+`)
+	for _, f := range families {
+		var labels []string
+		values := map[string][]string{}
+		for _, m := range f.GetMetric() {
+			for _, p := range m.GetLabel() {
+				if values[p.GetName()] == nil {
+					labels = append(labels, p.GetName())
+				}
+				if have := values[p.GetName()]; len(have) == 0 || !contains(have, p.GetValue()) {
+					values[p.GetName()] = append(have, p.GetValue())
+				}
+			}
+		}
+		for i, l := range labels {
+			if len(values[l]) > 1 {
+				labels[i] = l + " (" + strings.Join(values[l], ", ") + ")"
+			}
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, "; "), f.GetHelp())
+	}
+	return b.String()
+}
+
+func contains(in []string, s string) bool {
+	for _, v := range in {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,292 @@
+// Package bus is the only one that knows the NATS client: connections,
+// publishing, lanes and the topology of the hub. docs/bus.md states the
+// contract for third parties.
+//
+//	conn, err := bus.Connect(cfg, log)
+//	ack := conn.PublishAsync(msg)                // in order; ack.Wait is the promise
+//	lane, err := conn.OpenLane(ctx, laneConfig)  // one ordered reader of one partition
+//
+// # Promises
+//
+//   - A publish is done when the stream's leader has acknowledged it, with what
+//     durability the stream has. Nothing is buffered while disconnected.
+//   - A [Lane] delivers in order without a gap from its floor; where it cannot,
+//     it says so with [ErrReset] and starts again at the floor.
+//   - The subject is the identity: [Delivery.Instance] comes from the subject
+//     that the credential allowed, never from a header or body.
+//
+// # Not here
+//
+// What a body means. Who should own a partition.
+package bus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Config says how to reach the hub.
+type Config struct {
+	URL   string      `yaml:"url"`      // nats:// or tls://, several separated by commas
+	Creds string      `yaml:"creds"`    // file with a NATS credential
+	User  string      `yaml:"user"`     // where there are no credential files
+	Pass  proc.Secret `yaml:"password"` // never printed; write ${HUB_PASSWORD}
+	TLS   TLSConfig   `yaml:"tls"`
+	// InboxPrefix is where answers come to; a credential that may only publish
+	// its own subjects has an inbox of its own. Empty: _INBOX_<name>.
+	InboxPrefix string `yaml:"inbox_prefix"`
+
+	// Name shows in the server's connection list.
+	Name string `yaml:"-"`
+	// InProcess connects to a server in this process instead of to URL.
+	InProcess interface{ InProcessConn() (net.Conn, error) } `yaml:"-"`
+}
+
+// TLSConfig holds files in PEM; empty means the system's roots and no client
+// certificate.
+type TLSConfig struct {
+	CA   string `yaml:"ca_file"`   // who signed the server's certificate; default: the system's roots
+	Cert string `yaml:"cert_file"` // client certificate
+	Key  string `yaml:"key_file"`  // its private key
+}
+
+// Conn is a connection to one NATS system.
+type Conn struct {
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
+}
+
+const (
+	// publishTimeout is how long a PubAck may take before the publish counts as
+	// failed. A leader election of a three-node hub took 2 s when tried.
+	publishTimeout = 5 * time.Second
+
+	// apiTimeout is how long any other question may take. A cluster without a
+	// leader does not answer at all; the caller asks again.
+	apiTimeout = 5 * time.Second
+
+	reconnectWait   = 500 * time.Millisecond
+	reconnectJitter = 500 * time.Millisecond
+
+	// MaxBody is how large a body may become when it is decompressed. Senders
+	// cut groups far below, see MaxMessage.
+	MaxBody = 16 << 20
+
+	// MaxMessage is how many bytes of payload go into one message, uncompressed.
+	// A stock server refuses more than 1 MiB with headers; 64 KiB are for those.
+	MaxMessage = 1<<20 - 64<<10
+)
+
+// Connect returns a connection that reconnects for ever. The hub need not be
+// there yet: what is published meanwhile fails at once.
+func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
+	log = log.With("component", "bus", "server", cfg.target())
+	return connect(cfg, log,
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
+		nats.ConnectHandler(func(*nats.Conn) { log.Info("hub connected") }),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("hub back") }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("hub unreachable", "err", err)
+			}
+		}))
+}
+
+// Dial connects once: the connection ends for good with the first break, so
+// that what was published on it reached the server as a prefix, in order.
+func Dial(cfg Config, log *slog.Logger) (*Conn, error) {
+	return connect(cfg, log.With("component", "bus"), nats.NoReconnect())
+}
+
+func (cfg Config) target() string {
+	if cfg.InProcess != nil {
+		return "in process"
+	}
+	return cfg.URL
+}
+
+func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
+	if cfg.InboxPrefix == "" {
+		cfg.InboxPrefix = "_INBOX_" + cfg.Name
+	}
+	opts = append(opts,
+		nats.Name("penstock-"+cfg.Name),
+		nats.CustomInboxPrefix(cfg.InboxPrefix),
+		nats.ReconnectBufSize(-1), // never publish later what was given up now
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			log.Warn("bus error", "err", err, "subject", subject)
+		}))
+	if cfg.InProcess != nil {
+		opts = append(opts, nats.InProcessServer(cfg.InProcess))
+	}
+	if cfg.Creds != "" {
+		opts = append(opts, nats.UserCredentials(cfg.Creds))
+	}
+	if cfg.User != "" {
+		opts = append(opts, nats.UserInfo(cfg.User, string(cfg.Pass)))
+	}
+	if cfg.TLS.CA != "" {
+		opts = append(opts, nats.RootCAs(cfg.TLS.CA))
+	}
+	if cfg.TLS.Cert != "" {
+		opts = append(opts, nats.ClientCert(cfg.TLS.Cert, cfg.TLS.Key))
+	}
+	if cfg.TLS != (TLSConfig{}) {
+		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	}
+	nc, err := nats.Connect(cfg.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+	}
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(publishTimeout), jetstream.WithDefaultTimeout(publishTimeout))
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+	}
+	return &Conn{nc: nc, js: js, log: log}, nil
+}
+
+// Connected reports whether the server answers now.
+func (c *Conn) Connected() bool { return c.nc.IsConnected() }
+
+// Close ends the connection; acknowledgements that were sent are flushed.
+func (c *Conn) Close() {
+	_ = c.nc.FlushTimeout(time.Second)
+	c.nc.Close()
+}
+
+// Message is what is published. Body is kept until the publish is done.
+type Message struct {
+	Subject string
+	Header  envelope.Header
+	Body    []byte
+	// Reason and Detail are set on dead letters only.
+	Reason, Detail string
+}
+
+// Headers of a dead letter, besides those of the original.
+const (
+	headerReason = "Penstock-Reason"
+	headerDetail = "Penstock-Detail"
+)
+
+func (m Message) nats() *nats.Msg {
+	h := make(nats.Header, 6)
+	m.Header.Fields(func(name, value string) { h[name] = []string{value} })
+	if m.Reason != "" {
+		h[headerReason], h[headerDetail] = []string{m.Reason}, []string{m.Detail}
+	}
+	return &nats.Msg{Subject: m.Subject, Header: h, Data: m.Body}
+}
+
+// ErrFull reports that the stream has reached its bound and stored nothing.
+var ErrFull = errors.New("stream is full")
+
+// ErrNoStream reports that nobody stores the subject: the hub has no such
+// stream, or JetStream is not up yet.
+var ErrNoStream = errors.New("no stream stores the subject")
+
+// storeFailed is the server's error code for a message that a bound kept out.
+const storeFailed = 10077
+
+func publishError(subject string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrNoStreamResponse):
+		err = fmt.Errorf("%w: %w", ErrNoStream, err)
+	default:
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == storeFailed {
+			err = fmt.Errorf("%w: %w", ErrFull, err)
+		}
+	}
+	return fmt.Errorf("publish to %s: %w", subject, err)
+}
+
+// Publish returns when the stream has stored m.
+func (c *Conn) Publish(ctx context.Context, m Message) (seq uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	ack, err := c.js.PublishMsg(ctx, m.nats(), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return 0, publishError(m.Subject, err)
+	}
+	return ack.Sequence, nil
+}
+
+// Pending is a publish that is on its way.
+type Pending struct {
+	subject string
+	future  jetstream.PubAckFuture
+	err     error
+}
+
+// PublishAsync sends m and returns at once. Messages of one connection reach
+// the server in the order of the calls.
+func (c *Conn) PublishAsync(m Message) Pending {
+	f, err := c.js.PublishMsgAsync(m.nats(), jetstream.WithRetryAttempts(0))
+	return Pending{subject: m.Subject, future: f, err: err}
+}
+
+// Wait blocks until the stream has stored the message or will not.
+func (p Pending) Wait(ctx context.Context) error {
+	if p.err != nil {
+		return publishError(p.subject, p.err)
+	}
+	select {
+	case <-p.future.Ok():
+		return nil
+	case err := <-p.future.Err():
+		return publishError(p.subject, err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// DeadLetter stores what a backend refused for good, with the reason. A body that
+// no message can hold, which only a hostile sender makes, is cut.
+func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
+	if m.Body, m.Header.Encoding = envelope.Compress(m.Body); len(m.Body) > MaxMessage {
+		m.Detail = fmt.Sprintf("cut from %d bytes: %s", len(m.Body), m.Detail)
+		m.Body = m.Body[:MaxMessage]
+	}
+	m.Subject = "dead." + sig.String() + "." + instance
+	const maxDetail = 512
+	if len(m.Detail) > maxDetail {
+		m.Detail = m.Detail[:maxDetail]
+	}
+	m.Detail = printable(m.Detail)
+	_, err := c.Publish(ctx, m)
+	return err
+}
+
+// printable makes text fit for a header line and a terminal.
+func printable(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c > '~' {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}

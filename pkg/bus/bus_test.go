@@ -1,0 +1,308 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func testBroker(t testing.TB) *broker.Broker {
+	t.Helper()
+	b, err := broker.Start(broker.Config{Name: "test", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Stop)
+	return b
+}
+
+func testHub(t testing.TB, b *broker.Broker, partitions int) *Conn {
+	t.Helper()
+	top := DefaultTopology()
+	top.Partitions, top.MaxBytes = partitions, 64<<20
+	c, err := OpenHub(t.Context(), Config{Name: "test", InProcess: b}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func logsMessage(instance string, n int) Message {
+	return Message{Subject: Subject(otlpwire.Logs, instance), Body: []byte(fmt.Sprint(n)), Header: envelope.Header{
+		ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: int64(n), ID: fmt.Sprintf("%s-%d", instance, n),
+	}}
+}
+
+func publish(t testing.TB, c *Conn, instance string, from, to int) {
+	t.Helper()
+	for n := from; n < to; n++ {
+		if err := c.PublishAsync(logsMessage(instance, n)).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func openLane(t testing.TB, c *Conn) *Lane {
+	t.Helper()
+	l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+// expect reads the messages from to to (exclusive), in order.
+func expect(t testing.TB, l *Lane, from, to int) (last Delivery) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for n := from; n < to; n++ {
+		d, err := l.Next(ctx)
+		if err != nil {
+			t.Fatalf("message %d: %v", n, err)
+		}
+		if string(d.Body) != fmt.Sprint(n) || d.Err != nil || d.Instance() != "as-1" || d.Header.Arrival != int64(n) {
+			t.Fatalf("got %+v, want message %d", d, n)
+		}
+		last = d
+	}
+	return last
+}
+
+func TestLaneReadsInOrderFromItsFloor(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	publish(t, c, "as-1", 0, 100)
+	l := openLane(t, c)
+	expect(t, l, 0, 40)
+	fourty := l.Floor()
+	if fourty != 0 {
+		t.Errorf("floor is %d before any ack", fourty)
+	}
+	if err := l.Ack(30); err != nil {
+		t.Fatal(err)
+	}
+	if l.Floor() != 30 {
+		t.Errorf("floor is %d, want 30", l.Floor())
+	}
+	l.Close() // as after a kill: 40 were delivered, 30 are finished
+
+	again := openLane(t, c)
+	expect(t, again, 30, 100)
+	if err := again.Ack(1000); err != nil {
+		t.Fatal(err)
+	}
+	waitLag(t, again, 0)
+}
+
+func waitLag(t testing.TB, l *Lane, want uint64) {
+	t.Helper()
+	var got uint64
+	for range 200 {
+		var err error
+		if got, err = l.Lag(t.Context()); err == nil && got == want {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("lag is %d, want %d", got, want)
+}
+
+// TestLaneGoesBackWhenAnotherHasRead takes the consumer over behind a reader's
+// back: the reader must notice before it hands out a message after a gap.
+func TestLaneGoesBackWhenAnotherHasRead(t *testing.T) {
+	b := testBroker(t)
+	c := testHub(t, b, 1)
+	publish(t, c, "as-1", 0, 10)
+	old := openLane(t, c)
+	expect(t, old, 0, 10)
+	if err := old.Ack(5); err != nil {
+		t.Fatal(err)
+	}
+	waitLag(t, old, 5)
+
+	// The stand-by resets the consumer to the floor: what was out on loan comes again.
+	if _, err := c.js.ResetConsumer(t.Context(), "LOGS", "test-0"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if d, err := old.Next(ctx); !errors.Is(err, ErrReset) {
+		t.Fatalf("got %+v, %v; want %v", d, err, ErrReset)
+	}
+	expect(t, old, 5, 10)
+}
+
+func TestLaneGoesOnAfterTheHubWasAway(t *testing.T) {
+	cfg := broker.Config{Name: "test", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 2 << 20, Sync: true}
+	b, err := broker.Start(cfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Listen = strings.TrimPrefix(b.URL(), "nats://")
+	top := DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 64<<20
+	c, err := OpenHub(t.Context(), Config{Name: "test", URL: b.URL()}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	publish(t, c, "as-1", 0, 10)
+	l := openLane(t, c)
+	expect(t, l, 0, 8)
+	_ = l.Ack(3)
+	waitLag(t, l, 7)
+	b.Stop()
+	if err := c.PublishAsync(logsMessage("as-1", 99)).Wait(t.Context()); err == nil {
+		t.Error("published into nowhere")
+	}
+	if b, err = broker.Start(cfg, quiet); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Stop()
+
+	// Whether the lane notices the break or not, nothing above the floor is
+	// skipped: it goes on with 8, or says so and begins again at 3.
+	next, deadline := 8, time.Now().Add(30*time.Second)
+	for next < 10 && time.Now().Before(deadline) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		d, err := l.Next(ctx)
+		cancel()
+		switch {
+		case errors.Is(err, ErrReset):
+			next = 3
+		case err == nil:
+			if string(d.Body) != fmt.Sprint(next) {
+				t.Fatalf("got %s, want %d", d.Body, next)
+			}
+			next++
+		}
+	}
+	if next != 10 {
+		t.Errorf("stopped at %d", next)
+	}
+}
+
+func TestForeignMessagesAreMarked(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	if err := c.nc.Publish("otlp.logs.as-1", []byte("no envelope")); err != nil {
+		t.Fatal(err)
+	}
+	bomb := logsMessage("as-1", 1)
+	bomb.Header.Encoding, bomb.Body = envelope.EncodingS2, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}
+	if err := c.PublishAsync(bomb).Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l := openLane(t, c)
+	for range 2 {
+		d, err := l.Next(t.Context())
+		if err != nil || d.Err == nil || d.Instance() != "as-1" {
+			t.Errorf("got %+v, %v; want a delivery that says what is wrong", d, err)
+		}
+	}
+}
+
+func TestStreamsPartitionByInstance(t *testing.T) {
+	c := testHub(t, testBroker(t), 4)
+	seen := map[string]string{}
+	for i := range 40 {
+		inst := fmt.Sprintf("as-%d", i%20)
+		if err := c.PublishAsync(logsMessage(inst, i)).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := c.js.Stream(t.Context(), "LOGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for seq := uint64(1); seq <= 40; seq++ {
+		m, err := s.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := strings.Split(m.Subject, ".")
+		if len(f) != 4 || (seen[f[3]] != "" && seen[f[3]] != f[2]) {
+			t.Fatalf("stored as %s, before as partition %q", m.Subject, seen[f[3]])
+		}
+		seen[f[3]], used[f[2]] = f[2], true
+	}
+	if len(used) < 2 || len(seen) != 20 {
+		t.Errorf("%d partitions, %d instances", len(used), len(seen))
+	}
+}
+
+func TestSameIDIsStoredOnce(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	publish(t, c, "as-1", 0, 3)
+	publish(t, c, "as-1", 0, 3)
+	if st, err := c.State(t.Context(), "LOGS"); err != nil || st.Messages != 3 {
+		t.Errorf("got %+v, %v; want 3 messages", st, err)
+	}
+}
+
+func TestTopologyIsCheckedNotChanged(t *testing.T) {
+	b := testBroker(t)
+	c := testHub(t, b, 4)
+	top := DefaultTopology()
+	top.Partitions, top.MaxBytes = 4, 128<<20
+	if err := c.EnsureHub(t.Context(), top); err != nil {
+		t.Errorf("other limits: %v", err)
+	}
+	top.Partitions = 8
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := OpenHub(ctx, Config{Name: "x", InProcess: b}, top, quiet); err == nil || !strings.Contains(err.Error(), "partitions") || ctx.Err() != nil {
+		t.Errorf("other number of partitions: %v", err)
+	}
+}
+
+func TestFullStreamRefuses(t *testing.T) {
+	c, err := Connect(Config{Name: "spool", InProcess: testBroker(t)}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.EnsureSpool(t.Context(), [3]int64{1 << 20, 1 << 20, 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	m := Message{Subject: SpoolSubject(otlpwire.Logs), Body: make([]byte, 300<<10), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
+	for i := range 5 {
+		_, err = c.Publish(t.Context(), m)
+		if full := errors.Is(err, ErrFull); full != (i >= 3) || (err != nil && !full) {
+			t.Errorf("message %d: %v", i, err)
+		}
+	}
+	if err := c.PurgeBelow(t.Context(), SpoolStream(otlpwire.Logs), 3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Publish(t.Context(), m); err != nil {
+		t.Errorf("after the purge: %v", err)
+	}
+	if st, err := c.State(t.Context(), SpoolStream(otlpwire.Logs)); err != nil || st.FirstSeq != 3 || st.Messages != 2 {
+		t.Errorf("got %+v, %v", st, err)
+	}
+}
+
+func TestHubThatIsNotThere(t *testing.T) {
+	if _, err := Dial(Config{Name: "x", URL: "nats://127.0.0.1:1"}, quiet); err == nil || !strings.Contains(err.Error(), "nats://127.0.0.1:1") {
+		t.Errorf("Dial: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := OpenHub(ctx, Config{Name: "x", URL: "nats://127.0.0.1:1"}, DefaultTopology(), quiet); err == nil || !strings.Contains(err.Error(), "is not there") {
+		t.Errorf("OpenHub: %v", err)
+	}
+}

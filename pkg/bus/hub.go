@@ -1,0 +1,133 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// OpenHub connects, waits until the hub is there and makes or checks its
+// streams. A hub that is not there yet is waited for; a hub that differs from
+// the configuration is an error.
+func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Conn, error) {
+	conn, err := Connect(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if !conn.Connected() {
+		log.Warn("waiting for the hub", "server", cfg.target())
+	}
+	for {
+		if !proc.Until(ctx, conn.Connected) {
+			conn.Close()
+			return nil, fmt.Errorf("hub %s is not there: %w", cfg.target(), ctx.Err())
+		}
+		err := conn.EnsureHub(ctx, t)
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil || conn.settled(err) {
+			conn.Close()
+			return nil, err
+		}
+		log.Warn("hub is not ready, will try again", "err", err)
+		if !proc.Sleep(ctx, time.Second) {
+			conn.Close()
+			return nil, err
+		}
+	}
+}
+
+// Hub is the connection that the stages of a role share. Its stage comes first:
+// it waits for the hub and makes or checks the streams.
+type Hub struct {
+	Conn *Conn // from the start of the stage on
+
+	cfg      Config
+	topology Topology
+	log      *slog.Logger
+}
+
+// NewHub returns a hub that is opened by its stage.
+func NewHub(cfg Config, t Topology, log *slog.Logger) *Hub {
+	return &Hub{cfg: cfg, topology: t, log: log}
+}
+
+// Service opens and closes the connection.
+func (h *Hub) Service() services.Service {
+	return services.NewIdleService(func(ctx context.Context) (err error) {
+		h.Conn, err = OpenHub(ctx, h.cfg, h.topology, h.log)
+		return err
+	}, func(error) error {
+		if h.Conn != nil {
+			h.Conn.Close()
+		}
+		return nil
+	})
+}
+
+// Recall reads what a stream of the hub holds of a subject now, oldest first.
+func (c *Conn) Recall(ctx context.Context, stream, subject string, visit func(body []byte) error) error {
+	cons, err := c.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
+	if err != nil {
+		return fmt.Errorf("recall %s: %w", subject, err)
+	}
+	info, err := cons.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("recall %s: %w", subject, err)
+	}
+	if info.NumPending == 0 {
+		return nil
+	}
+	it, err := cons.Messages()
+	if err != nil {
+		return fmt.Errorf("recall %s: %w", subject, err)
+	}
+	defer it.Stop()
+	for pending := info.NumPending; pending > 0; {
+		wait, cancel := context.WithTimeout(ctx, apiTimeout)
+		msg, err := it.Next(jetstream.NextContext(wait))
+		cancel()
+		if err != nil {
+			return fmt.Errorf("recall %s: %w", subject, err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("recall %s: %w", subject, err)
+		}
+		pending = meta.NumPending
+		body, err := envelope.Decompress(msg.Data(), msg.Headers().Get(envelope.HeaderContentEncoding), MaxBody)
+		if err == nil {
+			err = visit(body)
+		}
+		if err != nil {
+			c.log.Error("message cannot be read, passed over", "subject", subject, "seq", meta.Sequence.Stream, "err", err)
+		}
+	}
+	return nil
+}
+
+// lagInterval is how often a lane's lag is asked for: seldom enough for a
+// thousand lanes on one hub.
+const lagInterval = 2 * time.Second
+
+// WatchLag keeps a lane's gauges until ctx ends.
+func WatchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, partition, backend string) {
+	lag, owned := led.Lane(signal, partition, backend)
+	owned.Set(1)
+	defer owned.Set(0)
+	for goOn := true; goOn; {
+		goOn = proc.Sleep(ctx, lagInterval)
+		if n, err := lane.Lag(context.WithoutCancel(ctx)); err == nil {
+			lag.Set(float64(n)) // once more at the end: what is left for the next owner
+		}
+	}
+}

@@ -1,0 +1,221 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Topology says how the hub's streams are made when they are not there.
+type Topology struct {
+	// Partitions is the number of partitions of every stream. It can never be
+	// changed for a stream: a trace would be split.
+	Partitions int `yaml:"partitions"`
+	// Replicas is 1 for a single server and 3 for a cluster.
+	Replicas int `yaml:"replicas"`
+	// MaxAge is how long TRACES, METRICS and LOGS can be replayed.
+	MaxAge time.Duration `yaml:"max_age"`
+	// MaxBytes bounds each of TRACES, METRICS and LOGS; SPANS has half of it.
+	MaxBytes proc.Bytes `yaml:"max_bytes"`
+}
+
+// DefaultTopology suits one server.
+func DefaultTopology() Topology {
+	return Topology{Partitions: 8, Replicas: 1, MaxAge: 72 * time.Hour, MaxBytes: 16 << 30}
+}
+
+// Validate reports every mistake at once.
+func (t Topology) Validate() error {
+	var errs []error
+	if t.Partitions < 1 || t.Partitions > 1024 {
+		errs = append(errs, fmt.Errorf("streams.partitions is %d, want 1 to 1024", t.Partitions))
+	}
+	if t.Replicas < 1 || t.Replicas > 5 {
+		errs = append(errs, fmt.Errorf("streams.replicas is %d, want 1 to 5", t.Replicas))
+	}
+	if t.MaxAge < time.Hour {
+		errs = append(errs, fmt.Errorf("streams.max_age is %v, want at least 1h", t.MaxAge))
+	}
+	if t.MaxBytes < 1<<20 {
+		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 1MiB", t.MaxBytes))
+	}
+	return errors.Join(errs...)
+}
+
+// The streams of the hub. Those of the signals are named by [Stream].
+const (
+	Spans      = "SPANS"
+	Decisions  = "DECISIONS"
+	DeadLetter = "DEADLETTER"
+)
+
+const (
+	spansAge     = 2 * time.Hour
+	decisionsAge = 2 * time.Hour
+
+	// duplicateWindow is how long a hub recognises a message id. A sender that
+	// reconnects within it stores nothing twice.
+	duplicateWindow = 2 * time.Minute
+)
+
+// Stream returns the name of a signal's stream.
+func Stream(sig otlpwire.Signal) string { return strings.ToUpper(sig.String()) }
+
+// Subject returns where an instance publishes a signal.
+func Subject(sig otlpwire.Signal, instance string) string {
+	return "otlp." + sig.String() + "." + instance
+}
+
+// SpansSubject returns where routers publish the spans of a partition.
+func SpansSubject(partition int) string { return "spans." + strconv.Itoa(partition) }
+
+// DecisionsSubject returns where the sink that owns a partition of SPANS records
+// its decisions.
+func DecisionsSubject(partition int) string { return "decisions." + strconv.Itoa(partition) }
+
+// PartitionFilter returns the subjects of a partition as a signal's stream
+// stores them.
+func PartitionFilter(sig otlpwire.Signal, partition int) string {
+	return "otlp." + sig.String() + "." + strconv.Itoa(partition) + ".*"
+}
+
+// streams returns the configuration of every stream of the hub.
+func (t Topology) streams() []jetstream.StreamConfig {
+	base := jetstream.StreamConfig{
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+		Duplicates: duplicateWindow, DenyDelete: true, DenyPurge: true,
+	}
+	var all []jetstream.StreamConfig
+	for _, sig := range otlpwire.Signals {
+		s := base
+		s.Name, s.Description = Stream(sig), "OTLP "+sig.String()+" as they came, one subject an instance"
+		s.Subjects = []string{Subject(sig, "*")}
+		s.SubjectTransform = &jetstream.SubjectTransformConfig{
+			Source:      Subject(sig, "*"),
+			Destination: fmt.Sprintf("otlp.%s.{{partition(%d,1)}}.{{wildcard(1)}}", sig, t.Partitions),
+		}
+		s.MaxAge, s.MaxBytes = t.MaxAge, int64(t.MaxBytes)
+		all = append(all, s)
+	}
+	spans := base
+	spans.Name, spans.Description, spans.Subjects = Spans, "spans by trace, one subject a partition", []string{"spans.*", "replay.*.*"}
+	spans.MaxAge, spans.MaxBytes = spansAge, int64(t.MaxBytes)/2
+	decisions := base
+	decisions.Name, decisions.Description, decisions.Subjects = Decisions, "sampling decisions, one subject a partition", []string{"decisions.*"}
+	decisions.MaxAge, decisions.MaxBytes = decisionsAge, int64(t.MaxBytes)/16
+	dead := base
+	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
+	dead.MaxBytes = int64(t.MaxBytes) / 16
+	return append(all, spans, decisions, dead)
+}
+
+// EnsureHub creates the streams that are not there. Those that are there stay
+// as an operator made them, but for one thing that is checked: subjects and
+// number of partitions must be the ones configured here.
+func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
+	for _, want := range t.streams() {
+		if err := c.ensureStream(ctx, want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, want.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		// Another process may be just as early; the same configuration is no error.
+		if s, err = c.js.CreateStream(ctx, want); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			s, err = c.js.Stream(ctx, want.Name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("stream %s: %w", want.Name, err)
+	}
+	have := s.CachedInfo().Config
+	if w, h := transform(want), transform(have); w != h {
+		return fmt.Errorf("%w: stream %s stores its subjects as %q, the configuration says %q: the number of partitions of a stream cannot change; set streams.partitions to what the stream has", errTopology, want.Name, h, w)
+	}
+	if w, h := strings.Join(want.Subjects, " "), strings.Join(have.Subjects, " "); w != h {
+		return fmt.Errorf("%w: stream %s has the subjects %q, want %q", errTopology, want.Name, h, w)
+	}
+	return nil
+}
+
+var errTopology = errors.New("the hub differs from the configuration")
+
+// settled reports whether err will not heal by waiting.
+func (c *Conn) settled(err error) bool {
+	api, refused := errors.AsType[*jetstream.APIError](err)
+	return errors.Is(err, errTopology) || (refused && api.Code/100 == 4)
+}
+
+func transform(s jetstream.StreamConfig) string {
+	if s.SubjectTransform == nil {
+		return ""
+	}
+	return s.SubjectTransform.Destination
+}
+
+// SpoolStream returns the name of the spool's stream of a signal.
+func SpoolStream(sig otlpwire.Signal) string { return "SPOOL_" + Stream(sig) }
+
+// SpoolSubject returns the subject of the spool's stream of a signal.
+func SpoolSubject(sig otlpwire.Signal) string { return "spool." + sig.String() }
+
+// EnsureSpool creates the three streams of an edge's spool: no age limit, so
+// that a clock step expires nothing; full means refuse.
+func (c *Conn) EnsureSpool(ctx context.Context, maxBytes [len(otlpwire.Signals)]int64) error {
+	for _, sig := range otlpwire.Signals {
+		_, err := c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+			Name: SpoolStream(sig), Subjects: []string{SpoolSubject(sig)},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage,
+			MaxBytes: maxBytes[sig], DenyDelete: true,
+		})
+		if err != nil {
+			return fmt.Errorf("spool stream %s: %w", SpoolStream(sig), err)
+		}
+	}
+	return nil
+}
+
+// StreamState is what a stream holds.
+type StreamState struct {
+	Messages, Bytes, FirstSeq, LastSeq uint64
+}
+
+// State asks the stream's leader what it holds.
+func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, stream)
+	if err != nil {
+		return StreamState{}, fmt.Errorf("state of stream %s: %w", stream, err)
+	}
+	st := s.CachedInfo().State
+	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq}, nil
+}
+
+// PurgeBelow deletes the messages of a stream with a sequence below seq.
+func (c *Conn) PurgeBelow(ctx context.Context, stream string, seq uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, stream)
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSequence(seq))
+	}
+	if err != nil {
+		return fmt.Errorf("purge stream %s below %d: %w", stream, seq, err)
+	}
+	return nil
+}

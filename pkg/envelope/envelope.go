@@ -1,0 +1,242 @@
+// Package envelope defines what travels on the bus: the identity of an
+// instance, the header of a message, its compression, and the frames of the
+// SPANS stream. docs/bus.md states the same for third parties.
+//
+// # Promises
+//
+//   - Decompress never allocates more than the bound it is given.
+//   - An instance id that [Instance.Validate] accepts is exactly one subject
+//     token: no dot, wildcard, space or control character gets through.
+//
+// # Not here
+//
+// How a message gets on the bus: package bus.
+package envelope
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/klauspost/compress/s2"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Instance is one AppServer deployment.
+type Instance struct {
+	ID          string // instance.id; a subject token
+	Name        string // instance.name
+	Customer    string // customer.id
+	Namespace   string // service.namespace
+	Environment string // deployment.environment
+}
+
+var idGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)
+
+// Validate reports whether the id can be a subject token.
+func (i Instance) Validate() error {
+	if !idGrammar.MatchString(i.ID) {
+		return fmt.Errorf("instance id %q: want 1 to 128 letters, digits, '_' or '-', the first a letter or digit: it becomes a part of a NATS subject", i.ID)
+	}
+	return nil
+}
+
+// Stamp returns what is written into every resource of the instance. Identity
+// is overwritten, the rest inserted where it is absent. A name that is not set is
+// the id; a customer that is not set is removed, since a payload must not claim
+// one.
+func (i Instance) Stamp() *otlpwire.Stamp {
+	if i.Name == "" {
+		i.Name = i.ID
+	}
+	var s otlpwire.Stamp
+	s.Overwrite("instance.id", i.ID)
+	s.Overwrite("instance.name", i.Name)
+	s.Overwrite("customer.id", i.Customer)
+	if i.Namespace != "" {
+		s.Insert("service.namespace", i.Namespace)
+	}
+	if i.Environment != "" {
+		s.Insert("deployment.environment", i.Environment)
+	}
+	return &s
+}
+
+// The names of the headers of a message.
+const (
+	HeaderContentType     = "Content-Type"
+	HeaderContentEncoding = "Content-Encoding"
+	HeaderItems           = "Penstock-Items"
+	HeaderArrival         = "Penstock-Arrival"
+	HeaderID              = "Nats-Msg-Id"
+
+	ContentTypeOTLP      = "application/x-protobuf"
+	ContentTypeFrames    = "application/x-penstock-spans"
+	ContentTypeDecisions = "application/x-penstock-decisions"
+	EncodingS2           = "s2"
+)
+
+// Header is what a message says of its body.
+type Header struct {
+	ContentType string
+	Encoding    string // "" or s2
+	Items       int    // spans, data points or log records in the body
+	Arrival     int64  // when the sender's spool took it, in Unix nanoseconds: the stream time
+	ID          string // unique, and not to be guessed by another instance
+}
+
+// Fields calls set for every header field in a fixed order.
+func (h Header) Fields(set func(name, value string)) {
+	set(HeaderContentType, h.ContentType)
+	if h.Encoding != "" {
+		set(HeaderContentEncoding, h.Encoding)
+	}
+	set(HeaderItems, strconv.Itoa(h.Items))
+	set(HeaderArrival, strconv.FormatInt(h.Arrival, 10))
+	if h.ID != "" {
+		set(HeaderID, h.ID)
+	}
+}
+
+// ParseHeader reads a header; get returns "" for a field that is not there. It
+// fails on what no penstock writes, so that a message of someone else is found
+// at the door.
+func ParseHeader(get func(name string) string) (h Header, err error) {
+	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), get(HeaderContentEncoding), get(HeaderID)
+	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions {
+		return h, fmt.Errorf("header %s is %q", HeaderContentType, h.ContentType)
+	}
+	if h.Items, err = strconv.Atoi(get(HeaderItems)); err != nil || h.Items < 0 {
+		return h, fmt.Errorf("header %s is %q", HeaderItems, get(HeaderItems))
+	}
+	if h.Arrival, err = strconv.ParseInt(get(HeaderArrival), 10, 64); err != nil {
+		return h, fmt.Errorf("header %s is %q", HeaderArrival, get(HeaderArrival))
+	}
+	return h, nil
+}
+
+// Time returns the arrival as a time.
+func (h Header) Time() time.Time { return time.Unix(0, h.Arrival) }
+
+// minCompress is the size below which compression is not worth a header.
+const minCompress = 256
+
+// Compress returns body compressed and the encoding's name, or body itself and
+// "" where that is not smaller.
+func Compress(body []byte) ([]byte, string) {
+	if len(body) < minCompress {
+		return body, ""
+	}
+	out := s2.Encode(nil, body)
+	if len(out) >= len(body) {
+		return body, ""
+	}
+	return out, EncodingS2
+}
+
+// ErrTooLarge reports a body that would grow beyond the bound.
+var ErrTooLarge = errors.New("decompressed body too large")
+
+// Decompress undoes Compress. The result may be body itself. No more than
+// maxBytes are allocated, whatever the body claims.
+func Decompress(body []byte, encoding string, maxBytes int) ([]byte, error) {
+	switch encoding {
+	case "":
+		if len(body) > maxBytes {
+			return nil, ErrTooLarge
+		}
+		return body, nil
+	case EncodingS2:
+		n, err := s2.DecodedLen(body)
+		if err != nil {
+			return nil, fmt.Errorf("s2 body: %w", err)
+		}
+		if n > maxBytes {
+			return nil, ErrTooLarge
+		}
+		out, err := s2.Decode(make([]byte, n), body)
+		if err != nil {
+			return nil, fmt.Errorf("s2 body: %w", err)
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("unknown content encoding %q", encoding)
+}
+
+// Frame is a stretch of one instance's spans in a message of the SPANS stream.
+type Frame struct {
+	Instance string
+	Arrival  int64 // Unix nanoseconds
+	Payload  []byte
+}
+
+// AppendFrame appends a frame: length and bytes of the instance id, arrival as
+// eight bytes big endian, length and bytes of the payload; lengths are varints.
+func AppendFrame(dst []byte, f Frame) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(f.Instance)))
+	dst = append(dst, f.Instance...)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Arrival))
+	dst = binary.AppendUvarint(dst, uint64(len(f.Payload)))
+	return append(dst, f.Payload...)
+}
+
+var errFrame = errors.New("truncated frame")
+
+// NextFrame reads the first frame of b and returns the rest. The payload is a
+// part of b.
+func NextFrame(b []byte) (f Frame, rest []byte, err error) {
+	instance, b, ok := chunk(b)
+	if !ok || len(b) < 8 {
+		return f, nil, errFrame
+	}
+	f.Instance = string(instance)
+	f.Arrival = int64(binary.BigEndian.Uint64(b))
+	if f.Payload, rest, ok = chunk(b[8:]); !ok {
+		return f, nil, errFrame
+	}
+	return f, rest, Instance{ID: f.Instance}.Validate()
+}
+
+// Decision says what became of a trace.
+type Decision struct {
+	Instance string
+	TraceID  otlpwire.TraceID
+	Kept     bool
+}
+
+// AppendDecision appends a decision: length and bytes of the instance id, the
+// trace ID, and a byte that is 1 when the trace was kept.
+func AppendDecision(dst []byte, d Decision) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(d.Instance)))
+	dst = append(dst, d.Instance...)
+	dst = append(dst, d.TraceID[:]...)
+	if d.Kept {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
+}
+
+// NextDecision reads the first decision of b and returns the rest.
+func NextDecision(b []byte) (d Decision, rest []byte, err error) {
+	instance, b, ok := chunk(b)
+	if !ok || len(b) < len(d.TraceID)+1 {
+		return d, nil, errFrame
+	}
+	d.Instance = string(instance)
+	n := copy(d.TraceID[:], b)
+	d.Kept = b[n] == 1
+	return d, b[n+1:], nil
+}
+
+func chunk(b []byte) (content, rest []byte, ok bool) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 || n > uint64(len(b)-size) {
+		return nil, nil, false
+	}
+	b = b[size:]
+	return b[:n], b[n:], true
+}

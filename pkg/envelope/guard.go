@@ -1,0 +1,53 @@
+package envelope
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Guard checks what comes over the bus. A credential says which subject its
+// holder may publish to, not what: a hostile edge can put any bytes there. The
+// zero Guard is ready; it is for one goroutine.
+type Guard struct {
+	stamps map[string]*otlpwire.Stamp
+	buf    []byte
+}
+
+// maxStamps bounds the stamps kept ready, one an instance.
+const maxStamps = 4096
+
+// Open returns a payload that is safe to work on, with instance.id as the
+// subject says, whatever the payload claims, and without items that backends
+// would refuse a whole batch for. Items is their number. The payload is valid
+// until the next call.
+func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out []byte, items int, err error) {
+	if err := (Instance{ID: instance}).Validate(); err != nil {
+		return nil, 0, err
+	}
+	rep, err := otlpwire.Scan(sig, payload, otlpwire.Limits{MaxElements: maxElements})
+	if err != nil {
+		return nil, 0, err
+	}
+	if rep.Invalid > 0 {
+		return nil, 0, fmt.Errorf("%d of %d items: %w", rep.Invalid, rep.Items, errIDs)
+	}
+	s := g.stamps[instance]
+	if s == nil {
+		if g.stamps == nil || len(g.stamps) >= maxStamps {
+			g.stamps = make(map[string]*otlpwire.Stamp)
+		}
+		s = new(otlpwire.Stamp)
+		s.Overwrite("instance.id", instance)
+		g.stamps[instance] = s
+	}
+	g.buf, err = s.Append(g.buf[:0], payload)
+	return g.buf, rep.Items, err
+}
+
+var errIDs = errors.New("no valid trace and span ID; no edge lets them pass")
+
+// maxElements is more than any message holds that an edge has let pass: the
+// bound of requests is never tighter on this side than at the door.
+const maxElements = 4 << 20

@@ -1,0 +1,74 @@
+// Package fault says what an error asks of whoever has to decide what happens
+// next: give up on the work, try again, or stop and call for a person.
+//
+// An error without a mark may heal: it is tried again after a backoff.
+package fault
+
+import (
+	"errors"
+	"time"
+)
+
+type marked struct {
+	err    error
+	reason string        // of a permanent fault, a closed set: it becomes a label
+	config bool          // wrong configuration: data is kept, the lane pauses
+	after  time.Duration // the other side asked for this pause
+}
+
+func (m *marked) Error() string { return m.err.Error() }
+func (m *marked) Unwrap() error { return m.err }
+
+// Permanent marks work that will never succeed as it is: it is narrowed down
+// and dead-lettered. reason is a short name from a closed set.
+func Permanent(reason string, err error) error { return &marked{err: err, reason: reason} }
+
+// Configuration marks a refusal that a person must mend (401, 403, 404): the
+// data is kept and nothing else is tried for a while.
+func Configuration(err error) error { return &marked{err: err, config: true} }
+
+// After marks a refusal that names the pause it wants.
+func After(err error, pause time.Duration) error { return &marked{err: err, after: pause} }
+
+// Reason returns the reason of a permanent fault; ok is false for other errors.
+func Reason(err error) (reason string, ok bool) {
+	if m, is := errors.AsType[*marked](err); is && m.reason != "" {
+		return m.reason, true
+	}
+	return "", false
+}
+
+// IsConfiguration reports whether err was marked by [Configuration].
+func IsConfiguration(err error) bool {
+	m, is := errors.AsType[*marked](err)
+	return is && m.config
+}
+
+const (
+	minPause    = 100 * time.Millisecond
+	maxPause    = 30 * time.Second
+	configPause = 30 * time.Second
+
+	// MaxHubPause caps the pauses between questions to the hub, which comes back
+	// to a backlog: a thousand edges that ask every five seconds are no load.
+	MaxHubPause = 5 * time.Second
+)
+
+// Pause returns how long to wait before attempt number n+1, n counted from 1:
+// doubling from 100 ms to 30 s, at least what the other side asked for, at most
+// 30 s whatever it asked for (a Retry-After of 10^9 is no reason to stop for 30
+// years). jitter is a number in [0,1) and takes off up to a quarter.
+func Pause(err error, n int, jitter float64) time.Duration {
+	if IsConfiguration(err) {
+		return configPause
+	}
+	pause := maxPause
+	if n < 10 {
+		pause = min(minPause<<max(n-1, 0), maxPause)
+	}
+	pause -= time.Duration(jitter * float64(pause) / 4)
+	if m, is := errors.AsType[*marked](err); is {
+		pause = max(pause, min(m.after, maxPause))
+	}
+	return pause
+}

@@ -1,0 +1,79 @@
+// Package pkg holds the layer test: a package imports lower layers only.
+package pkg
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/penstock/penstock/"
+
+// layers lists the house from the bottom up. A package may import what stands
+// in a layer below its own; leaves may import the leaves before them in the
+// list. ARCHITECTURE.md draws the same.
+var layers = [][]string{
+	// leaves
+	{"pkg/otlpwire"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger"}, {"pkg/proc"}, {"pkg/broker"},
+	// the bus
+	{"pkg/bus"},
+	// stages
+	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"},
+	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
+	// tiers: they never import each other
+	{"pkg/edge", "pkg/router", "pkg/sink"},
+	// commands
+	{"cmd/edge", "cmd/router", "cmd/sink", "cmd/penstock"},
+	{"docs/reference/generate"},
+}
+
+// walls are libraries that only the packages named may import.
+var walls = map[string][]string{
+	"github.com/nats-io/nats.go":               {"pkg/bus"},
+	"github.com/nats-io/nats-server":           {"pkg/broker"},
+	"go.opentelemetry.io/proto/otlp":           {"pkg/sink/attr", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/generate"},
+	"github.com/klauspost/compress/s2":         {"pkg/envelope"},
+	"github.com/prometheus/otlptranslator":     {"pkg/sink/remotewrite", "pkg/sink/loki"},
+	"github.com/prometheus/client_golang/prom": {"pkg/ledger", "pkg/proc", "cmd/penstock", "docs/reference/generate"},
+}
+
+func TestPackagesImportLowerLayersOnly(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	level := map[string]int{}
+	for i, l := range layers {
+		for _, p := range l {
+			level[p] = i
+		}
+	}
+	seen := 0
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		pkg := strings.TrimPrefix(f[0], module)
+		if pkg == "pkg" {
+			continue
+		}
+		mine, placed := level[pkg]
+		if !placed {
+			t.Errorf("%s stands in no layer: place it in layers_test.go and ARCHITECTURE.md", pkg)
+			continue
+		}
+		seen++
+		for _, imp := range f[1:] {
+			if other, own := strings.CutPrefix(imp, module); own && level[other] >= mine {
+				t.Errorf("%s imports %s, which is not below it", pkg, other)
+			}
+			for lib, allowed := range walls {
+				if strings.HasPrefix(imp, lib) && !slices.Contains(allowed, pkg) {
+					t.Errorf("%s imports %s; only %v may", pkg, imp, allowed)
+				}
+			}
+		}
+	}
+	if seen < 15 {
+		t.Errorf("only %d packages seen", seen)
+	}
+}

@@ -1,0 +1,125 @@
+// Package ledger counts every item on its way, so that at any time and for
+// every signal
+//
+//	accepted = delivered + sampled_out + dead_lettered + in flight
+//
+// All counts are in items: spans, data points, log records. Every label value
+// exists from the start, so that zero is seen as zero.
+//
+// One Ledger serves a whole process; `penstock up` hands the same one to all
+// roles.
+package ledger
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Why items were refused at the door.
+const (
+	RefusedMalformed    = "malformed"    // the sender must not try again
+	RefusedTooLarge     = "too_large"    // likewise
+	RefusedInvalidID    = "invalid_id"   // these items only; partial success
+	RefusedUnauthorized = "unauthorized" // no or a wrong token
+	RefusedFull         = "full"         // spool or disk full; the sender was told to retry
+	RefusedUnavailable  = "unavailable"  // the next stage is not there; told to retry
+	RefusedOverload     = "overload"     // too many bytes in flight; told to retry
+)
+
+// Why items were dead-lettered.
+const (
+	DeadRefused     = "refused"     // the backend will never take them
+	DeadUndecodable = "undecodable" // a message that is no envelope of ours
+	DeadUnsupported = "unsupported" // no translation for the backend, such as delta temporality
+)
+
+// Backends by name; a label of the delivered counter.
+var backends = []string{"tempo", "prometheus", "loki", "file"}
+
+// Ledger holds the counters. Use the methods of [Ledger.Of].
+type Ledger struct {
+	signals [len(otlpwire.Signals)]Signal
+	// SpoolBytes is the size of the edge's spool on disk.
+	SpoolBytes prometheus.Gauge
+	lag        *prometheus.GaugeVec
+	owned      *prometheus.GaugeVec
+}
+
+// Signal is the part of the ledger for one signal.
+type Signal struct {
+	Accepted   prometheus.Counter
+	Forwarded  prometheus.Counter
+	Routed     prometheus.Counter
+	SampledOut prometheus.Counter
+	Duplicate  prometheus.Counter
+	refused    *prometheus.CounterVec
+	delivered  *prometheus.CounterVec
+	dead       *prometheus.CounterVec
+}
+
+// New registers the ledger.
+func New(reg prometheus.Registerer) *Ledger {
+	f := promauto.With(reg)
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"signal"}, labels...))
+	}
+	accepted := counter("penstock_accepted_items_total", "Items whose sender was told success: they are durable.")
+	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable and overload it was told to retry. A request that could not be read counts as one item.", "reason")
+	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
+	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
+	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
+	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
+	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
+	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
+	l := &Ledger{
+		SpoolBytes: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
+		lag:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
+		owned:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
+	}
+	for _, sig := range otlpwire.Signals {
+		n := sig.String()
+		s := &l.signals[sig]
+		*s = Signal{
+			Accepted:   accepted.WithLabelValues(n),
+			Forwarded:  forwarded.WithLabelValues(n),
+			Routed:     routed.WithLabelValues(n),
+			SampledOut: sampledOut.WithLabelValues(n),
+			Duplicate:  duplicate.WithLabelValues(n),
+			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
+			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
+			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
+		}
+		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalidID, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
+			s.refused.WithLabelValues(r)
+		}
+		for _, b := range backends {
+			s.delivered.WithLabelValues(b)
+		}
+		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported} {
+			s.dead.WithLabelValues(r)
+		}
+	}
+	return l
+}
+
+// Of returns the part of one signal.
+func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
+
+// Refused returns the counter of refusals for a reason.
+func (s *Signal) Refused(reason string) prometheus.Counter { return s.refused.WithLabelValues(reason) }
+
+// Delivered returns the counter of deliveries to a backend.
+func (s *Signal) Delivered(backend string) prometheus.Counter {
+	return s.delivered.WithLabelValues(backend)
+}
+
+// Dead returns the counter of dead letters for a reason.
+func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabelValues(reason) }
+
+// Lane returns the gauges of one lane: its lag in messages and whether it is
+// owned here.
+func (l *Ledger) Lane(signal, partition, backend string) (lag, owned prometheus.Gauge) {
+	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend)
+}

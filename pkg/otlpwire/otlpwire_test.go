@@ -1,0 +1,657 @@
+package otlpwire
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// decoded returns an empty generated message for a payload of sig. TracesData
+// and its kin have the shape of the export requests.
+func decoded(sig Signal) proto.Message {
+	return [...]proto.Message{&tracepb.TracesData{}, &metricspb.MetricsData{}, &logspb.LogsData{}}[sig]
+}
+
+func decode(t testing.TB, sig Signal, payload []byte) proto.Message {
+	t.Helper()
+	m := decoded(sig)
+	if err := proto.Unmarshal(payload, m); err != nil {
+		t.Fatalf("generated decoder: %v", err)
+	}
+	return m
+}
+
+func marshal(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func str(key, val string) *commonpb.KeyValue {
+	return &commonpb.KeyValue{Key: key, Value: strVal(val)}
+}
+
+func strVal(val string) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: val}}
+}
+
+func res(attrs ...*commonpb.KeyValue) *resourcepb.Resource {
+	return &resourcepb.Resource{Attributes: attrs, DroppedAttributesCount: 3}
+}
+
+func tid(n byte) []byte { return append(bytes.Repeat([]byte{0xab}, 15), n) }
+func sid(n byte) []byte { return append(bytes.Repeat([]byte{0xcd}, 7), n) }
+
+// sample is a payload with several resources, scopes, values of every kind and
+// every type of metric.
+func sample(sig Signal) proto.Message {
+	all := &commonpb.AnyValue{Value: &commonpb.AnyValue_KvlistValue{KvlistValue: &commonpb.KeyValueList{Values: []*commonpb.KeyValue{
+		{Key: "b", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: true}}},
+		{Key: "i", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: -9007199254740993}}},
+		{Key: "d", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_DoubleValue{DoubleValue: math.Inf(-1)}}},
+		{Key: "x", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BytesValue{BytesValue: []byte{0, 255}}}},
+		{Key: "none", Value: &commonpb.AnyValue{}},
+		{Key: "a", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_ArrayValue{ArrayValue: &commonpb.ArrayValue{Values: []*commonpb.AnyValue{strVal("é\n\"\\\x01"), strVal("")}}}}},
+	}}}}
+	attrs := []*commonpb.KeyValue{str("k", "v"), {Key: "all", Value: all}}
+	scope := &commonpb.InstrumentationScope{Name: "lib", Version: "1", Attributes: []*commonpb.KeyValue{str("s", "t")}}
+	switch sig {
+	case Traces:
+		mk := func(trace, id byte) *tracepb.Span {
+			return &tracepb.Span{
+				TraceId: tid(trace), SpanId: sid(id), ParentSpanId: sid(9), Name: "op", Kind: tracepb.Span_SPAN_KIND_SERVER,
+				TraceState: "a=b", StartTimeUnixNano: 1, EndTimeUnixNano: math.MaxUint64, Attributes: attrs, Flags: 0x101,
+				Events: []*tracepb.Span_Event{{Name: "e", TimeUnixNano: 5, Attributes: attrs}},
+				Links:  []*tracepb.Span_Link{{TraceId: tid(7), SpanId: sid(7), Flags: 1}},
+				Status: &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR, Message: "no"},
+			}
+		}
+		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{
+			{Resource: res(str("instance.id", "forged"), str("service.name", "shop")), SchemaUrl: "u1", ScopeSpans: []*tracepb.ScopeSpans{
+				{Scope: scope, SchemaUrl: "u2", Spans: []*tracepb.Span{mk(1, 1), mk(2, 2), mk(1, 3)}},
+				{Spans: []*tracepb.Span{mk(2, 4)}},
+			}},
+			{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{mk(3, 5), mk(1, 6)}}}},
+		}}
+	case Metrics:
+		num := []*metricspb.NumberDataPoint{
+			{Attributes: attrs, TimeUnixNano: 9, Value: &metricspb.NumberDataPoint_AsInt{AsInt: -1}, Exemplars: []*metricspb.Exemplar{{TraceId: tid(1), SpanId: sid(1), Value: &metricspb.Exemplar_AsDouble{AsDouble: 1.5}, FilteredAttributes: attrs}}},
+			{TimeUnixNano: 10, Value: &metricspb.NumberDataPoint_AsDouble{AsDouble: math.NaN()}, Flags: 1},
+		}
+		return &metricspb.MetricsData{ResourceMetrics: []*metricspb.ResourceMetrics{{Resource: res(), ScopeMetrics: []*metricspb.ScopeMetrics{{Scope: scope, Metrics: []*metricspb.Metric{
+			{Name: "g", Unit: "s", Metadata: attrs, Data: &metricspb.Metric_Gauge{Gauge: &metricspb.Gauge{DataPoints: num}}},
+			{Name: "s", Data: &metricspb.Metric_Sum{Sum: &metricspb.Sum{DataPoints: num, IsMonotonic: true, AggregationTemporality: 2}}},
+			{Name: "h", Data: &metricspb.Metric_Histogram{Histogram: &metricspb.Histogram{DataPoints: []*metricspb.HistogramDataPoint{{Count: 3, Sum: proto.Float64(4), BucketCounts: []uint64{1, 2}, ExplicitBounds: []float64{0.5}, Min: proto.Float64(0), Max: proto.Float64(1)}}}}},
+			{Name: "e", Data: &metricspb.Metric_ExponentialHistogram{ExponentialHistogram: &metricspb.ExponentialHistogram{DataPoints: []*metricspb.ExponentialHistogramDataPoint{{Scale: -3, Positive: &metricspb.ExponentialHistogramDataPoint_Buckets{Offset: -2, BucketCounts: []uint64{1, 300}}}}}}},
+			{Name: "q", Data: &metricspb.Metric_Summary{Summary: &metricspb.Summary{DataPoints: []*metricspb.SummaryDataPoint{{QuantileValues: []*metricspb.SummaryDataPoint_ValueAtQuantile{{Quantile: 0.5, Value: 2}}}}}}},
+		}}}}}}
+	}
+	return &logspb.LogsData{ResourceLogs: []*logspb.ResourceLogs{{Resource: res(str("customer.id", "c")), ScopeLogs: []*logspb.ScopeLogs{{Scope: scope, LogRecords: []*logspb.LogRecord{
+		{TimeUnixNano: 1, ObservedTimeUnixNano: 2, SeverityNumber: 9, SeverityText: "INFO", Body: all, Attributes: attrs, TraceId: tid(1), SpanId: sid(1), EventName: "ev", Flags: 1},
+		{Body: strVal("plain")},
+	}}}}}}
+}
+
+var sampleItems = [...]int{Traces: 6, Metrics: 7, Logs: 2}
+
+// TestSchemaMatchesGeneratedDescriptors compares the hand-written schema with
+// the descriptors of go.opentelemetry.io/proto/otlp, so that a new field of a
+// newer OTLP shows.
+func TestSchemaMatchesGeneratedDescriptors(t *testing.T) {
+	seen := map[*message]bool{}
+	var compare func(m *message, d protoreflect.MessageDescriptor)
+	compare = func(m *message, d protoreflect.MessageDescriptor) {
+		if seen[m] {
+			return
+		}
+		seen[m] = true
+		if string(d.FullName()) != m.name {
+			t.Errorf("message %s: generated name %s", m.name, d.FullName())
+		}
+		for i := range d.Fields().Len() {
+			fd := d.Fields().Get(i)
+			f := m.lookup(fd.Number())
+			if strings.HasSuffix(string(fd.Name()), "_strindex") {
+				continue // of the profiles signal only
+			}
+			if f == nil {
+				t.Errorf("%s: field %d %s is missing", m.name, fd.Number(), fd.Name())
+				continue
+			}
+			if f.name != fd.JSONName() || f.repeated != fd.IsList() || f.oneof != (fd.ContainingOneof() != nil && !fd.HasOptionalKeyword()) {
+				t.Errorf("%s.%s: name, cardinality or oneof differ from %v", m.name, f.name, fd)
+			}
+			if (f.kind == kindMessage) != (fd.Kind() == protoreflect.MessageKind) || !sameKind(f.kind, fd.Kind()) {
+				t.Errorf("%s.%s: kind %d, generated %v", m.name, f.name, f.kind, fd.Kind())
+			}
+			if f.msg != nil {
+				compare(f.msg, fd.Message())
+			}
+		}
+	}
+	for _, sig := range Signals {
+		compare(requests[sig].fields[0].msg, decoded(sig).ProtoReflect().Descriptor().Fields().Get(0).Message())
+	}
+}
+
+func sameKind(k kind, d protoreflect.Kind) bool {
+	return map[kind]protoreflect.Kind{
+		kindMessage: protoreflect.MessageKind, kindString: protoreflect.StringKind, kindBytes: protoreflect.BytesKind,
+		kindTraceID: protoreflect.BytesKind, kindSpanID: protoreflect.BytesKind, kindBool: protoreflect.BoolKind,
+		kindEnum: protoreflect.EnumKind, kindUint32: protoreflect.Uint32Kind, kindInt64: protoreflect.Int64Kind,
+		kindUint64: protoreflect.Uint64Kind, kindSint32: protoreflect.Sint32Kind, kindFixed32: protoreflect.Fixed32Kind,
+		kindFixed64: protoreflect.Fixed64Kind, kindSfixed64: protoreflect.Sfixed64Kind, kindDouble: protoreflect.DoubleKind,
+	}[k] == d
+}
+
+func TestScanCounts(t *testing.T) {
+	for _, sig := range Signals {
+		p := marshal(t, sample(sig))
+		rep, err := Scan(sig, p, DefaultLimits)
+		if err != nil || rep != (Report{Items: sampleItems[sig]}) {
+			t.Errorf("%v: got %+v, %v; want %d sound items", sig, rep, err, sampleItems[sig])
+		}
+		if n := Count(sig, p); n != sampleItems[sig] {
+			t.Errorf("%v: Count = %d, want %d", sig, n, sampleItems[sig])
+		}
+		if n := testing.AllocsPerRun(20, func() { _, _ = Scan(sig, p, DefaultLimits) }); n != 0 {
+			t.Errorf("%v: Scan allocates %v times", sig, n)
+		}
+	}
+}
+
+// nested returns a log request whose body is depth arrays inside each other.
+func nested(depth int) []byte {
+	var v []byte
+	for range depth {
+		array := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), v)
+		v = protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), array)
+		if len(v) > 1<<20 {
+			break
+		}
+	}
+	return wrap(Logs, protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), v))
+}
+
+// wrap puts the bytes of an item into resource and scope.
+func wrap(_ Signal, items ...[]byte) []byte {
+	var scope []byte
+	for _, it := range items {
+		scope = protowire.AppendBytes(protowire.AppendTag(scope, 2, protowire.BytesType), it)
+	}
+	r := protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), scope)
+	return protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), r)
+}
+
+func TestScanRefuses(t *testing.T) {
+	empty := make([][]byte, 600_000)
+	spanWith := func(b ...byte) []byte { return wrap(Traces, b) }
+	for name, tc := range map[string]struct {
+		sig     Signal
+		payload []byte
+	}{
+		"65 nested arrays":          {Logs, nested(65)},
+		"5000 nested arrays":        {Logs, nested(5000)},
+		"600,000 empty spans":       {Traces, wrap(Traces, empty...)},
+		"length past the end":       {Traces, []byte{0x0a, 0x05, 0x00}},
+		"length of 2^63":            {Traces, []byte{0x0a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01}},
+		"varint of eleven bytes":    {Traces, spanWith(append([]byte{0x30}, bytes.Repeat([]byte{0xff}, 11)...)...)},
+		"group":                     {Traces, spanWith(0x0b, 0x0c)},
+		"field number zero":         {Traces, spanWith(0x02, 0x00)},
+		"wire type 6":               {Traces, spanWith(0x0e)},
+		"wire type 7":               {Traces, spanWith(0x0f)},
+		"span name as a number":     {Traces, spanWith(0x28, 0x01)},
+		"packed doubles cut short":  {Metrics, wrap(Metrics, []byte{0x4a, 0x07, 0x0a, 0x05, 0x3a, 0x03, 1, 2, 3})},
+		"start time cut short":      {Traces, spanWith(0x39, 1, 2)},
+		"garbage":                   {Logs, []byte("GET / HTTP/1.1\r\n\r\n")},
+		"field of an unknown group": {Traces, []byte{0xfb, 0x07}},
+	} {
+		if _, err := Scan(tc.sig, tc.payload, DefaultLimits); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: got %v, want %v", name, err, ErrMalformed)
+		}
+	}
+	for _, depth := range []int{1, MaxDepth} {
+		if _, err := Scan(Logs, nested(depth), DefaultLimits); err != nil {
+			t.Errorf("%d nested arrays: %v", depth, err)
+		}
+	}
+}
+
+// TestScanTruncatedAndFlipped cuts and flips a valid request at every byte: the
+// scanner must not panic and must not accept what the decoder refuses.
+func TestScanTruncatedAndFlipped(t *testing.T) {
+	for _, sig := range Signals {
+		p := marshal(t, sample(sig))
+		for i := range p {
+			checkAgainstDecoder(t, sig, bytes.Clone(p[:i]))
+			flipped := bytes.Clone(p)
+			flipped[i] ^= 0xff
+			checkAgainstDecoder(t, sig, flipped)
+		}
+	}
+}
+
+func checkAgainstDecoder(t testing.TB, sig Signal, p []byte) (accepted bool) {
+	t.Helper()
+	if _, err := Scan(sig, p, DefaultLimits); err != nil {
+		return false
+	}
+	if err := proto.Unmarshal(p, decoded(sig)); err != nil {
+		t.Fatalf("%v: scanner accepts %x, the decoder says %v", sig, p, err)
+	}
+	return true
+}
+
+func TestScanMendsStrings(t *testing.T) {
+	in := &tracepb.Span{TraceId: tid(1), SpanId: sid(1), Name: "a\xffb"}
+	b, err := proto.MarshalOptions{AllowPartial: true}.Marshal(&tracepb.Span{TraceId: in.TraceId, SpanId: in.SpanId, Name: "a.b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := wrap(Traces, bytes.Replace(b, []byte("a.b"), []byte("a\xffb"), 1))
+	rep, err := Scan(Traces, p, DefaultLimits)
+	if err != nil || rep.Sanitised != 1 {
+		t.Fatalf("got %+v, %v; want one string mended", rep, err)
+	}
+	got := decode(t, Traces, p).(*tracepb.TracesData).ResourceSpans[0].ScopeSpans[0].Spans[0].Name
+	if got != "a?b" {
+		t.Errorf("name %q, want a?b", got)
+	}
+}
+
+func TestPruneRemovesInvalidItems(t *testing.T) {
+	m := sample(Traces).(*tracepb.TracesData)
+	spans := m.ResourceSpans[0].ScopeSpans[0].Spans
+	spans[0].TraceId, spans[1].TraceId, spans[2].SpanId = nil, make([]byte, 16), []byte{1}
+	p := marshal(t, m)
+	rep, err := Scan(Traces, p, DefaultLimits)
+	if err != nil || rep.Invalid != 3 || rep.Items != 6 {
+		t.Fatalf("got %+v, %v; want 3 of 6 invalid", rep, err)
+	}
+	p, err = Prune(Traces, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep, _ = Scan(Traces, p, DefaultLimits); rep.Invalid != 0 || rep.Items != 3 {
+		t.Errorf("after Prune: %+v, want 3 sound items", rep)
+	}
+
+	logs := sample(Logs).(*logspb.LogsData)
+	logs.ResourceLogs[0].ScopeLogs[0].LogRecords[0].TraceId = []byte{1}
+	p = marshal(t, logs)
+	if rep, _ = Scan(Logs, p, DefaultLimits); rep.Invalid != 1 {
+		t.Errorf("log record with a short trace ID: %+v, want 1 invalid", rep)
+	}
+	p, _ = Prune(Logs, p)
+	if n := Count(Logs, p); n != 1 {
+		t.Errorf("after Prune: %d records, want 1", n)
+	}
+}
+
+func testStamp() *Stamp {
+	var s Stamp
+	s.Overwrite("instance.id", "as-1")
+	s.Overwrite("customer.id", "c1")
+	s.Insert("service.name", "inserted")
+	return &s
+}
+
+// stampDecoded does what Stamp.Append does, on objects.
+func stampDecoded(r *resourcepb.Resource) *resourcepb.Resource {
+	if r == nil {
+		r = &resourcepb.Resource{}
+	}
+	attrs := []*commonpb.KeyValue{str("instance.id", "as-1"), str("customer.id", "c1")}
+	named := false
+	var rest []*commonpb.KeyValue
+	for _, a := range r.Attributes {
+		named = named || a.Key == "service.name"
+		if a.Key != "instance.id" && a.Key != "customer.id" {
+			rest = append(rest, a)
+		}
+	}
+	if !named {
+		attrs = append(attrs, str("service.name", "inserted"))
+	}
+	r.Attributes = append(attrs, rest...)
+	return r
+}
+
+func wantStamped(m proto.Message) proto.Message {
+	switch m := m.(type) {
+	case *tracepb.TracesData:
+		for _, r := range m.ResourceSpans {
+			r.Resource = stampDecoded(r.Resource)
+		}
+	case *metricspb.MetricsData:
+		for _, r := range m.ResourceMetrics {
+			r.Resource = stampDecoded(r.Resource)
+		}
+	case *logspb.LogsData:
+		for _, r := range m.ResourceLogs {
+			r.Resource = stampDecoded(r.Resource)
+		}
+	}
+	return m
+}
+
+func TestStampEveryResource(t *testing.T) {
+	stamp := testStamp()
+	for _, sig := range Signals {
+		in := sample(sig)
+		p := marshal(t, in)
+		out, err := stamp.Append(nil, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := decode(t, sig, out), wantStamped(in); !proto.Equal(got, want) {
+			t.Errorf("%v: got %v\nwant %v", sig, got, want)
+		}
+		again, _ := stamp.Append(nil, out)
+		if !bytes.Equal(out, again) {
+			t.Errorf("%v: stamping twice changes the bytes", sig)
+		}
+		buf := make([]byte, 0, 2*len(out))
+		if n := testing.AllocsPerRun(20, func() { _, _ = stamp.Append(buf, p) }); n != 0 {
+			t.Errorf("%v: Append allocates %v times", sig, n)
+		}
+	}
+}
+
+// TestStampOddResources covers a resource that stands after its scopes, is
+// repeated, carries the key twice and with another type.
+func TestStampOddResources(t *testing.T) {
+	first := marshal(t, res(str("instance.id", "x"), str("a", "1"), str("instance.id", "y")))
+	second := marshal(t, res(&commonpb.KeyValue{Key: "instance.id", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: 7}}}, str("b", "2")))
+	var body []byte
+	body = protowire.AppendBytes(protowire.AppendTag(body, 2, protowire.BytesType), nil)
+	for _, r := range [][]byte{first, second, nil} {
+		body = protowire.AppendBytes(protowire.AppendTag(body, 1, protowire.BytesType), r)
+	}
+	p := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), body)
+	p = append(p, 0x0a, 0x00) // and an empty one
+	out, err := testStamp().Append(nil, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := decode(t, Traces, out), wantStamped(decode(t, Traces, p)); !proto.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+func TestSplitByTrace(t *testing.T) {
+	in := sample(Traces).(*tracepb.TracesData)
+	p := marshal(t, in)
+	keyOf := func(item []byte) int { id, _ := SpanTrace(item); return int(id[15]) }
+	byKey := map[int][]byte{}
+	var s Splitter
+	if err := s.Split(p, keyOf, func(k int, b []byte) { byKey[k] = append(byKey[k], b...) }); err != nil {
+		t.Fatal(err)
+	}
+	for key, b := range byKey {
+		want := proto.Clone(in).(*tracepb.TracesData)
+		want.ResourceSpans = filter(want.ResourceSpans, func(r *tracepb.ResourceSpans) bool {
+			r.ScopeSpans = filter(r.ScopeSpans, func(sc *tracepb.ScopeSpans) bool {
+				sc.Spans = filter(sc.Spans, func(sp *tracepb.Span) bool { return int(sp.TraceId[15]) == key })
+				return len(sc.Spans) > 0
+			})
+			return len(r.ScopeSpans) > 0
+		})
+		if got := decode(t, Traces, b); !proto.Equal(got, want) {
+			t.Errorf("key %d: got %v\nwant %v", key, got, want)
+		}
+	}
+	if len(byKey) != 3 {
+		t.Errorf("%d keys, want 3", len(byKey))
+	}
+	run := func() { _ = s.Split(p, keyOf, func(int, []byte) {}) }
+	if n := testing.AllocsPerRun(20, run); n > 0 {
+		t.Errorf("Split allocates %v times in steady state", n)
+	}
+}
+
+func filter[T any](in []T, keep func(T) bool) (out []T) {
+	for _, v := range in {
+		if keep(v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func TestHalve(t *testing.T) {
+	for _, sig := range Signals {
+		p := marshal(t, sample(sig))
+		a, b, ok := Halve(p)
+		if !ok {
+			t.Fatalf("%v: cannot halve", sig)
+		}
+		if na, nb := Count(sig, a), Count(sig, b); na == 0 || nb == 0 || na+nb != sampleItems[sig] {
+			t.Errorf("%v: halves of %d and %d, want a sum of %d", sig, na, nb, sampleItems[sig])
+		}
+	}
+	if _, _, ok := Halve(wrap(Traces, nil)); ok {
+		t.Error("halved a single span")
+	}
+}
+
+func TestReadSpan(t *testing.T) {
+	var got []Span
+	Walk(marshal(t, sample(Traces)), func(it Item) bool {
+		sp := ParseSpan(it.Bytes)
+		got = append(got, sp)
+		if v, ok := Attribute(it.Bytes, SpanAttributes, "k"); !ok || string(v.Str) != "v" {
+			t.Errorf("span attribute k = %+v, %v", v, ok)
+		}
+		if _, ok := Attribute(it.Bytes, SpanAttributes, "absent"); ok {
+			t.Error("found an attribute that is not there")
+		}
+		if v, ok := Attribute(it.Resource, ResourceAttributes, "service.name"); ok != (it.Resource != nil) || (ok && string(v.Str) != "shop") {
+			t.Errorf("service.name = %+v, %v", v, ok)
+		}
+		return true
+	})
+	if len(got) != 6 {
+		t.Fatalf("%d spans, want 6", len(got))
+	}
+	sp := got[0]
+	if sp.TraceID != TraceID(tid(1)) || sp.SpanID != SpanID(sid(1)) || sp.Root || sp.Kind != 2 || sp.Status != 2 || sp.Flags != 0x101 ||
+		sp.Start != 1 || sp.End != math.MaxUint64 || string(sp.TraceState) != "a=b" || string(sp.Name) != "op" {
+		t.Errorf("got %+v", sp)
+	}
+}
+
+func TestJSONRoundTrip(t *testing.T) {
+	for _, sig := range Signals {
+		p := marshal(t, sample(sig))
+		text := AppendJSON(nil, sig, p)
+		if bytes.ContainsAny(text, "\n\r") {
+			t.Errorf("%v: the line has a break: %s", sig, text)
+		}
+		back, err := FromJSON(nil, sig, text, DefaultLimits)
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", sig, err, text)
+		}
+		if got, want := decode(t, sig, back), decode(t, sig, p); !proto.Equal(got, want) {
+			t.Errorf("%v: got %v\nwant %v", sig, got, want)
+		}
+	}
+}
+
+// TestJSONByTheSpecification has one row a rule of the OTLP/JSON encoding.
+func TestJSONByTheSpecification(t *testing.T) {
+	span := func(members string) string {
+		return `{"resourceSpans":[{"scopeSpans":[{"spans":[{` + members + `}]}]}]}`
+	}
+	ids := `"traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"eee19b7ec3c1b174"`
+	for _, tc := range []struct {
+		name, text string
+		ok         bool
+		report     Report
+	}{
+		{"hex in either case", span(ids), true, Report{Items: 1}},
+		{"empty object", `{}`, true, Report{}},
+		{"unknown fields", `{"x":[{"y":[1,{"z":null}]}],"resourceSpans":[]}`, true, Report{}},
+		{"snake_case is unknown", `{"resource_spans":[{"scope_spans":[{"spans":[{}]}]}]}`, true, Report{}},
+		{"null is default", span(ids + `,"attributes":null,"name":null`), true, Report{Items: 1}},
+		{"31 hex digits", span(`"traceId":"5B8EFFF798038103D269B633813FC60","spanId":"eee19b7ec3c1b174"`), true, Report{Items: 1, Invalid: 1}},
+		{"no hex", span(`"traceId":"zz","spanId":"eee19b7ec3c1b174"`), true, Report{Items: 1, Invalid: 1}},
+		{"time as string and number", span(ids + `,"startTimeUnixNano":"18446744073709551615","endTimeUnixNano":5`), true, Report{Items: 1}},
+		{"time of 2^64", span(ids + `,"startTimeUnixNano":"18446744073709551616"`), false, Report{}},
+		{"fraction for an integer", span(ids + `,"droppedLinksCount":1.5`), false, Report{}},
+		{"enum as integer", span(ids + `,"kind":99`), true, Report{Items: 1}},
+		{"enum by name", span(ids + `,"kind":"SPAN_KIND_SERVER"`), false, Report{}},
+		{"double out of range", span(ids + `,"attributes":[{"key":"a","value":{"doubleValue":1e400}}]`), false, Report{}},
+		{"NaN as string", span(ids + `,"attributes":[{"key":"a","value":{"doubleValue":"NaN"}}]`), true, Report{Items: 1}},
+		{"lone surrogate", span(ids + `,"name":"\ud800"`), true, Report{Items: 1}},
+		{"invalid UTF-8", span(ids + ",\"name\":\"\xff\""), true, Report{Items: 1}},
+		{"duplicate key", span(ids + `,"attributes":[{"key":"a"}],"kind":1,"attributes":[{"key":"b"},{"key":"c"}]`), true, Report{Items: 1}},
+		{"trailing comma", `{"resourceSpans":[],}`, false, Report{}},
+		{"second document", `{}{}`, false, Report{}},
+		{"byte order mark", "\ufeff{}", false, Report{}},
+		{"only brackets", strings.Repeat("[", 1<<20), false, Report{}},
+		{"deep unknown field", `{"x":` + strings.Repeat("[", 1<<10) + strings.Repeat("]", 1<<10) + `}`, true, Report{}},
+		{"too deep unknown field", `{"x":` + strings.Repeat("[", 1<<20) + `}`, false, Report{}},
+		{"unterminated string", `{"resourceSpans`, false, Report{}},
+		{"array for an object", `[]`, false, Report{}},
+		{"empty", ``, false, Report{}},
+		{"600,000 empty spans", `{"resourceSpans":[{"scopeSpans":[{"spans":[{}` + strings.Repeat(",{}", 600_000) + `]}]}]}`, false, Report{}},
+		{"64 nested arrays", span(ids + `,"attributes":[{"key":"a","value":` + strings.Repeat(`{"arrayValue":{"values":[`, 64) + strings.Repeat("]}}", 64) + `}]`), true, Report{Items: 1}},
+		{"65 nested arrays", span(ids + `,"attributes":[{"key":"a","value":` + strings.Repeat(`{"arrayValue":{"values":[`, 65) + strings.Repeat("]}}", 65) + `}]`), false, Report{}},
+	} {
+		p, err := FromJSON(nil, Traces, []byte(tc.text), DefaultLimits)
+		if !tc.ok {
+			if !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s: got %v, want %v", tc.name, err, ErrMalformed)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+			continue
+		}
+		checkAgainstDecoder(t, Traces, p)
+		if rep, err := Scan(Traces, p, DefaultLimits); err != nil || rep != tc.report {
+			t.Errorf("%s: got %+v, %v; want %+v", tc.name, rep, err, tc.report)
+		}
+	}
+	p, _ := FromJSON(nil, Traces, []byte(span(ids+`,"attributes":[{"key":"a"}],"kind":1,"attributes":[{"key":"b"},{"key":"c"}]`)), DefaultLimits)
+	if sp := decode(t, Traces, p).(*tracepb.TracesData).ResourceSpans[0].ScopeSpans[0].Spans[0]; len(sp.Attributes) != 2 || sp.Attributes[0].Key != "b" || sp.Kind != 1 {
+		t.Errorf("duplicate key: got %v, want the last one, b and c, and kind 1", sp)
+	}
+}
+
+// FuzzScan holds the scanner and everything that trusts it against the
+// generated decoder.
+func FuzzScan(f *testing.F) {
+	for _, sig := range Signals {
+		f.Add(uint8(sig), marshal(f, sample(sig)))
+	}
+	for _, file := range must(filepath.Glob("testdata/bad/*.bin")) {
+		f.Add(uint8(Traces), must(os.ReadFile(file)))
+	}
+	stamp := testStamp()
+	f.Fuzz(func(t *testing.T, s uint8, p []byte) {
+		sig := Signal(s % 3)
+		if !checkAgainstDecoder(t, sig, p) {
+			return
+		}
+		if Count(sig, p) != must(Scan(sig, p, DefaultLimits)).Items {
+			t.Fatalf("%v: Count and Scan differ on %x", sig, p)
+		}
+		in := decode(t, sig, p)
+		out, err := stamp.Append(nil, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := marshal(t, decode(t, sig, out)), marshal(t, wantStamped(in)); !bytes.Equal(got, want) {
+			t.Fatalf("%v: stamp of %x differs", sig, p)
+		}
+		pruned, err := Prune(sig, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rep := must(Scan(sig, pruned, DefaultLimits))
+		if before := must(Scan(sig, p, DefaultLimits)); rep.Invalid != 0 || rep.Items != before.Items-before.Invalid {
+			t.Fatalf("%v: prune of %x: %+v, before %+v", sig, p, rep, before)
+		}
+		if _, err := FromJSON(nil, sig, AppendJSON(nil, sig, p), Limits{MaxElements: 1 << 20}); err != nil {
+			t.Fatalf("%v: own JSON of %x: %v", sig, p, err)
+		}
+	})
+}
+
+// FuzzFromJSON checks that what comes out of the JSON reader is a request.
+func FuzzFromJSON(f *testing.F) {
+	for _, sig := range Signals {
+		f.Add(uint8(sig), AppendJSON(nil, sig, marshal(f, sample(sig))))
+	}
+	f.Fuzz(func(t *testing.T, s uint8, text []byte) {
+		sig := Signal(s % 3)
+		p, err := FromJSON(nil, sig, text, DefaultLimits)
+		if err != nil {
+			return
+		}
+		if !checkAgainstDecoder(t, sig, p) {
+			t.Fatalf("%v: the scanner refuses what came of %q", sig, text)
+		}
+	})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func BenchmarkWire(b *testing.B) {
+	m := sample(Traces).(*tracepb.TracesData)
+	for len(m.ResourceSpans) < 128 {
+		m.ResourceSpans = append(m.ResourceSpans, m.ResourceSpans[:2]...)
+	}
+	p := marshal(b, m)
+	spans := float64(Count(Traces, p))
+	per := func(b *testing.B) {
+		b.SetBytes(int64(len(p)))
+		b.ReportAllocs()
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/spans, "ns/span")
+	}
+	b.Run("scan", func(b *testing.B) {
+		for b.Loop() {
+			_, _ = Scan(Traces, p, DefaultLimits)
+		}
+		per(b)
+	})
+	b.Run("stamp", func(b *testing.B) {
+		s, buf := testStamp(), make([]byte, 0, 2*len(p))
+		for b.Loop() {
+			_, _ = s.Append(buf, p)
+		}
+		per(b)
+	})
+	b.Run("split", func(b *testing.B) {
+		var s Splitter
+		keyOf := func(item []byte) int { id, _ := SpanTrace(item); return int(id[15]) }
+		for b.Loop() {
+			_ = s.Split(p, keyOf, func(int, []byte) {})
+		}
+		per(b)
+	})
+}

@@ -1,0 +1,64 @@
+// Package otlpwire checks, stamps, splits and reads OTLP export requests as
+// protobuf bytes, without decoding them into objects.
+//
+// The bytes of one Export{Trace,Metrics,Logs}ServiceRequest are called a
+// payload. All three signals have the same frame: a payload repeats resources
+// (field 1), a resource repeats scopes (field 2), a scope repeats spans,
+// metrics or log records (field 2). The functions here walk that frame and copy
+// what is inside:
+//
+//	report, err := otlpwire.Scan(sig, payload, limits) // bounds, counts, IDs
+//	payload = stamp.Append(nil, payload)               // identity in every resource
+//	splitter.Split(payload, keyOf, emit)               // one payload per key
+//
+// # Promises
+//
+//   - What Scan accepts the generated protobuf decoder accepts too.
+//   - Every function but Scan and FromJSON may assume a payload that Scan has
+//     accepted; on other bytes they return an error or fewer items, they do not
+//     panic and do not read outside the slice.
+//   - Concatenating two payloads of a signal gives a payload that holds the
+//     items of both: field 1 is repeated (protobuf encoding specification).
+//
+// # Not here
+//
+// No goroutine, no clock, no logger, and no knowledge of instances or buses.
+package otlpwire
+
+import "fmt"
+
+// Signal is one of the three kinds of telemetry.
+type Signal uint8
+
+// The signals, in the order in which every table and report lists them.
+const (
+	Traces Signal = iota
+	Metrics
+	Logs
+)
+
+// Signals lists all signals.
+var Signals = [...]Signal{Traces, Metrics, Logs}
+
+// String returns the signal's name as in subjects, labels and URL paths.
+func (s Signal) String() string {
+	switch s {
+	case Traces:
+		return "traces"
+	case Metrics:
+		return "metrics"
+	case Logs:
+		return "logs"
+	}
+	return fmt.Sprintf("signal(%d)", uint8(s))
+}
+
+// ParseSignal is the inverse of [Signal.String].
+func ParseSignal(name string) (Signal, error) {
+	for _, s := range Signals {
+		if s.String() == name {
+			return s, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown signal %q: want traces, metrics or logs", name)
+}

@@ -1,0 +1,298 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// maxConfigBytes bounds a configuration file; the largest sensible one is a few
+// kilobytes.
+const maxConfigBytes = 1 << 20
+
+// LoadFile reads a YAML file into into, a pointer to a struct that holds the
+// defaults. ${NAME} in a value is replaced by the environment variable, which
+// must be set. Every error names file, line and key:
+//
+//	edge.yaml:7: forward.windw: unknown key; known here: attempts, window
+func LoadFile(path string, into any) error {
+	text, err := readBounded(path)
+	if err != nil {
+		return err
+	}
+	return Load(path, text, into)
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	if len(text) > maxConfigBytes {
+		return nil, fmt.Errorf("configuration %s: larger than %d bytes", path, maxConfigBytes)
+	}
+	return text, nil
+}
+
+// Load is LoadFile on text that was read before; name stands for the file.
+func Load(name string, text []byte, into any) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return located(name, err)
+	}
+	if doc.Kind == 0 {
+		return nil // an empty file changes nothing
+	}
+	c := checker{file: name}
+	c.check(doc.Content[0], reflect.TypeOf(into).Elem(), "")
+	if len(c.errs) > 0 {
+		return errors.Join(c.errs...)
+	}
+	if err := doc.Decode(into); err != nil {
+		return located(name, err)
+	}
+	return nil
+}
+
+// located turns "yaml: line 3: text" into "file:3: text".
+func located(name string, err error) error {
+	lines := []string{err.Error()}
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
+		lines = te.Errors
+	}
+	for i, l := range lines {
+		l = strings.TrimPrefix(l, "yaml: ")
+		l = strings.TrimPrefix(l, "unmarshal errors:\n  ")
+		if rest, ok := strings.CutPrefix(l, "line "); ok {
+			l = name + ":" + rest
+		} else {
+			l = name + ": " + l
+		}
+		lines[i] = l
+	}
+	return errors.New(strings.Join(lines, "\n"))
+}
+
+// checker walks a YAML tree beside the type that it will be decoded into.
+type checker struct {
+	file string
+	errs []error
+}
+
+func (c *checker) fail(n *yaml.Node, key, format string, args ...any) {
+	if key != "" {
+		key += ": "
+	}
+	c.errs = append(c.errs, fmt.Errorf("%s:%d: %s%s", c.file, n.Line, key, fmt.Sprintf(format, args...)))
+}
+
+var durationType = reflect.TypeFor[time.Duration]()
+
+func (c *checker) check(n *yaml.Node, t reflect.Type, key string) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch n.Kind {
+	case yaml.AliasNode:
+		c.fail(n, key, "YAML aliases are not supported")
+	case yaml.ScalarNode:
+		c.expand(n, key)
+		if t == durationType && n.Tag == "!!int" && n.Value != "0" {
+			c.fail(n, key, "%s has no unit; write 5s, 200ms or 1m", n.Value)
+		}
+		if (t.Kind() == reflect.Struct || t.Kind() == reflect.Slice) && n.Tag != "!!null" && !reflect.PointerTo(t).Implements(unmarshaler) {
+			c.fail(n, key, "got %q, want %s", n.Value, shape(t))
+		}
+	case yaml.SequenceNode:
+		elem := reflect.TypeFor[any]()
+		switch t.Kind() {
+		case reflect.Slice:
+			elem = t.Elem()
+		case reflect.Interface:
+		default:
+			c.fail(n, key, "got a list, want %s", shape(t))
+			return
+		}
+		for i, e := range n.Content {
+			c.check(e, elem, key+"["+strconv.Itoa(i)+"]")
+		}
+	case yaml.MappingNode:
+		c.checkMapping(n, t, key)
+	}
+}
+
+func (c *checker) checkMapping(n *yaml.Node, t reflect.Type, key string) {
+	elem := reflect.TypeFor[any]()
+	var fields map[string]reflect.Type
+	switch t.Kind() {
+	case reflect.Struct:
+		fields = keysOf(t)
+	case reflect.Map:
+		elem = t.Elem()
+	case reflect.Interface:
+	default:
+		c.fail(n, key, "got a mapping, want %s", shape(t))
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k, v := n.Content[i], n.Content[i+1]
+		path := strings.TrimPrefix(key+"."+k.Value, ".")
+		ft := elem
+		if fields != nil {
+			var known bool
+			if ft, known = fields[k.Value]; !known {
+				names := make([]string, 0, len(fields))
+				for name := range fields {
+					names = append(names, name)
+				}
+				slices.Sort(names)
+				c.fail(k, path, "unknown key; known here: %s", strings.Join(names, ", "))
+				continue
+			}
+		}
+		c.check(v, ft, path)
+	}
+}
+
+var unmarshaler = reflect.TypeFor[yaml.Unmarshaler]()
+
+func shape(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Struct, reflect.Map:
+		return "a mapping"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "a single value"
+}
+
+// keysOf returns the YAML keys of a struct and their types.
+func keysOf(t reflect.Type) map[string]reflect.Type {
+	keys := make(map[string]reflect.Type, t.NumField())
+	for f := range t.Fields() {
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		switch {
+		case opts == "inline":
+			for k, v := range keysOf(f.Type) {
+				keys[k] = v
+			}
+		case name != "" && name != "-":
+			keys[name] = f.Type
+		}
+	}
+	return keys
+}
+
+// expand replaces every ${NAME} in a scalar. What comes out is a value, never
+// YAML, so that an environment variable cannot add keys.
+func (c *checker) expand(n *yaml.Node, key string) {
+	rest, out := n.Value, ""
+	for {
+		before, after, found := strings.Cut(rest, "${")
+		out += before
+		if !found {
+			break
+		}
+		name, tail, closed := strings.Cut(after, "}")
+		if !closed {
+			c.fail(n, key, "${ without a closing brace")
+			return
+		}
+		val, set := os.LookupEnv(name)
+		if !set {
+			c.fail(n, key, "environment variable %s is not set", name)
+			return
+		}
+		out, rest = out+val, tail
+	}
+	if out == n.Value {
+		return
+	}
+	n.Value = out
+	if n.Style == 0 { // plain: 5 is a number, true a boolean
+		n.Tag = ""
+		n.Tag = n.ShortTag()
+	}
+}
+
+// Secret is a string that is never printed.
+type Secret string
+
+const redacted = "[redacted]"
+
+// String hides the secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// GoString hides the secret from %#v.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText hides the secret from JSON, YAML and slog.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the secret.
+func (s *Secret) UnmarshalText(b []byte) error { *s = Secret(b); return nil }
+
+// Bytes is a size, written as 64MiB, 8MB or a plain number of bytes.
+type Bytes int64
+
+var byteUnits = []struct {
+	suffix string
+	size   int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1}}
+
+// UnmarshalText reads a size.
+func (b *Bytes) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	for _, u := range byteUnits {
+		digits, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > (1<<62)/u.size {
+			break
+		}
+		*b = Bytes(n * u.size)
+		return nil
+	}
+	return fmt.Errorf("%q is no size; write 64MiB, 8MB or a number of bytes", s)
+}
+
+// MarshalText writes the size in the largest unit that is exact.
+func (b Bytes) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// String writes the size in the largest unit that is exact.
+func (b Bytes) String() string {
+	for _, u := range []int{3, 2, 1, 0} {
+		if n := int64(b); n != 0 && n%byteUnits[u].size == 0 {
+			return strconv.FormatInt(n/byteUnits[u].size, 10) + byteUnits[u].suffix
+		}
+	}
+	return strconv.FormatInt(int64(b), 10)
+}
+
+// UnmarshalYAML reads a size and says where it is wrong.
+func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
+	if err := b.UnmarshalText([]byte(n.Value)); err != nil {
+		return fmt.Errorf("line %d: %w", n.Line, err)
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package proc
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+type inner struct {
+	Wait time.Duration     `yaml:"wait"`
+	Size Bytes             `yaml:"size"`
+	Tags map[string]string `yaml:"tags"`
+	List []string          `yaml:"list"`
+}
+
+type outer struct {
+	Embedded `yaml:",inline"`
+	Inner    inner  `yaml:"inner"`
+	Pass     Secret `yaml:"password"`
+	Count    int    `yaml:"count"`
+	On       bool   `yaml:"on"`
+}
+
+// Embedded stands in for proc.Config.
+type Embedded struct {
+	Name string `yaml:"name"`
+}
+
+func TestLoadReadsEveryKind(t *testing.T) {
+	t.Setenv("PENSTOCK_TEST_COUNT", "7")
+	t.Setenv("PENSTOCK_TEST_NAME", "a: b # no comment\n- x")
+	var c outer
+	err := Load("c.yaml", []byte("name: ${PENSTOCK_TEST_NAME}\ncount: ${PENSTOCK_TEST_COUNT}\non: true\npassword: hunter2\ninner:\n  wait: 1m30s\n  size: 64MiB\n  tags: {a: b}\n  list: [x, y]\n"), &c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := outer{Embedded{"a: b # no comment\n- x"}, inner{90 * time.Second, 64 << 20, map[string]string{"a": "b"}, []string{"x", "y"}}, "hunter2", 7, true}
+	if fmt.Sprintf("%#v", c) != fmt.Sprintf("%#v", want) || c.Pass != "hunter2" {
+		t.Errorf("got %+v, want %+v", c, want)
+	}
+}
+
+func TestLoadSaysWhereItIsWrong(t *testing.T) {
+	for text, want := range map[string]string{
+		"naem: x\n":                     "c.yaml:1: naem: unknown key; known here: count, inner, name, on, password",
+		"name: x\ninner:\n  siez: 1\n":  "c.yaml:3: inner.siez: unknown key",
+		"count: abc\n":                  "c.yaml:1:",
+		"inner:\n  wait: 5\n":           "c.yaml:2: inner.wait: 5 has no unit",
+		"inner:\n  size: 9EiB\n":        `c.yaml:2: "9EiB" is no size`,
+		"inner:\n  size: -1\n":          "c.yaml:2:",
+		"inner: 5\n":                    "c.yaml:1: inner: got \"5\", want a mapping",
+		"inner:\n  list: {a: b}\n":      "c.yaml:2: inner.list: got a mapping, want a list",
+		"count: [1]\n":                  "c.yaml:1: count: got a list, want a single value",
+		"name: ${PENSTOCK_TEST_UNSET}":  "c.yaml:1: name: environment variable PENSTOCK_TEST_UNSET is not set",
+		"name: ${PENSTOCK":              "c.yaml:1: name: ${ without a closing brace",
+		"a: &a x\nname: *a\n":           "c.yaml:2: name: YAML aliases are not supported",
+		"name: x\nname: y\n":            "c.yaml:2:",
+		"name: x\n\tcount: 1\n":         "c.yaml:2:",
+		"name: [x\n":                    "c.yaml:",
+		"- x\n":                         "c.yaml:1: got a list, want a mapping",
+		"\x00\x01binary":                "c.yaml",
+		"inner:\n  tags:\n    a: [1]\n": "c.yaml:3: inner.tags.a: got a list, want a single value",
+	} {
+		var c outer
+		err := Load("c.yaml", []byte(text), &c)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestSecretIsNeverPrinted(t *testing.T) {
+	c := outer{Pass: "hunter2"}
+	js, _ := json.Marshal(c)
+	ym, _ := yaml.Marshal(c)
+	for _, out := range []string{fmt.Sprint(c), fmt.Sprintf("%+v %#v %s %v", c, c, c.Pass, c.Pass), string(js), string(ym)} {
+		if strings.Contains(out, "hunter2") {
+			t.Errorf("printed: %s", out)
+		}
+	}
+}
+
+func TestBytesRoundTrip(t *testing.T) {
+	for text, want := range map[string]int64{"0": 0, "17": 17, "1KiB": 1024, "3 GiB": 3 << 30, "8MB": 8_000_000, "5B": 5} {
+		var b Bytes
+		if err := b.UnmarshalText([]byte(text)); err != nil || int64(b) != want {
+			t.Errorf("%q = %d, %v; want %d", text, b, err, want)
+		}
+		var again Bytes
+		if err := again.UnmarshalText([]byte(b.String())); err != nil || again != b {
+			t.Errorf("%v does not read back: %d, %v", b, again, err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("name: x\ninner: {wait: 5s, list: [a]}\n")
+	f.Add("a: &a [*a]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		var c outer
+		_ = Load("c.yaml", []byte(text), &c)
+	})
+}

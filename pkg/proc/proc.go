@@ -1,0 +1,278 @@
+// Package proc is what every penstock process has: a configuration from file
+// and environment, a logger, stages that start and stop in order, and an admin
+// server.
+//
+//	func main() { os.Exit(proc.Main("edge", edge.DefaultConfig(), build)) }
+//
+// # Promises
+//
+//   - Stages start in the order given and stop in the reverse order, each only
+//     after the one before has finished.
+//   - A stage that fails stops the process, in order, with exit code 1; a wrong
+//     configuration ends it with exit code 2 before anything was opened.
+//
+// # Not here
+//
+// What the stages do.
+package proc
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/penstock/penstock/pkg/ledger"
+)
+
+// Version is set by the linker.
+var Version = "devel"
+
+// Config is what every role's configuration holds.
+type Config struct {
+	Log   LogConfig   `yaml:"log"`
+	Admin AdminConfig `yaml:"admin"`
+}
+
+// LogConfig says what is logged to standard error, and how.
+type LogConfig struct {
+	Level  slog.Level `yaml:"level"`  // debug, info, warn or error
+	Format string     `yaml:"format"` // text or json
+}
+
+// DefaultConfig listens for admin requests on the loopback port.
+func DefaultConfig(adminPort int) Config {
+	return Config{
+		Log:   LogConfig{Format: "text"},
+		Admin: AdminConfig{Listen: fmt.Sprintf("127.0.0.1:%d", adminPort)},
+	}
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log.format is %q, want text or json", c.Log.Format)
+	}
+	return nil
+}
+
+// Settings is a pointer to a role's configuration.
+type Settings interface {
+	// Process returns the part that is common to all roles.
+	Process() *Config
+	// ApplyEnv overrides the file with the environment.
+	ApplyEnv(getenv func(string) string)
+	// Validate reports every mistake at once, by the name the operator typed.
+	Validate() error
+}
+
+// Process is what a role's build function gets.
+type Process struct {
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+	Ledger   *ledger.Ledger
+	Settings Settings
+}
+
+// Stage is a service with the name that it has on /services.
+type Stage struct {
+	Name string
+	services.Service
+}
+
+// NewProcess makes the parts that a build function gets.
+func NewProcess(log *slog.Logger, settings Settings) *Process {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return &Process{Log: log, Registry: reg, Ledger: ledger.New(reg), Settings: settings}
+}
+
+// Command is one role's command line.
+type Command struct {
+	Name     string // as typed
+	About    string // a few lines for -help
+	Settings Settings
+	// Flags registers further flags; nil for none. They override the environment.
+	Flags func(*flag.FlagSet)
+	// Build makes the stages in the order in which they start.
+	Build func(*Process) ([]Stage, error)
+}
+
+// Main runs the command until it is told to stop and returns the exit code.
+func (c Command) Main(args []string) int {
+	fs := flag.NewFlagSet(c.Name, flag.ContinueOnError)
+	fs.SetOutput(os.Stderr)
+	file := fs.String("config.file", "", "configuration `file`, YAML with ${ENV} expanded")
+	check := fs.Bool("config.check", false, "check the configuration and exit")
+	version := fs.Bool("version", false, "print the version and exit")
+	if c.Flags != nil {
+		c.Flags(fs)
+	}
+	fs.Usage = func() {
+		fmt.Fprintf(fs.Output(), "Usage: %s [flags]\n\n%s\n\nFlags:\n", c.Name, c.About)
+		fs.PrintDefaults()
+	}
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if *version {
+		fmt.Println(versionLine(c.Name))
+		return 0
+	}
+	if err := c.configure(fs, *file, args); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", c.Name, err)
+		return 2
+	}
+	if *check {
+		fmt.Println("configuration is valid")
+		return 0
+	}
+	p := NewProcess(NewLogger(os.Stderr, c.Settings.Process().Log), c.Settings)
+	if err := c.run(p); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", c.Name, err)
+		return 1
+	}
+	return 0
+}
+
+// configure applies file, environment and flags, in this order.
+func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q; see -help", fs.Arg(0))
+	}
+	if file != "" {
+		if err := LoadFile(file, c.Settings); err != nil {
+			return err
+		}
+	}
+	c.Settings.ApplyEnv(os.Getenv)
+	if err := fs.Parse(args); err != nil { // once more: flags win
+		return err
+	}
+	return errors.Join(c.Settings.Process().Validate(), c.Settings.Validate())
+}
+
+func (c Command) run(p *Process) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	stages, err := c.Build(p)
+	if err != nil {
+		return err
+	}
+	admin, err := NewAdmin(p, stages)
+	if err != nil {
+		return err
+	}
+	stages = append([]Stage{{"admin", admin}}, stages...)
+	go func() {
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+	}()
+	p.Log.Info("starting", "role", c.Name, "version", Version, "go", runtime.Version())
+	err = Run(ctx, p.Log, stages)
+	p.Log.Info("stopped", "role", c.Name)
+	return err
+}
+
+// Run starts the stages in order, waits until ctx ends or a stage fails, and
+// stops them in the reverse order. It returns the first failure.
+func Run(ctx context.Context, log *slog.Logger, stages []Stage) error {
+	failed := make(chan error, len(stages)) // one failure a stage at the most
+	started := make([]Stage, 0, len(stages))
+	var err error
+	for _, s := range stages {
+		s.AddListener(services.NewListener(nil, nil, nil, nil, func(_ services.State, failure error) {
+			failed <- fmt.Errorf("%s: %w", s.Name, failure)
+		}))
+		started = append(started, s)
+		if startErr := s.start(ctx); startErr != nil {
+			if ctx.Err() == nil {
+				err = fmt.Errorf("start %s: %w", s.Name, startErr)
+			}
+			break
+		}
+		log.Debug("stage running", "stage", s.Name)
+	}
+	if err == nil && len(started) == len(stages) {
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
+	}
+	if ctx.Err() != nil {
+		log.Info("stopping; a second signal ends it at once")
+	}
+	for _, s := range slices.Backward(started) {
+		begin := time.Now()
+		stopErr := services.StopAndAwaitTerminated(context.WithoutCancel(ctx), s)
+		log.Debug("stage stopped", "stage", s.Name, "took", time.Since(begin), "err", stopErr)
+		interrupted := ctx.Err() != nil && errors.Is(stopErr, context.Canceled) // while it was starting
+		if err == nil && stopErr != nil && !interrupted {
+			err = fmt.Errorf("stop %s: %w", s.Name, stopErr)
+		}
+	}
+	return err
+}
+
+// start returns when the stage runs, has failed, or ctx has ended. The stage's
+// own context does not end with ctx: all stages would stop at once.
+func (s Stage) start(ctx context.Context) error {
+	if err := s.StartAsync(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	err := s.AwaitRunning(ctx)
+	if failure := s.FailureCase(); failure != nil {
+		return failure
+	}
+	return err
+}
+
+// Service makes a stage's service of a run function that blocks until its
+// context ends.
+func Service(run func(ctx context.Context) error) services.Service {
+	return services.NewBasicService(nil, run, nil)
+}
+
+// NewLogger returns a logger that writes to w.
+func NewLogger(w io.Writer, cfg LogConfig) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: cfg.Level}
+	if cfg.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+func versionLine(name string) string {
+	line := fmt.Sprintf("%s %s %s", name, Version, runtime.Version())
+	if bi, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range bi.Settings {
+			if s.Key == "vcs.revision" {
+				line += " " + s.Value
+			}
+		}
+	}
+	return line
+}
+
+// Env sets *to when the variable is set and not empty.
+func Env(getenv func(string) string, name string, to *string) {
+	if v := getenv(name); v != "" {
+		*to = v
+	}
+}

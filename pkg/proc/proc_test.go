@@ -1,0 +1,128 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/grafana/dskit/services"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// recorder makes stages that write down when they start and stop.
+type recorder struct{ log []string }
+
+func (r *recorder) stage(name string, run func(context.Context) error) Stage {
+	return Stage{name, services.NewBasicService(
+		func(context.Context) error { r.log = append(r.log, "start "+name); return nil }, run,
+		func(error) error { r.log = append(r.log, "stop "+name); return nil })}
+}
+
+func untilDone(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func TestRunStartsInOrderAndStopsInReverse(t *testing.T) {
+	var r recorder
+	ctx, cancel := context.WithCancel(t.Context())
+	stages := []Stage{r.stage("a", untilDone), r.stage("b", untilDone), r.stage("c", func(ctx context.Context) error { cancel(); return untilDone(ctx) })}
+	if err := Run(ctx, quiet(), stages); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"start a", "start b", "start c", "stop c", "stop b", "stop a"}
+	if !slices.Equal(r.log, want) {
+		t.Errorf("got %v, want %v", r.log, want)
+	}
+}
+
+func TestRunStopsTheOthersWhenOneFails(t *testing.T) {
+	var r recorder
+	boom := errors.New("boom")
+	err := Run(t.Context(), quiet(), []Stage{r.stage("a", untilDone), r.stage("b", func(context.Context) error { return boom }), r.stage("c", untilDone)})
+	if !errors.Is(err, boom) || !strings.Contains(err.Error(), "b: ") {
+		t.Errorf("got %v, want b: boom", err)
+	}
+	if r.log[len(r.log)-1] != "stop a" {
+		t.Errorf("the others were not stopped: %v", r.log)
+	}
+
+	r = recorder{}
+	broken := Stage{"b", services.NewBasicService(func(context.Context) error { return boom }, untilDone, nil)}
+	err = Run(t.Context(), quiet(), []Stage{r.stage("a", untilDone), broken, r.stage("c", untilDone)})
+	if !errors.Is(err, boom) || !slices.Equal(r.log, []string{"start a", "stop a"}) {
+		t.Errorf("start failure: got %v, %v", err, r.log)
+	}
+}
+
+type testSettings struct {
+	Config `yaml:",inline"`
+	Token  Secret `yaml:"token"`
+}
+
+func (s *testSettings) Process() *Config             { return &s.Config }
+func (s *testSettings) ApplyEnv(func(string) string) {}
+func (s *testSettings) Validate() error              { return nil }
+
+func TestAdminAnswers(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	set := &testSettings{Token: "canary"}
+	set.Admin.Listen = addr
+	p := NewProcess(quiet(), set)
+	work := Stage{"work", Service(untilDone)}
+
+	// The port is taken: the start says so and what to do.
+	admin, err := NewAdmin(p, []Stage{work})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := services.StartAndAwaitRunning(t.Context(), admin); err == nil || !strings.Contains(err.Error(), "address already in use") || !strings.Contains(err.Error(), "another") {
+		t.Errorf("port in use: %v", err)
+	}
+	_ = ln.Close()
+
+	admin, _ = NewAdmin(p, []Stage{work})
+	if err := services.StartAndAwaitRunning(t.Context(), admin); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = services.StopAndAwaitTerminated(context.Background(), admin) }()
+	get := func(path string) (int, string) {
+		res, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = res.Body.Close() }()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(b)
+	}
+	if code, body := get("/ready"); code != 503 || !strings.Contains(body, "work is New") {
+		t.Errorf("/ready before the start: %d %s", code, body)
+	}
+	if err := services.StartAndAwaitRunning(t.Context(), work); err != nil {
+		t.Fatal(err)
+	}
+	defer work.StopAsync()
+	if code, body := get("/ready"); code != 200 {
+		t.Errorf("/ready: %d %s", code, body)
+	}
+	if code, body := get("/services"); code != 200 || !strings.Contains(body, `"work","state":"Running"`) {
+		t.Errorf("/services: %d %s", code, body)
+	}
+	if code, body := get("/config"); code != 200 || strings.Contains(body, "canary") || !strings.Contains(body, redacted) {
+		t.Errorf("/config: %d %s", code, body)
+	}
+	if code, body := get("/metrics"); code != 200 || !strings.Contains(body, `penstock_refused_items_total{reason="full",signal="logs"} 0`) {
+		t.Errorf("/metrics: %d %.300s", code, body)
+	}
+	if code, _ := get("/debug/pprof/"); code != 404 {
+		t.Errorf("/debug/pprof/ is on by default: %d", code)
+	}
+}

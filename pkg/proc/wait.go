@@ -1,0 +1,53 @@
+package proc
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/penstock/penstock/pkg/fault"
+)
+
+// pollInterval is how often Until looks: often enough that a stop feels
+// immediate, seldom enough that it costs nothing.
+const pollInterval = 50 * time.Millisecond
+
+// Until waits until done returns true or ctx ends, and reports which.
+func Until(ctx context.Context, done func() bool) bool {
+	for !done() {
+		if !Sleep(ctx, pollInterval) {
+			return false
+		}
+	}
+	return true
+}
+
+// Sleep waits for d and reports false when ctx ended first.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Retry does what the hub must take until it has taken it, with growing pauses,
+// and warns once. It returns false when ctx ended first.
+func Retry(ctx context.Context, log *slog.Logger, what string, do func() error) bool {
+	for attempt := 1; ; attempt++ {
+		err := do()
+		if err == nil {
+			return true
+		}
+		if attempt == 1 {
+			log.Warn("cannot "+what+", will try again", "err", err)
+		}
+		if !Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+			return false
+		}
+	}
+}

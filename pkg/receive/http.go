@@ -1,0 +1,326 @@
+package receive
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+const (
+	typeProtobuf = "application/x-protobuf"
+	typeJSON     = "application/json"
+
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 60 * time.Second
+)
+
+type httpServer struct {
+	srv *http.Server
+	tls bool
+}
+
+func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
+	h2 := new(http.HTTP2Config)
+	h2.MaxConcurrentStreams = maxConcurrentStreams
+	return &httpServer{tls: tlsConfig != nil, srv: &http.Server{
+		Handler:           http.HandlerFunc(r.serveHTTP),
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
+		IdleTimeout:       idleConnection,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             h2,
+	}}
+}
+
+func (h *httpServer) serve(ln net.Listener) error {
+	if h.tls {
+		return h.srv.ServeTLS(ln, "", "")
+	}
+	return h.srv.Serve(ln)
+}
+
+func (h *httpServer) shutdown(ctx context.Context) {
+	if h.srv.Shutdown(ctx) != nil {
+		_ = h.srv.Close()
+	}
+}
+
+func (c TLSConfig) load() (*tls.Config, error) {
+	if c.Cert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		return nil, fmt.Errorf("receive.tls: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}, nil
+}
+
+// serveHTTP answers one OTLP/HTTP request. Paths are compared as they came:
+// //v1/traces and /v1/%2e%2e/ are not found.
+func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
+	name, ok := strings.CutPrefix(req.URL.EscapedPath(), "/v1/")
+	sig, err := otlpwire.ParseSignal(name)
+	if !ok || err != nil {
+		http.Error(w, "no such path; OTLP is POST /v1/traces, /v1/metrics, /v1/logs", http.StatusNotFound)
+		return
+	}
+	r.cfg.HTTP.CORS.allow(w, req)
+	if req.Method == http.MethodOptions && req.Header.Get("Access-Control-Request-Method") != "" {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if req.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "OTLP requests are sent with POST", http.StatusMethodNotAllowed)
+		return
+	}
+	ctype, ok := contentType(req)
+	if !ok {
+		http.Error(w, "content type must be "+typeProtobuf+" or "+typeJSON+" (UTF-8)", http.StatusUnsupportedMediaType)
+		return
+	}
+	out, ref := r.exportHTTP(req, sig, ctype)
+	if ref != nil {
+		r.refused(sig, ref)
+		writeRefusal(w, ctype, ref)
+		return
+	}
+	w.Header().Set("Content-Type", ctype)
+	if ctype == typeJSON {
+		_, _ = w.Write(jsonResponse(sig, out))
+		return
+	}
+	_, _ = w.Write(appendResponse(nil, out))
+}
+
+func contentType(req *http.Request) (string, bool) {
+	vals := req.Header.Values("Content-Type")
+	if len(vals) != 1 {
+		return "", false
+	}
+	t, params, err := mime.ParseMediaType(vals[0])
+	if err != nil || (t != typeProtobuf && t != typeJSON) {
+		return "", false
+	}
+	cs, has := params["charset"]
+	return t, !has || strings.EqualFold(cs, "utf-8")
+}
+
+func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype string) (outcome, *refusal) {
+	auth := req.Header.Values("Authorization")
+	if len(auth) != 1 {
+		auth = []string{""}
+	}
+	sender, ref := r.identify(auth[0])
+	if ref != nil {
+		return outcome{}, ref
+	}
+	buf := r.buffer()
+	defer r.recycle(buf)
+	held, ref := r.readBody(req, buf)
+	defer r.release(held)
+	if ref != nil {
+		return outcome{}, ref
+	}
+	payload := *buf
+	if ctype == typeJSON {
+		conv := r.buffer()
+		defer r.recycle(conv)
+		var err error
+		if len(payload) > 0 {
+			*conv, err = otlpwire.FromJSON((*conv)[:0], sig, payload, r.limits)
+		} else {
+			*conv = (*conv)[:0]
+		}
+		if err != nil {
+			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		}
+		payload = *conv
+	}
+	return r.take(req.Context(), sig, sender, payload)
+}
+
+// readBody reads and decompresses the body into buf, within the bounds. It
+// returns how many bytes it holds of MaxInFlight, also when it refuses.
+func (r *Receiver) readBody(req *http.Request, buf *[]byte) (held int, ref *refusal) {
+	limit := int(r.cfg.MaxRequest)
+	tooLarge := refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
+	if req.ContentLength > int64(limit) {
+		return 0, tooLarge
+	}
+	body, finish, ref := decompressor(req, int64(limit))
+	if ref != nil {
+		return 0, ref
+	}
+	b := (*buf)[:0]
+	defer func() { *buf = b }()
+	if ref := r.admit(cap(b)); ref != nil {
+		return 0, ref
+	}
+	held = cap(b)
+	for {
+		if len(b) == cap(b) {
+			grow := max(32<<10, min(cap(b), limit+1-cap(b)))
+			if ref := r.admit(grow); ref != nil {
+				return held, ref
+			}
+			held += grow
+			b = slices.Grow(b, grow)
+			if extra := cap(b) - held; extra > 0 { // the allocator rounds up
+				r.inFlight.Add(int64(extra))
+				held += extra
+			}
+		}
+		n, err := body.Read(b[len(b):min(cap(b), limit+1)])
+		if b = b[:len(b)+n]; len(b) > limit {
+			return held, tooLarge
+		}
+		if errors.Is(err, io.EOF) {
+			if err = finish(); err == nil {
+				return held, nil
+			}
+		}
+		if err != nil {
+			if _, large := errors.AsType[*http.MaxBytesError](err); large {
+				return held, tooLarge
+			}
+			return held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "read body: %v", err)
+		}
+	}
+}
+
+// decompressor returns a reader of the decompressed body, and a function that
+// reports what is wrong with what follows the end.
+func decompressor(req *http.Request, limit int64) (io.Reader, func() error, *refusal) {
+	none := func() error { return nil }
+	src := http.MaxBytesReader(nil, req.Body, limit)
+	encodings := req.Header.Values("Content-Encoding")
+	enc := ""
+	if len(encodings) > 0 {
+		enc = strings.ToLower(strings.Join(encodings, ","))
+	}
+	switch enc {
+	case "", "identity":
+		return src, none, nil
+	case "gzip":
+		in := bufio.NewReader(src)
+		zr, err := gzip.NewReader(in)
+		if err != nil {
+			if _, large := errors.AsType[*http.MaxBytesError](err); large {
+				return nil, nil, refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
+			}
+			return nil, nil, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "gzip body: %v", err)
+		}
+		zr.Multistream(false) // one member; ten thousand empty ones are an attack
+		return zr, func() error {
+			if _, err := in.ReadByte(); !errors.Is(err, io.EOF) {
+				return errors.New("gzip body: something follows the first member")
+			}
+			return nil
+		}, nil
+	case "zstd":
+		zr, err := newZstd(src)
+		if err != nil {
+			return nil, nil, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "zstd body: %v", err)
+		}
+		return zr, none, nil
+	}
+	return nil, nil, refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "content encoding %.40q is not supported; use gzip, zstd or none", enc)
+}
+
+// appendResponse appends an Export*ServiceResponse; the three have the same
+// fields. partial_success is left out when there is nothing to say.
+func appendResponse(dst []byte, out outcome) []byte {
+	if out.rejected == 0 {
+		return dst
+	}
+	var partial []byte
+	partial = protowire.AppendTag(partial, 1, protowire.VarintType)
+	partial = protowire.AppendVarint(partial, uint64(out.rejected))
+	partial = protowire.AppendTag(partial, 2, protowire.BytesType)
+	partial = protowire.AppendString(partial, out.message)
+	dst = protowire.AppendTag(dst, 1, protowire.BytesType)
+	return protowire.AppendBytes(dst, partial)
+}
+
+// rejectedNames are the JSON names of the count in partialSuccess.
+var rejectedNames = [...]string{otlpwire.Traces: "rejectedSpans", otlpwire.Metrics: "rejectedDataPoints", otlpwire.Logs: "rejectedLogRecords"}
+
+func jsonResponse(sig otlpwire.Signal, out outcome) []byte {
+	if out.rejected == 0 {
+		return []byte("{}")
+	}
+	b, _ := json.Marshal(map[string]any{"partialSuccess": map[string]string{
+		rejectedNames[sig]: strconv.Itoa(out.rejected), "errorMessage": out.message,
+	}})
+	return b
+}
+
+// writeRefusal writes a google.rpc.Status in the request's encoding.
+func writeRefusal(w http.ResponseWriter, ctype string, ref *refusal) {
+	h := w.Header()
+	h.Set("Content-Type", ctype)
+	if ref.retry > 0 {
+		h.Set("Retry-After", strconv.Itoa(int((ref.retry+time.Second-1)/time.Second)))
+	}
+	if ref.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	w.WriteHeader(ref.status)
+	if ctype == typeJSON {
+		_ = json.NewEncoder(w).Encode(map[string]any{"code": ref.code, "message": ref.text})
+		return
+	}
+	b := protowire.AppendTag(nil, 1, protowire.VarintType)
+	b = protowire.AppendVarint(b, uint64(ref.code))
+	b = protowire.AppendTag(b, 2, protowire.BytesType)
+	_, _ = w.Write(protowire.AppendString(b, ref.text))
+}
+
+// allow answers a browser's question whether the page's origin may send.
+func (c CORSConfig) allow(w http.ResponseWriter, req *http.Request) {
+	origin := req.Header.Get("Origin")
+	if origin == "" || !slices.ContainsFunc(c.AllowedOrigins, func(p string) bool { return matchOrigin(p, origin) }) {
+		return
+	}
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Add("Vary", "Origin")
+	if req.Method == http.MethodOptions {
+		h.Set("Access-Control-Allow-Methods", http.MethodPost)
+		h.Set("Access-Control-Allow-Headers", strings.Join(append([]string{"Content-Type", "Content-Encoding"}, c.AllowedHeaders...), ", "))
+		if c.MaxAge > 0 {
+			h.Set("Access-Control-Max-Age", strconv.Itoa(c.MaxAge))
+		}
+	}
+}
+
+// matchOrigin compares an origin with a pattern that may hold one *.
+func matchOrigin(pattern, origin string) bool {
+	before, after, wild := strings.Cut(pattern, "*")
+	if !wild {
+		return strings.EqualFold(pattern, origin)
+	}
+	return len(origin) >= len(before)+len(after) && strings.HasPrefix(origin, before) && strings.HasSuffix(origin, after)
+}

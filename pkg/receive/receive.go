@@ -1,0 +1,390 @@
+// Package receive is the door: OTLP over gRPC and HTTP, for all three signals.
+// It checks a request, stamps it with the instance of its sender and answers
+// when the next stage has taken it, never before.
+//
+//	r, err := receive.New(cfg, receive.Deps{Identify: ..., Accept: ..., ...})
+//	stages = append(stages, proc.Stage{Name: "receive", Service: r.Service()})
+//
+// # Promises
+//
+//   - Success means that Accept has returned nil for every item that the answer
+//     does not name as rejected.
+//   - The answer's code tells the sender the truth about trying again (OTLP
+//     specification, sections on failures and retries): what may heal is
+//     UNAVAILABLE or 503 with a pause of a second, never INTERNAL or 500.
+//   - Bodies are bounded as they are read, before and after decompression, and
+//     the bytes of all requests together by Config.MaxInFlight.
+//
+// # Not here
+//
+// Who may send (Deps.Identify) and where it goes (Deps.Accept).
+package receive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Config is what an operator may set.
+type Config struct {
+	GRPC ListenConfig `yaml:"grpc"`
+	HTTP HTTPConfig   `yaml:"http"`
+	TLS  TLSConfig    `yaml:"tls"`
+	// Insecure allows listening beyond loopback without TLS.
+	Insecure bool `yaml:"insecure"`
+	// MaxRequest bounds one request, compressed and decompressed. The OTLP
+	// specification recommends 64 MiB.
+	MaxRequest proc.Bytes `yaml:"max_request_bytes"`
+	// MaxInFlight bounds the decompressed bytes of all requests at hand.
+	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
+}
+
+// ListenConfig says where a server listens.
+type ListenConfig struct {
+	Listen string `yaml:"listen"` // host:port; empty for none
+}
+
+// HTTPConfig is for OTLP/HTTP.
+type HTTPConfig struct {
+	Listen string     `yaml:"listen"` // host:port; empty for none
+	CORS   CORSConfig `yaml:"cors"`
+}
+
+// CORSConfig lets browsers send. The names are the collector's.
+type CORSConfig struct {
+	AllowedOrigins []string `yaml:"allowed_origins"` // exact, or with one * as in https://*.example.com
+	AllowedHeaders []string `yaml:"allowed_headers"` // besides Content-Type and Content-Encoding
+	MaxAge         int      `yaml:"max_age"`         // seconds a browser may keep the answer
+}
+
+// TLSConfig holds files in PEM.
+type TLSConfig struct {
+	Cert string `yaml:"cert_file"` // certificate chain; empty for plain text
+	Key  string `yaml:"key_file"`  // its private key
+}
+
+// DefaultConfig listens on loopback, on the ports that every SDK knows.
+func DefaultConfig() Config {
+	return Config{
+		GRPC:        ListenConfig{Listen: "127.0.0.1:4317"},
+		HTTP:        HTTPConfig{Listen: "127.0.0.1:4318"},
+		MaxRequest:  64 << 20,
+		MaxInFlight: 256 << 20,
+	}
+}
+
+// Validate reports every mistake at once.
+func (c Config) Validate() error {
+	var errs []error
+	for _, l := range []struct{ key, addr string }{{"receive.grpc.listen", c.GRPC.Listen}, {"receive.http.listen", c.HTTP.Listen}} {
+		if l.addr == "" {
+			continue
+		}
+		host, _, err := net.SplitHostPort(l.addr)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.key, err))
+			continue
+		}
+		ip := net.ParseIP(host)
+		loopback := host == "localhost" || (ip != nil && ip.IsLoopback())
+		if !loopback && c.TLS.Cert == "" && !c.Insecure {
+			errs = append(errs, fmt.Errorf("%s is %s, which others can reach: set receive.tls, or receive.insecure: true to allow plain text", l.key, l.addr))
+		}
+	}
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		errs = append(errs, errors.New("receive.tls needs both cert_file and key_file"))
+	}
+	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
+		errs = append(errs, fmt.Errorf("receive.max_request_bytes is %v, want 1KiB to 1GiB", c.MaxRequest))
+	}
+	if c.MaxInFlight < c.MaxRequest {
+		errs = append(errs, fmt.Errorf("receive.max_in_flight_bytes (%v) must be at least receive.max_request_bytes (%v)", c.MaxInFlight, c.MaxRequest))
+	}
+	return errors.Join(errs...)
+}
+
+// Sender is who a request comes from.
+type Sender struct {
+	Instance envelope.Instance
+	Stamp    *otlpwire.Stamp
+}
+
+// NewSender prepares an instance's stamp.
+func NewSender(i envelope.Instance) *Sender { return &Sender{Instance: i, Stamp: i.Stamp()} }
+
+// Batch is one request, checked and stamped, or a piece of one that was too
+// large for a message.
+type Batch struct {
+	Signal   otlpwire.Signal
+	Instance string
+	Items    int
+	Payload  []byte
+}
+
+// ErrFull is what Accept wraps when there is no room.
+var ErrFull = errors.New("no room")
+
+// Deps is what code hands in.
+type Deps struct {
+	// Identify names the sender of a request from the value of its
+	// authorization header, "" if it has none.
+	Identify func(authorization string) (*Sender, error)
+	// Accept takes a batch over. It must be durable when Accept returns nil. It
+	// does not keep the payload. Anything but nil makes the sender try again.
+	Accept func(context.Context, Batch) error
+	// MaxPayload is the largest payload that Accept takes; larger requests are
+	// cut, and a single item that is larger is rejected.
+	MaxPayload int
+	Ledger     *ledger.Ledger
+	Log        *slog.Logger
+}
+
+// Receiver serves OTLP.
+type Receiver struct {
+	cfg      Config
+	deps     Deps
+	inFlight atomic.Int64 // bytes
+	buffers  sync.Pool    // *[]byte
+	limits   otlpwire.Limits
+
+	grpc *grpc.Server
+	http *httpServer
+	lns  []net.Listener
+}
+
+// New returns a receiver that listens when its service starts.
+func New(cfg Config, deps Deps) (*Receiver, error) {
+	r := &Receiver{cfg: cfg, deps: deps, limits: otlpwire.DefaultLimits}
+	r.deps.Log = deps.Log.With("component", "receive")
+	r.buffers.New = func() any { return new([]byte) }
+	tlsConfig, err := cfg.TLS.load()
+	if err != nil {
+		return nil, err
+	}
+	r.grpc = r.newGRPC(tlsConfig)
+	r.http = r.newHTTP(tlsConfig)
+	return r, nil
+}
+
+// Service listens, serves, and on stop answers the requests at hand.
+func (r *Receiver) Service() services.Service {
+	var grpcLn, httpLn net.Listener
+	start := func(ctx context.Context) (err error) {
+		if grpcLn, err = r.listen(ctx, "OTLP/gRPC", r.cfg.GRPC.Listen); err != nil {
+			return err
+		}
+		httpLn, err = r.listen(ctx, "OTLP/HTTP", r.cfg.HTTP.Listen)
+		if err != nil && grpcLn != nil {
+			_ = grpcLn.Close()
+		}
+		return err
+	}
+	run := func(ctx context.Context) error {
+		served := make(chan error, 2) // one a server
+		if grpcLn != nil {
+			go func() { served <- r.grpc.Serve(grpcLn) }()
+		}
+		if httpLn != nil {
+			go func() { served <- r.http.serve(httpLn) }()
+		}
+		select {
+		case err := <-served:
+			return fmt.Errorf("serve OTLP: %w", err)
+		case <-ctx.Done():
+			r.shutdown()
+			return nil
+		}
+	}
+	return services.NewBasicService(start, run, nil)
+}
+
+func (r *Receiver) listen(ctx context.Context, what, addr string) (net.Listener, error) {
+	if addr == "" {
+		return nil, nil
+	}
+	ln, err := proc.Listen(ctx, what, addr)
+	if err == nil {
+		r.lns = append(r.lns, ln)
+		r.deps.Log.Info("receiving", "protocol", what, "address", ln.Addr().String())
+	}
+	return ln, err
+}
+
+// Addrs returns where the receiver listens: gRPC first, then HTTP, those that
+// are on.
+func (r *Receiver) Addrs() []string {
+	addrs := make([]string, 0, len(r.lns))
+	for _, ln := range r.lns {
+		addrs = append(addrs, ln.Addr().String())
+	}
+	return addrs
+}
+
+// graceTimeout is how long requests at hand may take when the process stops.
+const graceTimeout = 5 * time.Second
+
+func (r *Receiver) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), graceTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.http.shutdown(ctx) })
+	wg.Go(func() {
+		done := context.AfterFunc(ctx, r.grpc.Stop)
+		r.grpc.GracefulStop()
+		done()
+	})
+	wg.Wait()
+}
+
+// refusal is an answer that is no success.
+type refusal struct {
+	code   codes.Code
+	status int           // HTTP
+	retry  time.Duration // 0: the sender must not try again
+	reason string        // of the ledger
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// retryAfter is the pause that a sender is asked for. SDKs give up after 10 s
+// in all; a longer pause makes Python, JavaScript and .NET drop the batch.
+const retryAfter = time.Second
+
+func refuse(code codes.Code, status int, reason, format string, args ...any) *refusal {
+	return &refusal{code: code, status: status, reason: reason, text: fmt.Sprintf(format, args...)}
+}
+
+func busy(reason, text string) *refusal {
+	return &refusal{code: codes.Unavailable, status: 503, retry: retryAfter, reason: reason, text: text}
+}
+
+// outcome of a request that was accepted, perhaps in part.
+type outcome struct {
+	rejected int
+	message  string
+}
+
+// take is the one way of all requests: check, prune, stamp, cut, accept. It
+// may overwrite payload and keeps nothing.
+func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, payload []byte) (outcome, *refusal) {
+	led := r.deps.Ledger.Of(sig)
+	rep, err := otlpwire.Scan(sig, payload, r.limits)
+	if err != nil {
+		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+	}
+	var out outcome
+	if rep.Invalid > 0 {
+		if payload, err = otlpwire.Prune(sig, payload); err != nil {
+			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		}
+		out = outcome{rep.Invalid, "items without a valid trace ID (16 bytes, not zero) and span ID (8 bytes, not zero) were rejected"}
+		led.Refused(ledger.RefusedInvalidID).Add(float64(rep.Invalid))
+	}
+	items := rep.Items - rep.Invalid
+	if items == 0 {
+		return out, nil
+	}
+	buf := r.buffer()
+	defer r.recycle(buf)
+	*buf, err = sender.Stamp.Append((*buf)[:0], payload)
+	if err != nil {
+		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+	}
+	large, ref := r.accept(ctx, Batch{Signal: sig, Instance: sender.Instance.ID, Items: items, Payload: *buf})
+	if large > 0 {
+		out.rejected += large
+		out.message = fmt.Sprintf("items larger than %d bytes were rejected", r.deps.MaxPayload)
+		led.Refused(ledger.RefusedTooLarge).Add(float64(large))
+	}
+	if ref != nil {
+		return outcome{}, ref
+	}
+	led.Accepted.Add(float64(items - large))
+	return out, nil
+}
+
+// accept hands b on, cut where it is too large. It returns how many items no
+// message can hold.
+func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, ref *refusal) {
+	if len(b.Payload) <= r.deps.MaxPayload {
+		err := r.deps.Accept(ctx, b)
+		switch {
+		case err == nil:
+			return 0, nil
+		case errors.Is(err, ErrFull):
+			return 0, busy(ledger.RefusedFull, err.Error())
+		}
+		return 0, busy(ledger.RefusedUnavailable, err.Error())
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, busy(ledger.RefusedUnavailable, err.Error())
+	}
+	first, second, ok := otlpwire.Halve(b.Payload)
+	if !ok {
+		return b.Items, nil
+	}
+	for _, half := range [][]byte{first, second} {
+		h := b
+		h.Payload, h.Items = half, otlpwire.Count(b.Signal, half)
+		n, ref := r.accept(ctx, h)
+		if tooLarge += n; ref != nil {
+			return tooLarge, ref
+		}
+	}
+	return tooLarge, nil
+}
+
+// refused counts a refusal and logs it at debug level: a hostile sender must
+// not fill our log.
+func (r *Receiver) refused(sig otlpwire.Signal, ref *refusal) {
+	r.deps.Ledger.Of(sig).Refused(ref.reason).Inc()
+	r.deps.Log.Debug("refused", "signal", sig, "reason", ref.reason, "err", ref.text)
+}
+
+// maxPooled is the largest buffer that is kept for later: one huge request must
+// not make every small one after it count as huge.
+const maxPooled = 1 << 20
+
+func (r *Receiver) buffer() *[]byte { return r.buffers.Get().(*[]byte) }
+
+func (r *Receiver) recycle(buf *[]byte) {
+	if cap(*buf) <= maxPooled {
+		r.buffers.Put(buf)
+	}
+}
+
+// identify finds the sender or refuses.
+func (r *Receiver) identify(authorization string) (*Sender, *refusal) {
+	sender, err := r.deps.Identify(authorization)
+	if err != nil {
+		return nil, refuse(codes.Unauthenticated, 401, ledger.RefusedUnauthorized, "%v", err)
+	}
+	return sender, nil
+}
+
+// admit reserves n bytes of MaxInFlight.
+func (r *Receiver) admit(n int) *refusal {
+	if r.inFlight.Add(int64(n)) > int64(r.cfg.MaxInFlight) {
+		r.inFlight.Add(-int64(n))
+		return busy(ledger.RefusedOverload, "too many bytes in flight")
+	}
+	return nil
+}
+
+func (r *Receiver) release(n int) { r.inFlight.Add(-int64(n)) }

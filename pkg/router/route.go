@@ -1,0 +1,316 @@
+package router
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/grafana/dskit/services"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// route reads all partitions of TRACES, splits payloads by trace ID on the wire
+// and publishes one message a partition and linger to SPANS. One batch is on
+// its way while the next is gathered, so that order is kept and a round trip
+// does not cost throughput.
+type route struct {
+	cfg    Config
+	hub    *bus.Hub
+	led    *ledger.Ledger
+	log    *slog.Logger
+	inputs chan input
+	idBase string
+	seq    uint64
+}
+
+// input is one message of TRACES.
+type input struct {
+	lane *bus.Lane
+	bus.Delivery
+}
+
+// inputsAhead is how many messages all lanes together may have read ahead; the
+// lanes' own buffers are bounded in bytes.
+const inputsAhead = 64
+
+func newRoute(cfg Config, h *bus.Hub, led *ledger.Ledger, log *slog.Logger) *route {
+	return &route{cfg: cfg, hub: h, led: led, log: log.With("component", "route"), inputs: make(chan input, inputsAhead), idBase: nonce()}
+}
+
+func (r *route) service() services.Service {
+	var lanes []*bus.Lane
+	start := func(ctx context.Context) error {
+		for p := range r.cfg.Streams.Partitions {
+			lane, err := r.hub.Conn.OpenLane(ctx, bus.LaneConfig{
+				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: "router-" + strconv.Itoa(p),
+			})
+			if err != nil {
+				return err
+			}
+			lanes = append(lanes, lane)
+		}
+		return nil
+	}
+	run := func(ctx context.Context) error {
+		work, stop := context.WithCancel(context.WithoutCancel(ctx))
+		defer stop()
+		var wg sync.WaitGroup
+		for p, lane := range lanes {
+			wg.Go(func() { r.read(work, lane) })
+			wg.Go(func() { bus.WatchLag(work, lane, r.led, "traces", strconv.Itoa(p), "router") })
+		}
+		wg.Go(func() { r.run(work) })
+		<-ctx.Done()
+		r.drain(work, lanes)
+		stop()
+		wg.Wait()
+		return nil
+	}
+	return services.NewBasicService(start, run, nil)
+}
+
+// drain waits until the lanes have nothing left, for a while. What is left
+// stays in TRACES.
+func (r *route) drain(ctx context.Context, lanes []*bus.Lane) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Drain)
+	defer cancel()
+	proc.Until(ctx, func() bool {
+		for _, l := range lanes {
+			if n, err := l.Lag(ctx); err == nil && n > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// read hands a lane's messages on until ctx ends. A message that comes again
+// after a reset makes duplicates, no more.
+func (r *route) read(ctx context.Context, lane *bus.Lane) {
+	lane.Run(ctx, func(d bus.Delivery) bool {
+		if d.Reset {
+			return true
+		}
+		select {
+		case r.inputs <- input{lane, d}:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	})
+}
+
+// batch is what goes out together: the inputs and what was made of them.
+type batch struct {
+	floors map[*bus.Lane]uint64 // of every input lane, the highest sequence
+	outs   [][]out              // by partition; more than one where a message would be too large
+	items  int
+	bytes  int
+}
+
+// out is one message of a partition.
+type out struct {
+	body    []byte
+	items   int
+	arrival int64
+}
+
+func (r *route) newBatch() *batch {
+	return &batch{floors: make(map[*bus.Lane]uint64), outs: make([][]out, r.cfg.Streams.Partitions)}
+}
+
+// run gathers and publishes batches until ctx ends.
+func (r *route) run(ctx context.Context) {
+	batches := make(chan *batch) // no buffer: one on its way, one being gathered
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for b := range batches {
+			if !r.send(ctx, b) {
+				return
+			}
+		}
+	})
+	defer wg.Wait()
+	defer close(batches)
+
+	split := &splitter{n: r.cfg.Streams.Partitions}
+	linger := time.NewTimer(0)
+	defer linger.Stop()
+	b := r.newBatch()
+	for {
+		var inputs <-chan input
+		if b.bytes < int(r.cfg.MaxBatch) {
+			inputs = r.inputs
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case in := <-inputs:
+			if len(b.floors) == 0 {
+				linger.Reset(r.cfg.Linger)
+			}
+			if !r.add(ctx, split, b, in) {
+				return
+			}
+			continue
+		case <-linger.C:
+		}
+		if len(b.floors) == 0 {
+			continue
+		}
+		select {
+		case batches <- b:
+			b = r.newBatch()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// add splits one input into b. A message that is no envelope of ours goes to
+// DEADLETTER at once.
+func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bool {
+	err := in.Err
+	if err == nil {
+		err = split.add(b, in)
+	}
+	if err != nil {
+		r.log.Warn("message is no traces and was dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err)
+		if !r.deadLetter(ctx, in, err) {
+			return false
+		}
+	}
+	b.floors[in.lane] = in.Seq
+	return true
+}
+
+func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
+	items := max(in.Header.Items, 1)
+	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
+		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
+			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-traces-%d", in.Seq)},
+			Body:   in.Body, Reason: ledger.DeadUndecodable, Detail: why.Error(),
+		})
+	})
+	if ok {
+		r.led.Of(otlpwire.Traces).Dead(ledger.DeadUndecodable).Add(float64(items))
+	}
+	return ok
+}
+
+// send publishes a batch, as often as it takes, and settles its inputs. It
+// returns false when ctx ended first.
+func (r *route) send(ctx context.Context, b *batch) bool {
+	msgs := make([]bus.Message, 0, len(b.outs))
+	for p, outs := range b.outs {
+		for _, o := range outs {
+			r.seq++
+			m := bus.Message{Subject: bus.SpansSubject(p), Header: envelope.Header{
+				ContentType: envelope.ContentTypeFrames, Items: o.items, Arrival: o.arrival, ID: r.idBase + "-" + strconv.FormatUint(r.seq, 10),
+			}}
+			m.Body, m.Header.Encoding = envelope.Compress(o.body)
+			msgs = append(msgs, m)
+		}
+	}
+	ok := proc.Retry(ctx, r.log, "publish spans", func() error {
+		pending := make([]bus.Pending, len(msgs))
+		for i, m := range msgs {
+			pending[i] = r.hub.Conn.PublishAsync(m)
+		}
+		var failed error
+		left := msgs[:0]
+		for i, p := range pending {
+			if err := p.Wait(ctx); err != nil {
+				failed = err
+				left = append(left, msgs[i])
+			}
+		}
+		msgs = left // the same id again: the hub stores it once
+		return failed
+	})
+	if !ok {
+		return false
+	}
+	r.led.Of(otlpwire.Traces).Routed.Add(float64(b.items))
+	for lane, seq := range b.floors {
+		if err := lane.Ack(seq); err != nil {
+			r.log.Debug("ack lost, a later one makes up for it", "err", err)
+		}
+	}
+	return true
+}
+
+// splitter turns the payload of one instance into frames by partition.
+type splitter struct {
+	n     int // partitions
+	guard envelope.Guard
+	wire  otlpwire.Splitter
+	parts [][]byte // payload by partition, of the message at hand
+}
+
+func (s *splitter) add(b *batch, in input) error {
+	instance := in.Instance()
+	payload, items, err := s.guard.Open(otlpwire.Traces, instance, in.Body)
+	if err != nil {
+		return err
+	}
+	if s.parts == nil {
+		s.parts = make([][]byte, s.n)
+	}
+	for i := range s.parts {
+		s.parts[i] = s.parts[i][:0]
+	}
+	err = s.wire.Split(payload, func(item []byte) int {
+		id, _ := otlpwire.SpanTrace(item)
+		return partition.Of(instance, id, s.n)
+	}, func(p int, piece []byte) {
+		s.parts[p] = append(s.parts[p], piece...)
+	})
+	if err != nil {
+		return err
+	}
+	for p, part := range s.parts {
+		b.addPart(p, envelope.Frame{Instance: instance, Arrival: in.Header.Arrival, Payload: part})
+	}
+	b.items += items
+	return nil
+}
+
+// maxFrame leaves room for the frame's own fields.
+const maxFrame = bus.MaxMessage - 256
+
+// addPart adds a frame to a partition, cut so that no message is too large. A
+// single span that is, which no edge lets pass, goes alone.
+func (b *batch) addPart(p int, f envelope.Frame) {
+	if len(f.Payload) > maxFrame {
+		if first, second, ok := otlpwire.Halve(f.Payload); ok {
+			for _, f.Payload = range [][]byte{first, second} {
+				b.addPart(p, f)
+			}
+			return
+		}
+	}
+	if len(f.Payload) == 0 {
+		return
+	}
+	n := len(b.outs[p])
+	if n == 0 || len(b.outs[p][n-1].body)+len(f.Payload) > maxFrame {
+		b.outs[p] = append(b.outs[p], out{})
+		n++
+	}
+	o := &b.outs[p][n-1]
+	before := len(o.body)
+	o.body = envelope.AppendFrame(o.body, f)
+	o.items += otlpwire.Count(otlpwire.Traces, f.Payload)
+	o.arrival = f.Arrival
+	b.bytes += len(o.body) - before
+}

@@ -1,0 +1,143 @@
+// Package router is the central tier between the instances' streams and the
+// sinks: it regroups spans by trace ID, and its gateway takes OTLP from
+// services that have no edge.
+//
+//	TRACES → route → SPANS        OTLP + bearer token → receive → hub
+//
+// # Promises
+//
+//   - All spans of a trace of an instance go to the same partition, for ever.
+//   - An input message is settled when every message made of it is in SPANS. A
+//     crash in between sends spans again; the sampler knows them by their ids.
+//   - A gateway's success means that the hub's stream has stored the items.
+//
+// # Not here
+//
+// Decisions about traces: package sink. Metrics and logs are partitioned by the
+// hub itself.
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/receive"
+)
+
+// Config is what an operator may set.
+type Config struct {
+	proc.Config `yaml:",inline"`
+
+	Hub      bus.Config    `yaml:"hub"`
+	Streams  bus.Topology  `yaml:"streams"`
+	Gateway  GatewayConfig `yaml:"gateway"`
+	Linger   time.Duration `yaml:"linger"`          // how long spans wait for others of their partition
+	Drain    time.Duration `yaml:"drain_timeout"`   // how long a stop may take to route what is there
+	MaxBatch proc.Bytes    `yaml:"max_batch_bytes"` // how many bytes of spans are gathered at most
+}
+
+// GatewayConfig is the OTLP entrance for services that have no edge.
+type GatewayConfig struct {
+	// TokensFile maps bearer tokens to instances; without it there is no gateway.
+	TokensFile     string `yaml:"tokens_file"`
+	receive.Config `yaml:",inline"`
+}
+
+// DefaultConfig runs with the environment alone.
+func DefaultConfig() Config {
+	return Config{
+		Config:   proc.DefaultConfig(9662),
+		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
+		Streams:  bus.DefaultTopology(),
+		Gateway:  GatewayConfig{Config: receive.DefaultConfig()},
+		Linger:   20 * time.Millisecond,
+		Drain:    5 * time.Second,
+		MaxBatch: 4 << 20,
+	}
+}
+
+// Process returns the part that is common to all roles.
+func (c *Config) Process() *proc.Config { return &c.Config }
+
+// ApplyEnv overrides the file with the environment.
+func (c *Config) ApplyEnv(getenv func(string) string) {
+	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
+	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	proc.Env(getenv, "CENTRAL_TOKENS_FILE", &c.Gateway.TokensFile)
+}
+
+// Validate reports every mistake at once.
+func (c *Config) Validate() error {
+	errs := []error{c.Streams.Validate()}
+	if c.Gateway.TokensFile != "" {
+		errs = append(errs, c.Gateway.Validate())
+	}
+	if c.Linger < 0 || c.Linger > time.Second {
+		errs = append(errs, fmt.Errorf("linger is %v, want 0 to 1s", c.Linger))
+	}
+	if c.MaxBatch < 1<<16 || c.MaxBatch > 64<<20 {
+		errs = append(errs, fmt.Errorf("max_batch_bytes is %v, want 64KiB to 64MiB", c.MaxBatch))
+	}
+	return errors.Join(errs...)
+}
+
+// Build makes the stages: hub, route, gateway.
+func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
+	cfg.Hub.Name = "router"
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
+	rt := newRoute(cfg, hub, p.Ledger, p.Log)
+	stages := []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}
+	if cfg.Gateway.TokensFile == "" {
+		return stages, nil
+	}
+	tokens, err := LoadTokens(cfg.Gateway.TokensFile)
+	if err != nil {
+		return nil, err
+	}
+	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
+		Identify:   tokens.Identify,
+		Accept:     newGateway(hub).accept,
+		MaxPayload: bus.MaxMessage,
+		Ledger:     p.Ledger,
+		Log:        p.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return append(stages, proc.Stage{Name: "gateway", Service: rcv.Service()}), nil
+}
+
+// gateway publishes requests to the hub as an edge would.
+type gateway struct {
+	hub   *bus.Hub
+	epoch string
+	seq   atomic.Uint64
+}
+
+func newGateway(h *bus.Hub) *gateway { return &gateway{hub: h, epoch: nonce()} }
+
+func nonce() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// accept returns when the hub has stored b. A failed publish may have been
+// stored after all: the sender tries again, at least once is what is promised.
+func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
+	msg := bus.Message{Subject: bus.Subject(b.Signal, b.Instance), Header: envelope.Header{
+		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
+		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
+	}}
+	msg.Body, msg.Header.Encoding = envelope.Compress(append([]byte(nil), b.Payload...))
+	_, err := g.hub.Conn.Publish(ctx, msg)
+	return err
+}

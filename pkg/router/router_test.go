@@ -1,0 +1,275 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+func tokensPath(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tokens.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTokensStandForInstances(t *testing.T) {
+	hash := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
+	tokens, err := LoadTokens(tokensPath(t, "tokens:\n  - {sha256: "+hash("one")+", instance_id: as-1, customer_id: acme}\n  - {sha256: "+hash("two")+", instance_id: as-2}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for auth, want := range map[string]string{"Bearer one": "as-1", "bearer two": "as-2", "BEARER one": "as-1"} {
+		if s, err := tokens.Identify(auth); err != nil || s.Instance.ID != want {
+			t.Errorf("%s: %v, %v", auth, s, err)
+		}
+	}
+	for _, auth := range []string{"", "Bearer", "Bearer ", "Bearer three", "Basic one", "one", "Bearer " + hash("one"), "Bearer  one"} {
+		if s, err := tokens.Identify(auth); err == nil {
+			t.Errorf("%q is %v", auth, s.Instance)
+		} else if strings.Contains(err.Error(), "three") {
+			t.Errorf("the error names the token: %v", err)
+		}
+	}
+	for text, want := range map[string]string{
+		"tokens: []": "holds no token",
+		"tokens:\n  - {sha256: abc, instance_id: x}":                 "64 hex digits",
+		"tokens:\n  - {sha256: " + hash("x") + ", instance: x}":      ":2: tokens[0].instance: unknown key",
+		"tokens:\n  - {sha256: " + hash("x") + ", instance_id: a.b}": "NATS subject",
+	} {
+		if _, err := LoadTokens(tokensPath(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestSplitterKeepsTracesTogether splits payloads of two instances and looks at
+// every span: none is lost, each is in the partition of its trace, with its own
+// instance, whatever the payload claims.
+func TestSplitterKeepsTracesTogether(t *testing.T) {
+	const partitions = 8
+	split := &splitter{n: partitions}
+	b := &batch{floors: map[*bus.Lane]uint64{}, outs: make([][]out, partitions)}
+	forged, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(`{"resourceSpans":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]}}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for i, inst := range []string{"as-1", "as-2", "as-1"} {
+		m := &tracepb.TracesData{}
+		if err := proto.Unmarshal(forged, m); err != nil {
+			t.Fatal(err)
+		}
+		ss := &tracepb.ScopeSpans{}
+		m.ResourceSpans[0].ScopeSpans = append(m.ResourceSpans[0].ScopeSpans, ss)
+		for n := range 50 {
+			trace := make([]byte, 16)
+			trace[3], trace[15] = byte(n%20), 1
+			ss.Spans = append(ss.Spans, &tracepb.Span{TraceId: trace, SpanId: []byte{1, 2, 3, 4, 5, 6, byte(i), byte(n)}})
+			total++
+		}
+		payload, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := input{Delivery: bus.Delivery{Subject: "otlp.traces.3." + inst, Header: envelope.Header{Arrival: int64(i)}, Body: payload}}
+		if err := split.add(b, in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen, used := 0, 0
+	for p, outs := range b.outs {
+		count := 0
+		if len(outs) != 1 {
+			t.Fatalf("partition %d: %d messages", p, len(outs))
+		}
+		o := outs[0]
+		for body := o.body; len(body) > 0; {
+			var f envelope.Frame
+			var err error
+			if f, body, err = envelope.NextFrame(body); err != nil {
+				t.Fatal(err)
+			}
+			otlpwire.Walk(f.Payload, func(it otlpwire.Item) bool {
+				id, _ := otlpwire.SpanTrace(it.Bytes)
+				if want := partition.Of(f.Instance, id, partitions); want != p {
+					t.Errorf("trace %x of %s is in partition %d, want %d", id, f.Instance, p, want)
+				}
+				if v, _ := otlpwire.Attribute(it.Resource, otlpwire.ResourceAttributes, "instance.id"); string(v.Str) != f.Instance {
+					t.Errorf("instance.id is %q in a frame of %s", v.Str, f.Instance)
+				}
+				count++
+				return true
+			})
+		}
+		if count != o.items {
+			t.Errorf("partition %d: header says %d items, body has %d", p, o.items, count)
+		}
+		if seen += count; count > 0 {
+			used++
+		}
+	}
+	if seen != total || b.items != total || used < 3 {
+		t.Errorf("%d spans in %d partitions, batch says %d; want %d", seen, used, b.items, total)
+	}
+	for _, bad := range [][]byte{[]byte("garbage"), {0x0b}} {
+		if err := split.add(b, input{Delivery: bus.Delivery{Subject: "otlp.traces.3.as-1", Body: bad}}); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	for want, change := range map[string]func(*Config){
+		"":                    func(*Config) {},
+		"linger":              func(c *Config) { c.Linger = 1 << 40 },
+		"max_batch_bytes":     func(c *Config) { c.MaxBatch = 1 },
+		"streams.partitions":  func(c *Config) { c.Streams.Partitions = 0 },
+		"receive.http.listen": func(c *Config) { c.Gateway.TokensFile = "x"; c.Gateway.HTTP.Listen = "0.0.0.0:4318" },
+	} {
+		c := DefaultConfig()
+		change(&c)
+		err := c.Validate()
+		if (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// TestMessagesStayBelowTheirBound fills one partition with more than a message
+// holds, in one frame and in many.
+func TestMessagesStayBelowTheirBound(t *testing.T) {
+	big := &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{}}}}}
+	for n := range 40 {
+		big.ResourceSpans[0].ScopeSpans[0].Spans = append(big.ResourceSpans[0].ScopeSpans[0].Spans,
+			&tracepb.Span{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: []byte{1, 1, 1, 1, 1, 1, 1, byte(n)}, Name: strings.Repeat("x", 100<<10)})
+	}
+	payload, err := proto.Marshal(big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &batch{outs: make([][]out, 1)}
+	b.addPart(0, envelope.Frame{Instance: "as-1", Payload: payload})
+	b.addPart(0, envelope.Frame{Instance: "as-2", Payload: payload[:0]})
+	items := 0
+	for _, o := range b.outs[0] {
+		if len(o.body) > bus.MaxMessage {
+			t.Errorf("a message of %d bytes", len(o.body))
+		}
+		items += o.items
+	}
+	if items != 40 || len(b.outs[0]) < 4 {
+		t.Errorf("%d spans in %d messages, want 40 in at least 4", items, len(b.outs[0]))
+	}
+}
+
+// TestInputIsSettledAfterItsOutputs takes SPANS away: what comes in must stay
+// owed until SPANS is there again and has it.
+func TestInputIsSettledAfterItsOutputs(t *testing.T) {
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bk.Stop()
+	cfg := DefaultConfig()
+	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 1, 64<<20
+	cfg.Hub = bus.Config{Name: "router", InProcess: bk}
+	cfg.Drain = time.Millisecond
+	stages, err := Build(proc.NewProcess(quiet, &cfg), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- proc.Run(ctx, quiet, stages) }()
+	defer func() { cancel(); <-done }()
+
+	nc, err := nats.Connect("", nats.InProcessServer(bk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	defer stop()
+	if !proc.Until(wait, func() bool { return stages[1].State() == services.Running }) {
+		t.Fatal("the router does not start")
+	}
+	spans, err := js.Stream(wait, bus.Spans)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(wait, bus.Spans); err != nil {
+		t.Fatal(err)
+	}
+	payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: bytes.Repeat([]byte{1}, 8)}}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := nats.NewMsg("otlp.traces.as-1")
+	msg.Data = payload
+	envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: "x"}.Fields(func(k, v string) { msg.Header.Set(k, v) })
+	if _, err := js.PublishMsg(wait, msg); err != nil {
+		t.Fatal(err)
+	}
+	floor := func() uint64 {
+		c, err := js.Consumer(wait, "TRACES", "router-0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.CachedInfo().NumAckPending == 0 && c.CachedInfo().NumPending == 0 {
+			return c.CachedInfo().AckFloor.Stream
+		}
+		return 0
+	}
+	// Delivered, tried at least once, and still owed.
+	if !proc.Until(wait, func() bool {
+		c, err := js.Consumer(wait, "TRACES", "router-0")
+		return err == nil && c.CachedInfo().NumAckPending == 1
+	}) {
+		t.Fatal("the message was not delivered")
+	}
+	for range 10 {
+		if n := floor(); n != 0 {
+			t.Fatalf("floor %d, although SPANS is not there", n)
+		}
+		proc.Sleep(wait, 50*time.Millisecond)
+	}
+	if _, err := js.CreateStream(wait, spans.CachedInfo().Config); err != nil {
+		t.Fatal(err)
+	}
+	if !proc.Until(wait, func() bool { return floor() == 1 }) {
+		t.Error("the input is not settled after SPANS is back")
+	}
+	again, err := js.Stream(wait, bus.Spans)
+	if err != nil || again.CachedInfo().State.Msgs != 1 {
+		t.Errorf("SPANS holds %+v, %v; want one message", again.CachedInfo().State, err)
+	}
+}

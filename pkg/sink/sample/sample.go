@@ -1,0 +1,308 @@
+// Package sample gathers spans into traces and decides about each trace once
+// its window has closed. It is a pure state machine: no goroutine, no lock, no
+// clock, no logger.
+//
+//	s := sample.New(policies, maxBytes)
+//	out := s.Add(seq, now, frame) // spans in; decisions that the stream's time brought
+//	out = s.Idle(now)             // when the lane is caught up and silent
+//	s.Release(seq)                // for every export, once the backend has it
+//	floor := s.Floor()
+//
+// # Stream time
+//
+// Every instance has a clock of its own: the highest arrival stamp seen. A
+// trace's window opens with the arrival of its first span and closes when the
+// clock has passed first + wait; the spans stamped within count. So an edge
+// that catches up after an hour is judged as if it had been live, and the same
+// stretch of an instance's stream gives the same decisions on every reading.
+//
+// # Promises
+//
+//   - A span is never forgotten: it is held, or in an Export, or counted in
+//     Output. Floor stays below the message of every span held or not released.
+//   - Late spans follow the decision of their trace while it is remembered; a
+//     decision that was recorded is never reversed by the next owner.
+//
+// # Not here
+//
+// Reading, exporting, and the wall clock: package sink.
+package sample
+
+import (
+	"cmp"
+	"container/heap"
+	"slices"
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+// Export is spans to be sent to the backend: a whole trace, or late spans of
+// one that was kept.
+type Export struct {
+	Instance string
+	Payload  []byte
+	Spans    int
+	Seq      uint64 // the lowest sequence of its spans; owed until Release
+	Policy   string // that kept it; empty for late spans
+}
+
+// Output is what a step has brought.
+type Output struct {
+	Exports    []Export
+	Decisions  []envelope.Decision // to be recorded before anything is exported or released
+	SampledOut int                 // spans of traces that were not kept
+	Duplicates int                 // spans that were already held
+	Early      int                 // traces decided before their window closed, for want of memory
+}
+
+// Sampler is the state of one partition.
+type Sampler struct {
+	policies *policy.Set
+	maxBytes int
+
+	instances map[string]*instance
+	decided   memory
+	owed      ledger
+	bytes     int    // wire bytes held
+	last      uint64 // highest sequence seen
+	wire      otlpwire.Splitter
+}
+
+// instance is the state of one instance.
+type instance struct {
+	name    string
+	clock   int64 // highest arrival, in Unix nanoseconds of the edge
+	arrival int64 // of the last frame
+	seen    time.Time
+	traces  map[otlpwire.TraceID]*trace
+	queue   queue // by first arrival, then ID
+	budgets policy.Budgets
+}
+
+// trace is one that is not decided yet.
+type trace struct {
+	id      otlpwire.TraceID
+	first   int64
+	seq     uint64
+	spans   int
+	payload []byte
+	ids     spanSet
+}
+
+// idleGrace is how long an instance must be silent before wall time moves its
+// clock: longer than a router lingers and a lane takes.
+const idleGrace = time.Second
+
+// New returns an empty sampler that holds up to maxBytes of spans.
+func New(policies *policy.Set, maxBytes int) *Sampler {
+	return &Sampler{
+		policies:  policies,
+		maxBytes:  maxBytes,
+		instances: make(map[string]*instance),
+		decided:   newMemory(policies.Kept, policies.Dropped),
+	}
+}
+
+// Add takes the spans of one frame of message seq. now is the reader's clock,
+// used only by Idle. Frames come in the order of seq; a message may have many.
+func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, err error) {
+	s.last = max(s.last, seq)
+	in := s.instances[f.Instance]
+	if in == nil {
+		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace)}
+		s.instances[f.Instance] = in
+	}
+	in.seen, in.arrival = now, f.Arrival
+	in.clock = max(in.clock, f.Arrival)
+	s.advance(in, &out) // windows that this arrival has passed close without it
+
+	// Split by trace: the key is the trace's place among those of this frame.
+	order := make(map[otlpwire.TraceID]int)
+	var ids []otlpwire.TraceID
+	err = s.wire.Split(f.Payload, func(item []byte) int {
+		id, _ := otlpwire.SpanTrace(item)
+		n, ok := order[id]
+		if !ok {
+			n = len(ids)
+			order[id], ids = n, append(ids, id)
+		}
+		return n
+	}, func(key int, payload []byte) {
+		s.addPiece(in, seq, ids[key], f.Arrival, payload, &out)
+	})
+	for s.bytes > s.maxBytes {
+		if !s.decideOldest(&out) {
+			break
+		}
+	}
+	return out, err
+}
+
+// addPiece adds spans of one trace that share a resource.
+func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, payload []byte, out *Output) {
+	n := otlpwire.Count(otlpwire.Traces, payload)
+	if kept, known := s.decided.recall(key{in.name, id}); known {
+		if !kept {
+			out.SampledOut += n
+			return
+		}
+		s.owed.add(seq)
+		out.Exports = append(out.Exports, Export{Instance: in.name, Payload: slices.Clone(payload), Spans: n, Seq: seq})
+		return
+	}
+	t := in.traces[id]
+	if t == nil {
+		t = &trace{id: id, first: arrival, seq: seq}
+		in.traces[id] = t
+		heap.Push(&in.queue, t)
+		s.owed.add(seq)
+	}
+	fresh := 0
+	otlpwire.Walk(payload, func(it otlpwire.Item) bool {
+		if t.ids.add(it.Bytes) {
+			fresh++
+		}
+		return true
+	})
+	out.Duplicates += n - fresh
+	if fresh == 0 {
+		return
+	}
+	if fresh < n {
+		payload = onlyFresh(t, payload)
+	}
+	t.spans += fresh
+	t.payload = append(t.payload, payload...)
+	s.bytes += len(payload)
+}
+
+// onlyFresh removes from payload the spans that t already held before. All of
+// them are in t.ids by now; those that t's bytes hold are the old ones.
+func onlyFresh(t *trace, payload []byte) []byte {
+	var held spanSet
+	otlpwire.Walk(t.payload, func(it otlpwire.Item) bool { held.add(it.Bytes); return true })
+	var sp otlpwire.Splitter
+	var out []byte
+	_ = sp.Split(payload, func(item []byte) int {
+		if held.add(item) {
+			return 0
+		}
+		return -1
+	}, func(_ int, p []byte) { out = append(out, p...) })
+	return out
+}
+
+// advance decides the traces of in whose windows its clock has passed.
+func (s *Sampler) advance(in *instance, out *Output) {
+	for len(in.queue) > 0 && in.queue[0].first+int64(s.policies.Wait) < in.clock {
+		s.decide(in, out)
+	}
+}
+
+// decide takes the oldest trace of in off the queue and asks the policies.
+func (s *Sampler) decide(in *instance, out *Output) {
+	t := heap.Pop(&in.queue).(*trace)
+	delete(in.traces, t.id)
+	s.bytes -= len(t.payload)
+	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: t.payload, First: t.first}, &in.budgets)
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep}
+	s.Remember(d)
+	out.Decisions = append(out.Decisions, d)
+	if !keep {
+		out.SampledOut += t.spans
+		s.owed.release(t.seq)
+		return
+	}
+	out.Exports = append(out.Exports, Export{Instance: in.name, Payload: t.payload, Spans: t.spans, Seq: t.seq, Policy: by})
+}
+
+// Remember takes a decision over that was made before, here or by the owner
+// before: the spans of its trace that are still to come follow it.
+func (s *Sampler) Remember(d envelope.Decision) {
+	s.decided.remember(key{d.Instance, d.TraceID}, d.Kept)
+}
+
+// decideOldest makes room: the trace that has waited longest is decided on what
+// there is of it.
+func (s *Sampler) decideOldest(out *Output) bool {
+	var oldest *instance
+	for _, in := range s.instances {
+		if len(in.queue) > 0 && (oldest == nil || in.queue[0].seq < oldest.queue[0].seq) {
+			oldest = in
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	out.Early++
+	s.decide(oldest, out)
+	return true
+}
+
+// Idle moves the clocks of silent instances on by the time that has passed on
+// the reader's clock since their last frame. The caller must know that the lane
+// is caught up: otherwise a trace would be decided on half its spans.
+func (s *Sampler) Idle(now time.Time) (out Output) {
+	for _, name := range s.names() {
+		in := s.instances[name]
+		silent := now.Sub(in.seen)
+		if silent < idleGrace {
+			continue
+		}
+		in.clock = max(in.clock, in.arrival+int64(silent-idleGrace))
+		s.advance(in, &out)
+		if len(in.traces) == 0 && silent > time.Hour {
+			delete(s.instances, name)
+		}
+	}
+	return out
+}
+
+// names lists the instances in an order that does not depend on the map.
+func (s *Sampler) names() []string {
+	names := make([]string, 0, len(s.instances))
+	for n := range s.instances {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Release says that the backend has an export with this sequence.
+func (s *Sampler) Release(seq uint64) { s.owed.release(seq) }
+
+// Floor returns the sequence up to which nothing is owed.
+func (s *Sampler) Floor() uint64 {
+	if low, ok := s.owed.lowest(); ok {
+		return low - 1
+	}
+	return s.last
+}
+
+// Held returns the number of undecided traces and their wire bytes.
+func (s *Sampler) Held() (traces, bytes int) {
+	for _, in := range s.instances {
+		traces += len(in.traces)
+	}
+	return traces, s.bytes
+}
+
+// queue is a heap of traces, the one that is due first on top.
+type queue []*trace
+
+func (q queue) Len() int { return len(q) }
+func (q queue) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(q[i].first, q[j].first), slices.Compare(q[i].id[:], q[j].id[:])) < 0
+}
+func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *queue) Push(x any)   { *q = append(*q, x.(*trace)) }
+func (q *queue) Pop() any {
+	old := *q
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	return t
+}

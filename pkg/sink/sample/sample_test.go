@@ -1,0 +1,379 @@
+package sample
+
+import (
+	"bufio"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the outcomes of the scripts anew; read the diff")
+
+// TestScripts runs the stories in testdata: lines of input, then ---- and what
+// the sampler did.
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := runScript(t, string(text))
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if got != string(text) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, text)
+			}
+		})
+	}
+}
+
+// script is the state of one script.
+type script struct {
+	t    *testing.T
+	s    *Sampler
+	seq  uint64
+	base time.Time
+}
+
+func runScript(t *testing.T, text string) string {
+	var out strings.Builder
+	sc := &script{t: t, base: time.Unix(1_000_000, 0)}
+	lines := bufio.NewScanner(strings.NewReader(text))
+	skipping := false
+	var policies strings.Builder
+	for lines.Scan() {
+		line := lines.Text()
+		word, rest, _ := strings.Cut(line, " ")
+		switch {
+		case line == "----":
+			skipping = true
+			continue
+		case word == "policies" || strings.HasPrefix(line, "\t"):
+			skipping = false
+			if word == "policies" {
+				policies.Reset()
+			} else {
+				policies.WriteString(strings.TrimPrefix(line, "\t") + "\n")
+				set, err := policy.Parse("script", []byte(policies.String()))
+				if err == nil {
+					sc.s = New(set, 1<<20)
+				}
+			}
+			out.WriteString(line + "\n")
+			continue
+		case word == "add" || word == "idle" || word == "release" || word == "floor" || line == "" || word == "#":
+			skipping = false
+		}
+		if skipping {
+			continue
+		}
+		out.WriteString(line + "\n")
+		if word == "#" || line == "" {
+			continue
+		}
+		out.WriteString("----\n" + sc.do(word, rest))
+	}
+	return out.String()
+}
+
+func (sc *script) do(word, rest string) string {
+	args := map[string]string{}
+	for f := range strings.FieldsSeq(rest) {
+		k, v, _ := strings.Cut(f, "=")
+		args[k] = v
+	}
+	at := func(key string) time.Duration {
+		d, err := time.ParseDuration(args[key])
+		if err != nil && args[key] != "" {
+			sc.t.Fatalf("%s %s: %v", word, rest, err)
+		}
+		return d
+	}
+	switch word {
+	case "add":
+		sc.seq++
+		inst := args["instance"]
+		if inst == "" {
+			inst = "i"
+		}
+		f := envelope.Frame{Instance: inst, Arrival: sc.base.Add(at("at")).UnixNano()}
+		for _, name := range strings.Split(args["spans"], ",") {
+			f.Payload = append(f.Payload, spanOf(args["trace"], name, at("ms"), args["error"] == "yes")...)
+		}
+		out, err := sc.s.Add(sc.seq, sc.base.Add(at("at")), f)
+		if err != nil {
+			sc.t.Fatal(err)
+		}
+		return describe(out)
+	case "idle":
+		return describe(sc.s.Idle(sc.base.Add(at("at"))))
+	case "release":
+		n, _ := strconv.Atoi(args["seq"])
+		sc.s.Release(uint64(n))
+		return ""
+	}
+	return fmt.Sprintf("at %d\n", sc.s.Floor())
+}
+
+func describe(o Output) string {
+	var b strings.Builder
+	for _, e := range o.Exports {
+		reason := e.Policy
+		if reason == "" {
+			reason = "late"
+		}
+		id := ""
+		otlpwire.Walk(e.Payload, func(it otlpwire.Item) bool {
+			sp := otlpwire.ParseSpan(it.Bytes)
+			id = strings.TrimLeft(hex.EncodeToString(sp.TraceID[:]), "0")
+			return false
+		})
+		fmt.Fprintf(&b, "%s %s kept by=%s spans=%d seq=%d\n", e.Instance, id, reason, e.Spans, e.Seq)
+	}
+	if o.SampledOut > 0 {
+		fmt.Fprintf(&b, "sampled out %d\n", o.SampledOut)
+	}
+	if o.Duplicates > 0 {
+		fmt.Fprintf(&b, "duplicates %d\n", o.Duplicates)
+	}
+	return b.String()
+}
+
+// spanOf makes a payload of one span; the same name is the same span ID.
+func spanOf(trace, name string, lasts time.Duration, failed bool) []byte {
+	id, err := hex.DecodeString(fmt.Sprintf("%032s", trace))
+	if err != nil {
+		panic(err)
+	}
+	sp := &tracepb.Span{TraceId: id, SpanId: []byte(fmt.Sprintf("%8.8s", name)), Name: name, StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9 + uint64(lasts)}
+	if failed {
+		sp.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}
+	}
+	b, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// TestDecisionsDoNotDependOnInterleaving feeds the same streams of five
+// instances in random interleavings, cut into other messages and with
+// duplicates, and wants the same kept spans every time.
+func TestDecisionsDoNotDependOnInterleaving(t *testing.T) {
+	set, err := policy.Parse("p", []byte(`
+decision_wait: 10s
+policies:
+  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+  - {name: some, type: probabilistic, probabilistic: {sampling_percentage: 30}}
+  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 4}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type event struct {
+		at      time.Duration
+		trace   int
+		name    string
+		failing bool
+	}
+	build := rand.New(rand.NewPCG(1, 2))
+	streams := map[string][]event{}
+	total := 0
+	for i := range 5 {
+		inst := fmt.Sprintf("i%d", i)
+		for n := range 60 {
+			first := time.Duration(build.IntN(60_000)) * time.Millisecond
+			for s := range 1 + build.IntN(5) {
+				streams[inst] = append(streams[inst], event{first + time.Duration(build.IntN(14_000))*time.Millisecond, i*1000 + n + 1, fmt.Sprint(s), build.IntN(30) == 0})
+				total++
+			}
+		}
+		slices.SortStableFunc(streams[inst], func(a, b event) int { return int(a.at - b.at) })
+	}
+	base := time.Unix(1_000_000, 0)
+	run := func(seed uint64) (kept map[string]int) {
+		rng := rand.New(rand.NewPCG(seed, 7))
+		s := New(set, 1<<30)
+		kept = map[string]int{}
+		seen := 0
+		note := func(o Output) {
+			seen += o.SampledOut + o.Duplicates
+			for _, e := range o.Exports {
+				seen += e.Spans
+				otlpwire.Walk(e.Payload, func(it otlpwire.Item) bool {
+					sp := otlpwire.ParseSpan(it.Bytes)
+					kept[fmt.Sprintf("%s %x %s", e.Instance, sp.TraceID, sp.Name)]++
+					return true
+				})
+				s.Release(e.Seq)
+			}
+		}
+		left := map[string][]event{}
+		var names []string
+		for inst, evs := range streams {
+			left[inst] = evs
+			names = append(names, inst)
+		}
+		slices.Sort(names)
+		added := 0
+		for seq := uint64(1); len(names) > 0; seq++ {
+			i := rng.IntN(len(names))
+			inst := names[i]
+			ev := left[inst][0]
+			f := envelope.Frame{Instance: inst, Arrival: base.Add(ev.at).UnixNano(), Payload: spanOf(fmt.Sprint(ev.trace), ev.name, time.Millisecond, ev.failing)}
+			for range 1 + rng.IntN(2)*rng.IntN(2) { // at times the router sends it twice
+				o, err := s.Add(seq, base, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				added++
+				note(o)
+			}
+			if left[inst] = left[inst][1:]; len(left[inst]) == 0 {
+				names = slices.Delete(names, i, i+1)
+			}
+		}
+		note(s.Idle(base.Add(time.Hour)))
+		if traces, bytes := s.Held(); traces != 0 || bytes != 0 {
+			t.Errorf("seed %d: %d traces and %d bytes are left", seed, traces, bytes)
+		}
+		if seen != added {
+			t.Errorf("seed %d: %d spans in, %d accounted for", seed, added, seen)
+		}
+		for k := range kept {
+			kept[k] = 1 // a late duplicate goes out twice; Tempo keeps one
+		}
+		return kept
+	}
+	want := run(0)
+	if len(want) == 0 || len(want) >= total {
+		t.Fatalf("%d of %d kept: the policies decide nothing", len(want), total)
+	}
+	for seed := range uint64(50) {
+		if got := run(seed); !reflect.DeepEqual(got, want) {
+			t.Fatalf("seed %d: another set is kept: %d spans, want %d", seed, len(got), len(want))
+		}
+	}
+}
+
+func TestFloorStaysBelowWhatIsOwed(t *testing.T) {
+	set := policy.KeepAll(10 * time.Second)
+	s := New(set, 1<<20)
+	base := time.Unix(1000, 0)
+	add := func(seq uint64, trace string, at time.Duration) Output {
+		o, err := s.Add(seq, base, envelope.Frame{Instance: "i", Arrival: base.Add(at).UnixNano(), Payload: spanOf(trace, fmt.Sprint(seq), 0, false)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	add(5, "1", 0)
+	add(6, "2", time.Second)
+	add(7, "1", 2*time.Second)
+	if s.Floor() != 4 {
+		t.Errorf("floor %d, want 4", s.Floor())
+	}
+	o := add(8, "3", 10500*time.Millisecond) // trace 1 is decided
+	if len(o.Exports) != 1 || o.Exports[0].Spans != 2 || s.Floor() != 4 {
+		t.Errorf("decided but not delivered: %+v, floor %d, want 4", o, s.Floor())
+	}
+	s.Release(5)
+	if s.Floor() != 5 {
+		t.Errorf("floor %d after the delivery of trace 1, want 5", s.Floor())
+	}
+	o = add(9, "1", 11*time.Second) // late for trace 1
+	if len(o.Exports) != 1 || o.Exports[0].Seq != 9 || o.Exports[0].Policy != "" {
+		t.Errorf("late span: %+v", o)
+	}
+	s.Release(9)
+	for _, e := range s.Idle(base.Add(time.Minute)).Exports {
+		s.Release(e.Seq)
+	}
+	if s.Floor() != 9 {
+		t.Errorf("floor %d when nothing is owed, want 9", s.Floor())
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	s := New(policy.KeepAll(time.Hour), 10_000)
+	base := time.Unix(1000, 0)
+	early := 0
+	for i := range 1000 {
+		o, err := s.Add(uint64(i+1), base, envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Payload: spanOf(fmt.Sprintf("%x", i+1), "a", 0, false)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		early += o.Early
+		if _, bytes := s.Held(); bytes > 10_000 {
+			t.Fatalf("%d bytes held", bytes)
+		}
+	}
+	if early == 0 {
+		t.Error("nothing was decided early: the test tests nothing")
+	}
+	m := newMemory(10, 10)
+	for i := range 1000 {
+		m.remember(key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}, i%2 == 0)
+	}
+	if n := len(m.kept.young) + len(m.kept.old) + len(m.dropped.young) + len(m.dropped.old); n > 20 {
+		t.Errorf("%d decisions remembered, want at most 20", n)
+	}
+}
+
+func TestRecordedDecisionsAreNotReversed(t *testing.T) {
+	set, err := policy.Parse("p", []byte("policies: [{name: e, type: status_code, status_code: {status_codes: [ERROR]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := time.Unix(1000, 0)
+	first := New(set, 1<<20)
+	feed := func(s *Sampler, seq uint64, trace string, failed bool) Output {
+		o, err := s.Add(seq, base, envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Payload: spanOf(trace, "x", 0, failed)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	feed(first, 1, "a1", false)
+	feed(first, 2, "b2", true)
+	out := first.Idle(base.Add(time.Hour))
+	if len(out.Decisions) != 2 {
+		t.Fatalf("got %+v", out)
+	}
+	// The next owner: of the dropped trace comes an error, of the kept one none.
+	next := New(set, 1<<20)
+	for _, d := range out.Decisions {
+		next.Remember(d)
+	}
+	if o := feed(next, 3, "a1", true); o.SampledOut != 1 || len(o.Exports) != 0 {
+		t.Errorf("dropped trace: %+v", o)
+	}
+	if o := feed(next, 4, "b2", false); o.SampledOut != 0 || len(o.Exports) != 1 {
+		t.Errorf("kept trace: %+v", o)
+	}
+}

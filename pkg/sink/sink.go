@@ -1,0 +1,171 @@
+// Package sink is the central tier that writes to the backends: whole sampled
+// traces to Tempo, metrics to Prometheus, logs to Loki, or any of them to
+// files.
+//
+//	SPANS → sample → Tempo      METRICS → Prometheus      LOGS → Loki
+//
+// # Promises
+//
+//   - A lane's floor passes a message only when everything in it is stored by
+//     the backend, sampled out, or dead-lettered with a reason.
+//   - Per instance and signal items reach the backend in the order in which
+//     they arrived at its edge; a retry blocks its own lane only.
+//   - One request to a backend holds items of one instance.
+//
+// # Not here
+//
+// Which sink owns which partition: so far one process owns them all.
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/file"
+	"github.com/penstock/penstock/pkg/sink/loki"
+	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sink/remotewrite"
+	"github.com/penstock/penstock/pkg/sink/tempo"
+)
+
+// Config is what an operator may set. A signal that has no backend goes to the
+// file backend.
+type Config struct {
+	proc.Config `yaml:",inline"`
+
+	Hub        bus.Config         `yaml:"hub"`
+	Streams    bus.Topology       `yaml:"streams"`
+	Sampling   SamplingConfig     `yaml:"sampling"`
+	Tempo      tempo.Config       `yaml:"tempo"`
+	Prometheus remotewrite.Config `yaml:"prometheus"`
+	Loki       loki.Config        `yaml:"loki"`
+	File       file.Config        `yaml:"file"`
+	// Drain is how long a stop may wait for backends to take what is there.
+	Drain time.Duration `yaml:"drain_timeout"`
+
+	// DrainTraces makes a stop wait for the decisions, too. Without it traces
+	// that wait for theirs stay in SPANS and are decided by the next owner.
+	DrainTraces bool `yaml:"-"`
+}
+
+// SamplingConfig says which traces are kept.
+type SamplingConfig struct {
+	// File holds the collector's tail_sampling configuration. Without it every
+	// trace is kept.
+	File string `yaml:"file"`
+	// MaxBytes bounds the spans held by each partition's sampler.
+	MaxBytes proc.Bytes `yaml:"max_bytes_per_partition"`
+}
+
+// DefaultConfig runs with the environment alone.
+func DefaultConfig() Config {
+	return Config{
+		Config:     proc.DefaultConfig(9663),
+		Hub:        bus.Config{URL: "nats://127.0.0.1:4222"},
+		Streams:    bus.DefaultTopology(),
+		Sampling:   SamplingConfig{MaxBytes: 256 << 20},
+		Prometheus: remotewrite.Config{Labels: remotewrite.DefaultLabels()},
+		Loki:       loki.Config{Labels: loki.DefaultLabels()},
+		File:       file.Config{Dir: "penstock-data", MaxBytes: 1 << 30},
+		Drain:      5 * time.Second,
+	}
+}
+
+// Process returns the part that is common to all roles.
+func (c *Config) Process() *proc.Config { return &c.Config }
+
+// ApplyEnv overrides the file with the environment.
+func (c *Config) ApplyEnv(getenv func(string) string) {
+	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
+	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	proc.Env(getenv, "TEMPO_ENDPOINT", &c.Tempo.Endpoint)
+	proc.Env(getenv, "PROMETHEUS_URL", &c.Prometheus.URL)
+	proc.Env(getenv, "LOKI_URL", &c.Loki.URL)
+}
+
+// Validate reports every mistake at once, also those in the policies.
+func (c *Config) Validate() error {
+	errs := []error{c.Streams.Validate()}
+	if c.Sampling.MaxBytes < 1<<20 {
+		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 1MiB", c.Sampling.MaxBytes))
+	}
+	if c.File.MaxBytes < 1<<20 {
+		errs = append(errs, fmt.Errorf("file.max_bytes is %v, want at least 1MiB", c.File.MaxBytes))
+	}
+	if c.File.Dir == "" {
+		errs = append(errs, errors.New("file.dir is not set"))
+	}
+	if _, err := c.policies(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Tempo.Endpoint != "" {
+		errs = append(errs, check(tempo.New(c.Tempo)))
+	}
+	if c.Prometheus.URL != "" {
+		errs = append(errs, check(remotewrite.New(c.Prometheus)))
+	}
+	if c.Loki.URL != "" {
+		errs = append(errs, check(loki.New(c.Loki)))
+	}
+	return errors.Join(errs...)
+}
+
+func check(w interface{ Close() error }, err error) error {
+	if err == nil {
+		err = w.Close()
+	}
+	return err
+}
+
+// keepAllWait is the decision wait of those who sample nothing: long enough
+// for the spans of a request to come together in one write.
+const keepAllWait = 2 * time.Second
+
+func (c *Config) policies() (*policy.Set, error) {
+	if c.Sampling.File == "" {
+		return policy.KeepAll(keepAllWait), nil
+	}
+	return policy.LoadFile(c.Sampling.File)
+}
+
+// Writer writes the payloads of one signal to one backend.
+type Writer interface {
+	// Name is the backend's label.
+	Name() string
+	// Write returns nil when the backend has stored every item of a payload of
+	// one instance. It does not keep the payload. Errors are marked as package
+	// fault says. It is called from several goroutines, for one instance from
+	// one only.
+	Write(ctx context.Context, instance string, payload []byte) error
+	Close() error
+}
+
+// writer builds the backend of a signal.
+func (c *Config) writer(sig otlpwire.Signal) (Writer, error) {
+	switch {
+	case sig == otlpwire.Traces && c.Tempo.Endpoint != "":
+		return tempo.New(c.Tempo)
+	case sig == otlpwire.Metrics && c.Prometheus.URL != "":
+		return remotewrite.New(c.Prometheus)
+	case sig == otlpwire.Logs && c.Loki.URL != "":
+		return loki.New(c.Loki)
+	}
+	return file.New(c.File, sig)
+}
+
+// Build makes the stages: hub, lanes.
+func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
+	policies, err := cfg.policies()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Hub.Name = "sink"
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
+	ls := &lanes{cfg: cfg, policies: policies, hub: hub, led: p.Ledger, log: p.Log.With("component", "sink")}
+	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
+}

@@ -1,0 +1,154 @@
+package sink
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// picky refuses payloads that hold a poisoned line, and fails as often as told.
+type picky struct {
+	mu     sync.Mutex
+	stored []string
+	writes int
+	fail   int
+}
+
+func (p *picky) Name() string { return "loki" }
+func (p *picky) Close() error { return nil }
+
+func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.writes++
+	if p.fail > 0 {
+		p.fail--
+		return errors.New("not now")
+	}
+	if bytes.Contains(payload, []byte("poison")) {
+		return fault.Permanent(ledger.DeadRefused, errors.New("400: entry refused"))
+	}
+	otlpwire.Walk(payload, func(it otlpwire.Item) bool { p.stored = append(p.stored, string(it.Bytes)); return true })
+	return nil
+}
+
+func testDelivery(t *testing.T, w Writer) (*delivery, *bus.Conn) {
+	t.Helper()
+	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
+	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Stop)
+	top := bus.DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 64<<20
+	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "sink", InProcess: b}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return &delivery{sig: otlpwire.Logs, w: w, conn: conn, led: ledger.New(prometheus.NewRegistry()), log: quiet}, conn
+}
+
+func lines(t *testing.T, texts ...string) []byte {
+	t.Helper()
+	var recs []string
+	for _, s := range texts {
+		recs = append(recs, fmt.Sprintf(`{"body":{"stringValue":%q}}`, s))
+	}
+	p, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[`+strings.Join(recs, ",")+`]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestOnlyTheCulpritIsDeadLettered puts one poisoned line among a hundred.
+func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
+	w := &picky{fail: 2}
+	d, conn := testDelivery(t, w)
+	var texts []string
+	for i := range 100 {
+		texts = append(texts, fmt.Sprintf("line %03d", i))
+	}
+	texts[37] = "poison"
+	if !d.write(t.Context(), "as-1", lines(t, texts...), origin{1, 7}) {
+		t.Fatal("not finished")
+	}
+	if len(w.stored) != 99 || w.writes > 2+2*7+2 {
+		t.Errorf("%d lines stored in %d writes", len(w.stored), w.writes)
+	}
+	for i := 1; i < len(w.stored); i++ {
+		if w.stored[i] < w.stored[i-1] {
+			t.Fatalf("order is lost: %q after %q", w.stored[i], w.stored[i-1])
+		}
+	}
+	led := d.led.Of(otlpwire.Logs)
+	if n, m := testutil.ToFloat64(led.Delivered("loki")), testutil.ToFloat64(led.Dead(ledger.DeadRefused)); n != 99 || m != 1 {
+		t.Errorf("delivered %v, dead %v", n, m)
+	}
+	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.DeadLetter, Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lane.Close()
+	dead, err := lane.Next(t.Context())
+	if err != nil || dead.Subject != "dead.logs.as-1" || dead.Header.Items != 1 || !bytes.Contains(dead.Body, []byte("poison")) {
+		t.Errorf("dead letter %+v, %v", dead, err)
+	}
+}
+
+func TestWriteEndsWithItsContext(t *testing.T) {
+	w := &picky{fail: 1 << 30}
+	d, _ := testDelivery(t, w)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if d.write(ctx, "as-1", lines(t, "a"), origin{}) {
+		t.Error("a failing backend has taken data")
+	}
+	if w.writes < 2 {
+		t.Errorf("tried %d times", w.writes)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	if err := os.WriteFile(bad, []byte("policies:\n  - {name: a, type: nonsense}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Config){
+		"":                                 func(*Config) {},
+		"bad.yaml:2":                       func(c *Config) { c.Sampling.File = bad },
+		"no such file":                     func(c *Config) { c.Sampling.File = "/does/not/exist" },
+		"tempo.endpoint":                   func(c *Config) { c.Tempo.Endpoint = "nonsense" },
+		"prometheus":                       func(c *Config) { c.Prometheus.URL = "nonsense" },
+		"loki":                             func(c *Config) { c.Loki.URL = "file:///etc/passwd" },
+		"streams.max_age":                  func(c *Config) { c.Streams.MaxAge = 1 },
+		"sampling.max_bytes_per_partition": func(c *Config) { c.Sampling.MaxBytes = 0 },
+	} {
+		c := DefaultConfig()
+		change(&c)
+		err := c.Validate()
+		if (want == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}

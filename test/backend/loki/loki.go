@@ -1,0 +1,240 @@
+// Package loki is a Loki for tests: the push API in, every entry kept in
+// memory. It enforces what Loki's distributor and ingester enforce by default:
+//
+//   - at most 15 labels a stream, names to 1024 and values to 2048 bytes;
+//   - lines to 256 KiB, structured metadata to 64 KiB and 128 pairs an entry;
+//   - entries not older than 7 days, not more than 10 minutes ahead, and not
+//     more than an hour behind the newest of their stream.
+//
+// What is wrong with an entry is a 400 that names it; the good entries of the
+// same push are stored.
+package loki
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/snappy"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Entry is one log line as it arrived.
+type Entry struct {
+	Labels   map[string]string
+	At       time.Time
+	Line     string
+	Metadata map[string]string
+}
+
+// Server is a running Loki.
+type Server struct {
+	URL string
+
+	mu struct {
+		sync.Mutex
+		entries []Entry
+		newest  map[string]time.Time // by stream
+		fail    int
+	}
+}
+
+// Start serves on loopback until the test ends.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	s := &Server{}
+	s.mu.newest = map[string]time.Time{}
+	srv := httptest.NewServer(s)
+	s.URL = srv.URL
+	t.Cleanup(srv.Close)
+	return s
+}
+
+// Fail makes every push answer with a status until it is called with 0.
+func (s *Server) Fail(status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.fail = status
+}
+
+// Entries returns what has arrived, in the order of arrival.
+func (s *Server) Entries() []Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Entry(nil), s.mu.entries...)
+}
+
+// ServeHTTP implements POST /loki/api/v1/push.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.fail != 0 {
+		http.Error(w, "scripted failure", s.mu.fail)
+		return
+	}
+	if r.Method != http.MethodPost || r.URL.Path != "/loki/api/v1/push" {
+		http.NotFound(w, r)
+		return
+	}
+	if ct := r.Header.Get("Content-Type"); ct != "application/x-protobuf" {
+		http.Error(w, "content type "+ct, http.StatusUnsupportedMediaType)
+		return
+	}
+	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
+	if err == nil {
+		var body []byte
+		if body, err = snappy.Decode(nil, compressed); err == nil {
+			err = s.pushLocked(body, time.Now())
+		}
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// pushLocked stores a logproto.PushRequest; the error names what was left out.
+func (s *Server) pushLocked(body []byte, now time.Time) error {
+	var refused []string
+	err := fields(body, func(num protowire.Number, stream []byte) error {
+		if num != 1 {
+			return nil
+		}
+		var text string
+		var labels map[string]string
+		return fields(stream, func(num protowire.Number, b []byte) (err error) {
+			switch num {
+			case 1:
+				text = string(b)
+				labels, err = parseLabels(text)
+			case 2:
+				var e Entry
+				if e, err = parseEntry(b); err != nil {
+					return err
+				}
+				e.Labels = labels
+				if why := s.refuseLocked(text, e, now); why != "" {
+					refused = append(refused, fmt.Sprintf("entry with timestamp %v ignored, reason: '%s' for stream: %s", e.At, why, text))
+					return nil
+				}
+				if e.At.After(s.mu.newest[text]) {
+					s.mu.newest[text] = e.At
+				}
+				s.mu.entries = append(s.mu.entries, e)
+			}
+			return err
+		})
+	})
+	if err == nil && len(refused) > 0 {
+		err = fmt.Errorf("%s, total ignored: %d", refused[0], len(refused))
+	}
+	return err
+}
+
+func (s *Server) refuseLocked(stream string, e Entry, now time.Time) string {
+	size := 0
+	for k, v := range e.Metadata {
+		size += len(k) + len(v)
+	}
+	switch newest := s.mu.newest[stream]; {
+	case len(e.Labels) > 15:
+		return "max_label_names_per_series"
+	case len(e.Line) > 256<<10:
+		return "line_too_long"
+	case size > 64<<10:
+		return "structured_metadata_too_large"
+	case len(e.Metadata) > 128:
+		return "structured_metadata_too_many"
+	case e.At.Before(now.Add(-7 * 24 * time.Hour)):
+		return "greater_than_max_sample_age"
+	case e.At.After(now.Add(10 * time.Minute)):
+		return "too_far_in_future"
+	case !newest.IsZero() && e.At.Before(newest.Add(-time.Hour)):
+		return "too_far_behind"
+	}
+	return ""
+}
+
+var labelPair = regexp.MustCompile(`([a-zA-Z_][a-zA-Z0-9_]*)=("(?:[^"\\]|\\.)*")(?:, |$)`)
+
+func parseLabels(text string) (map[string]string, error) {
+	inner, ok := strings.CutPrefix(text, "{")
+	inner, ok2 := strings.CutSuffix(inner, "}")
+	if !ok || !ok2 || labelPair.ReplaceAllString(inner, "") != "" {
+		return nil, fmt.Errorf("error parsing labels %q", text)
+	}
+	out := map[string]string{}
+	for _, m := range labelPair.FindAllStringSubmatch(inner, -1) {
+		v, err := strconv.Unquote(m[2])
+		if err != nil || len(m[1]) > 1024 || len(v) > 2048 {
+			return nil, fmt.Errorf("label %s: too long or not quoted", m[1])
+		}
+		out[m[1]] = v
+	}
+	return out, nil
+}
+
+func parseEntry(b []byte) (Entry, error) {
+	e := Entry{Metadata: map[string]string{}}
+	err := fields(b, func(num protowire.Number, b []byte) error {
+		switch num {
+		case 1:
+			var sec, nsec uint64
+			for len(b) > 0 {
+				num, _, n := protowire.ConsumeTag(b)
+				v, m := protowire.ConsumeVarint(b[n:])
+				if num == 1 {
+					sec = v
+				} else {
+					nsec = v
+				}
+				b = b[n+m:]
+			}
+			e.At = time.Unix(int64(sec), int64(nsec))
+		case 2:
+			e.Line = string(b)
+		case 3:
+			var name, value string
+			if err := fields(b, func(num protowire.Number, b []byte) error {
+				if num == 1 {
+					name = string(b)
+				} else {
+					value = string(b)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			e.Metadata[name] = value
+		}
+		return nil
+	})
+	return e, err
+}
+
+// fields visits the length-delimited fields of a message.
+func fields(b []byte, visit func(protowire.Number, []byte) error) error {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 || typ != protowire.BytesType {
+			return fmt.Errorf("no PushRequest: field %d has wire type %d", num, typ)
+		}
+		body, m := protowire.ConsumeBytes(b[n:])
+		if m < 0 {
+			return fmt.Errorf("no PushRequest: field %d is cut short", num)
+		}
+		if err := visit(num, body); err != nil {
+			return err
+		}
+		b = b[n+m:]
+	}
+	return nil
+}

@@ -1,0 +1,248 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/test/backend"
+)
+
+const password = "test-password-of-every-user"
+
+// deployEnv sets what deploy/nats expects in the environment.
+func deployEnv(t *testing.T) {
+	for _, name := range []string{"NATS_ADMIN_PASSWORD", "ROUTER_PASSWORD", "SINK_PASSWORD", "EDGE_AS_1_PASSWORD"} {
+		t.Setenv(name, password)
+	}
+}
+
+// startFromFile starts a real nats-server with a file of deploy/nats; only
+// addresses and directories are changed.
+func startFromFile(t *testing.T, file string, change func(*server.Options)) *server.Server {
+	t.Helper()
+	opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", file))
+	if err != nil {
+		t.Fatalf("deploy/nats/%s: %v", file, err)
+	}
+	opts.Host, opts.HTTPPort = "127.0.0.1", 0
+	opts.NoLog, opts.NoSigs = true, true
+	change(opts)
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(30 * time.Second) {
+		t.Fatal("nats-server is not ready")
+	}
+	return s
+}
+
+// role opens the hub as a central role would.
+func openAs(t *testing.T, url, user string, topology bus.Topology) *bus.Conn {
+	t.Helper()
+	log, _ := newLog(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	conn, err := bus.OpenHub(ctx, bus.Config{URL: url, User: user, Pass: password, Name: user}, topology, log)
+	if err != nil {
+		t.Fatalf("%s opens the hub: %v", user, err)
+	}
+	t.Cleanup(conn.Close)
+	return conn
+}
+
+// TestDeployedServer starts the server of deploy/nats, lets router and sink
+// make the streams with their own permissions, lets an edge send, and then
+// tries what a hostile edge would.
+func TestDeployedServer(t *testing.T) {
+	deployEnv(t)
+	s := startFromFile(t, "nats-server.conf", func(o *server.Options) {
+		o.Port, o.StoreDir = server.RANDOM_PORT, t.TempDir()
+	})
+	if !s.JetStreamEnabled() {
+		t.Fatal("no JetStream")
+	}
+	topology := bus.DefaultTopology()
+	topology.Partitions = 2
+	router := openAs(t, s.ClientURL(), "router", topology)
+	sink := openAs(t, s.ClientURL(), "sink", topology) // finds what the router has made
+
+	log, _ := newLog(t)
+	edgeConn, err := bus.Dial(bus.Config{URL: s.ClientURL(), User: "edge-as-1", Pass: password, Name: "edge-as-1", InboxPrefix: "_INBOX_as-1"}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer edgeConn.Close()
+	for _, sig := range otlpwire.Signals {
+		msg := bus.Message{Subject: bus.Subject(sig, "as-1"), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: "a-" + sig.String()}, Body: []byte("x")}
+		if err := edgeConn.PublishAsync(msg).Wait(t.Context()); err != nil {
+			t.Errorf("edge publishes its own %v: %v", sig, err)
+		}
+	}
+	readOne(t, router, bus.Stream(otlpwire.Traces), otlpwire.Traces, "router")
+	readOne(t, sink, bus.Stream(otlpwire.Metrics), otlpwire.Metrics, "sink")
+	readOne(t, sink, bus.Stream(otlpwire.Logs), otlpwire.Logs, "sink")
+
+	// The sink records and recalls decisions with its own permissions.
+	for i := range 3 {
+		if _, err := sink.Publish(t.Context(), bus.Message{Subject: bus.DecisionsSubject(1), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Items: 1, Arrival: 1}, Body: []byte{byte(i)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recalled := ""
+	if err := sink.Recall(t.Context(), bus.Decisions, bus.DecisionsSubject(1), func(b []byte) error { recalled += fmt.Sprint(b); return nil }); err != nil || recalled != "[0][1][2]" {
+		t.Errorf("recalled %s, %v", recalled, err)
+	}
+	if err := sink.Recall(t.Context(), bus.Decisions, bus.DecisionsSubject(0), func([]byte) error { t.Error("something of nothing"); return nil }); err != nil {
+		t.Error(err)
+	}
+
+	nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("edge-as-1", password), nats.CustomInboxPrefix("_INBOX_as-1"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for _, subject := range []string{
+		"otlp.traces.as-2", "otlp.traces.*", "otlp.traces.>", "otlp.traces", "otlp.traces.as-1.x", "otlp.traces.0.as-1", "spans.0", "decisions.0", "dead.traces.as-1", "replay.job.0",
+		"$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.TRACES", "$JS.API.STREAM.DELETE.TRACES", "$JS.API.STREAM.PURGE.TRACES", "$JS.API.STREAM.MSG.GET.TRACES",
+		"$JS.API.STREAM.CREATE.MINE", "$JS.API.DIRECT.GET.TRACES", "$JS.API.DIRECT.GET.TRACES.otlp.traces.0.as-2", "$JS.API.CONSUMER.CREATE.TRACES.x", "$JS.API.CONSUMER.MSG.NEXT.TRACES.router-0",
+		"$JS.API.CONSUMER.RESET.TRACES.router-0", "$JS.API.CONSUMER.DELETE.TRACES.router-0", "$JS.ACK.TRACES.router-0.1.1.1.1.0", "$SYS.REQ.SERVER.PING", "_INBOX_router.x",
+	} {
+		if _, err := nc.Request(subject, nil, 300*time.Millisecond); !denied(nc, err) {
+			t.Errorf("a hostile edge may publish to %s: %v", subject, err)
+		}
+	}
+	for _, subject := range []string{">", "otlp.>", "spans.0", "_INBOX.>", "_INBOX_router.>", "$JS.>", "$SYS.>"} {
+		sub, err := nc.SubscribeSync(subject)
+		if err == nil {
+			_ = nc.Flush()
+			_, err = sub.NextMsg(100 * time.Millisecond)
+		}
+		if !denied(nc, err) {
+			t.Errorf("a hostile edge may subscribe to %s: %v", subject, err)
+		}
+	}
+	// An answer that reflects into an API subject must not purge anything.
+	evil := nats.NewMsg("otlp.traces.as-1")
+	evil.Reply = "$JS.API.STREAM.PURGE.TRACES"
+	_ = nc.PublishMsg(evil)
+	_ = nc.Flush()
+	time.Sleep(100 * time.Millisecond) // nothing is to come; there is nothing to wait for
+	if st, err := router.State(t.Context(), bus.Stream(otlpwire.Traces)); err != nil || st.Messages < 1 {
+		t.Errorf("TRACES after a reflected purge: %+v, %v", st, err)
+	}
+}
+
+// denied reports whether the server refused the last operation.
+func denied(nc *nats.Conn, err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrTimeout) && errors.Is(nc.LastError(), nats.ErrPermissionViolation) || errors.Is(err, nats.ErrBadSubject)
+}
+
+// readOne reads the one message of a stream through a lane.
+func readOne(t *testing.T, conn *bus.Conn, stream string, sig otlpwire.Signal, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	got := make(chan bus.Delivery, 2)
+	for p := range 2 {
+		lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: stream, Filter: bus.PartitionFilter(sig, p), Name: name + "-" + strconv.Itoa(p)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go lane.Run(ctx, func(d bus.Delivery) bool { got <- d; return false })
+	}
+	select {
+	case d := <-got:
+		if d.Instance() != "as-1" || d.Err != nil {
+			t.Errorf("%s: got %+v", stream, d)
+		}
+	case <-ctx.Done():
+		t.Errorf("%s: nothing came", stream)
+	}
+}
+
+// TestDeployedCluster starts three servers of deploy/nats/nats-cluster.conf,
+// and runs an edge over streams with three replicas while the server that it is
+// connected to dies.
+func TestDeployedCluster(t *testing.T) {
+	deployEnv(t)
+	routes := make([]string, 3)
+	for i := range routes {
+		routes[i] = backend.FreeAddr(t)
+		t.Setenv(fmt.Sprintf("ROUTE_%d", i+1), "nats-route://"+routes[i])
+	}
+	var servers []*server.Server
+	urls := ""
+	for i := range routes {
+		t.Setenv("SERVER_NAME", fmt.Sprintf("hub-%d", i+1))
+		t.Setenv("CLUSTER_LISTEN", routes[i])
+		client := backend.FreeAddr(t)
+		t.Setenv("CLIENT_LISTEN", client)
+		t.Setenv("STORE_DIR", t.TempDir())
+		opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", "nats-cluster.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.NoLog, opts.NoSigs = true, true
+		s, err := server.NewServer(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		servers = append(servers, s)
+		urls += ",nats://" + client
+	}
+	urls = urls[1:]
+	topology := bus.DefaultTopology()
+	topology.Partitions, topology.Replicas = 2, 3
+	topology.MaxBytes = 1 << 30
+	router := openAs(t, urls, "router", topology)
+
+	log, _ := newLog(t)
+	ec := edge.DefaultConfig()
+	ec.Instance.ID = "as-1"
+	ec.Hub = bus.Config{URL: urls, User: "edge-as-1", Pass: password}
+	ec.Spool.Dir, ec.Spool.Reserve = t.TempDir(), 1<<20
+	ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen = backend.FreeAddr(t), backend.FreeAddr(t)
+	p := proc.NewProcess(log, &ec)
+	stages, err := edge.Build(p, ec)
+	e := start(t, p, stages, err)
+
+	const n = 400
+	for i := range n {
+		if i == n/2 {
+			victim := servers[0]
+			victim.Shutdown()
+			victim.WaitForShutdown()
+		}
+		if err := post(t.Context(), ec.Receive.HTTP.Listen, otlpwire.Logs, numbered(otlpwire.Logs, i)); err != nil {
+			t.Fatalf("item %d: %v", i, err)
+		}
+	}
+	eventually(t, 60*time.Second, "the hub has everything", func() error {
+		if got := count(t, otlpwire.Logs, "penstock_forwarded_items_total", e); got < n {
+			return fmt.Errorf("%d of %d forwarded", got, n)
+		}
+		return nil
+	})
+	st, err := router.State(t.Context(), bus.Stream(otlpwire.Logs))
+	if err != nil || st.Messages == 0 {
+		t.Errorf("LOGS: %+v, %v", st, err)
+	}
+}
