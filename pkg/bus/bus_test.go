@@ -306,3 +306,47 @@ func TestHubThatIsNotThere(t *testing.T) {
 		t.Errorf("OpenHub: %v", err)
 	}
 }
+
+// TestLaneOutlivesItsConsumer deletes the consumer under a reader: reading goes
+// on from the start, which repeats but does not skip.
+func TestLaneOutlivesItsConsumer(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	publish(t, c, "as-1", 0, 5)
+	l := openLane(t, c)
+	expect(t, l, 0, 5)
+	if err := c.js.DeleteConsumer(t.Context(), "LOGS", "test-0"); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, c, "as-1", 5, 7)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	var got []string
+	l.Run(ctx, func(d Delivery) bool {
+		if d.Reset {
+			got = nil
+			return true
+		}
+		got = append(got, string(d.Body))
+		return len(got) < 7
+	})
+	if strings.Join(got, "") != "0123456" {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestDeadLettersAlwaysFit(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	random := make([]byte, 3<<20)
+	for i, x := 0, uint64(88172645463325252); i < len(random); i++ {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		random[i] = byte(x)
+	}
+	for name, body := range map[string][]byte{"zeros": make([]byte, 16<<20), "random": random} {
+		err := c.DeadLetter(t.Context(), otlpwire.Logs, "as-1", Message{Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1}, Body: body, Reason: "refused", Detail: "too\nlarge\x1b"})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

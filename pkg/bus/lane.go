@@ -284,14 +284,17 @@ func (l *Lane) reset(ctx context.Context) error {
 		l.it = it
 	}
 	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if err != nil && l.gone(ctx) {
 		// An operator has deleted it, or the stream was made anew: reading begins
 		// at the start, which repeats but does not skip.
 		l.conn.log.Warn("lane's consumer is gone, made anew", "lane", l.cfg.Name, "stream", l.cfg.Stream)
-		if l.cons, err = l.conn.consumer(ctx, l.cfg); err == nil {
+		anew, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*apiTimeout)
+		defer cancel()
+		var cons jetstream.Consumer
+		if cons, err = l.conn.consumer(anew, l.cfg); err == nil {
 			l.it.Stop()
-			l.it = nil
-			return l.reset(ctx)
+			l.it, l.cons = nil, cons
+			return l.reset(anew)
 		}
 	}
 	if err != nil {
@@ -303,6 +306,15 @@ func (l *Lane) reset(ctx context.Context) error {
 	l.mu.floor = res.ResetSeq - 1
 	l.mu.Unlock()
 	return nil
+}
+
+// gone reports whether the consumer has been deleted. A reset of it is then not
+// answered at all.
+func (l *Lane) gone(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
+	defer cancel()
+	_, err := l.cons.Info(ctx)
+	return errors.Is(err, jetstream.ErrConsumerNotFound)
 }
 
 // Ack moves the floor: everything up to seq is finished. It is sent without
