@@ -14,6 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/edge, bin/router, bin/sink and bin/penstock
+	@command -v $(GO) >/dev/null || { echo "make: Go 1.26 is missing: https://go.dev/doc/install" >&2; exit 1; }
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 

@@ -75,7 +75,7 @@ func Run(ctx context.Context, cfg Config) (Stats, error) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	var owed float64
-	nextMetrics := time.Now()
+	nextMetrics := time.Now().Add(time.Second) // when there is something to count
 	for {
 		now := time.Now()
 		owed += cfg.Rate * interval.Seconds()
