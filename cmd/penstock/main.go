@@ -3,6 +3,8 @@
 package main
 
 import (
+	"errors"
+	"flag"
 	"fmt"
 	"os"
 )
@@ -42,4 +44,12 @@ func main() {
 		fmt.Fprintf(os.Stderr, "penstock: unknown command %q\n\n%s", args[0], usage)
 		os.Exit(2)
 	}
+}
+
+// parseExit is the exit code after flags that did not parse: -help is no error.
+func parseExit(err error) int {
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	return 2
 }

@@ -24,7 +24,7 @@ func token(args []string) int {
 		fs.PrintDefaults()
 	}
 	if err := fs.Parse(args); err != nil {
-		return 2
+		return parseExit(err)
 	}
 	if err := in.Validate(); err != nil {
 		fmt.Fprintf(os.Stderr, "penstock token: %v\n", err)

@@ -333,6 +333,8 @@ func TestBadStarts(t *testing.T) {
 		{"port in use", nil, []string{"penstock", "up", "-data-dir", t.TempDir(), "-config.file", writeFile(t, "up.yaml", fmt.Sprintf("nats: {listen: %q}\nadmin: {listen: \"\"}\n", taken.Addr()))}, 1, "listen for NATS on " + taken.Addr().String()},
 		{"valid", []string{"INSTANCE_ID=a"}, []string{"edge", "-config.check"}, 0, "configuration is valid"},
 		{"valid up", nil, []string{"penstock", "up", "-config.check", "-config.file", up.config}, 0, "configuration is valid"},
+		{"help", nil, []string{"penstock", "token", "-help"}, 0, "Usage: penstock token"},
+		{"help of a role", nil, []string{"router", "-help"}, 0, "Usage: router"},
 		{"version", nil, []string{"edge", "-version"}, 0, "edge devel go1"},
 	} {
 		p := run(t, append(tc.env, "PENSTOCK_TEST=1"), tc.cmd[0], tc.cmd[1:]...)
