@@ -97,11 +97,11 @@ const minSpool = 16 << 20 // three streams of a few messages each
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Receive.Validate()}
+	errs := []error{c.Receive.Validate("receive")}
 	if c.Instance.ID == "" {
 		errs = append(errs, errors.New("instance.id is not set; set it in the configuration or as INSTANCE_ID"))
-	} else {
-		errs = append(errs, c.Instance.Instance().Validate())
+	} else if err := c.Instance.Instance().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("instance.id: %w", err))
 	}
 	if c.Spool.Durability != "fsync" && c.Spool.Durability != "os" {
 		errs = append(errs, fmt.Errorf("spool.durability is %q, want fsync or os", c.Spool.Durability))

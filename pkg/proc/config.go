@@ -24,11 +24,17 @@ const maxConfigBytes = 1 << 20
 //
 //	edge.yaml:7: forward.windw: unknown key; known here: attempts, window
 func LoadFile(path string, into any) error {
+	_, err := loadFile(path, into)
+	return err
+}
+
+// loadFile also returns the line of every key.
+func loadFile(path string, into any) (lines map[string]int, err error) {
 	text, err := readBounded(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return Load(path, text, into)
+	return load(path, text, into)
 }
 
 func readBounded(path string) ([]byte, error) {
@@ -49,22 +55,47 @@ func readBounded(path string) ([]byte, error) {
 
 // Load is LoadFile on text that was read before; name stands for the file.
 func Load(name string, text []byte, into any) error {
+	_, err := load(name, text, into)
+	return err
+}
+
+func load(name string, text []byte, into any) (lines map[string]int, err error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return located(name, err)
+		return nil, located(name, err)
 	}
 	if doc.Kind == 0 {
-		return nil // an empty file changes nothing
+		return nil, nil // an empty file changes nothing
 	}
-	c := checker{file: name}
+	c := checker{file: name, lines: make(map[string]int)}
 	c.check(doc.Content[0], reflect.TypeOf(into).Elem(), "")
 	if len(c.errs) > 0 {
-		return errors.Join(c.errs...)
+		return nil, errors.Join(c.errs...)
 	}
 	if err := doc.Decode(into); err != nil {
-		return located(name, err)
+		return nil, located(name, err)
 	}
-	return nil
+	return c.lines, nil
+}
+
+// at puts file and line before every error of err that begins with a key that
+// stands in the file: "spool.max_bytes is 1, …" becomes "edge.yaml:3: spool.…".
+func at(file string, lines map[string]int, err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range joined.Unwrap() {
+			errs = append(errs, at(file, lines, e))
+		}
+		return errors.Join(errs...)
+	}
+	if err == nil {
+		return nil
+	}
+	key := strings.TrimRight(strings.Fields(err.Error() + " ")[0], ":")
+	if line, found := lines[key]; found {
+		return fmt.Errorf("%s:%d: %w", file, line, err)
+	}
+	return err
 }
 
 // located turns "yaml: line 3: text" into "file:3: text".
@@ -88,8 +119,9 @@ func located(name string, err error) error {
 
 // checker walks a YAML tree beside the type that it will be decoded into.
 type checker struct {
-	file string
-	errs []error
+	file  string
+	lines map[string]int // of keys
+	errs  []error
 }
 
 func (c *checker) fail(n *yaml.Node, key, format string, args ...any) {
@@ -163,6 +195,7 @@ func (c *checker) checkMapping(n *yaml.Node, t reflect.Type, key string) {
 				continue
 			}
 		}
+		c.lines[path] = k.Line
 		c.check(v, ft, path)
 	}
 }

@@ -156,8 +156,10 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q; see -help", fs.Arg(0))
 	}
+	var lines map[string]int
 	if file != "" {
-		if err := LoadFile(file, c.Settings); err != nil {
+		var err error
+		if lines, err = loadFile(file, c.Settings); err != nil {
 			return err
 		}
 	}
@@ -165,7 +167,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 	if err := fs.Parse(args); err != nil { // once more: flags win
 		return err
 	}
-	return errors.Join(c.Settings.Process().Validate(), c.Settings.Validate())
+	return at(file, lines, errors.Join(c.Settings.Process().Validate(), c.Settings.Validate()))
 }
 
 func (c Command) run(p *Process) error {

@@ -42,9 +42,9 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	GRPC ListenConfig `yaml:"grpc"`
-	HTTP HTTPConfig   `yaml:"http"`
-	TLS  TLSConfig    `yaml:"tls"`
+	GRPC GRPCConfig `yaml:"grpc"`
+	HTTP HTTPConfig `yaml:"http"`
+	TLS  TLSConfig  `yaml:"tls"`
 	// Insecure allows listening beyond loopback without TLS.
 	Insecure bool `yaml:"insecure"`
 	// MaxRequest bounds one request, compressed and decompressed. The OTLP
@@ -54,9 +54,12 @@ type Config struct {
 	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
 }
 
-// ListenConfig says where a server listens.
-type ListenConfig struct {
+// GRPCConfig is for OTLP/gRPC.
+type GRPCConfig struct {
 	Listen string `yaml:"listen"` // host:port; empty for none
+	// MaxConnectionAge ends connections after a while, so that clients behind a
+	// load balancer spread anew; 0 for never.
+	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 }
 
 // HTTPConfig is for OTLP/HTTP.
@@ -81,17 +84,17 @@ type TLSConfig struct {
 // DefaultConfig listens on loopback, on the ports that every SDK knows.
 func DefaultConfig() Config {
 	return Config{
-		GRPC:        ListenConfig{Listen: "127.0.0.1:4317"},
+		GRPC:        GRPCConfig{Listen: "127.0.0.1:4317"},
 		HTTP:        HTTPConfig{Listen: "127.0.0.1:4318"},
 		MaxRequest:  64 << 20,
 		MaxInFlight: 256 << 20,
 	}
 }
 
-// Validate reports every mistake at once.
-func (c Config) Validate() error {
+// Validate reports every mistake at once; section is the key that c stands under.
+func (c Config) Validate(section string) error {
 	var errs []error
-	for _, l := range []struct{ key, addr string }{{"receive.grpc.listen", c.GRPC.Listen}, {"receive.http.listen", c.HTTP.Listen}} {
+	for _, l := range []struct{ key, addr string }{{section + ".grpc.listen", c.GRPC.Listen}, {section + ".http.listen", c.HTTP.Listen}} {
 		if l.addr == "" {
 			continue
 		}
@@ -103,17 +106,17 @@ func (c Config) Validate() error {
 		ip := net.ParseIP(host)
 		loopback := host == "localhost" || (ip != nil && ip.IsLoopback())
 		if !loopback && c.TLS.Cert == "" && !c.Insecure {
-			errs = append(errs, fmt.Errorf("%s is %s, which others can reach: set receive.tls, or receive.insecure: true to allow plain text", l.key, l.addr))
+			errs = append(errs, fmt.Errorf("%s is %s, which others can reach: set %s.tls, or %s.insecure: true to allow plain text", l.key, l.addr, section, section))
 		}
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		errs = append(errs, errors.New("receive.tls needs both cert_file and key_file"))
+		errs = append(errs, fmt.Errorf("%s.tls needs both cert_file and key_file", section))
 	}
 	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
-		errs = append(errs, fmt.Errorf("receive.max_request_bytes is %v, want 1KiB to 1GiB", c.MaxRequest))
+		errs = append(errs, fmt.Errorf("%s.max_request_bytes is %v, want 1KiB to 1GiB", section, c.MaxRequest))
 	}
 	if c.MaxInFlight < c.MaxRequest {
-		errs = append(errs, fmt.Errorf("receive.max_in_flight_bytes (%v) must be at least receive.max_request_bytes (%v)", c.MaxInFlight, c.MaxRequest))
+		errs = append(errs, fmt.Errorf("%s.max_in_flight_bytes is %v, want at least %s.max_request_bytes (%v)", section, c.MaxInFlight, section, c.MaxRequest))
 	}
 	return errors.Join(errs...)
 }

@@ -56,7 +56,7 @@ func open(t *testing.T, auth bool, change func(*Config)) *door {
 	if change != nil {
 		change(&cfg)
 	}
-	if err := cfg.Validate(); err != nil {
+	if err := cfg.Validate("receive"); err != nil {
 		t.Fatal(err)
 	}
 	sender := NewSender(envelope.Instance{ID: "as-1"})
@@ -555,13 +555,13 @@ func TestConfigSaysWhatIsUnsafe(t *testing.T) {
 	for addr, ok := range map[string]bool{"127.0.0.1:1": true, "localhost:1": true, "[::1]:1": true, "0.0.0.0:1": false, ":1": false, "10.0.0.1:1": false, "nonsense": false, "": true} {
 		c := DefaultConfig()
 		c.HTTP.Listen = addr
-		if err := c.Validate(); (err == nil) != ok {
+		if err := c.Validate("receive"); (err == nil) != ok {
 			t.Errorf("%q: %v", addr, err)
 		}
 	}
 	c := DefaultConfig()
 	c.HTTP.Listen, c.Insecure = "0.0.0.0:4318", true
-	if err := c.Validate(); err != nil {
+	if err := c.Validate("receive"); err != nil {
 		t.Errorf("insecure: true: %v", err)
 	}
 }

@@ -53,7 +53,7 @@ type GatewayConfig struct {
 
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
-	return Config{
+	c := Config{
 		Config:   proc.DefaultConfig(9662),
 		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
 		Streams:  bus.DefaultTopology(),
@@ -62,6 +62,8 @@ func DefaultConfig() Config {
 		Drain:    5 * time.Second,
 		MaxBatch: 4 << 20,
 	}
+	c.Gateway.GRPC.MaxConnectionAge = 15 * time.Minute
+	return c
 }
 
 // Process returns the part that is common to all roles.
@@ -78,7 +80,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 func (c *Config) Validate() error {
 	errs := []error{c.Streams.Validate()}
 	if c.Gateway.TokensFile != "" {
-		errs = append(errs, c.Gateway.Validate())
+		errs = append(errs, c.Gateway.Validate("gateway"))
 	}
 	if c.Linger < 0 || c.Linger > time.Second {
 		errs = append(errs, fmt.Errorf("linger is %v, want 0 to 1s", c.Linger))

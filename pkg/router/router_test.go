@@ -148,7 +148,7 @@ func TestConfig(t *testing.T) {
 		"linger":              func(c *Config) { c.Linger = 1 << 40 },
 		"max_batch_bytes":     func(c *Config) { c.MaxBatch = 1 },
 		"streams.partitions":  func(c *Config) { c.Streams.Partitions = 0 },
-		"receive.http.listen": func(c *Config) { c.Gateway.TokensFile = "x"; c.Gateway.HTTP.Listen = "0.0.0.0:4318" },
+		"gateway.http.listen": func(c *Config) { c.Gateway.TokensFile = "x"; c.Gateway.HTTP.Listen = "0.0.0.0:4318" },
 	} {
 		c := DefaultConfig()
 		change(&c)

@@ -101,7 +101,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
 	if _, err := c.policies(); err != nil {
-		errs = append(errs, err)
+		errs = append(errs, err) // names the file of the policies
 	}
 	if c.Tempo.Endpoint != "" {
 		errs = append(errs, check(tempo.New(c.Tempo)))

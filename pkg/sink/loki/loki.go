@@ -58,7 +58,7 @@ type Writer struct {
 func New(cfg Config) (*Writer, error) {
 	client, err := push.New(cfg.URL, "/loki/api/v1/push", map[string]string{"Content-Type": "application/x-protobuf"})
 	if err != nil {
-		return nil, fmt.Errorf("loki: %w", err)
+		return nil, fmt.Errorf("loki.url: %w", err)
 	}
 	return &Writer{client: client, labels: cfg.Labels}, nil
 }

@@ -54,7 +54,7 @@ func New(cfg Config) (*Writer, error) {
 		"X-Prometheus-Remote-Write-Version": "0.1.0",
 	})
 	if err != nil {
-		return nil, fmt.Errorf("prometheus: %w", err)
+		return nil, fmt.Errorf("prometheus.url: %w", err)
 	}
 	// Prometheus 2.42 answers 500 to a sample that is too old: by the book that
 	// would be tried again for ever. Newer ones answer 400.

@@ -44,19 +44,19 @@ func New(cfg Config) (*Writer, error) {
 	if strings.Contains(target, "://") {
 		u, err := url.Parse(target)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, fmt.Errorf("tempo.endpoint %q: want host:port, http://host:port or https://host:port", cfg.Endpoint)
+			return nil, fmt.Errorf("tempo.endpoint: %q: want host:port, http://host:port or https://host:port", cfg.Endpoint)
 		}
 		if target = u.Host; u.Scheme == "https" {
 			creds = credentials.NewTLS(nil)
 		}
 	}
 	if _, _, err := net.SplitHostPort(target); err != nil {
-		return nil, fmt.Errorf("tempo.endpoint %q: %w; the OTLP/gRPC port is 4317", cfg.Endpoint, err)
+		return nil, fmt.Errorf("tempo.endpoint: %q: %w; the OTLP/gRPC port is 4317", cfg.Endpoint, err)
 	}
 	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
 		grpc.WithUserAgent("penstock"), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(otlpgrpc.Codec{})))
 	if err != nil {
-		return nil, fmt.Errorf("tempo.endpoint %q: %w", cfg.Endpoint, err)
+		return nil, fmt.Errorf("tempo.endpoint: %q: %w", cfg.Endpoint, err)
 	}
 	return &Writer{conn: conn}, nil
 }
