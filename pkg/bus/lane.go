@@ -81,8 +81,9 @@ func (d Delivery) Instance() string { return d.Subject[strings.LastIndexByte(d.S
 // The consumer's delivery sequence starts at 1 with every reset and counts
 // every delivery to anybody. So as long as it rises by one from message to
 // message this reader has seen all of them; when it jumps, somebody else was
-// served in between, and the lane resets. The server's pin keeps a second
-// reader out; a lane does not yet check whose pin it is.
+// served in between, and the lane resets. The server serves one
+// reader, the pinned one, but a lane does not yet ask whose pin it is before it
+// resets: two processes must not open the same lane.
 type Lane struct {
 	conn *Conn
 	cfg  LaneConfig

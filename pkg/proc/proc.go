@@ -2,7 +2,7 @@
 // and environment, a logger, stages that start and stop in order, and an admin
 // server.
 //
-//	func main() { os.Exit(proc.Main("edge", edge.DefaultConfig(), build)) }
+//	os.Exit(proc.Command{Name: "edge", Settings: &cfg, Build: build}.Main(os.Args[1:]))
 //
 // # Promises
 //
