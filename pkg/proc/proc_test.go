@@ -126,3 +126,22 @@ func TestAdminAnswers(t *testing.T) {
 		t.Errorf("/debug/pprof/ is on by default: %d", code)
 	}
 }
+
+// TestStagesBelowWorkWhileOneStops looks, while the last stage stops, whether the
+// first has been told to: it must not be, the last may still need it.
+func TestStagesBelowWorkWhileOneStops(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	below := make(chan context.Context, 1)
+	stages := []Stage{
+		{"below", Service(func(ctx context.Context) error { below <- ctx; return untilDone(ctx) })},
+		{"above", services.NewBasicService(nil, func(ctx context.Context) error { cancel(); return untilDone(ctx) }, func(error) error {
+			if c := <-below; c.Err() != nil {
+				t.Error("the stage below was told to stop before the one above had finished")
+			}
+			return nil
+		})},
+	}
+	if err := Run(ctx, quiet(), stages); err != nil {
+		t.Fatal(err)
+	}
+}
