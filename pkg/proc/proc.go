@@ -239,6 +239,10 @@ func (s Stage) start(ctx context.Context) error {
 		return err
 	}
 	err := s.AwaitRunning(ctx)
+	if err != nil && ctx.Err() == nil {
+		// It has ended, or is about to: what it ended with says more.
+		_ = s.AwaitTerminated(ctx)
+	}
 	if failure := s.FailureCase(); failure != nil {
 		return failure
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/grafana/dskit/services"
@@ -17,12 +18,22 @@ import (
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // recorder makes stages that write down when they start and stop.
-type recorder struct{ log []string }
+type recorder struct {
+	mu  sync.Mutex
+	log []string
+}
+
+func (r *recorder) note(text string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.log = append(r.log, text)
+	return nil
+}
 
 func (r *recorder) stage(name string, run func(context.Context) error) Stage {
 	return Stage{name, services.NewBasicService(
-		func(context.Context) error { r.log = append(r.log, "start "+name); return nil }, run,
-		func(error) error { r.log = append(r.log, "stop "+name); return nil })}
+		func(context.Context) error { return r.note("start " + name) }, run,
+		func(error) error { return r.note("stop " + name) })}
 }
 
 func untilDone(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -51,11 +62,11 @@ func TestRunStopsTheOthersWhenOneFails(t *testing.T) {
 		t.Errorf("the others were not stopped: %v", r.log)
 	}
 
-	r = recorder{}
+	var fresh recorder
 	broken := Stage{"b", services.NewBasicService(func(context.Context) error { return boom }, untilDone, nil)}
-	err = Run(t.Context(), quiet(), []Stage{r.stage("a", untilDone), broken, r.stage("c", untilDone)})
-	if !errors.Is(err, boom) || !slices.Equal(r.log, []string{"start a", "stop a"}) {
-		t.Errorf("start failure: got %v, %v", err, r.log)
+	err = Run(t.Context(), quiet(), []Stage{fresh.stage("a", untilDone), broken, fresh.stage("c", untilDone)})
+	if !errors.Is(err, boom) || !slices.Equal(fresh.log, []string{"start a", "stop a"}) {
+		t.Errorf("start failure: got %v, %v", err, fresh.log)
 	}
 }
 
