@@ -8,10 +8,10 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
 RATE        ?= 20
 
-.PHONY: help build run test lint bench docs fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress docs fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/edge, bin/router, bin/sink and bin/penstock
 	@command -v $(GO) >/dev/null || { echo "make: Go 1.26 is missing: https://go.dev/doc/install" >&2; exit 1; }
@@ -27,15 +27,20 @@ test: ## run all tests; installs what is missing when it may, and names what it 
 lint: ## go vet, gofmt, staticcheck
 	@scripts/lint
 
-bench: ## run the benchmarks, three times each
-	$(GO) test -run '^$$' -bench . -benchmem -count 3 ./...
+bench: bench-wire bench-compress ## run all benchmarks
+
+bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
+	@cd bench && $(GO) run ./wire
+
+bench-compress: ## s2 against zstd on messages of the bus
+	@cd bench && $(GO) run ./compress
 
 docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
 
 fuzz: ## fuzz the wire path, a minute a target
-	$(GO) test ./pkg/otlpwire -run '^$$' -fuzz FuzzScan -fuzztime 60s -fuzzminimizetime 10x
-	$(GO) test ./pkg/otlpwire -run '^$$' -fuzz FuzzFromJSON -fuzztime 60s -fuzzminimizetime 10x
+	@for target in Scan Stamp Split Halve Read 'JSON$$' JSONWrite; do \
+		$(GO) test ./pkg/otlpwire -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 
 clean: ## remove bin and the data of make run
 	rm -rf bin penstock-data

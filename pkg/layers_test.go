@@ -15,7 +15,7 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger"}, {"pkg/proc"}, {"pkg/broker"},
+	{"pkg/otlpwire", "pkg/badinput"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger"}, {"pkg/proc"}, {"pkg/broker"},
 	// the bus
 	{"pkg/bus"},
 	// stages
@@ -34,6 +34,7 @@ var walls = map[string][]string{
 	"github.com/nats-io/nats-server":           {"pkg/broker"},
 	"go.opentelemetry.io/proto/otlp":           {"pkg/sink/attr", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/generate"},
 	"github.com/klauspost/compress/s2":         {"pkg/envelope"},
+	"github.com/klauspost/compress/zstd":       {"pkg/envelope", "pkg/receive"},
 	"github.com/prometheus/otlptranslator":     {"pkg/sink/remotewrite", "pkg/sink/loki"},
 	"github.com/prometheus/client_golang/prom": {"pkg/ledger", "pkg/proc", "cmd/penstock", "docs/reference/generate"},
 }

@@ -81,10 +81,6 @@ const (
 	reconnectWait   = 500 * time.Millisecond
 	reconnectJitter = 500 * time.Millisecond
 
-	// MaxBody is how large a body may become when it is decompressed. Senders
-	// cut groups far below, see MaxMessage.
-	MaxBody = 16 << 20
-
 	// MaxMessage is how many bytes of payload go into one message, uncompressed.
 	// A stock server refuses more than 1 MiB with headers; 64 KiB are for those.
 	MaxMessage = 1<<20 - 64<<10
@@ -266,7 +262,7 @@ func (p Pending) Wait(ctx context.Context) error {
 // DeadLetter stores what a backend refused for good, with the reason. A body that
 // no message can hold, which only a hostile sender makes, is cut.
 func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
-	if m.Body, m.Header.Encoding = envelope.Compress(m.Body); len(m.Body) > MaxMessage {
+	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > MaxMessage {
 		m.Detail = fmt.Sprintf("cut from %d bytes: %s", len(m.Body), m.Detail)
 		m.Body = m.Body[:MaxMessage]
 	}

@@ -201,7 +201,7 @@ func TestForeignMessagesAreMarked(t *testing.T) {
 		t.Fatal(err)
 	}
 	bomb := logsMessage("as-1", 1)
-	bomb.Header.Encoding, bomb.Body = envelope.EncodingS2, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}
+	bomb.Header.Encoding, bomb.Body = envelope.S2, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}
 	if err := c.PublishAsync(bomb).Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func (c *Conn) Recall(ctx context.Context, stream, subject string, visit func(bo
 			return fmt.Errorf("recall %s: %w", subject, err)
 		}
 		pending = meta.NumPending
-		body, err := envelope.Decompress(msg.Data(), msg.Headers().Get(envelope.HeaderContentEncoding), MaxBody)
+		body, err := envelope.Decompress(msg.Data(), envelope.Encoding(msg.Headers().Get(envelope.HeaderContentEncoding)))
 		if err == nil {
 			err = visit(body)
 		}

@@ -257,7 +257,7 @@ func (l *Lane) delivery(msg jetstream.Msg, meta *jetstream.MsgMetadata) Delivery
 	if err == nil {
 		body := msg.Data()
 		if !l.cfg.Raw {
-			body, err = envelope.Decompress(body, h.Encoding, MaxBody)
+			body, err = envelope.Decompress(body, h.Encoding)
 		}
 		if err == nil {
 			d.Header, d.Body = h, body

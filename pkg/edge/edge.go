@@ -65,6 +65,9 @@ type SpoolConfig struct {
 	Reserve proc.Bytes `yaml:"disk_reserve"`
 	// Durability is fsync (survives a power cut) or os (survives kill -9).
 	Durability string `yaml:"durability"`
+	// Compression is s2 (quick) or zstd (a quarter to a third fewer bytes on disk
+	// and on the way to the hub, for three to five times the CPU time).
+	Compression envelope.Encoding `yaml:"compression"`
 }
 
 // DefaultConfig runs with the environment alone.
@@ -73,7 +76,7 @@ func DefaultConfig() Config {
 		Config:   proc.DefaultConfig(9661),
 		Instance: InstanceConfig{Namespace: "appserver"},
 		Receive:  receive.DefaultConfig(),
-		Spool:    SpoolConfig{Dir: "penstock-data/spool", MaxBytes: 3 << 30, Reserve: 512 << 20, Durability: "fsync"},
+		Spool:    SpoolConfig{Dir: "penstock-data/spool", MaxBytes: 3 << 30, Reserve: 512 << 20, Durability: "fsync", Compression: envelope.S2},
 		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
 		Drain:    10 * time.Second,
 	}
@@ -105,6 +108,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Spool.Durability != "fsync" && c.Spool.Durability != "os" {
 		errs = append(errs, fmt.Errorf("spool.durability is %q, want fsync or os", c.Spool.Durability))
+	}
+	if c.Spool.Compression != envelope.S2 && c.Spool.Compression != envelope.Zstd {
+		errs = append(errs, fmt.Errorf("spool.compression is %q, want s2 or zstd", c.Spool.Compression))
 	}
 	if c.Spool.MaxBytes < minSpool {
 		errs = append(errs, fmt.Errorf("spool.max_bytes is %v, want at least 16MiB", c.Spool.MaxBytes))

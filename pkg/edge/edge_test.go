@@ -56,7 +56,7 @@ func startSpool(t testing.TB, cfg SpoolConfig) (*spool, func()) {
 func logBatch(t testing.TB, n, size int) receive.Batch {
 	t.Helper()
 	text := fmt.Sprintf(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"%d %s"}}]}]}]}`, n, incompressible(size))
-	p, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(text), otlpwire.DefaultLimits)
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(text), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,13 +125,12 @@ func TestSpoolKeepsWhatItAcknowledged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		otlpwire.Walk(d.Body, func(it otlpwire.Item) bool {
-			if !strings.Contains(string(it.Bytes), fmt.Sprintf("%d ", i)) {
-				t.Fatalf("item %d: got %q", i, it.Bytes)
+		for item := range otlpwire.Items(d.Body) {
+			if !strings.Contains(string(item), fmt.Sprintf("%d ", i)) {
+				t.Fatalf("item %d: got %q", i, item)
 			}
 			i++
-			return true
-		})
+		}
 	}
 }
 
@@ -249,13 +248,12 @@ func TestForwardKeepsOrderAcrossHubRestarts(t *testing.T) {
 		if err != nil {
 			t.Fatalf("item %d: %v", i, err)
 		}
-		otlpwire.Walk(d.Body, func(it otlpwire.Item) bool {
-			if !strings.Contains(string(it.Bytes), fmt.Sprintf("%d ", i)) {
-				t.Fatalf("item %d: got %q", i, it.Bytes)
+		for item := range otlpwire.Items(d.Body) {
+			if !strings.Contains(string(item), fmt.Sprintf("%d ", i)) {
+				t.Fatalf("item %d: got %q", i, item)
 			}
 			i++
-			return true
-		})
+		}
 		if d.Pending == 0 && i < n {
 			t.Fatalf("the stream ends after %d of %d items", i, n)
 		}
@@ -268,6 +266,7 @@ func TestConfig(t *testing.T) {
 		"instance.id is not set":      func(c *Config) { c.Instance.ID = "" },
 		"NATS subject":                func(c *Config) { c.Instance.ID = "a.b" },
 		"spool.durability":            func(c *Config) { c.Spool.Durability = "maybe" },
+		"spool.compression":           func(c *Config) { c.Spool.Compression = "lzma" },
 		"spool.max_bytes":             func(c *Config) { c.Spool.MaxBytes = 1 },
 		"receive.http.listen":         func(c *Config) { c.Receive.HTTP.Listen = "0.0.0.0:4318" },
 		"receive.max_in_flight_bytes": func(c *Config) { c.Receive.MaxInFlight = 1 },

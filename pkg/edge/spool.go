@@ -181,6 +181,7 @@ func (s *spool) commitLoop(ctx context.Context, sig otlpwire.Signal) {
 	var (
 		group []*request
 		body  []byte
+		out   []byte   // compressed
 		next  *request // did not fit into the last group
 		last  int64    // arrival of the last group: the clock of the stream never goes back
 	)
@@ -197,7 +198,8 @@ func (s *spool) commitLoop(ctx context.Context, sig otlpwire.Signal) {
 		}
 		group, body, next = s.gather(sig, append(group[:0], next), append(body[:0], next.batch.Payload...))
 		last = max(opened.UnixNano()+int64(time.Since(opened)), last+1)
-		err := s.commit(ctx, sig, group, body, last)
+		var err error
+		out, err = s.commit(ctx, sig, group, out, body, last)
 		for _, r := range group {
 			r.done <- err
 		}
@@ -219,7 +221,9 @@ func (s *spool) gather(sig otlpwire.Signal, group []*request, body []byte) ([]*r
 	}
 }
 
-func (s *spool) commit(ctx context.Context, sig otlpwire.Signal, group []*request, body []byte, arrival int64) error {
+// commit stores a group. It returns the memory that it has compressed into, to be
+// used again: the server has its own copy.
+func (s *spool) commit(ctx context.Context, sig otlpwire.Signal, group []*request, out, body []byte, arrival int64) ([]byte, error) {
 	items := 0
 	for _, r := range group {
 		items += r.batch.Items
@@ -227,13 +231,15 @@ func (s *spool) commit(ctx context.Context, sig otlpwire.Signal, group []*reques
 	msg := bus.Message{Subject: bus.SpoolSubject(sig), Header: envelope.Header{
 		ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: arrival, ID: "",
 	}}
-	msg.Body, msg.Header.Encoding = envelope.Compress(body)
+	if msg.Body, msg.Header.Encoding = envelope.Compress(out, body, s.cfg.Compression); msg.Header.Encoding != "" {
+		out = msg.Body
+	}
 	// What was accepted is written also while the process stops.
 	_, err := s.conn.Publish(context.WithoutCancel(ctx), msg)
 	if errors.Is(err, bus.ErrFull) {
-		return fmt.Errorf("%w: the spool holds %v of %v, the share of %v", receive.ErrFull, s.cfg.MaxBytes/3, s.cfg.MaxBytes, sig)
+		err = fmt.Errorf("%w: the spool holds %v of %v, the share of %v", receive.ErrFull, s.cfg.MaxBytes/3, s.cfg.MaxBytes, sig)
 	}
-	return err
+	return out, err
 }
 
 // watch looks at the disk and publishes the spool's size.

@@ -4,7 +4,7 @@
 //
 // # Promises
 //
-//   - Decompress never allocates more than the bound it is given.
+//   - Decompress never allocates more than [MaxBody], whatever a body claims.
 //   - An instance id that [Instance.Validate] accepts is exactly one subject
 //     token: no dot, wildcard, space or control character gets through.
 //
@@ -20,8 +20,6 @@ import (
 	"regexp"
 	"strconv"
 	"time"
-
-	"github.com/klauspost/compress/s2"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -77,13 +75,12 @@ const (
 	ContentTypeOTLP      = "application/x-protobuf"
 	ContentTypeFrames    = "application/x-penstock-spans"
 	ContentTypeDecisions = "application/x-penstock-decisions"
-	EncodingS2           = "s2"
 )
 
 // Header is what a message says of its body.
 type Header struct {
 	ContentType string
-	Encoding    string // "" or s2
+	Encoding    Encoding
 	Items       int    // spans, data points or log records in the body
 	Arrival     int64  // when the sender's spool took it, in Unix nanoseconds: the stream time
 	ID          string // unique, and not to be guessed by another instance
@@ -93,7 +90,7 @@ type Header struct {
 func (h Header) Fields(set func(name, value string)) {
 	set(HeaderContentType, h.ContentType)
 	if h.Encoding != "" {
-		set(HeaderContentEncoding, h.Encoding)
+		set(HeaderContentEncoding, string(h.Encoding))
 	}
 	set(HeaderItems, strconv.Itoa(h.Items))
 	set(HeaderArrival, strconv.FormatInt(h.Arrival, 10))
@@ -106,7 +103,7 @@ func (h Header) Fields(set func(name, value string)) {
 // fails on what no penstock writes, so that a message of someone else is found
 // at the door.
 func ParseHeader(get func(name string) string) (h Header, err error) {
-	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), get(HeaderContentEncoding), get(HeaderID)
+	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), Encoding(get(HeaderContentEncoding)), get(HeaderID)
 	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions {
 		return h, fmt.Errorf("header %s is %q", HeaderContentType, h.ContentType)
 	}
@@ -121,51 +118,6 @@ func ParseHeader(get func(name string) string) (h Header, err error) {
 
 // Time returns the arrival as a time.
 func (h Header) Time() time.Time { return time.Unix(0, h.Arrival) }
-
-// minCompress is the size below which compression is not worth a header.
-const minCompress = 256
-
-// Compress returns body compressed and the encoding's name, or body itself and
-// "" where that is not smaller.
-func Compress(body []byte) ([]byte, string) {
-	if len(body) < minCompress {
-		return body, ""
-	}
-	out := s2.Encode(nil, body)
-	if len(out) >= len(body) {
-		return body, ""
-	}
-	return out, EncodingS2
-}
-
-// ErrTooLarge reports a body that would grow beyond the bound.
-var ErrTooLarge = errors.New("decompressed body too large")
-
-// Decompress undoes Compress. The result may be body itself. No more than
-// maxBytes are allocated, whatever the body claims.
-func Decompress(body []byte, encoding string, maxBytes int) ([]byte, error) {
-	switch encoding {
-	case "":
-		if len(body) > maxBytes {
-			return nil, ErrTooLarge
-		}
-		return body, nil
-	case EncodingS2:
-		n, err := s2.DecodedLen(body)
-		if err != nil {
-			return nil, fmt.Errorf("s2 body: %w", err)
-		}
-		if n > maxBytes {
-			return nil, ErrTooLarge
-		}
-		out, err := s2.Decode(make([]byte, n), body)
-		if err != nil {
-			return nil, fmt.Errorf("s2 body: %w", err)
-		}
-		return out, nil
-	}
-	return nil, fmt.Errorf("unknown content encoding %q", encoding)
-}
 
 // Frame is a stretch of one instance's spans in a message of the SPANS stream.
 type Frame struct {

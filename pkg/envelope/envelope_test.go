@@ -2,13 +2,16 @@ package envelope
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"math"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -27,7 +30,7 @@ func TestInstanceIDIsOneSubjectToken(t *testing.T) {
 }
 
 func TestHeaderRoundTrip(t *testing.T) {
-	h := Header{ContentType: ContentTypeOTLP, Encoding: EncodingS2, Items: 7, Arrival: math.MaxInt64, ID: "epoch-1"}
+	h := Header{ContentType: ContentTypeOTLP, Encoding: S2, Items: 7, Arrival: math.MaxInt64, ID: "epoch-1"}
 	m := map[string]string{}
 	h.Fields(func(k, v string) { m[k] = v })
 	got, err := ParseHeader(func(k string) string { return m[k] })
@@ -47,27 +50,63 @@ func TestHeaderRoundTrip(t *testing.T) {
 }
 
 func TestCompressRoundTrip(t *testing.T) {
-	for _, body := range [][]byte{nil, []byte("short"), bytes.Repeat([]byte("otlp"), 10_000)} {
-		out, enc := Compress(body)
-		back, err := Decompress(out, enc, 1<<20)
-		if err != nil || !bytes.Equal(back, body) {
-			t.Errorf("%d bytes: %v", len(body), err)
+	repeats := bytes.Repeat([]byte("otlp"), 10_000)
+	random := make([]byte, 1000)
+	_, _ = rand.Read(random)
+	for _, enc := range []Encoding{S2, Zstd} {
+		for _, tc := range []struct {
+			body []byte
+			want Encoding
+		}{{nil, ""}, {[]byte("short"), ""}, {random, ""}, {repeats, enc}} {
+			out, got := Compress(nil, tc.body, enc)
+			back, err := Decompress(out, got)
+			if err != nil || got != tc.want || !bytes.Equal(back, tc.body) {
+				t.Errorf("%s, %d bytes: encoding %q, want %q, %v", enc, len(tc.body), got, tc.want, err)
+			}
+		}
+		buf := make([]byte, 0, s2.MaxEncodedLen(len(repeats)))
+		if n := testing.AllocsPerRun(20, func() { Compress(buf, repeats, enc) }); n > 0 {
+			t.Errorf("%s: %v allocations in steady state", enc, n)
 		}
 	}
 }
 
 func TestDecompressIsBounded(t *testing.T) {
-	bomb := s2.Encode(nil, make([]byte, 64<<20))
-	if _, err := Decompress(bomb, EncodingS2, 1<<20); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("bomb of %d bytes: %v", len(bomb), err)
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	claim := []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0} // four gigabytes, it says
-	allocated := testing.AllocsPerRun(10, func() { _, _ = Decompress(claim, EncodingS2, 1<<20) })
-	if _, err := Decompress(claim, EncodingS2, 1<<20); err == nil || allocated > 5 {
-		t.Errorf("claim of 4 GiB: %v, %v allocations", err, allocated)
-	}
-	if _, err := Decompress([]byte("x"), "br", 10); err == nil {
-		t.Error("unknown encoding is accepted")
+	huge := make([]byte, 64<<20)
+	var streamed bytes.Buffer // without the size in its header
+	enc.Reset(&streamed)
+	_, _ = enc.Write(huge)
+	_ = enc.Close()
+	for name, tc := range map[string]struct {
+		body []byte
+		enc  Encoding
+	}{
+		"s2 bomb":                  {s2.Encode(nil, huge), S2},
+		"s2 claims 4 GiB":          {[]byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}, S2},
+		"s2 cut short":             {s2.Encode(nil, bytes.Repeat([]byte("otlp"), 1000))[:20], S2},
+		"zstd bomb":                {enc.EncodeAll(huge, nil), Zstd},
+		"zstd bomb without a size": {streamed.Bytes(), Zstd},
+		"zstd window of 2 GiB":     {[]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00}, Zstd},
+		"zstd garbage":             {[]byte("hello"), Zstd},
+		"not compressed":           {make([]byte, MaxBody+1), ""},
+		"unknown encoding":         {[]byte("x"), "br"},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Decompress(tc.body, tc.enc)
+		runtime.ReadMemStats(&after)
+		// In all, garbage included: growing to the bound takes some times its bytes,
+		// growing to the bomb's 64 MiB would take more.
+		if allocated := after.TotalAlloc - before.TotalAlloc; err == nil || allocated > 7*MaxBody {
+			t.Errorf("%s: %v, %d bytes allocated", name, err, allocated)
+		}
+		if bomb := strings.Contains(name, "bomb"); bomb && !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%s: %v, want %v", name, err, ErrTooLarge)
+		}
 	}
 }
 
@@ -102,7 +141,7 @@ func TestFramesRoundTrip(t *testing.T) {
 
 func TestGuardOverwritesIdentity(t *testing.T) {
 	var g Guard
-	forged, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]},"scopeLogs":[{"logRecords":[{}]}]}]}`), otlpwire.DefaultLimits)
+	forged, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]},"scopeLogs":[{"logRecords":[{}]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +164,7 @@ func TestGuardOverwritesIdentity(t *testing.T) {
 
 func TestStampValues(t *testing.T) {
 	in := Instance{ID: "i", Customer: "", Namespace: "ns", Environment: ""}
-	payload, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"customer.id","value":{"stringValue":"forged"}},{"key":"service.namespace","value":{"stringValue":"own"}}]},"scopeLogs":[{"logRecords":[{}]}]}]}`), otlpwire.DefaultLimits)
+	payload, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"customer.id","value":{"stringValue":"forged"}},{"key":"service.namespace","value":{"stringValue":"own"}}]},"scopeLogs":[{"logRecords":[{}]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,14 +173,13 @@ func TestStampValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
-	otlpwire.Walk(out, func(it otlpwire.Item) bool {
+	for r := range otlpwire.Resources(out) {
 		for _, key := range []string{"instance.id", "instance.name", "customer.id", "service.namespace", "deployment.environment"} {
-			if v, ok := otlpwire.Attribute(it.Resource, otlpwire.ResourceAttributes, key); ok {
+			if v, ok := otlpwire.ResourceAttribute(r.Resource(), key); ok {
 				got[key] = string(v.Str)
 			}
 		}
-		return true
-	})
+	}
 	want := map[string]string{"instance.id": "i", "instance.name": "i", "service.namespace": "own"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)

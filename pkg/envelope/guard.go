@@ -33,6 +33,11 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 	if rep.Invalid > 0 {
 		return nil, 0, fmt.Errorf("%d of %d items: %w", rep.Invalid, rep.Items, errIDs)
 	}
+	if !rep.Sound() {
+		if payload, err = otlpwire.Mend(sig, payload); err != nil {
+			return nil, 0, err
+		}
+	}
 	s := g.stamps[instance]
 	if s == nil {
 		if g.stamps == nil || len(g.stamps) >= maxStamps {

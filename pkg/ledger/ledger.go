@@ -21,7 +21,8 @@ import (
 const (
 	RefusedMalformed    = "malformed"    // the sender must not try again
 	RefusedTooLarge     = "too_large"    // likewise
-	RefusedInvalidID    = "invalid_id"   // these items only; partial success
+	RefusedInvalid      = "invalid"      // these items only, for their IDs or buckets; partial success
+	RefusedTimeout      = "timeout"      // the request did not arrive in time
 	RefusedUnauthorized = "unauthorized" // no or a wrong token
 	RefusedFull         = "full"         // spool or disk full; the sender was told to retry
 	RefusedUnavailable  = "unavailable"  // the next stage is not there; told to retry
@@ -54,6 +55,8 @@ type Signal struct {
 	Routed     prometheus.Counter
 	SampledOut prometheus.Counter
 	Duplicate  prometheus.Counter
+	Sanitised  prometheus.Counter
+	Crowded    prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
 	dead       *prometheus.CounterVec
@@ -73,6 +76,8 @@ func New(reg prometheus.Registerer) *Ledger {
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
+	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
+	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
 		SpoolBytes: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
 		lag:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
@@ -87,11 +92,13 @@ func New(reg prometheus.Registerer) *Ledger {
 			Routed:     routed.WithLabelValues(n),
 			SampledOut: sampledOut.WithLabelValues(n),
 			Duplicate:  duplicate.WithLabelValues(n),
+			Sanitised:  sanitised.WithLabelValues(n),
+			Crowded:    crowded.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
 			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
 		}
-		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalidID, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
+		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalid, RefusedTimeout, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
 			s.refused.WithLabelValues(r)
 		}
 		for _, b := range backends {

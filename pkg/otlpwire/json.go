@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"strconv"
-	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -18,54 +15,114 @@ import (
 // FromJSON converts an OTLP/JSON request to protobuf bytes appended to dst, by
 // the rules of the OTLP specification: IDs in hex of either case, enums as
 // integers only, 64-bit integers as decimal strings or numbers, lowerCamelCase
-// names only, unknown fields ignored. Of a key that stands twice the last
-// counts; text that is no UTF-8 or a lone surrogate becomes U+FFFD. An ID that
-// is no hex becomes an empty one, which Scan reports as invalid. It bounds
-// nesting by [MaxDepth] and messages by lim, and its errors wrap [ErrMalformed].
-func FromJSON(dst []byte, sig Signal, text []byte, lim Limits) ([]byte, error) {
-	r := jsonReader{dec: json.NewDecoder(bytes.NewReader(text)), lim: lim, out: dst}
-	r.dec.UseNumber()
-	err := r.request(requests[sig])
-	if err != nil {
-		return dst, fmt.Errorf("%w: JSON at byte %d: %w", ErrMalformed, r.dec.InputOffset(), err)
+// names only, unknown fields ignored. sanitised counts the strings in which what
+// is no UTF-8, or a lone surrogate, became U+FFFD. An ID that is no hex becomes
+// one of a wrong length, which Scan reports as invalid.
+//
+// It is stricter than it must be in one point: a known name that stands twice in
+// one object is an error, since readers differ on which one counts.
+//
+// It bounds nesting by [MaxDepth] and messages by lim, and does not allocate
+// beyond dst unless it fails. Its errors wrap [ErrMalformed] and name the byte
+// offset.
+func FromJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, sanitised int, err error) {
+	r := jsonReader{text: text, lim: lim, out: dst, maxLen: math.MaxInt}
+	if lim.MaxBytes > 0 {
+		r.maxLen = len(dst) + lim.MaxBytes
 	}
-	return r.out, nil
+	if err := r.request(requests[sig]); err != nil {
+		return dst, 0, fmt.Errorf("%w: JSON at byte %d: %w", ErrMalformed, r.pos, err)
+	}
+	return r.out, r.sanitised, nil
 }
 
+const (
+	// maxNumber is how long a number may be in text.
+	maxNumber = 512
+
+	// maxSkip is how deep an unknown field may nest.
+	maxSkip = 10_000
+)
+
 type jsonReader struct {
-	dec   *json.Decoder
-	lim   Limits
-	elems int
-	out   []byte
+	text      []byte
+	pos       int
+	lim       Limits
+	elems     int
+	sanitised int
+	out       []byte
+	maxLen    int      // of out
+	name      [32]byte // a field's name that was written with escapes
 }
 
 func (r *jsonReader) request(m *message) error {
-	if err := r.open('{'); err != nil {
+	if r.peek() != '{' {
+		return r.unexpected("an object")
+	}
+	if err := r.object(m, 0); err != nil {
 		return err
 	}
-	if err := r.fields(m, 0); err != nil {
-		return err
-	}
-	if _, err := r.dec.Token(); !errors.Is(err, io.EOF) {
+	if r.peek() != 0 || r.pos < len(r.text) {
 		return errors.New("something follows the request")
 	}
-	return nil
+	return r.bounded()
 }
 
-func (r *jsonReader) open(want json.Delim) error {
-	tok, err := r.dec.Token()
-	if err != nil {
-		return err
-	}
-	if tok != want {
-		return fmt.Errorf("got %v, want %v", tok, want)
+func (r *jsonReader) bounded() error {
+	if len(r.out) > r.maxLen {
+		return fmt.Errorf("more than %d bytes as protobuf", r.lim.MaxBytes)
 	}
 	return nil
 }
 
-// fields reads the members of an object whose '{' has been read, up to and with
-// the '}'.
-func (r *jsonReader) fields(m *message, deep int) error {
+// peek skips white space and returns the byte there, 0 at the end.
+func (r *jsonReader) peek() byte {
+	for ; r.pos < len(r.text); r.pos++ {
+		switch c := r.text[r.pos]; c {
+		case ' ', '\t', '\n', '\r':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+func (r *jsonReader) unexpected(want string) error {
+	if r.pos >= len(r.text) {
+		return errors.New("the request is cut short")
+	}
+	return fmt.Errorf("got %q, want %s", r.text[r.pos], want)
+}
+
+func (r *jsonReader) expect(c byte, want string) error {
+	if r.peek() != c {
+		return r.unexpected(want)
+	}
+	r.pos++
+	return nil
+}
+
+// next moves on in a list that ends with end: more is false when it has ended.
+func (r *jsonReader) next(first bool, end byte, want string) (more bool, err error) {
+	c := r.peek()
+	switch {
+	case c == end && end != 0:
+		r.pos++
+		return false, nil
+	case first:
+		return true, nil
+	case c != ',':
+		return false, r.unexpected("a comma")
+	}
+	r.pos++
+	if r.peek() == end {
+		return false, r.unexpected(want)
+	}
+	return true, nil
+}
+
+// object reads an object at its '{' and appends its known fields.
+func (r *jsonReader) object(m *message, deep int) error {
 	if m.role == nest {
 		if deep++; deep > MaxDepth {
 			return fmt.Errorf("values nested deeper than %d", MaxDepth)
@@ -74,234 +131,254 @@ func (r *jsonReader) fields(m *message, deep int) error {
 	if r.elems++; r.elems > r.lim.MaxElements {
 		return fmt.Errorf("more than %d elements in one request", r.lim.MaxElements)
 	}
-	seen := map[*field]int{} // where the last occurrence of a field begins
-	for {
-		tok, err := r.dec.Token()
+	r.pos++
+	var seen uint32 // by field number
+	for first := true; ; first = false {
+		more, err := r.next(first, '}', "a name")
+		if err != nil || !more {
+			return err
+		}
+		name, err := r.fieldName()
 		if err != nil {
 			return err
 		}
-		name, ok := tok.(string)
-		if !ok {
-			return nil // '}'
+		f := m.byName[string(name)]
+		if err := r.expect(':', "a colon"); err != nil {
+			return err
 		}
-		f := m.byName[name]
 		if f == nil {
-			if err := r.skip(); err != nil {
+			if err := r.skip(0); err != nil {
 				return err
 			}
 			continue
 		}
-		if from, again := seen[f]; again {
-			r.forget(f, from, seen)
+		if seen&(1<<f.num) != 0 {
+			return fmt.Errorf("%s stands twice in one object", f.name)
 		}
-		seen[f] = len(r.out)
+		seen |= 1 << f.num
 		if err := r.member(f, deep); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return inField(f, err)
 		}
 	}
 }
 
-// forget takes back what an earlier occurrence of f wrote: its fields stand
-// together from offset from on.
-func (r *jsonReader) forget(f *field, from int, seen map[*field]int) {
-	end := from
-	for b := r.out[from:]; len(b) > 0; {
-		num, _, raw, err := nextField(b)
-		if err != nil || num != f.num {
-			break
+// fieldError is a path of names and what is wrong at its end.
+type jsonError struct {
+	path string
+	err  error
+}
+
+func (e *jsonError) Error() string { return e.path + ": " + e.err.Error() }
+
+// inField puts a name before an error. Only the last few are kept: a hostile
+// request nests deep.
+func inField(f *field, err error) error {
+	const longest = 200
+	if e, ok := errors.AsType[*jsonError](err); ok {
+		if len(e.path) < longest {
+			e.path = f.name + "." + e.path
 		}
-		end += len(raw)
-		b = b[len(raw):]
+		return e
 	}
-	r.out = append(r.out[:from], r.out[end:]...)
-	for g, at := range seen {
-		if at >= end {
-			seen[g] = at - (end - from)
-		}
-	}
+	return &jsonError{f.name, err}
 }
 
 func (r *jsonReader) member(f *field, deep int) error {
-	tok, err := r.dec.Token()
-	if err != nil {
-		return err
-	}
-	if tok == nil { // null is the default value
-		return nil
+	c := r.peek()
+	if c == 'n' { // null is the default value
+		return r.literal("null")
 	}
 	if !f.repeated {
-		return r.value(f, tok, deep)
+		return r.value(f, deep)
 	}
-	if tok != json.Delim('[') {
-		return fmt.Errorf("got %v, want an array", tok)
+	if c != '[' {
+		return r.unexpected("an array")
 	}
-	for {
-		tok, err := r.dec.Token()
-		if err != nil {
+	r.pos++
+	for first := true; ; first = false {
+		more, err := r.next(first, ']', "a value")
+		if err != nil || !more {
 			return err
 		}
-		if tok == json.Delim(']') {
-			return nil
-		}
-		if err := r.value(f, tok, deep); err != nil {
+		if err := r.value(f, deep); err != nil {
 			return err
 		}
 	}
 }
 
-func (r *jsonReader) value(f *field, tok json.Token, deep int) error {
+func (r *jsonReader) value(f *field, deep int) error {
+	if err := r.bounded(); err != nil {
+		return err
+	}
+	c := r.peek()
 	if f.kind == kindMessage {
-		if tok != json.Delim('{') {
-			return fmt.Errorf("got %v, want an object", tok)
+		if c != '{' {
+			return r.unexpected("an object")
 		}
-		r.out = protowire.AppendTag(r.out, f.num, protowire.BytesType)
+		r.out = protowire.AppendTag(r.out, FieldNumber(f.num), protowire.BytesType)
 		from := len(r.out)
-		if err := r.fields(f.msg, deep); err != nil {
+		if err := r.object(f.msg, deep); err != nil {
 			return err
 		}
-		r.prefixLength(from)
+		r.out = prefixLength(r.out, from)
 		return nil
 	}
-	if _, nested := tok.(json.Delim); nested {
-		return fmt.Errorf("got %v, want a single value", tok)
-	}
-	r.out = protowire.AppendTag(r.out, f.num, f.kind.wireType())
+	r.out = protowire.AppendTag(r.out, FieldNumber(f.num), f.kind.wireType())
 	switch f.kind.wireType() {
 	case protowire.BytesType:
-		return r.text(f, tok)
+		if c != '"' {
+			return r.unexpected("a string")
+		}
+		return r.bytes(f.kind)
 	case protowire.Fixed64Type:
-		v, err := bits64(f.kind, tok)
+		v, err := r.bits64(f.kind)
 		r.out = protowire.AppendFixed64(r.out, v)
 		return err
 	case protowire.Fixed32Type:
-		v, err := unsigned(tok, 32)
+		v, err := r.unsigned(32)
 		r.out = protowire.AppendFixed32(r.out, uint32(v))
 		return err
 	}
-	v, err := varint(f.kind, tok)
+	v, err := r.varint(f.kind)
 	r.out = protowire.AppendVarint(r.out, v)
 	return err
 }
 
-// prefixLength puts the length of what was written since from before it.
-func (r *jsonReader) prefixLength(from int) {
-	size := len(r.out) - from
-	n := protowire.SizeVarint(uint64(size))
-	var pad [10]byte
-	r.out = append(r.out, pad[:n]...)
-	copy(r.out[from+n:], r.out[from:from+size])
-	protowire.AppendVarint(r.out[:from], uint64(size))
-}
-
-func (r *jsonReader) text(f *field, tok json.Token) error {
-	s, ok := tok.(string)
-	if !ok {
-		return fmt.Errorf("got %v, want a string", tok)
+// bytes reads a string into a length-delimited field whose tag is written.
+func (r *jsonReader) bytes(k kind) error {
+	from := len(r.out)
+	if err := r.str(); err != nil {
+		return err
 	}
-	switch f.kind {
+	s := r.out[from:]
+	switch k {
 	case kindTraceID, kindSpanID:
-		id, err := hex.DecodeString(s)
+		n, err := hex.Decode(s, s) // in place: it never writes behind where it reads
 		if err != nil {
-			id = nil
+			n = copy(s, "?")
 		}
-		r.out = protowire.AppendBytes(r.out, id)
+		r.out = r.out[:from+n]
 	case kindBytes:
-		b, err := base64.StdEncoding.DecodeString(s)
+		n, err := decodeBase64(s)
 		if err != nil {
-			if b, err = base64.RawURLEncoding.DecodeString(strings.TrimRight(s, "=")); err != nil {
-				return fmt.Errorf("no base64: %w", err)
-			}
+			return err
 		}
-		r.out = protowire.AppendBytes(r.out, b)
-	default:
-		r.out = protowire.AppendString(r.out, s)
+		r.out = r.out[:from+n]
 	}
+	r.out = prefixLength(r.out, from)
 	return nil
 }
 
-func bits64(k kind, tok json.Token) (uint64, error) {
+// decodeBase64 decodes in place, the standard alphabet or the one for URLs, with
+// or without padding, as protobuf's JSON does.
+func decodeBase64(s []byte) (int, error) {
+	s = bytes.TrimRight(s, "=")
+	for i, c := range s {
+		switch c {
+		case '-':
+			s[i] = '+'
+		case '_':
+			s[i] = '/'
+		}
+	}
+	n, err := base64.RawStdEncoding.Decode(s, s)
+	if err != nil {
+		return 0, fmt.Errorf("no base64: %w", err)
+	}
+	return n, nil
+}
+
+func (r *jsonReader) bits64(k kind) (uint64, error) {
 	switch k {
 	case kindDouble:
-		v, err := double(tok)
+		v, err := r.double()
 		return math.Float64bits(v), err
 	case kindSfixed64:
-		v, err := signed(tok, 64)
+		v, err := r.signed(64)
 		return uint64(v), err
 	}
-	return unsigned(tok, 64)
+	return r.unsigned(64)
 }
 
-func varint(k kind, tok json.Token) (uint64, error) {
+func (r *jsonReader) varint(k kind) (uint64, error) {
 	switch k {
 	case kindBool:
-		b, ok := tok.(bool)
-		if !ok {
-			return 0, fmt.Errorf("got %v, want true or false", tok)
+		if r.peek() == 't' {
+			return 1, r.literal("true")
 		}
-		return protowire.EncodeBool(b), nil
+		return 0, r.literal("false")
 	case kindEnum:
-		n, ok := tok.(json.Number)
-		if !ok {
-			return 0, fmt.Errorf("got %v, want an integer: OTLP/JSON has no enum names", tok)
+		if r.peek() == '"' {
+			return 0, errors.New("got a string, want an integer: OTLP/JSON has no enum names")
 		}
-		v, err := signed(n, 32)
+		v, err := r.signed(32)
 		return uint64(v), err
 	case kindInt64:
-		v, err := signed(tok, 64)
+		v, err := r.signed(64)
+		return uint64(v), err
+	case kindInt32:
+		v, err := r.signed(32)
 		return uint64(v), err
 	case kindSint32:
-		v, err := signed(tok, 32)
+		v, err := r.signed(32)
 		return protowire.EncodeZigZag(v), err
 	case kindUint32:
-		return unsigned(tok, 32)
+		return r.unsigned(32)
 	}
-	return unsigned(tok, 64)
+	return r.unsigned(64)
 }
 
-// digits returns the text of a number or of a string that holds one, with an
-// exponent or a zero fraction (1e3, 5.0) written out, as protobuf's JSON allows.
-func digits(tok json.Token) (string, error) {
-	var s string
-	switch v := tok.(type) {
-	case json.Number:
-		s = v.String()
-	case string:
-		s = v
-	default:
-		return "", fmt.Errorf("got %v, want a number", tok)
+func (r *jsonReader) literal(want string) error {
+	if !bytes.HasPrefix(r.text[min(r.pos, len(r.text)):], []byte(want)) {
+		return r.unexpected(want)
 	}
-	if strings.ContainsAny(s, ".eE") {
-		f, err := strconv.ParseFloat(s, 64)
+	r.pos += len(want)
+	return nil
+}
+
+// integer reads a number, or a string that holds one, without exponent and zero
+// fraction (1e3, 5.0), which protobuf's JSON allows.
+func (r *jsonReader) integer() ([]byte, error) {
+	s, err := r.numberText()
+	if err != nil {
+		return nil, err
+	}
+	if bytes.ContainsAny(s, ".eE") {
+		f, err := strconv.ParseFloat(string(s), 64)
 		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
-			return "", fmt.Errorf("%q is no integer", s)
+			return nil, fmt.Errorf("%.40q is no integer", s)
 		}
-		s = strconv.FormatInt(int64(f), 10)
+		s = strconv.AppendInt(nil, int64(f), 10)
 	}
 	return s, nil
 }
 
-func signed(tok json.Token, size int) (int64, error) {
-	s, err := digits(tok)
+func (r *jsonReader) signed(size int) (int64, error) {
+	s, err := r.integer()
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseInt(s, 10, size)
+	v, err := strconv.ParseInt(string(s), 10, size)
+	return v, numberError(s, err)
 }
 
-func unsigned(tok json.Token, size int) (uint64, error) {
-	s, err := digits(tok)
+func (r *jsonReader) unsigned(size int) (uint64, error) {
+	s, err := r.integer()
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(s, 10, size)
+	v, err := strconv.ParseUint(string(s), 10, size)
+	return v, numberError(s, err)
 }
 
-func double(tok json.Token) (float64, error) {
-	switch v := tok.(type) {
-	case json.Number:
-		return v.Float64()
-	case string:
-		switch v {
+func (r *jsonReader) double() (float64, error) {
+	quoted := r.peek() == '"'
+	s, err := r.numberText()
+	if err != nil {
+		return 0, err
+	}
+	if quoted {
+		switch string(s) {
 		case "NaN":
 			return math.NaN(), nil
 		case "Infinity":
@@ -309,31 +386,124 @@ func double(tok json.Token) (float64, error) {
 		case "-Infinity":
 			return math.Inf(-1), nil
 		}
-		return strconv.ParseFloat(v, 64)
 	}
-	return 0, fmt.Errorf("got %v, want a number", tok)
+	v, err := strconv.ParseFloat(string(s), 64)
+	return v, numberError(s, err)
 }
 
-// maxSkip is how deep an unknown field may nest: the tokenizer keeps a stack.
-const maxSkip = 10_000
+// numberError words what strconv has refused, which may be long.
+func numberError(s []byte, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, strconv.ErrRange):
+		return fmt.Errorf("%.40q is out of range", s)
+	}
+	return fmt.Errorf("%.40q is no number of this type", s)
+}
 
-// skip reads the value of an unknown field.
-func (r *jsonReader) skip() error {
-	for deep := 0; ; {
-		tok, err := r.dec.Token()
-		if err != nil {
-			return err
+// numberText reads a number or the content of a string, which the caller parses.
+func (r *jsonReader) numberText() ([]byte, error) {
+	c := r.peek()
+	from := r.pos
+	if c == '"' {
+		n := bytes.IndexByte(r.text[from+1:min(len(r.text), from+maxNumber)], '"')
+		if n < 0 {
+			return nil, r.unexpected("a number")
 		}
-		switch tok {
-		case json.Delim('{'), json.Delim('['):
-			if deep++; deep > maxSkip {
-				return fmt.Errorf("unknown field nested deeper than %d", maxSkip)
-			}
-		case json.Delim('}'), json.Delim(']'):
-			deep--
+		r.pos += n + 2
+		s := r.text[from+1 : from+1+n]
+		if !isNumber(s) && string(s) != "NaN" && string(s) != "Infinity" && string(s) != "-Infinity" {
+			return nil, fmt.Errorf("got %q, want a number", s[:min(len(s), 40)])
 		}
-		if deep == 0 {
-			return nil
+		return s, nil
+	}
+	end := from
+	for end < len(r.text) && end-from < maxNumber && isNumberByte(r.text[end]) {
+		end++
+	}
+	s := r.text[from:end]
+	if !isNumber(s) {
+		return nil, r.unexpected("a number")
+	}
+	r.pos = end
+	return s, nil
+}
+
+func isNumberByte(c byte) bool {
+	return '0' <= c && c <= '9' || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'
+}
+
+// isNumber reports whether s is a number by RFC 8259, section 6.
+func isNumber(s []byte) bool {
+	digits := func() bool {
+		n := 0
+		for n < len(s) && '0' <= s[n] && s[n] <= '9' {
+			n++
+		}
+		s = s[n:]
+		return n > 0
+	}
+	if len(s) > 0 && s[0] == '-' {
+		s = s[1:]
+	}
+	if len(s) > 1 && s[0] == '0' && '0' <= s[1] && s[1] <= '9' {
+		return false
+	}
+	if !digits() {
+		return false
+	}
+	if len(s) > 0 && s[0] == '.' {
+		if s = s[1:]; !digits() {
+			return false
 		}
 	}
+	if len(s) > 0 && (s[0] == 'e' || s[0] == 'E') {
+		s = s[1:]
+		if len(s) > 0 && (s[0] == '+' || s[0] == '-') {
+			s = s[1:]
+		}
+		if !digits() {
+			return false
+		}
+	}
+	return len(s) == 0
+}
+
+// skip reads the value of an unknown field.
+func (r *jsonReader) skip(deep int) error {
+	if deep > maxSkip {
+		return fmt.Errorf("unknown field nested deeper than %d", maxSkip)
+	}
+	switch c := r.peek(); c {
+	case '{', '[':
+		r.pos++
+		for first := true; ; first = false {
+			more, err := r.next(first, c+2, "a value") // '}' and ']' follow '{' and '[' by two
+			if err != nil || !more {
+				return err
+			}
+			if c == '{' {
+				if err := r.skipString(); err != nil {
+					return err
+				}
+				if err := r.expect(':', "a colon"); err != nil {
+					return err
+				}
+			}
+			if err := r.skip(deep + 1); err != nil {
+				return err
+			}
+		}
+	case '"':
+		return r.skipString()
+	case 't':
+		return r.literal("true")
+	case 'f':
+		return r.literal("false")
+	case 'n':
+		return r.literal("null")
+	}
+	_, err := r.numberText()
+	return err
 }

@@ -36,13 +36,18 @@ func appendObject(dst []byte, m *message, b []byte) []byte {
 	return append(dst, '}')
 }
 
+// lastOfOneof returns the member of m's oneof that counts: the last on the wire.
 func lastOfOneof(m *message, b []byte) (chosen *field) {
-	_ = eachField(b, func(num protowire.Number, _, _ []byte) error {
+	for i := 0; i < len(b); {
+		num, _, _, end := nextField(b, i)
+		if end < 0 {
+			break
+		}
+		i = end
 		if f := m.lookup(num); f != nil && f.oneof {
 			chosen = f
 		}
-		return nil
-	})
+	}
 	return chosen
 }
 
@@ -65,28 +70,26 @@ func appendArray(dst []byte, open int, f *field, b []byte) []byte {
 		}
 		dst = appendValue(dst, f, val)
 	}
-	for len(b) > 0 {
-		num, body, raw, err := nextField(b)
-		if err != nil {
+	for i := 0; i < len(b); {
+		num, typ, value, end := nextField(b, i)
+		if end < 0 {
 			break
 		}
-		b = b[len(raw):]
-		switch {
-		case num != f.num:
-		case body == nil: // unpacked scalar
-			_, _, n := protowire.ConsumeTag(raw)
-			element(raw[n:])
-		case f.kind.scalar(): // packed
-			for len(body) > 0 {
-				n := protowire.ConsumeFieldValue(num, f.kind.wireType(), body)
-				if n < 0 {
-					break
-				}
-				element(body[:n])
-				body = body[n:]
-			}
-		default:
+		body := b[value:end]
+		if i = end; num != f.num {
+			continue
+		}
+		if typ != bytesType || !f.kind.scalar() {
 			element(body)
+			continue
+		}
+		for len(body) > 0 { // packed
+			n := protowire.ConsumeFieldValue(FieldNumber(num), f.kind.wireType(), body)
+			if n < 0 {
+				break
+			}
+			element(body[:n])
+			body = body[n:]
 		}
 	}
 	if n > 0 {
@@ -103,18 +106,13 @@ func appendSingle(dst []byte, open int, f *field, b []byte) []byte {
 		return dst
 	}
 	var val []byte
-	for len(b) > 0 {
-		num, body, raw, err := nextField(b)
-		if err != nil {
+	for i := 0; i < len(b); {
+		num, _, value, end := nextField(b, i)
+		if end < 0 {
 			break
 		}
-		b = b[len(raw):]
-		if num != f.num {
-			continue
-		}
-		if val = body; body == nil {
-			_, _, n := protowire.ConsumeTag(raw)
-			val = raw[n:]
+		if i = end; num == f.num {
+			val = b[value:end]
 		}
 	}
 	if val == nil {
@@ -150,7 +148,7 @@ func appendValue(dst []byte, f *field, val []byte) []byte {
 	switch f.kind {
 	case kindBool:
 		return strconv.AppendBool(dst, v != 0)
-	case kindEnum:
+	case kindEnum, kindInt32:
 		return strconv.AppendInt(dst, int64(int32(v)), 10)
 	case kindSint32:
 		return strconv.AppendInt(dst, int64(int32(protowire.DecodeZigZag(v))), 10)

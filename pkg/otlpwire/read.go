@@ -2,9 +2,8 @@ package otlpwire
 
 import (
 	"encoding/binary"
+	"iter"
 	"math"
-
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // TraceID identifies a trace.
@@ -13,54 +12,66 @@ type TraceID [16]byte
 // SpanID identifies a span within its trace.
 type SpanID [8]byte
 
-// Item is one span, metric or log record with the bytes of what it belongs to.
-// The slices are parts of the payload, nil where there is none.
-type Item struct {
-	Resource []byte // a Resource message
-	Scope    []byte // an InstrumentationScope message
-	Bytes    []byte // a Span, Metric or LogRecord message
-}
-
-// Walk calls visit for every span, metric or log record of a payload, in order,
-// until visit returns false. It stops at the first malformed byte.
-func Walk(payload []byte, visit func(Item) bool) {
-	for len(payload) > 0 {
-		num, body, raw, err := nextField(payload)
-		if err != nil {
-			return
-		}
-		payload = payload[len(raw):]
-		if num == 1 && body != nil && !walkResource(body, visit) {
-			return
-		}
+// Resources iterates over the resources of a payload with what they hold: each a
+// ResourceSpans, ResourceMetrics or ResourceLogs message. Like all iterators here
+// it stops at the first malformed byte.
+//
+//	for r := range otlpwire.Resources(payload) {
+//		name, _ := otlpwire.ResourceAttribute(r.Resource(), "service.name")
+//		for s := range r.Scopes() {
+//			for item := range s.Items() { // a Span, Metric or LogRecord message
+func Resources(payload []byte) iter.Seq[Resource] {
+	return func(yield func(Resource) bool) {
+		each(payload, 1, func(r []byte) bool { return yield(Resource(r)) })
 	}
 }
 
-func walkResource(body []byte, visit func(Item) bool) bool {
-	resource := single(body, 1)
-	for len(body) > 0 {
-		num, scope, raw, err := nextField(body)
-		if err != nil {
+// Items iterates over the spans, metrics or log records of a payload.
+func Items(payload []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		each(payload, 1, func(r []byte) bool {
+			return each(r, 2, func(s []byte) bool { return each(s, 2, yield) })
+		})
+	}
+}
+
+// Resource is a resource with its scopes.
+type Resource []byte
+
+// Resource returns the Resource message, nil if there is none.
+func (r Resource) Resource() []byte { return single(r, 1) }
+
+// Scopes iterates over the scopes: each a ScopeSpans, ScopeMetrics or ScopeLogs
+// message.
+func (r Resource) Scopes() iter.Seq[Scope] {
+	return func(yield func(Scope) bool) {
+		each(r, 2, func(s []byte) bool { return yield(Scope(s)) })
+	}
+}
+
+// Scope is a scope with its items.
+type Scope []byte
+
+// Scope returns the InstrumentationScope message, nil if there is none.
+func (s Scope) Scope() []byte { return single(s, 1) }
+
+// Items iterates over the Span, Metric or LogRecord messages.
+func (s Scope) Items() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) { each(s, 2, yield) }
+}
+
+// each calls visit for the content of every field num of msg, which holds
+// messages, until it returns false; it returns false then, too.
+func each(msg []byte, num int, visit func([]byte) bool) bool {
+	for i := 0; i < len(msg); {
+		got, typ, value, end := int(msg[i]>>3), bytesType, i+2, shortField(msg, i)
+		if end == 0 {
+			if got, typ, value, end = nextField(msg, i); end < 0 {
+				return true
+			}
+		}
+		if i = end; got == num && typ == bytesType && !visit(msg[value:end]) {
 			return false
-		}
-		body = body[len(raw):]
-		if num != 2 || scope == nil {
-			continue
-		}
-		it := Item{Resource: resource, Scope: single(scope, 1)}
-		for len(scope) > 0 {
-			num, item, raw, err := nextField(scope)
-			if err != nil {
-				return false
-			}
-			scope = scope[len(raw):]
-			if num != 2 || item == nil {
-				continue
-			}
-			it.Bytes = item
-			if !visit(it) {
-				return false
-			}
 		}
 	}
 	return true
@@ -68,24 +79,30 @@ func walkResource(body []byte, visit func(Item) bool) bool {
 
 // single returns the content of the message field num of msg. It allocates only
 // when the field is repeated, whose occurrences protobuf merges.
-func single(msg []byte, num protowire.Number) (content []byte) {
+func single(msg []byte, num int) (content []byte) {
 	n, size := 0, 0
-	_ = eachField(msg, func(got protowire.Number, body, _ []byte) error {
-		if got == num && body != nil {
-			n, size, content = n+1, size+len(body), body
+	for i := 0; i < len(msg); {
+		got, typ, value, end := nextField(msg, i)
+		if end < 0 {
+			break
 		}
-		return nil
-	})
+		if i = end; got == num && typ == bytesType {
+			n, size, content = n+1, size+end-value, msg[value:end]
+		}
+	}
 	if n < 2 {
 		return content
 	}
 	content = make([]byte, 0, size)
-	_ = eachField(msg, func(got protowire.Number, body, _ []byte) error {
-		if got == num {
-			content = append(content, body...)
+	for i := 0; i < len(msg); {
+		got, typ, value, end := nextField(msg, i)
+		if end < 0 {
+			break
 		}
-		return nil
-	})
+		if i = end; got == num && typ == bytesType {
+			content = append(content, msg[value:end]...)
+		}
+	}
 	return content
 }
 
@@ -100,114 +117,151 @@ type Span struct {
 	Start, End uint64 // Unix nanoseconds
 	TraceState []byte
 	Name       []byte
+
+	// attrs and events are stretches of the span from the first such field to
+	// the last; other fields may stand between them.
+	attrs, events []byte
 }
 
-// ParseSpan reads a Span message, without its attributes, events and links.
-func ParseSpan(item []byte) (sp Span) {
+// Attribute looks up an attribute of the span.
+func (sp *Span) Attribute(key string) (Value, bool) { return find(sp.attrs, spanAttributes, key) }
+
+// Events iterates over the bytes of the Span.Event messages.
+func (sp *Span) Events() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) { each(sp.events, spanEvents, yield) }
+}
+
+// The numbers of the fields that are read by name.
+const (
+	resourceAttributes = 1
+	scopeAttributes    = 3
+	eventAttributes    = 3
+	spanAttributes     = 9
+	spanEvents         = 11
+
+	keyTag       = 1<<3 | byte(bytesType)
+	valueTag     = 2<<3 | byte(bytesType)
+	attributeTag = spanAttributes<<3 | byte(bytesType)
+	kindTag      = 6<<3 | byte(varintType)
+	startTag     = 7<<3 | byte(fixed64Type)
+	endTag       = 8<<3 | byte(fixed64Type)
+	flagsTag     = (16<<3|byte(fixed32Type))&0x7f | 0x80 // field 16 has a tag of two bytes
+	flagsTag2    = 1
+)
+
+// Parse reads a Span message in one pass. What it does not need, it jumps over;
+// of what is there twice the last counts.
+func (sp *Span) Parse(item []byte) {
+	*sp = Span{}
 	sp.Root = true
-	for len(item) > 0 {
-		num, typ, n := protowire.ConsumeTag(item)
-		if n < 0 {
-			return sp
-		}
-		item = item[n:]
-		switch typ {
-		case protowire.BytesType:
-			body, n := protowire.ConsumeBytes(item)
-			if n < 0 {
-				return sp
+	var attrs, events stretch
+	for i := 0; i < len(item); {
+		num, typ, value, end := int(item[i]>>3), bytesType, i+2, shortField(item, i)
+		if end == 0 {
+			// Kind and times, which every span has, are 20 bytes that need no look.
+			if item[i] == kindTag && i+20 <= len(item) && item[i+1] < 0x80 && item[i+2] == startTag && item[i+11] == endTag {
+				sp.Kind = int32(item[i+1])
+				sp.Start, sp.End = binary.LittleEndian.Uint64(item[i+3:]), binary.LittleEndian.Uint64(item[i+12:])
+				i += 20
+				continue
 			}
-			item = item[n:]
+			if item[i] == flagsTag && i+6 <= len(item) && item[i+1] == flagsTag2 {
+				sp.Flags = binary.LittleEndian.Uint32(item[i+2:])
+				i += 6
+				continue
+			}
+			if num, typ, value, end = nextField(item, i); end < 0 {
+				break
+			}
+		}
+		switch {
+		case typ == bytesType:
 			switch num {
+			case spanAttributes:
+				for end < len(item) && item[end] == attributeTag {
+					next := shortField(item, end)
+					if next == 0 {
+						break
+					}
+					end = next
+				}
+				attrs.add(i, end)
+			case spanEvents:
+				events.add(i, end)
 			case 1:
-				copy(sp.TraceID[:], body)
+				if end-value == len(sp.TraceID) {
+					sp.TraceID = TraceID(item[value:])
+				}
 			case 2:
-				copy(sp.SpanID[:], body)
+				if end-value == len(sp.SpanID) {
+					sp.SpanID = SpanID(item[value:])
+				}
 			case 3:
-				sp.TraceState = body
+				sp.TraceState = item[value:end]
 			case 4:
-				sp.Root = !kindSpanID.validID(body)
+				sp.Root = !kindSpanID.validID(item[value:end])
 			case 5:
-				sp.Name = body
+				sp.Name = item[value:end]
 			case 15:
-				sp.Status = int32(varintField(body, 3, uint64(sp.Status)))
+				sp.Status = statusCode(item[value:end], sp.Status)
 			}
-		case protowire.Fixed64Type:
-			v, n := protowire.ConsumeFixed64(item)
-			if n < 0 {
-				return sp
-			}
-			item = item[n:]
-			switch num {
-			case 7:
-				sp.Start = v
-			case 8:
-				sp.End = v
-			}
-		default:
-			n := protowire.ConsumeFieldValue(num, typ, item)
-			if n < 0 {
-				return sp
-			}
-			switch {
-			case num == 6 && typ == protowire.VarintType:
-				v, _ := protowire.ConsumeVarint(item)
-				sp.Kind = int32(v)
-			case num == 16 && typ == protowire.Fixed32Type:
-				sp.Flags = binary.LittleEndian.Uint32(item)
-			}
-			item = item[n:]
+		case num == 7 && typ == fixed64Type:
+			sp.Start = binary.LittleEndian.Uint64(item[value:])
+		case num == 8 && typ == fixed64Type:
+			sp.End = binary.LittleEndian.Uint64(item[value:])
+		case num == 6 && typ == varintType:
+			sp.Kind = int32(varintAt(item, value))
+		case num == 16 && typ == fixed32Type:
+			sp.Flags = binary.LittleEndian.Uint32(item[value:])
 		}
+		i = end
 	}
-	return sp
+	sp.attrs, sp.events = item[attrs.first:attrs.end], item[events.first:events.end]
 }
 
-// varintField returns the last varint field num of msg, or def.
-func varintField(msg []byte, num protowire.Number, def uint64) uint64 {
-	for len(msg) > 0 {
-		got, typ, n := protowire.ConsumeTag(msg)
-		if n < 0 {
-			return def
-		}
-		m := protowire.ConsumeFieldValue(got, typ, msg[n:])
-		if m < 0 {
-			return def
-		}
-		if got == num && typ == protowire.VarintType {
-			def, _ = protowire.ConsumeVarint(msg[n:])
-		}
-		msg = msg[n+m:]
+// stretch is a part of a message, from the first of some fields to the last.
+type stretch struct{ first, end int }
+
+func (s *stretch) add(i, end int) {
+	if s.end == 0 {
+		s.first = i
 	}
-	return def
+	s.end = end
+}
+
+// statusCode returns the code of a Status message, or what it was before: the
+// occurrences of a field that is there twice are merged.
+func statusCode(status []byte, before int32) int32 {
+	for i := 0; i < len(status); {
+		num, typ, value, end := nextField(status, i)
+		if end < 0 {
+			return before
+		}
+		if i = end; num == 3 && typ == varintType {
+			before = int32(varintAt(status, value))
+		}
+	}
+	return before
 }
 
 // SpanTrace returns the trace ID of a Span message: what a router needs, at the
-// cost of one field. ok is false when it is no valid ID.
+// cost of one field. ok is false when it is no valid ID. A span with two trace
+// IDs is invalid, see [Scan].
 func SpanTrace(item []byte) (id TraceID, ok bool) {
-	for len(item) > 0 {
-		num, body, raw, err := nextField(item)
-		if err != nil {
-			return id, ok
+	for i := 0; i < len(item); {
+		num, typ, value, end := nextField(item, i)
+		if end < 0 {
+			return id, false
 		}
-		item = item[len(raw):]
-		if num == 1 && body != nil {
-			ok = kindTraceID.validID(body)
-			copy(id[:], body)
-			return id, ok
+		if i = end; num == 1 && typ == bytesType {
+			if id, ok := item[value:end], kindTraceID.validID(item[value:end]); ok {
+				return TraceID(id), true
+			}
+			return id, false
 		}
 	}
-	return id, ok
+	return id, false
 }
-
-// FieldNumber is a protobuf field number.
-type FieldNumber = protowire.Number
-
-// The field numbers of the attributes in the messages that have some.
-const (
-	ResourceAttributes FieldNumber = 1
-	ScopeAttributes    FieldNumber = 3
-	SpanAttributes     FieldNumber = 9
-)
 
 // ValueKind is the type of an attribute's value.
 type ValueKind uint8
@@ -219,92 +273,97 @@ const (
 	Bool
 	Int
 	Double
-	Other // array, map or bytes
+	Other // array, map, bytes or what only profiles have
 )
 
 // Value is an attribute's value. Str is a part of the payload.
 type Value struct {
-	Kind   ValueKind
-	Str    []byte
-	Bool   bool
-	Int    int64
-	Double float64
+	Kind ValueKind
+	bits uint64
+	Str  []byte
 }
 
-// Attribute looks up a key among the attributes of msg, a message that has them
-// in field num. Of a key that is there twice the last counts.
-func Attribute(msg []byte, num protowire.Number, key string) (val Value, ok bool) {
-	for len(msg) > 0 {
-		got, kv, raw, err := nextField(msg)
-		if err != nil {
-			return val, ok
+// Bool returns a value of kind Bool.
+func (v Value) Bool() bool { return v.bits != 0 }
+
+// Int returns a value of kind Int.
+func (v Value) Int() int64 { return int64(v.bits) }
+
+// Double returns a value of kind Double.
+func (v Value) Double() float64 { return math.Float64frombits(v.bits) }
+
+// ResourceAttribute looks up an attribute of a Resource message.
+func ResourceAttribute(resource []byte, key string) (Value, bool) {
+	return find(resource, resourceAttributes, key)
+}
+
+// ScopeAttribute looks up an attribute of an InstrumentationScope message.
+func ScopeAttribute(scope []byte, key string) (Value, bool) {
+	return find(scope, scopeAttributes, key)
+}
+
+// EventAttribute looks up an attribute of a Span.Event message.
+func EventAttribute(event []byte, key string) (Value, bool) {
+	return find(event, eventAttributes, key)
+}
+
+// find looks up a key among the attributes of msg, which are its field num. Of a
+// key that is there twice the last counts.
+func find(msg []byte, num int, key string) (v Value, ok bool) {
+	var val []byte
+	for i := 0; i < len(msg); {
+		got, typ, value, end := int(msg[i]>>3), bytesType, i+2, shortField(msg, i)
+		if end == 0 {
+			if got, typ, value, end = nextField(msg, i); end < 0 {
+				break
+			}
 		}
-		msg = msg[len(raw):]
-		if got == num && kv != nil && string(attributeKey(kv)) == key {
-			val, ok = parseValue(single(kv, 2)), true
+		i = end
+		if got != num || typ != bytesType {
+			continue
+		}
+		// What encoders write: the key, then the value and nothing else.
+		if value+1 < end && msg[value] == keyTag && msg[value+1] < 0x80 {
+			at := value + 2 + int(msg[value+1])
+			if at+1 < end && msg[at] == valueTag && msg[at+1] < 0x80 && at+2+int(msg[at+1]) == end {
+				if at-value-2 == len(key) && string(msg[value+2:at]) == key {
+					val, ok = msg[at+2:end], true
+				}
+				continue
+			}
+		}
+		if kv := msg[value:end]; string(attributeKey(kv)) == key {
+			val, ok = single(kv, 2), true
 		}
 	}
-	return val, ok
+	if ok {
+		v = parseValue(val)
+	}
+	return v, ok
 }
 
 func parseValue(b []byte) (v Value) {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
+	if shortField(b, 0) == len(b) && len(b) > 0 && b[0] == 0x0a {
+		return Value{Kind: String, Str: b[2:]}
+	}
+	for i := 0; i < len(b); {
+		num, typ, value, end := nextField(b, i)
+		if end < 0 {
 			return v
 		}
-		m := protowire.ConsumeFieldValue(num, typ, b[n:])
-		if m < 0 {
-			return v
-		}
-		body := b[n : n+m]
-		b = b[n+m:]
+		i = end
 		switch {
-		case num == 1 && typ == protowire.BytesType:
-			s, _ := protowire.ConsumeBytes(body)
-			v = Value{Kind: String, Str: s}
-		case num == 2 && typ == protowire.VarintType:
-			x, _ := protowire.ConsumeVarint(body)
-			v = Value{Kind: Bool, Bool: x != 0}
-		case num == 3 && typ == protowire.VarintType:
-			x, _ := protowire.ConsumeVarint(body)
-			v = Value{Kind: Int, Int: int64(x)}
-		case num == 4 && typ == protowire.Fixed64Type:
-			x, _ := protowire.ConsumeFixed64(body)
-			v = Value{Kind: Double, Double: math.Float64frombits(x)}
-		case num >= 5 && num <= 7:
+		case num == 1 && typ == bytesType:
+			v = Value{Kind: String, Str: b[value:end]}
+		case num == 2 && typ == varintType:
+			v = Value{Kind: Bool, bits: min(varintAt(b, value), 1)}
+		case num == 3 && typ == varintType:
+			v = Value{Kind: Int, bits: varintAt(b, value)}
+		case num == 4 && typ == fixed64Type:
+			v = Value{Kind: Double, bits: binary.LittleEndian.Uint64(b[value:])}
+		case num >= 5 && num <= 8:
 			v = Value{Kind: Other}
 		}
 	}
 	return v
-}
-
-// Count returns the number of items of a payload that Scan has accepted.
-func Count(sig Signal, payload []byte) (n int) {
-	Walk(payload, func(it Item) bool {
-		if sig == Metrics {
-			n += countPoints(it.Bytes)
-		} else {
-			n++
-		}
-		return true
-	})
-	return n
-}
-
-// countPoints counts the data points of a Metric: field 1 of whichever of gauge,
-// sum, histogram, exponential histogram and summary is set.
-func countPoints(m []byte) (n int) {
-	_ = eachField(m, func(num protowire.Number, body, _ []byte) error {
-		if f := metric.lookup(num); f == nil || !f.oneof || body == nil {
-			return nil
-		}
-		return eachField(body, func(num protowire.Number, point, _ []byte) error {
-			if num == 1 && point != nil {
-				n++
-			}
-			return nil
-		})
-	})
-	return n
 }

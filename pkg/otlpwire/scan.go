@@ -1,8 +1,10 @@
 package otlpwire
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -13,6 +15,16 @@ const (
 	// would take 10,000 levels; pdata takes any number and dies of stack
 	// overflow (collector issues 15301, 15603).
 	MaxDepth = 64
+
+	// MaxAttributes is how many attributes of one item are kept; SDKs stop at
+	// 128. A span or log record with more is cut by [Mend], which adds the rest
+	// to dropped_attributes_count; a data point with more is invalid, since
+	// another set of attributes would be another time series.
+	MaxAttributes = 1024
+
+	// The scale of an exponential histogram at which one bucket spans all of
+	// float64, and at which every float64 has a bucket of its own.
+	minScale, maxScale = -11, 52
 
 	// maxFrames bounds the scanner's own stack: the frame of a request is at
 	// most nine messages deep, a map adds three per level.
@@ -29,6 +41,9 @@ type Limits struct {
 	// events and so on) a request may hold. A request of 8,192 spans with 30
 	// attributes each has about 500,000.
 	MaxElements int
+	// MaxBytes is how long what FromJSON writes may become, 0 for no bound: a
+	// number of one digit is eight bytes on the wire.
+	MaxBytes int
 }
 
 // DefaultLimits accepts what an SDK or a collector sends and refuses what is
@@ -38,9 +53,34 @@ var DefaultLimits = Limits{MaxElements: 1 << 19}
 
 // Report says what Scan found in a payload.
 type Report struct {
-	Items     int // spans, data points or log records, the invalid ones included
-	Invalid   int // items whose IDs have a wrong length or are zero; see Prune
-	Sanitised int // strings with invalid UTF-8, mended in place
+	Items      int // spans, data points or log records, the invalid ones included
+	Invalid    int // items that no backend would take
+	Crowded    int // items with more than MaxAttributes attributes, of those that are valid
+	BadStrings int // strings that are no UTF-8
+}
+
+// Sound reports whether the payload can stay as it is; else see [Mend].
+func (r Report) Sound() bool { return r.Invalid == 0 && r.Crowded == 0 && r.BadStrings == 0 }
+
+// scanner is the state of one Scan besides its place in the bytes.
+type scanner struct {
+	rep  Report
+	mend bool // overwrite what is no UTF-8
+
+	// Of the item at hand.
+	bad    bool
+	ids    uint8 // of a span: 1 trace ID, 2 span ID
+	attrs  int
+	counts int // of a histogram, or of the buckets of an exponential one
+	bounds int
+	bound  float64 // the last one
+	offset int64
+
+	// Of the metric at hand.
+	data    int // the field that holds its points; the last on the wire counts
+	named   bool
+	points  int
+	invalid int
 }
 
 type scanFrame struct {
@@ -50,125 +90,249 @@ type scanFrame struct {
 }
 
 // Scan checks a request before anything is allocated for its content: wire
-// types, lengths, depth, number of elements, IDs and UTF-8. It does not
-// allocate unless it fails. Bytes of a string that are no UTF-8 are overwritten
-// with '?', so that one bad string does not cost the request its other items
-// and the length stays as it was; Scan therefore writes to p.
+// types, lengths, depth, number of elements, IDs, histograms and UTF-8. It reads
+// every byte once and does not allocate unless it fails.
+//
+// Invalid is an item that a backend would refuse, with all that came with it:
+//
+//   - a span without exactly one trace ID of 16 bytes and one span ID of 8, not
+//     all zero; any other ID whose length is neither right nor zero
+//   - a point of a metric without a name; a histogram whose bucket counts are not
+//     one more than its bounds, or whose bounds are not finite and rising; an
+//     exponential histogram whose scale is beyond -11 to 52 or whose buckets leave
+//     the range of an int32 (OTLP metrics.proto)
 //
 // An error wraps [ErrMalformed] and names the message and the byte offset.
 func Scan(sig Signal, p []byte, lim Limits) (Report, error) {
+	return scan(requests[sig], p, lim, false)
+}
+
+// scan is Scan for the bytes of any message. When it mends it overwrites what is
+// no UTF-8 in p with '?', which leaves all lengths as they are.
+func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 	var (
-		rep   Report
+		s     = scanner{mend: mend}
 		stack [maxFrames]scanFrame
 		top   int
-		ids   int // which IDs of the current span are sound: 1 trace, 2 span
-		bad   bool
 		elems int
 		pos   int
+
+		end  = len(p) // with msg and deep the frame on top
+		deep int
 	)
-	stack[0] = scanFrame{end: len(p), msg: requests[sig]}
 	for {
-		for pos == stack[top].end {
-			switch stack[top].msg.role {
-			case span:
-				rep.Items++
-				if ids != 3 {
-					rep.Invalid++
-				}
-			case record:
-				rep.Items++
-				if bad {
-					rep.Invalid++
-				}
-			case point:
-				rep.Items++
-			}
+		for pos == end {
+			s.leave(msg)
 			if top == 0 {
-				return rep, nil
+				return s.rep, nil
 			}
 			top--
+			msg, end, deep = stack[top].msg, stack[top].end, stack[top].deep
 		}
-		at := &stack[top]
-		tag, n := protowire.ConsumeVarint(p[pos:at.end])
-		if n < 0 {
-			return rep, malformed(at.msg, pos, "truncated tag")
+		num, typ, value, next := int(p[pos]>>3), bytesType, pos+2, shortField(p[:end], pos)
+		if next == 0 {
+			if num, typ, value, next = nextField(p[:end], pos); next < 0 {
+				return s.rep, fieldError(msg, p[:end], pos)
+			}
 		}
-		num, typ := protowire.DecodeTag(tag)
-		if num < protowire.MinValidNumber || num > protowire.MaxValidNumber {
-			return rep, malformed(at.msg, pos, "invalid field number")
+		if num > maxField {
+			pos = next
+			continue
 		}
-		pos += n
-		f := at.msg.lookup(num)
-		if f != nil && f.kind.wireType() != typ && (typ != protowire.BytesType || !f.repeated) {
-			return rep, malformed(at.msg, pos, "field %s has wire type %d, want %d", f.name, typ, f.kind.wireType())
+		st := &msg.steps[num]
+		if int(st.wire) != typ {
+			if st.wire != unknown && (typ != bytesType || !st.pack) {
+				return s.rep, malformed(msg, pos, "field %s has wire type %d, want %d", msg.byNum[num].name, typ, st.wire)
+			}
+			if st.wire == unknown {
+				pos = next
+				continue
+			}
 		}
-		switch typ {
-		case protowire.VarintType:
-			_, n = protowire.ConsumeVarint(p[pos:at.end])
-		case protowire.Fixed64Type:
-			_, n = protowire.ConsumeFixed64(p[pos:at.end])
-		case protowire.Fixed32Type:
-			_, n = protowire.ConsumeFixed32(p[pos:at.end])
-		case protowire.BytesType:
-			var b []byte
-			b, n = protowire.ConsumeBytes(p[pos:at.end])
-			if n < 0 || f == nil {
+		switch st.check {
+		case checkNothing:
+		case checkMessage:
+			if msg.role.item() && st.msg.role == attribute {
+				s.attrs++
+			}
+			elems++
+			if st.msg.role == attribute && plainAttribute(p[value:next]) {
+				if elems++; elems > lim.MaxElements {
+					return s.rep, malformed(msg, pos, "more than %d elements in one request", lim.MaxElements)
+				}
 				break
 			}
-			switch f.kind {
-			case kindMessage:
-				if elems++; elems > lim.MaxElements {
-					return rep, malformed(at.msg, pos, "more than %d elements in one request", lim.MaxElements)
-				}
-				deep := at.deep
-				if f.msg.role == nest {
-					if deep++; deep > MaxDepth {
-						return rep, malformed(at.msg, pos, "values nested deeper than %d", MaxDepth)
-					}
-				}
-				pos += n - len(b)
-				top++
-				stack[top] = scanFrame{end: pos + len(b), msg: f.msg, deep: deep}
-				if f.msg.role == span || f.msg.role == record {
-					ids, bad = 0, false
-				}
-				continue
-			case kindString:
-				if !utf8.Valid(b) {
-					sanitise(b)
-					rep.Sanitised++
-				}
-			case kindTraceID, kindSpanID:
-				// IDs of links and exemplars are not items' IDs: as they are.
-				switch at.msg.role {
-				case span:
-					if f.num <= 2 {
-						ids = setID(ids, int(f.num), f.kind.validID(b))
-					}
-				case record:
-					bad = bad || (len(b) != 0 && len(b) != f.kind.idLen())
-				}
-			case kindBytes:
-			default: // packed
-				if !validPacked(f.kind, b) {
-					return rep, malformed(at.msg, pos, "packed field %s is cut short", f.name)
+			if elems > lim.MaxElements {
+				return s.rep, malformed(msg, pos, "more than %d elements in one request", lim.MaxElements)
+			}
+			if st.data {
+				s.enterData(num)
+			}
+			stack[top] = scanFrame{end: end, msg: msg, deep: deep}
+			top++
+			if st.msg.role == nest {
+				if deep++; deep > MaxDepth {
+					return s.rep, malformed(msg, pos, "values nested deeper than %d", MaxDepth)
 				}
 			}
+			msg, end, pos = st.msg, next, value
+			s.enter(msg)
+			continue
+		case checkString:
+			s.text(p[value:next])
+		case checkName:
+			s.text(p[value:next])
+			s.named = next > value
+		case checkID:
+			s.id(msg.byNum[num].kind, p[value:next])
+		case checkItemID:
+			s.itemID(num, msg.byNum[num].kind, p[value:next])
 		default:
-			return rep, malformed(at.msg, pos, "wire type %d", typ)
+			if !s.numbers(st, typ, msg.byNum[num].kind, p[value:next]) {
+				return s.rep, malformed(msg, pos, "packed field %s is cut short", msg.byNum[num].name)
+			}
 		}
-		if n < 0 {
-			return rep, malformed(at.msg, pos, "field %d is cut short or too long", num)
-		}
-		pos += n
+		pos = next
 	}
 }
 
-func setID(ids, bit int, ok bool) int {
-	if ok {
-		return ids | bit
+// enter is called where a message begins.
+func (s *scanner) enter(m *message) {
+	switch {
+	case m.role.item():
+		s.bad, s.ids, s.attrs, s.counts, s.bounds = false, 0, 0, 0, 0
+	case m.role == metricRole:
+		s.data, s.named, s.points, s.invalid = 0, false, 0, 0
+	case m.role == buckets:
+		s.counts, s.offset = 0, 0
 	}
-	return ids &^ bit
+}
+
+// enterData is called where the points of a metric begin. Points of another kind
+// before them do not count: the fields are a oneof.
+func (s *scanner) enterData(num int) {
+	if s.data != num {
+		s.rep.Items -= s.points
+		s.rep.Invalid -= s.invalid
+		s.data, s.points, s.invalid = num, 0, 0
+	}
+}
+
+// leave is called where a message ends.
+func (s *scanner) leave(m *message) {
+	switch m.role {
+	case span:
+		s.rep.Items++
+		if s.bad || s.ids != 3 {
+			s.rep.Invalid++
+		} else if s.attrs > MaxAttributes {
+			s.rep.Crowded++
+		}
+	case record:
+		s.rep.Items++
+		if s.bad {
+			s.rep.Invalid++
+		} else if s.attrs > MaxAttributes {
+			s.rep.Crowded++
+		}
+	case point, histogramPoint:
+		s.rep.Items++
+		s.points++
+		misfit := m.role == histogramPoint && s.counts+s.bounds > 0 && s.counts != s.bounds+1
+		if s.bad || misfit || s.attrs > MaxAttributes {
+			s.rep.Invalid++
+			s.invalid++
+		}
+	case metricRole:
+		if !s.named {
+			s.rep.Invalid += s.points - s.invalid
+		}
+	case buckets:
+		if s.offset+int64(s.counts) > math.MaxInt32 {
+			s.bad = true
+		}
+	}
+}
+
+func (s *scanner) text(b []byte) {
+	if !validUTF8(b) {
+		s.rep.BadStrings++
+		if s.mend {
+			sanitise(b)
+		}
+	}
+}
+
+func (s *scanner) id(k kind, b []byte) {
+	if len(b) != 0 && len(b) != k.idLen() {
+		s.bad = true
+	}
+}
+
+// itemID checks an ID of a span. One that is there twice is invalid, so that
+// whoever reads the first and whoever reads the last agree about the span.
+func (s *scanner) itemID(num int, k kind, b []byte) {
+	if s.ids&uint8(num) != 0 || !k.validID(b) {
+		s.bad = true
+	}
+	s.ids |= uint8(num)
+}
+
+// numbers checks a repeated number, packed or not, and what a histogram must
+// hold to. It returns false when b is not whole.
+func (s *scanner) numbers(st *step, typ int, k kind, b []byte) bool {
+	n := 1
+	if typ == bytesType && st.pack {
+		if n = packedLen(k, b); n < 0 {
+			return false
+		}
+	}
+	switch st.check {
+	case checkCounts:
+		s.counts += n
+	case checkBounds:
+		for ; len(b) >= 8; b = b[8:] {
+			v := math.Float64frombits(binary.LittleEndian.Uint64(b))
+			if math.IsNaN(v) || math.IsInf(v, 0) || (s.bounds > 0 && v <= s.bound) {
+				s.bad = true
+			}
+			s.bound = v
+			s.bounds++
+		}
+	case checkScale:
+		if v := sint32(b); v < minScale || v > maxScale {
+			s.bad = true
+		}
+	case checkOffset:
+		s.offset = int64(sint32(b))
+	}
+	return true
+}
+
+func sint32(b []byte) int32 {
+	return int32(protowire.DecodeZigZag(varintAt(b, 0) & math.MaxUint32))
+}
+
+// packedLen returns how many numbers b holds, or -1 when it ends within one.
+func packedLen(k kind, b []byte) (n int) {
+	switch k.wireType() {
+	case protowire.Fixed64Type:
+		if len(b)%8 != 0 {
+			return -1
+		}
+		return len(b) / 8
+	case protowire.Fixed32Type:
+		if len(b)%4 != 0 {
+			return -1
+		}
+		return len(b) / 4
+	}
+	for i := 0; i < len(b); n++ {
+		if _, i = shortVarint(b, i); i < 0 {
+			return -1
+		}
+	}
+	return n
 }
 
 func (k kind) idLen() int {
@@ -181,32 +345,63 @@ func (k kind) idLen() int {
 // validID reports whether b has the ID's length and is not all zero (W3C Trace
 // Context).
 func (k kind) validID(b []byte) bool {
-	if len(b) != k.idLen() {
-		return false
+	if k == kindTraceID {
+		return len(b) == 16 && binary.LittleEndian.Uint64(b)|binary.LittleEndian.Uint64(b[8:]) != 0
 	}
-	for _, c := range b {
-		if c != 0 {
-			return true
-		}
-	}
-	return false
+	return len(b) == 8 && binary.LittleEndian.Uint64(b) != 0
 }
 
-func validPacked(k kind, b []byte) bool {
-	switch k.wireType() {
-	case protowire.Fixed64Type:
-		return len(b)%8 == 0
-	case protowire.Fixed32Type:
-		return len(b)%4 == 0
+// plainAttribute reports whether b is a KeyValue as every encoder writes most of
+// them: a key, then a value of one string or number, in lengths of one byte (the
+// string's may have two), in valid UTF-8. It is a shorter way to the same answer
+// that Scan would come to; false means no more than that it did not look.
+func plainAttribute(b []byte) bool {
+	if len(b) < 6 || b[0] != 0x0a || b[1] >= 0x80 {
+		return false
 	}
-	for len(b) > 0 {
-		_, n := protowire.ConsumeVarint(b)
-		if n < 0 {
+	key := int(b[1]) + 2
+	if key+4 > len(b) || b[key] != 0x12 {
+		return false
+	}
+	val := b[key+1:] // length, tag and content of the value
+	switch {
+	case val[0] < 0x80:
+		if int(val[0])+1 != len(val) {
 			return false
 		}
-		b = b[n:]
+		val = val[1:]
+	case len(val) > 4 && val[1] < 0x80:
+		if (int(val[0]&0x7f)|int(val[1])<<7)+2 != len(val) {
+			return false
+		}
+		val = val[2:]
+	default:
+		return false
 	}
-	return true
+	switch val[0] {
+	case 0x0a: // string
+		if len(val) < 2 {
+			return false
+		}
+		if n := int(val[1]); n < 0x80 {
+			if n+2 != len(val) {
+				return false
+			}
+			val = val[2:]
+		} else {
+			if len(val) < 3 || val[2] >= 0x80 || (n&0x7f|int(val[2])<<7)+3 != len(val) {
+				return false
+			}
+			val = val[3:]
+		}
+		return validUTF8(b[2:key]) && validUTF8(val)
+	case 0x10, 0x18: // bool, int
+		_, end := shortVarint(val, 1)
+		return end == len(val) && validUTF8(b[2:key])
+	case 0x21: // double
+		return len(val) == 9 && validUTF8(b[2:key])
+	}
+	return false
 }
 
 // sanitise overwrites every byte that is not part of valid UTF-8 with '?'.
@@ -218,6 +413,23 @@ func sanitise(b []byte) {
 		}
 		i += n
 	}
+}
+
+// fieldError says what is wrong with the field at b[pos], which nextField has
+// refused.
+func fieldError(m *message, b []byte, pos int) error {
+	tag, n := protowire.ConsumeVarint(b[pos:])
+	if n < 0 {
+		return malformed(m, pos, "truncated tag")
+	}
+	num, typ := protowire.DecodeTag(tag)
+	if num < protowire.MinValidNumber || num > protowire.MaxValidNumber {
+		return malformed(m, pos, "invalid field number")
+	}
+	if typ > protowire.Fixed32Type || typ == protowire.StartGroupType || typ == protowire.EndGroupType {
+		return malformed(m, pos, "wire type %d", typ)
+	}
+	return malformed(m, pos, "field %d is cut short or too long", num)
 }
 
 func malformed(m *message, pos int, format string, args ...any) error {

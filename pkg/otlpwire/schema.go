@@ -14,6 +14,7 @@ const (
 	kindBool
 	kindEnum   // an integer in JSON, never a name (OTLP specification, JSON encoding)
 	kindUint32 // varint
+	kindInt32  // varint
 	kindInt64  // varint, a decimal string in JSON
 	kindUint64 // varint, a decimal string in JSON
 	kindSint32 // zigzag varint
@@ -42,16 +43,51 @@ func (k kind) scalar() bool { return k.wireType() != protowire.BytesType }
 type role uint8
 
 const (
-	plain  role = iota
-	span        // an item with obligatory IDs
-	record      // an item with optional IDs
-	point       // an item without IDs
-	nest        // an array or a map, which alone can nest without end
+	plain          role = iota
+	span                // an item with obligatory IDs
+	record              // an item with optional IDs
+	point               // an item without IDs
+	histogramPoint      // a point whose buckets must fit its bounds
+	metricRole          // holds points of one kind
+	nest                // an array or a map, which alone can nest without end
+	attribute           // a key and a value, the bulk of all bytes
+	buckets             // of an exponential histogram
 )
+
+// item reports whether messages of this role are counted.
+func (r role) item() bool { return r >= span && r <= histogramPoint }
+
+// check is what Scan does with the value of a field, besides skipping it.
+type check uint8
+
+const (
+	checkNothing check = iota
+	checkMessage       // descend
+	checkString        // UTF-8
+	checkID            // length
+	checkItemID        // of a span: length, not zero, there once
+	checkName          // of a metric: not empty
+	checkPacked        // whole numbers
+	checkCounts        // of a histogram: how many
+	checkBounds        // of a histogram: how many, rising, finite
+	checkScale         // of an exponential histogram: its range
+	checkOffset        // of its buckets: with their number within an int32
+)
+
+// step is what Scan knows of one field, those of a message side by side.
+type step struct {
+	msg   *message
+	wire  int8 // wire type; unknown where there is no such field
+	pack  bool // may be packed
+	check check
+	data  bool // one of the kinds of points of a metric
+}
+
+const unknown = -1
 
 // field describes one field of a message.
 type field struct {
-	num      protowire.Number
+	num      int
 	name     string // JSON name, lowerCamelCase
 	kind     kind
 	repeated bool
@@ -67,12 +103,14 @@ type message struct {
 
 	byNum  [maxField + 1]*field
 	byName map[string]*field
+	steps  [maxField + 1]step
+	leads  bool // to items: it is one or holds some
 }
 
 // maxField is the highest field number that OTLP 1.11 uses below.
 const maxField = 16
 
-func (m *message) lookup(num protowire.Number) *field {
+func (m *message) lookup(num int) *field {
 	if num > maxField {
 		return nil
 	}
@@ -85,7 +123,7 @@ var (
 	anyValue    = &message{name: "opentelemetry.proto.common.v1.AnyValue"}
 	arrayValue  = &message{name: "opentelemetry.proto.common.v1.ArrayValue", role: nest}
 	kvList      = &message{name: "opentelemetry.proto.common.v1.KeyValueList", role: nest}
-	keyValue    = &message{name: "opentelemetry.proto.common.v1.KeyValue"}
+	keyValue    = &message{name: "opentelemetry.proto.common.v1.KeyValue", role: attribute}
 	scope       = &message{name: "opentelemetry.proto.common.v1.InstrumentationScope"}
 	entityRef   = &message{name: "opentelemetry.proto.common.v1.EntityRef"}
 	resource    = &message{name: "opentelemetry.proto.resource.v1.Resource"}
@@ -93,16 +131,16 @@ var (
 	spanEvent   = &message{name: "opentelemetry.proto.trace.v1.Span.Event"}
 	spanLink    = &message{name: "opentelemetry.proto.trace.v1.Span.Link"}
 	spanStatus  = &message{name: "opentelemetry.proto.trace.v1.Status"}
-	metric      = &message{name: "opentelemetry.proto.metrics.v1.Metric"}
+	metric      = &message{name: "opentelemetry.proto.metrics.v1.Metric", role: metricRole}
 	gauge       = &message{name: "opentelemetry.proto.metrics.v1.Gauge"}
 	sum         = &message{name: "opentelemetry.proto.metrics.v1.Sum"}
 	histogram   = &message{name: "opentelemetry.proto.metrics.v1.Histogram"}
 	expHist     = &message{name: "opentelemetry.proto.metrics.v1.ExponentialHistogram"}
 	summary     = &message{name: "opentelemetry.proto.metrics.v1.Summary"}
 	numberPoint = &message{name: "opentelemetry.proto.metrics.v1.NumberDataPoint", role: point}
-	histPoint   = &message{name: "opentelemetry.proto.metrics.v1.HistogramDataPoint", role: point}
+	histPoint   = &message{name: "opentelemetry.proto.metrics.v1.HistogramDataPoint", role: histogramPoint}
 	expPoint    = &message{name: "opentelemetry.proto.metrics.v1.ExponentialHistogramDataPoint", role: point}
-	expBuckets  = &message{name: "opentelemetry.proto.metrics.v1.ExponentialHistogramDataPoint.Buckets"}
+	expBuckets  = &message{name: "opentelemetry.proto.metrics.v1.ExponentialHistogramDataPoint.Buckets", role: buckets}
 	sumPoint    = &message{name: "opentelemetry.proto.metrics.v1.SummaryDataPoint", role: point}
 	quantile    = &message{name: "opentelemetry.proto.metrics.v1.SummaryDataPoint.ValueAtQuantile"}
 	exemplar    = &message{name: "opentelemetry.proto.metrics.v1.Exemplar"}
@@ -136,7 +174,7 @@ func frame(pkg, noun, request string, item field) *message {
 	}}
 }
 
-func attributes(num protowire.Number, name string) field {
+func attributes(num int, name string) field {
 	return field{num: num, name: name, repeated: true, msg: keyValue}
 }
 
@@ -149,12 +187,14 @@ func init() {
 		{num: 5, name: "arrayValue", msg: arrayValue, oneof: true},
 		{num: 6, name: "kvlistValue", msg: kvList, oneof: true},
 		{num: 7, name: "bytesValue", kind: kindBytes, oneof: true},
+		{num: 8, name: "stringValueStrindex", kind: kindInt32, oneof: true}, // of the profiles signal
 	}
 	arrayValue.fields = []field{{num: 1, name: "values", repeated: true, msg: anyValue}}
 	kvList.fields = []field{attributes(1, "values")}
 	keyValue.fields = []field{
 		{num: 1, name: "key", kind: kindString},
 		{num: 2, name: "value", msg: anyValue},
+		{num: 3, name: "keyStrindex", kind: kindInt32}, // of the profiles signal
 	}
 	scope.fields = []field{
 		{num: 1, name: "name", kind: kindString},
@@ -239,7 +279,7 @@ func metricFields() {
 	points := func(m *message) field {
 		return field{num: 1, name: "dataPoints", repeated: true, msg: m}
 	}
-	exemplars := func(num protowire.Number) field {
+	exemplars := func(num int) field {
 		return field{num: num, name: "exemplars", repeated: true, msg: exemplar}
 	}
 	metric.fields = []field{
@@ -321,12 +361,49 @@ func index(m *message) {
 		return
 	}
 	m.byName = make(map[string]*field, len(m.fields))
+	for i := range m.steps {
+		m.steps[i].wire = unknown
+	}
 	for i := range m.fields {
 		f := &m.fields[i]
 		m.byNum[f.num] = f
 		m.byName[f.name] = f
+		m.steps[f.num] = step{
+			msg: f.msg, wire: int8(f.kind.wireType()), pack: f.repeated && f.kind.scalar(),
+			check: m.check(f), data: m.role == metricRole && f.oneof,
+		}
 		if f.msg != nil {
 			index(f.msg)
+			m.leads = m.leads || f.msg.leads || f.msg.role.item()
 		}
 	}
+}
+
+// check returns what Scan does with field f of m.
+func (m *message) check(f *field) check {
+	switch {
+	case f.kind == kindMessage:
+		return checkMessage
+	case m.role == metricRole && f.name == "name":
+		return checkName
+	case m.role == histogramPoint && f.name == "bucketCounts":
+		return checkCounts
+	case m.role == histogramPoint && f.name == "explicitBounds":
+		return checkBounds
+	case f.name == "scale":
+		return checkScale
+	case m.role == buckets && f.name == "offset":
+		return checkOffset
+	case m.role == buckets && f.name == "bucketCounts":
+		return checkCounts
+	case m.role == span && f.num <= 2:
+		return checkItemID
+	case f.kind == kindTraceID || f.kind == kindSpanID:
+		return checkID
+	case f.kind == kindString:
+		return checkString
+	case f.repeated && f.kind.scalar():
+		return checkPacked
+	}
+	return checkNothing
 }

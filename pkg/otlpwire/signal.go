@@ -8,15 +8,23 @@
 // what is inside:
 //
 //	report, err := otlpwire.Scan(sig, payload, limits) // bounds, counts, IDs
-//	payload = stamp.Append(nil, payload)               // identity in every resource
-//	splitter.Split(payload, keyOf, emit)               // one payload per key
+//	if !report.Sound() {
+//		payload, err = otlpwire.Mend(sig, payload) // without what backends refuse
+//	}
+//	out, err = stamp.Append(out, payload)      // identity in every resource
+//	err = splitter.Split(payload, keyOf, emit) // one payload per key
+//	for item := range otlpwire.Items(payload) { ... }
 //
 // # Promises
 //
-//   - What Scan accepts the generated protobuf decoder accepts too.
-//   - Every function but Scan and FromJSON may assume a payload that Scan has
-//     accepted; on other bytes they return an error or fewer items, they do not
-//     panic and do not read outside the slice.
+//   - What Scan finds sound, and what Mend makes of the rest that Scan accepts, the
+//     generated protobuf decoder accepts, with the same number of items.
+//   - Every function but Scan, Mend and FromJSON may assume a sound payload; on
+//     other bytes they return an error or fewer items, they do not panic and do
+//     not read outside the slice.
+//   - No function writes to the payload it is given.
+//   - Scan, Stamp, Splitter and everything that reads do not allocate in steady
+//     state.
 //   - Concatenating two payloads of a signal gives a payload that holds the
 //     items of both: field 1 is repeated (protobuf encoding specification).
 //

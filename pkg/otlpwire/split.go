@@ -1,196 +1,153 @@
 package otlpwire
 
-import (
-	"cmp"
-	"slices"
-
-	"google.golang.org/protobuf/encoding/protowire"
-)
-
-// Splitter cuts payloads by a key. It keeps its scratch space between calls;
-// the zero Splitter is ready. It is not safe for concurrent use.
+// Splitter cuts payloads by a key. It keeps its scratch space between calls and
+// does not allocate once that has grown; the zero Splitter is ready. It is not
+// safe for concurrent use.
 type Splitter struct {
-	items  []splitItem
-	scopes [][]byte // the scopes of the resource at hand, without their items
+	chains []chain // by key
+	keys   []int   // of the resource at hand, in the order in which they came
+	runs   []run
+	items  []item
+	scopes [][]byte // of the resource at hand: every field of a scope but its items
 	rest   []byte   // of the resource at hand: every field but its scopes
-	head   []byte   // backing for scopes that had to be put together
+	head   []byte   // backing for scopes
 	out    []byte
 }
 
-type splitItem struct {
-	key   int
-	scope int
-	raw   []byte // the item as a complete field 2 of its scope
+// chain lists the runs of one key within a resource. Links are indices + 1.
+type chain struct {
+	first, last int
 }
 
-// Split calls emit once for every key of every resource, in the order of keys,
-// with a payload that holds the items of that key in their order, under a copy
-// of their resource and scope with schema URLs. keyOf sees the bytes of a span,
-// metric or log record; a negative key leaves the item out. The payload that
-// emit gets is valid until emit returns.
+// run is a stretch of items of one key within one scope.
+type run struct {
+	scope       int
+	size        int // of the scope's content
+	first, last int
+	next        int
+}
+
+// item is one span, metric or log record as a complete field 2 of its scope.
+type item struct {
+	raw  []byte
+	next int
+}
+
+// Split calls emit for every key of every resource, in the order in which the
+// keys come up, with a payload that holds the items of that key in their order,
+// under a copy of their resource and scope with schema URLs. keyOf sees the bytes
+// of a span, metric or log record; a negative key leaves the item out. Keys are
+// places in a table: small numbers. The payload that emit gets is valid until
+// emit returns.
 func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(key int, payload []byte)) error {
-	for len(payload) > 0 {
-		num, body, raw, err := nextField(payload)
+	for i := 0; i < len(payload); {
+		num, typ, value, end := nextField(payload, i)
+		if end < 0 {
+			return errTruncated
+		}
+		i = end
+		if num != 1 || typ != bytesType {
+			continue
+		}
+		err := s.collect(payload[value:end], keyOf)
+		for _, key := range s.keys {
+			if err == nil {
+				s.out = s.appendResource(s.out[:0], s.chains[key])
+				emit(key, s.out)
+			}
+			s.chains[key] = chain{}
+		}
 		if err != nil {
 			return err
 		}
-		payload = payload[len(raw):]
-		if num != 1 || body == nil {
-			continue
-		}
-		if err := s.collect(body, keyOf); err != nil {
-			return err
-		}
-		s.emit(emit)
 	}
 	return nil
 }
 
 // collect reads one resource into the scratch space.
 func (s *Splitter) collect(body []byte, keyOf func([]byte) int) error {
-	s.items, s.scopes, s.rest, s.head = s.items[:0], s.scopes[:0], s.rest[:0], s.head[:0]
-	return eachField(body, func(num protowire.Number, scope, raw []byte) error {
-		if num != 2 || scope == nil {
-			s.rest = append(s.rest, raw...)
-			return nil
+	s.keys, s.runs, s.items, s.scopes = s.keys[:0], s.runs[:0], s.items[:0], s.scopes[:0]
+	s.rest, s.head = s.rest[:0], s.head[:0]
+	for i := 0; i < len(body); {
+		num, typ, value, end := nextField(body, i)
+		if end < 0 {
+			return errTruncated
 		}
-		from := len(s.head)
-		err := eachField(scope, func(num protowire.Number, item, raw []byte) error {
-			if num != 2 || item == nil {
-				s.head = append(s.head, raw...)
-				return nil
+		if num == 2 && typ == bytesType {
+			if err := s.collectScope(body[value:end], keyOf); err != nil {
+				return err
 			}
-			if key := keyOf(item); key >= 0 {
-				s.items = append(s.items, splitItem{key: key, scope: len(s.scopes), raw: raw})
-			}
-			return nil
-		})
-		// A grown s.head leaves earlier scopes on the old array, which is as good.
-		s.scopes = append(s.scopes, s.head[from:len(s.head):len(s.head)])
-		return err
-	})
+		} else {
+			s.rest = append(s.rest, body[i:end]...)
+		}
+		i = end
+	}
+	return nil
 }
 
-// emit writes the collected items out, key by key.
-func (s *Splitter) emit(emit func(int, []byte)) {
-	byKey := func(a, b splitItem) int { return cmp.Compare(a.key, b.key) }
-	if !slices.IsSortedFunc(s.items, byKey) {
-		slices.SortStableFunc(s.items, byKey)
-	}
-	for items := s.items; len(items) > 0; {
-		n := 1
-		for n < len(items) && items[n].key == items[0].key {
-			n++
+func (s *Splitter) collectScope(scope []byte, keyOf func([]byte) int) error {
+	n, from := len(s.scopes), len(s.head)
+	s.scopes = append(s.scopes, nil)
+	for i := 0; i < len(scope); {
+		num, typ, value, end := nextField(scope, i)
+		if end < 0 {
+			return errTruncated
 		}
-		s.out = s.appendResource(s.out[:0], items[:n])
-		emit(items[0].key, s.out)
-		items = items[n:]
+		if num == 2 && typ == bytesType {
+			if key := keyOf(scope[value:end]); key >= 0 {
+				s.add(key, n, scope[i:end])
+			}
+		} else {
+			s.head = append(s.head, scope[i:end]...)
+		}
+		i = end
 	}
+	// A grown s.head leaves earlier scopes on the old array, which is as good.
+	s.scopes[n] = s.head[from:len(s.head):len(s.head)]
+	return nil
 }
 
-func (s *Splitter) appendResource(dst []byte, items []splitItem) []byte {
+// add appends an item to the last run of its key, or to a new one.
+func (s *Splitter) add(key, scope int, raw []byte) {
+	for key >= len(s.chains) {
+		s.chains = append(s.chains, chain{})
+	}
+	c := &s.chains[key]
+	s.items = append(s.items, item{raw: raw})
+	if c.last != 0 && s.runs[c.last-1].scope == scope {
+		r := &s.runs[c.last-1]
+		s.items[r.last-1].next = len(s.items)
+		r.last = len(s.items)
+		r.size += len(raw)
+		return
+	}
+	s.runs = append(s.runs, run{scope: scope, size: len(raw), first: len(s.items), last: len(s.items)})
+	if c.last == 0 {
+		s.keys = append(s.keys, key)
+		c.first = len(s.runs)
+	} else {
+		s.runs[c.last-1].next = len(s.runs)
+	}
+	c.last = len(s.runs)
+}
+
+// appendResource appends the items of one chain under their resource.
+func (s *Splitter) appendResource(dst []byte, c chain) []byte {
 	size := len(s.rest)
-	for run := range scopeRuns(items) {
-		size += protowire.SizeTag(2) + protowire.SizeBytes(s.scopeSize(run))
+	for n := c.first; n != 0; n = s.runs[n-1].next {
+		r := &s.runs[n-1]
+		r.size += len(s.scopes[r.scope])
+		size += lenSize(r.size)
 	}
 	dst = appendLen(dst, 1, size)
 	dst = append(dst, s.rest...)
-	for run := range scopeRuns(items) {
-		dst = appendLen(dst, 2, s.scopeSize(run))
-		dst = append(dst, s.scopes[run[0].scope]...)
-		for _, it := range run {
-			dst = append(dst, it.raw...)
+	for n := c.first; n != 0; n = s.runs[n-1].next {
+		r := &s.runs[n-1]
+		dst = appendLen(dst, 2, r.size)
+		dst = append(dst, s.scopes[r.scope]...)
+		for it := r.first; it != 0; it = s.items[it-1].next {
+			dst = append(dst, s.items[it-1].raw...)
 		}
 	}
 	return dst
-}
-
-func (s *Splitter) scopeSize(run []splitItem) int {
-	size := len(s.scopes[run[0].scope])
-	for _, it := range run {
-		size += len(it.raw)
-	}
-	return size
-}
-
-// scopeRuns yields the stretches of items that share a scope.
-func scopeRuns(items []splitItem) func(yield func([]splitItem) bool) {
-	return func(yield func([]splitItem) bool) {
-		for len(items) > 0 {
-			n := 1
-			for n < len(items) && items[n].scope == items[0].scope {
-				n++
-			}
-			if !yield(items[:n]) {
-				return
-			}
-			items = items[n:]
-		}
-	}
-}
-
-// Prune returns payload without the items that Scan counted as invalid.
-func Prune(sig Signal, payload []byte) ([]byte, error) {
-	valid := func(item []byte) int {
-		if sig == Metrics || validIDs(sig, item) {
-			return 0
-		}
-		return -1
-	}
-	return keep(payload, valid)
-}
-
-// Halve cuts a payload into two of about equal numbers of spans, metrics or log
-// records, so that what a backend refuses can be narrowed down. ok is false when
-// there is only one left.
-func Halve(payload []byte) (first, second []byte, ok bool) {
-	n := 0
-	Walk(payload, func(Item) bool { n++; return true })
-	if n < 2 {
-		return nil, nil, false
-	}
-	i := 0
-	half := func(want int) []byte {
-		i = 0
-		out, _ := keep(payload, func([]byte) int {
-			i++
-			if (i <= n/2) == (want == 0) {
-				return 0
-			}
-			return -1
-		})
-		return out
-	}
-	return half(0), half(1), true
-}
-
-func keep(payload []byte, keyOf func([]byte) int) ([]byte, error) {
-	var s Splitter
-	out := make([]byte, 0, len(payload))
-	err := s.Split(payload, keyOf, func(_ int, p []byte) { out = append(out, p...) })
-	return out, err
-}
-
-// validIDs applies the rules of Scan to one span or log record.
-func validIDs(sig Signal, item []byte) bool {
-	ids, bad := 0, false
-	_ = eachField(item, func(num protowire.Number, body, _ []byte) error {
-		f := spanMsg.lookup(num)
-		if sig == Logs {
-			f = logRecord.lookup(num)
-		}
-		if f == nil || body == nil || (f.kind != kindTraceID && f.kind != kindSpanID) {
-			return nil
-		}
-		if sig == Logs {
-			bad = bad || (len(body) != 0 && len(body) != f.kind.idLen())
-		} else if num <= 2 {
-			ids = setID(ids, int(num), f.kind.validID(body))
-		}
-		return nil
-	})
-	if sig == Logs {
-		return !bad
-	}
-	return ids == 3
 }

@@ -1,12 +1,6 @@
 package otlpwire
 
-import (
-	"errors"
-
-	"google.golang.org/protobuf/encoding/protowire"
-)
-
-var errTruncated = errors.New("truncated field")
+import "google.golang.org/protobuf/encoding/protowire"
 
 // Stamp writes a fixed set of string attributes into every resource of a
 // payload by copying bytes. The zero Stamp adds nothing.
@@ -45,28 +39,22 @@ func AppendStringAttribute(dst []byte, num protowire.Number, key, val string) []
 	return protowire.AppendString(protowire.AppendTag(dst, 1, protowire.BytesType), val)
 }
 
-func appendLen(dst []byte, num protowire.Number, size int) []byte {
-	dst = protowire.AppendTag(dst, num, protowire.BytesType)
-	return protowire.AppendVarint(dst, uint64(size))
-}
-
 // Append appends payload to dst with the stamp in every resource. A resource
 // that is missing is made, one that is spread over repeated fields becomes one.
-// It keeps neither slice. An error means payload was not accepted by Scan.
+// Fields that no request has are dropped at its top. It keeps neither slice. An error means payload was not accepted by Scan.
 func (s *Stamp) Append(dst, payload []byte) ([]byte, error) {
-	for len(payload) > 0 {
-		num, body, raw, err := nextField(payload)
-		if err != nil {
-			return dst, err
+	for i := 0; i < len(payload); {
+		num, typ, value, end := nextField(payload, i)
+		if end < 0 {
+			return dst, errTruncated
 		}
-		payload = payload[len(raw):]
-		if num != 1 || body == nil {
-			dst = append(dst, raw...)
-			continue
+		if num == 1 && typ == bytesType {
+			var err error
+			if dst, err = s.appendResource(dst, payload[value:end]); err != nil {
+				return dst, err
+			}
 		}
-		if dst, err = s.appendResource(dst, body); err != nil {
-			return dst, err
-		}
+		i = end
 	}
 	return dst, nil
 }
@@ -76,64 +64,80 @@ func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
 	// First pass: how long the resource and the rest become.
 	var present uint64
 	resourceLen, restLen := 0, 0
-	err := eachField(body, func(num protowire.Number, resource, raw []byte) error {
-		if num != 1 || resource == nil {
-			restLen += len(raw)
-			return nil
+	for i := 0; i < len(body); {
+		num, typ, value, end := nextField(body, i)
+		if end < 0 {
+			return dst, errTruncated
 		}
-		return eachField(resource, func(num protowire.Number, attr, raw []byte) error {
-			i := s.match(num, attr)
-			if i >= 0 {
-				present |= 1 << i
+		if num == 1 && typ == bytesType {
+			for resource, j := body[value:end], 0; j < len(resource); {
+				num, typ, value, end := nextField(resource, j)
+				if end < 0 {
+					return dst, errTruncated
+				}
+				n := -1
+				if num == 1 && typ == bytesType {
+					n = s.match(resource[value:end])
+				}
+				if n >= 0 {
+					present |= 1 << n
+				}
+				if n < 0 || !s.attrs[n].overwrite {
+					resourceLen += end - j
+				}
+				j = end
 			}
-			if i < 0 || !s.attrs[i].overwrite {
-				resourceLen += len(raw)
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		return dst, err
+		} else {
+			restLen += end - i
+		}
+		i = end
 	}
-	for i, a := range s.attrs {
-		if a.overwrite || present&(1<<i) == 0 {
+	for n, a := range s.attrs {
+		if a.overwrite || present&(1<<n) == 0 {
 			resourceLen += len(a.wire)
 		}
 	}
-	dst = appendLen(dst, 1, protowire.SizeTag(1)+protowire.SizeBytes(resourceLen)+restLen)
+	dst = appendLen(dst, 1, lenSize(resourceLen)+restLen)
 	dst = appendLen(dst, 1, resourceLen)
-	for i, a := range s.attrs {
-		if a.overwrite || present&(1<<i) == 0 {
+	for n, a := range s.attrs {
+		if a.overwrite || present&(1<<n) == 0 {
 			dst = append(dst, a.wire...)
 		}
 	}
-	for b := body; len(b) > 0; {
-		num, resource, raw, _ := nextField(b)
-		b = b[len(raw):]
-		for num == 1 && len(resource) > 0 {
-			num, attr, raw, _ := nextField(resource)
-			resource = resource[len(raw):]
-			if i := s.match(num, attr); i < 0 || !s.attrs[i].overwrite {
-				dst = append(dst, raw...)
-			}
+	for i := 0; i < len(body); {
+		num, typ, value, end := nextField(body, i)
+		if i = end; num == 1 && typ == bytesType {
+			dst = s.appendAttributes(dst, body[value:end])
 		}
 	}
-	for b := body; len(b) > 0; {
-		num, resource, raw, _ := nextField(b)
-		b = b[len(raw):]
-		if num != 1 || resource == nil {
-			dst = append(dst, raw...)
+	for i := 0; i < len(body); {
+		num, typ, _, end := nextField(body, i)
+		if num != 1 || typ != bytesType {
+			dst = append(dst, body[i:end]...)
 		}
+		i = end
 	}
 	return dst, nil
 }
 
-// match returns the index of the stamp attribute that has the key of the
-// resource's field, or -1.
-func (s *Stamp) match(num protowire.Number, attr []byte) int {
-	if num != 1 || attr == nil {
-		return -1
+// appendAttributes appends the fields of a resource but those that the stamp
+// overwrites.
+func (s *Stamp) appendAttributes(dst, resource []byte) []byte {
+	for i := 0; i < len(resource); {
+		num, typ, value, end := nextField(resource, i)
+		if num != 1 || typ != bytesType {
+			dst = append(dst, resource[i:end]...)
+		} else if n := s.match(resource[value:end]); n < 0 || !s.attrs[n].overwrite {
+			dst = append(dst, resource[i:end]...)
+		}
+		i = end
 	}
+	return dst
+}
+
+// match returns the index of the stamp attribute that has the key of a resource
+// attribute, or -1.
+func (s *Stamp) match(attr []byte) int {
 	key := attributeKey(attr)
 	for i := range s.attrs {
 		if string(key) == s.attrs[i].key {
@@ -145,50 +149,14 @@ func (s *Stamp) match(num protowire.Number, attr []byte) int {
 
 // attributeKey returns the key of a KeyValue; the last one counts.
 func attributeKey(kv []byte) (key []byte) {
-	for len(kv) > 0 {
-		num, body, raw, err := nextField(kv)
-		if err != nil {
+	for i := 0; i < len(kv); {
+		num, typ, value, end := nextField(kv, i)
+		if end < 0 {
 			return key
 		}
-		kv = kv[len(raw):]
-		if num == 1 && body != nil {
-			key = body
+		if i = end; num == 1 && typ == bytesType {
+			key = kv[value:end]
 		}
 	}
 	return key
-}
-
-// nextField returns the first field of b: its number, its content when it is
-// length-delimited (never nil then), and all its bytes.
-func nextField(b []byte) (num protowire.Number, body, raw []byte, err error) {
-	num, typ, n := protowire.ConsumeTag(b)
-	if n < 0 {
-		return 0, nil, nil, errTruncated
-	}
-	if typ == protowire.BytesType {
-		body, m := protowire.ConsumeBytes(b[n:])
-		if m < 0 {
-			return 0, nil, nil, errTruncated
-		}
-		return num, body, b[:n+m], nil
-	}
-	m := protowire.ConsumeFieldValue(num, typ, b[n:])
-	if m < 0 {
-		return 0, nil, nil, errTruncated
-	}
-	return num, nil, b[:n+m], nil
-}
-
-func eachField(b []byte, visit func(num protowire.Number, body, raw []byte) error) error {
-	for len(b) > 0 {
-		num, body, raw, err := nextField(b)
-		if err != nil {
-			return err
-		}
-		if err := visit(num, body, raw); err != nil {
-			return err
-		}
-		b = b[len(raw):]
-	}
-	return nil
 }

@@ -3,8 +3,8 @@ package receive
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/penstock/penstock/pkg/ledger"
@@ -42,6 +43,12 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxConcurrentStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(10 * time.Second),
+		// A stream that is opened and never finished ends with its deadline.
+		grpc.InTapHandle(func(stream context.Context, _ *tap.Info) (context.Context, error) {
+			ctx, cancel := context.WithTimeout(stream, r.cfg.RequestTimeout)
+			context.AfterFunc(stream, cancel)
+			return ctx, nil
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle: idleConnection, MaxConnectionAge: r.cfg.GRPC.MaxConnectionAge, MaxConnectionAgeGrace: graceTimeout,
@@ -52,11 +59,13 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 	}
 	srv := grpc.NewServer(opts...)
 	for _, sig := range otlpwire.Signals {
+		// As a stream of one message: the handler runs before the message is read,
+		// so that a sender is known first, and words what is wrong with it.
 		srv.RegisterService(&grpc.ServiceDesc{
 			ServiceName: otlpgrpc.Service(sig),
 			HandlerType: (*any)(nil),
-			Methods: []grpc.MethodDesc{{MethodName: "Export", Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-				return r.export(ctx, sig, decode)
+			Streams: []grpc.StreamDesc{{StreamName: "Export", ClientStreams: true, Handler: func(_ any, stream grpc.ServerStream) error {
+				return r.export(sig, stream)
 			}}},
 		}, r)
 	}
@@ -64,10 +73,10 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 }
 
 // export answers one gRPC request.
-func (r *Receiver) export(ctx context.Context, sig otlpwire.Signal, decode func(any) error) (any, error) {
-	out, ref := r.exportRaw(ctx, sig, decode)
+func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
+	out, ref := r.exportGRPC(sig, stream)
 	if ref == nil {
-		return appendResponse(nil, out), nil
+		return stream.SendMsg(appendResponse(nil, out))
 	}
 	r.refused(sig, ref)
 	st := status.New(ref.code, ref.text)
@@ -76,12 +85,12 @@ func (r *Receiver) export(ctx context.Context, sig otlpwire.Signal, decode func(
 			st = with
 		}
 	}
-	return nil, st.Err()
+	return st.Err()
 }
 
-func (r *Receiver) exportRaw(ctx context.Context, sig otlpwire.Signal, decode func(any) error) (outcome, *refusal) {
+func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (outcome, *refusal) {
 	auth := ""
-	if md, ok := metadata.FromIncomingContext(ctx); ok {
+	if md, ok := metadata.FromIncomingContext(stream.Context()); ok {
 		if vals := md.Get("authorization"); len(vals) == 1 {
 			auth = vals[0]
 		}
@@ -91,24 +100,52 @@ func (r *Receiver) exportRaw(ctx context.Context, sig otlpwire.Signal, decode fu
 		return outcome{}, ref
 	}
 	var raw mem.BufferSlice
-	if err := decode(&raw); err != nil {
-		reason := ledger.RefusedMalformed
-		if status.Code(err) == codes.ResourceExhausted {
-			reason = ledger.RefusedTooLarge
-		}
-		return outcome{}, refuse(status.Code(err), 400, reason, "%s", status.Convert(err).Message())
+	if err := stream.RecvMsg(&raw); err != nil {
+		return outcome{}, unread(err)
 	}
-	defer raw.Free()
+	defer func() { raw.Free() }()
+	var more mem.BufferSlice
+	if err := stream.RecvMsg(&more); !errors.Is(err, io.EOF) {
+		more.Free()
+		if err == nil {
+			err = errors.New("more than one message in an export")
+		}
+		return outcome{}, unread(err)
+	}
 	if ref := r.admit(raw.Len()); ref != nil {
 		return outcome{}, ref
 	}
 	defer r.release(raw.Len())
-	// take writes to the payload, and a pooled buffer may be shared: copy.
-	buf := r.buffer()
-	defer r.recycle(buf)
-	*buf = slices.Grow((*buf)[:0], raw.Len())[:raw.Len()]
-	raw.CopyTo(*buf)
-	return r.take(ctx, sig, sender, *buf)
+	// A request of one HTTP/2 frame (16 KiB) is worked on where it was read; a
+	// larger one is joined in a buffer of the pool that the frames came from, and
+	// they go back.
+	joined := raw.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer joined.Free()
+	if len(raw) > 1 {
+		raw.Free()
+		raw = nil
+	}
+	return r.take(stream.Context(), sig, sender, joined.ReadOnlyData())
+}
+
+// unread is the answer to a request that grpc could not read. INTERNAL, by which
+// it means a broken frame, would read as a fault of ours; where it has answered
+// already, this is for the ledger.
+func unread(err error) *refusal {
+	if errors.Is(err, io.EOF) {
+		err = errors.New("no message in an export")
+	}
+	st := status.Convert(err)
+	code, reason := st.Code(), ledger.RefusedMalformed
+	switch code {
+	case codes.ResourceExhausted:
+		reason = ledger.RefusedTooLarge
+	case codes.DeadlineExceeded, codes.Canceled:
+		reason = ledger.RefusedTimeout
+	case codes.Internal, codes.Unknown:
+		code = codes.InvalidArgument
+	}
+	return refuse(code, 400, reason, "%s", st.Message())
 }
 
 func init() { encoding.RegisterCompressor(zstdCompressor{}) }
@@ -122,13 +159,26 @@ func (zstdCompressor) Compress(w io.Writer) (io.WriteCloser, error) {
 	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
 }
 
-func (zstdCompressor) Decompress(src io.Reader) (io.Reader, error) { return newZstd(src) }
+// Decompress returns a reader that goes back to the pool at its end. One that is
+// not read to its end is left to the garbage collector.
+func (zstdCompressor) Decompress(src io.Reader) (io.Reader, error) {
+	z, err := openZstd(src)
+	if err != nil {
+		return nil, err
+	}
+	return &untilEOF{z}, nil
+}
 
-const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
+type untilEOF struct{ z *zstdBody }
 
-// newZstd returns a decoder that does not allocate what a frame merely claims.
-// grpc and the HTTP handler read it to the end or give it up: with a
-// concurrency of one it has no goroutine that would have to be closed.
-func newZstd(src io.Reader) (io.Reader, error) {
-	return zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+func (u *untilEOF) Read(p []byte) (int, error) {
+	if u.z == nil {
+		return 0, io.EOF
+	}
+	n, err := u.z.Read(p)
+	if err == io.EOF {
+		u.z.close()
+		u.z = nil
+	}
+	return n, err
 }

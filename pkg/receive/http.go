@@ -1,8 +1,6 @@
 package receive
 
 import (
-	"bufio"
-	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -12,6 +10,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,8 +27,9 @@ const (
 	typeProtobuf = "application/x-protobuf"
 	typeJSON     = "application/json"
 
-	headerTimeout  = 5 * time.Second
-	requestTimeout = 60 * time.Second
+	headerTimeout = 5 * time.Second
+	answerTimeout = 5 * time.Second // to send an answer, in addition to RequestTimeout
+	idleTimeout   = 2 * time.Minute // between requests
 )
 
 type httpServer struct {
@@ -43,10 +43,10 @@ func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
 	return &httpServer{tls: tlsConfig != nil, srv: &http.Server{
 		Handler:           http.HandlerFunc(r.serveHTTP),
 		TLSConfig:         tlsConfig,
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       requestTimeout,
-		WriteTimeout:      requestTimeout,
-		IdleTimeout:       idleConnection,
+		ReadHeaderTimeout: min(headerTimeout, r.cfg.RequestTimeout),
+		ReadTimeout:       r.cfg.RequestTimeout,
+		WriteTimeout:      r.cfg.RequestTimeout + answerTimeout,
+		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		HTTP2:             h2,
 	}}
@@ -147,32 +147,52 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ctype == typeJSON {
 		conv := r.buffer()
 		defer r.recycle(conv)
-		var err error
-		if len(payload) > 0 {
-			*conv, err = otlpwire.FromJSON((*conv)[:0], sig, payload, r.limits)
-		} else {
-			*conv = (*conv)[:0]
-		}
-		if err != nil {
-			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		more, ref := r.fromJSON(sig, conv, payload)
+		defer r.release(more)
+		if ref != nil {
+			return outcome{}, ref
 		}
 		payload = *conv
 	}
 	return r.take(req.Context(), sig, sender, payload)
 }
 
+// fromJSON converts a body. It returns how many bytes more it holds of
+// MaxInFlight, also when it refuses.
+func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (held int, ref *refusal) {
+	*conv = (*conv)[:0]
+	if len(body) == 0 {
+		return 0, nil
+	}
+	held = max(cap(*conv), len(body)) // names take more room than lengths and tags
+	if ref := r.admit(held); ref != nil {
+		return 0, ref
+	}
+	out, sanitised, err := otlpwire.FromJSON(slices.Grow(*conv, len(body)), sig, body, r.limits)
+	if err != nil {
+		return held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+	}
+	*conv = out
+	if extra := cap(out) - held; extra > 0 {
+		r.inFlight.Add(int64(extra))
+		held += extra
+	}
+	r.deps.Ledger.Of(sig).Sanitised.Add(float64(sanitised))
+	return held, nil
+}
+
 // readBody reads and decompresses the body into buf, within the bounds. It
 // returns how many bytes it holds of MaxInFlight, also when it refuses.
 func (r *Receiver) readBody(req *http.Request, buf *[]byte) (held int, ref *refusal) {
 	limit := int(r.cfg.MaxRequest)
-	tooLarge := refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
 	if req.ContentLength > int64(limit) {
-		return 0, tooLarge
+		return 0, tooLarge(int64(limit))
 	}
-	body, finish, ref := decompressor(req, int64(limit))
+	body, ref := openBody(req, int64(limit))
 	if ref != nil {
 		return 0, ref
 	}
+	defer body.close()
 	b := (*buf)[:0]
 	defer func() { *buf = b }()
 	if ref := r.admit(cap(b)); ref != nil {
@@ -194,59 +214,55 @@ func (r *Receiver) readBody(req *http.Request, buf *[]byte) (held int, ref *refu
 		}
 		n, err := body.Read(b[len(b):min(cap(b), limit+1)])
 		if b = b[:len(b)+n]; len(b) > limit {
-			return held, tooLarge
+			return held, tooLarge(int64(limit))
 		}
 		if errors.Is(err, io.EOF) {
-			if err = finish(); err == nil {
+			if err = body.finish(); err == nil {
 				return held, nil
 			}
 		}
 		if err != nil {
-			if _, large := errors.AsType[*http.MaxBytesError](err); large {
-				return held, tooLarge
-			}
-			return held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "read body: %v", err)
+			return held, bodyError(err, int64(limit))
 		}
 	}
 }
 
-// decompressor returns a reader of the decompressed body, and a function that
-// reports what is wrong with what follows the end.
-func decompressor(req *http.Request, limit int64) (io.Reader, func() error, *refusal) {
-	none := func() error { return nil }
+// openBody returns the body as its Content-Encoding says.
+func openBody(req *http.Request, limit int64) (body, *refusal) {
 	src := http.MaxBytesReader(nil, req.Body, limit)
-	encodings := req.Header.Values("Content-Encoding")
-	enc := ""
-	if len(encodings) > 0 {
-		enc = strings.ToLower(strings.Join(encodings, ","))
-	}
-	switch enc {
+	var (
+		b   body
+		err error
+	)
+	switch enc := strings.ToLower(strings.Join(req.Header.Values("Content-Encoding"), ",")); enc {
 	case "", "identity":
-		return src, none, nil
+		return plainBody{src}, nil
 	case "gzip":
-		in := bufio.NewReader(src)
-		zr, err := gzip.NewReader(in)
-		if err != nil {
-			if _, large := errors.AsType[*http.MaxBytesError](err); large {
-				return nil, nil, refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
-			}
-			return nil, nil, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "gzip body: %v", err)
-		}
-		zr.Multistream(false) // one member; ten thousand empty ones are an attack
-		return zr, func() error {
-			if _, err := in.ReadByte(); !errors.Is(err, io.EOF) {
-				return errors.New("gzip body: something follows the first member")
-			}
-			return nil
-		}, nil
+		b, err = openGzip(src)
 	case "zstd":
-		zr, err := newZstd(src)
-		if err != nil {
-			return nil, nil, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "zstd body: %v", err)
-		}
-		return zr, none, nil
+		b, err = openZstd(src)
+	default:
+		return nil, refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "content encoding %.40q is not supported; use gzip, zstd or none", enc)
 	}
-	return nil, nil, refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "content encoding %.40q is not supported; use gzip, zstd or none", enc)
+	if err != nil {
+		return nil, bodyError(err, limit)
+	}
+	return b, nil
+}
+
+// bodyError is the answer to a body that could not be read.
+func bodyError(err error, limit int64) *refusal {
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return tooLarge(limit)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refuse(codes.DeadlineExceeded, http.StatusRequestTimeout, ledger.RefusedTimeout, "the body did not arrive in time")
+	}
+	return refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "read body: %v", err)
+}
+
+func tooLarge(limit int64) *refusal {
+	return refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
 }
 
 // appendResponse appends an Export*ServiceResponse; the three have the same

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/grafana/dskit/services"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -53,6 +54,10 @@ type Config struct {
 	MaxRequest proc.Bytes `yaml:"max_request_bytes"`
 	// MaxInFlight bounds the decompressed bytes of all requests at hand.
 	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
+	// MaxConnections bounds the open connections of each protocol; more wait.
+	MaxConnections int `yaml:"max_connections"`
+	// RequestTimeout is how long a request may take to arrive and be answered.
+	RequestTimeout time.Duration `yaml:"request_timeout"`
 }
 
 // GRPCConfig is for OTLP/gRPC.
@@ -89,6 +94,9 @@ func DefaultConfig() Config {
 		HTTP:        HTTPConfig{Listen: "127.0.0.1:4318"},
 		MaxRequest:  64 << 20,
 		MaxInFlight: 256 << 20,
+
+		MaxConnections: 4096,
+		RequestTimeout: time.Minute,
 	}
 }
 
@@ -118,6 +126,12 @@ func (c Config) Validate(section string) error {
 	}
 	if c.MaxInFlight < c.MaxRequest {
 		errs = append(errs, fmt.Errorf("%s.max_in_flight_bytes is %v, want at least %s.max_request_bytes (%v)", section, c.MaxInFlight, section, c.MaxRequest))
+	}
+	if c.MaxConnections < 1 {
+		errs = append(errs, fmt.Errorf("%s.max_connections is %d, want at least 1", section, c.MaxConnections))
+	}
+	if c.RequestTimeout < 100*time.Millisecond {
+		errs = append(errs, fmt.Errorf("%s.request_timeout is %v, want at least 100ms", section, c.RequestTimeout))
 	}
 	return errors.Join(errs...)
 }
@@ -174,6 +188,7 @@ type Receiver struct {
 // New returns a receiver that listens when its service starts.
 func New(cfg Config, deps Deps) (*Receiver, error) {
 	r := &Receiver{cfg: cfg, deps: deps, limits: otlpwire.DefaultLimits}
+	r.limits.MaxBytes = int(cfg.MaxRequest)
 	r.deps.Log = deps.Log.With("component", "receive")
 	r.buffers.New = func() any { return new([]byte) }
 	tlsConfig, err := cfg.TLS.load()
@@ -223,6 +238,7 @@ func (r *Receiver) listen(ctx context.Context, what, addr string) (net.Listener,
 	}
 	ln, err := proc.Listen(ctx, what, addr)
 	if err == nil {
+		ln = netutil.LimitListener(ln, r.cfg.MaxConnections)
 		r.lns = append(r.lns, ln)
 		r.deps.Log.Info("receiving", "protocol", what, "address", ln.Addr().String())
 	}
@@ -284,8 +300,16 @@ type outcome struct {
 	message  string
 }
 
-// take is the one way of all requests: check, prune, stamp, cut, accept. It
-// may overwrite payload and keeps nothing.
+// invalid says what the items of a partial success lacked.
+var invalid = [...]string{
+	otlpwire.Traces: "rejected: spans need one trace ID (16 bytes, not zero) and one span ID (8 bytes, not zero), and other IDs of those lengths",
+	otlpwire.Metrics: fmt.Sprintf("rejected: data points need a metric with a name, bucket counts one more than the bounds, finite rising bounds, "+
+		"a scale from -11 to 52, exemplar IDs of 16 and 8 bytes, and at most %d attributes", otlpwire.MaxAttributes),
+	otlpwire.Logs: "rejected: a log record's trace ID has 16 bytes or none, its span ID 8 or none",
+}
+
+// take is the one way of all requests: check, mend, stamp, cut, accept. It
+// keeps nothing.
 func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, payload []byte) (outcome, *refusal) {
 	led := r.deps.Ledger.Of(sig)
 	rep, err := otlpwire.Scan(sig, payload, r.limits)
@@ -293,13 +317,17 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
 	var out outcome
-	if rep.Invalid > 0 {
-		if payload, err = otlpwire.Prune(sig, payload); err != nil {
+	if !rep.Sound() {
+		if payload, err = otlpwire.Mend(sig, payload); err != nil {
 			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 		}
-		out = outcome{rep.Invalid, "items without a valid trace ID (16 bytes, not zero) and span ID (8 bytes, not zero) were rejected"}
-		led.Refused(ledger.RefusedInvalidID).Add(float64(rep.Invalid))
 	}
+	if rep.Invalid > 0 {
+		out = outcome{rep.Invalid, invalid[sig]}
+		led.Refused(ledger.RefusedInvalid).Add(float64(rep.Invalid))
+	}
+	led.Sanitised.Add(float64(rep.BadStrings))
+	led.Crowded.Add(float64(rep.Crowded))
 	items := rep.Items - rep.Invalid
 	if items == 0 {
 		return out, nil
@@ -339,7 +367,7 @@ func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, ref *refu
 	if err := ctx.Err(); err != nil {
 		return 0, busy(ledger.RefusedUnavailable, err.Error())
 	}
-	first, second, ok := otlpwire.Halve(b.Payload)
+	first, second, ok := otlpwire.Halve(b.Signal, b.Payload)
 	if !ok {
 		return b.Items, nil
 	}

@@ -217,7 +217,7 @@ func (r *route) send(ctx context.Context, b *batch) bool {
 			m := bus.Message{Subject: bus.SpansSubject(p), Header: envelope.Header{
 				ContentType: envelope.ContentTypeFrames, Items: o.items, Arrival: o.arrival, ID: r.idBase + "-" + strconv.FormatUint(r.seq, 10),
 			}}
-			m.Body, m.Header.Encoding = envelope.Compress(o.body)
+			m.Body, m.Header.Encoding = envelope.Compress(nil, o.body, envelope.S2)
 			msgs = append(msgs, m)
 		}
 	}
@@ -292,7 +292,7 @@ const maxFrame = bus.MaxMessage - 256
 // single span that is, which no edge lets pass, goes alone.
 func (b *batch) addPart(p int, f envelope.Frame) {
 	if len(f.Payload) > maxFrame {
-		if first, second, ok := otlpwire.Halve(f.Payload); ok {
+		if first, second, ok := otlpwire.Halve(otlpwire.Traces, f.Payload); ok {
 			for _, f.Payload = range [][]byte{first, second} {
 				b.addPart(p, f)
 			}

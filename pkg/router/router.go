@@ -18,6 +18,7 @@
 package router
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -139,7 +140,9 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
 		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
 	}}
-	msg.Body, msg.Header.Encoding = envelope.Compress(append([]byte(nil), b.Payload...))
+	if msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2); msg.Header.Encoding == "" {
+		msg.Body = bytes.Clone(b.Payload) // a publish that was given up may still hold it
+	}
 	_, err := g.hub.Conn.Publish(ctx, msg)
 	return err
 }

@@ -73,7 +73,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 	const partitions = 8
 	split := &splitter{n: partitions}
 	b := &batch{floors: map[*bus.Lane]uint64{}, outs: make([][]out, partitions)}
-	forged, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(`{"resourceSpans":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]}}]}`), otlpwire.DefaultLimits)
+	forged, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(`{"resourceSpans":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]}}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,17 +113,18 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 			if f, body, err = envelope.NextFrame(body); err != nil {
 				t.Fatal(err)
 			}
-			otlpwire.Walk(f.Payload, func(it otlpwire.Item) bool {
-				id, _ := otlpwire.SpanTrace(it.Bytes)
+			for item := range otlpwire.Items(f.Payload) {
+				id, _ := otlpwire.SpanTrace(item)
 				if want := partition.Of(f.Instance, id, partitions); want != p {
 					t.Errorf("trace %x of %s is in partition %d, want %d", id, f.Instance, p, want)
 				}
-				if v, _ := otlpwire.Attribute(it.Resource, otlpwire.ResourceAttributes, "instance.id"); string(v.Str) != f.Instance {
+				count++
+			}
+			for r := range otlpwire.Resources(f.Payload) {
+				if v, _ := otlpwire.ResourceAttribute(r.Resource(), "instance.id"); string(v.Str) != f.Instance {
 					t.Errorf("instance.id is %q in a frame of %s", v.Str, f.Instance)
 				}
-				count++
-				return true
-			})
+			}
 		}
 		if count != o.items {
 			t.Errorf("partition %d: header says %d items, body has %d", p, o.items, count)

@@ -178,7 +178,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, f
 			return false
 		}
 		if reason, permanent := fault.Reason(err); permanent {
-			first, second, ok := otlpwire.Halve(payload)
+			first, second, ok := otlpwire.Halve(d.sig, payload)
 			if ok {
 				return d.write(ctx, instance, first, from) && d.write(ctx, instance, second, from)
 			}

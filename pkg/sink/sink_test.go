@@ -46,7 +46,9 @@ func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
 	if bytes.Contains(payload, []byte("poison")) {
 		return fault.Permanent(ledger.DeadRefused, errors.New("400: entry refused"))
 	}
-	otlpwire.Walk(payload, func(it otlpwire.Item) bool { p.stored = append(p.stored, string(it.Bytes)); return true })
+	for item := range otlpwire.Items(payload) {
+		p.stored = append(p.stored, string(item))
+	}
 	return nil
 }
 
@@ -74,7 +76,7 @@ func lines(t *testing.T, texts ...string) []byte {
 	for _, s := range texts {
 		recs = append(recs, fmt.Sprintf(`{"body":{"stringValue":%q}}`, s))
 	}
-	p, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[`+strings.Join(recs, ",")+`]}]}]}`), otlpwire.DefaultLimits)
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[`+strings.Join(recs, ",")+`]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -122,7 +122,7 @@ func (l *traceLane) record(ctx context.Context) bool {
 		for _, d := range chunk {
 			body = envelope.AppendDecision(body, d)
 		}
-		msg.Body, msg.Header.Encoding = envelope.Compress(body)
+		msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
 		if !proc.Retry(ctx, l.delivery.log, "record decisions", func() error {
 			_, err := l.delivery.conn.Publish(ctx, msg)
 			return err

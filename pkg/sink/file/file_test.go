@@ -13,7 +13,7 @@ import (
 
 func payload(t *testing.T) []byte {
 	t.Helper()
-	p, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"a\nb"}}]}]}]}`), otlpwire.DefaultLimits)
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"a\nb"}}]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -20,7 +21,7 @@ func TestStreamsAndMetadata(t *testing.T) {
 		{"observedTimeUnixNano":"2","body":{"stringValue":"{\"level\":\"Warning\"}"}},
 		{"timeUnixNano":"4","severityText":"whatever they like"}
 		]}]}]}`
-	p, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(text), otlpwire.DefaultLimits)
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(text), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,5 +51,35 @@ func TestStreamsAndMetadata(t *testing.T) {
 func TestLabelsAreQuoted(t *testing.T) {
 	if got := labelString([]pair{{"b", "x\"}\n"}, {"a", "é"}}); got != `{a="é", b="x\"}\n"}` {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestBadInput writes the rows of bad logs that the door lets pass: one stream
+// of the instance that sent them, and a line for each.
+func TestBadInput(t *testing.T) {
+	for _, row := range badinput.Rows() {
+		if row.Signal != "logs" || row.JSON || row.Refused || row.Large {
+			continue
+		}
+		p, err := otlpwire.Mend(otlpwire.Logs, row.Body())
+		if err != nil {
+			t.Fatalf("%s: %v", row.Name, err)
+		}
+		var req logspb.LogsData
+		if err := proto.Unmarshal(p, &req); err != nil {
+			t.Fatalf("%s: %v", row.Name, err)
+		}
+		b := newBatch(DefaultLabels(), "as-1")
+		b.resource(req.ResourceLogs[0])
+		n := 0
+		for _, s := range b.order {
+			if !strings.Contains(s.labels, `instance_id="as-1"`) || strings.ContainsAny(s.labels, "\x1b\r\n") {
+				t.Errorf("%s: stream %q", row.Name, s.labels)
+			}
+			n += len(s.entries)
+		}
+		if n != row.Items {
+			t.Errorf("%s: %d lines, want %d", row.Name, n, row.Items)
+		}
 	}
 }

@@ -56,14 +56,14 @@ func (t *Trace) summarise() {
 	}
 	t.read = true
 	t.start = math.MaxUint64
-	otlpwire.Walk(t.Payload, func(it otlpwire.Item) bool {
-		sp := otlpwire.ParseSpan(it.Bytes)
+	var sp otlpwire.Span
+	for item := range otlpwire.Items(t.Payload) {
+		sp.Parse(item)
 		t.start, t.end = min(t.start, sp.Start), max(t.end, sp.End)
 		if sp.Status >= 0 && sp.Status < 8 {
 			t.statuses |= 1 << sp.Status
 		}
-		return true
-	})
+	}
 }
 
 // duration is from the earliest start to the latest end, never negative.
@@ -210,12 +210,7 @@ type stringAttribute struct {
 }
 
 func (s stringAttribute) evaluate(t *Trace, _ *Budgets) Outcome {
-	found := false
-	otlpwire.Walk(t.Payload, func(it otlpwire.Item) bool {
-		found = s.has(it.Resource, otlpwire.ResourceAttributes) || s.has(it.Bytes, otlpwire.SpanAttributes) ||
-			s.has(it.Scope, otlpwire.ScopeAttributes)
-		return !found
-	})
+	found := s.find(t.Payload)
 	switch {
 	case !s.invert:
 		return verdict(found)
@@ -225,8 +220,27 @@ func (s stringAttribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	return InvertSampled
 }
 
-func (s stringAttribute) has(msg []byte, num otlpwire.FieldNumber) bool {
-	v, ok := otlpwire.Attribute(msg, num, s.key)
+func (s stringAttribute) find(payload []byte) bool {
+	var sp otlpwire.Span
+	for r := range otlpwire.Resources(payload) {
+		if s.matches(otlpwire.ResourceAttribute(r.Resource(), s.key)) {
+			return true
+		}
+		for sc := range r.Scopes() {
+			if s.matches(otlpwire.ScopeAttribute(sc.Scope(), s.key)) {
+				return true
+			}
+			for item := range sc.Items() {
+				if sp.Parse(item); s.matches(sp.Attribute(s.key)) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func (s stringAttribute) matches(v otlpwire.Value, ok bool) bool {
 	return ok && v.Kind == otlpwire.String && len(v.Str) > 0 && s.match(v.Str)
 }
 

@@ -10,6 +10,7 @@ import (
 	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -22,7 +23,7 @@ func translate(t *testing.T, metrics string) ([]string, error) {
 		{"key":"service.name","value":{"stringValue":"shop"}},{"key":"service.namespace","value":{"stringValue":"as"}},
 		{"key":"service.instance.id","value":{"stringValue":"pod-1"}},{"key":"host.name","value":{"stringValue":"h"}}]},
 		"scopeMetrics":[{"metrics":[` + metrics + `]}]}]}`
-	p, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(text), otlpwire.DefaultLimits)
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(text), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,5 +124,43 @@ func TestUnsupportedIsRefusedByName(t *testing.T) {
 	}
 	if _, permanent := fault.Reason(w.Write(t.Context(), "i", []byte("garbage"))); !permanent {
 		t.Error("garbage may heal")
+	}
+}
+
+// TestBadInput translates the rows of bad metrics that the door lets pass: every
+// series is of the instance that sent it, whatever labels it claims, and none
+// has a reserved label.
+func TestBadInput(t *testing.T) {
+	for _, row := range badinput.Rows() {
+		if row.Signal != "metrics" || row.JSON || row.Refused {
+			continue
+		}
+		p, err := otlpwire.Mend(otlpwire.Metrics, row.Body())
+		if err != nil {
+			t.Fatalf("%s: %v", row.Name, err)
+		}
+		var req metricspb.MetricsData
+		if err := proto.Unmarshal(p, &req); err != nil {
+			t.Fatalf("%s: %v", row.Name, err)
+		}
+		tr := newTranslation([]string{"instance.id", "instance.name"}, "as-1")
+		if err := tr.add(&req); err != nil {
+			if !strings.Contains(err.Error(), "not supported") {
+				t.Errorf("%s: %v", row.Name, err)
+			}
+			continue
+		}
+		for _, s := range tr.order {
+			seen := map[string]bool{}
+			for _, l := range s.labels {
+				if seen[l.name] || (strings.HasPrefix(l.name, "__") && l.name != "__name__") || (l.name == "instance_id" && l.value != "as-1") {
+					t.Errorf("%s: labels %v", row.Name, s.labels)
+				}
+				seen[l.name] = true
+			}
+			if !seen["instance_id"] || !seen["__name__"] {
+				t.Errorf("%s: labels %v", row.Name, s.labels)
+			}
+		}
 	}
 }

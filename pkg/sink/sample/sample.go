@@ -161,12 +161,11 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		s.owed.add(seq)
 	}
 	fresh := 0
-	otlpwire.Walk(payload, func(it otlpwire.Item) bool {
-		if t.ids.add(it.Bytes) {
+	for item := range otlpwire.Items(payload) {
+		if t.ids.add(item) {
 			fresh++
 		}
-		return true
-	})
+	}
 	out.Duplicates += n - fresh
 	if fresh == 0 {
 		return
@@ -183,7 +182,9 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 // them are in t.ids by now; those that t's bytes hold are the old ones.
 func onlyFresh(t *trace, payload []byte) []byte {
 	var held spanSet
-	otlpwire.Walk(t.payload, func(it otlpwire.Item) bool { held.add(it.Bytes); return true })
+	for item := range otlpwire.Items(t.payload) {
+		held.add(item)
+	}
 	var sp otlpwire.Splitter
 	var out []byte
 	_ = sp.Split(payload, func(item []byte) int {

@@ -148,11 +148,10 @@ func describe(o Output) string {
 			reason = "late"
 		}
 		id := ""
-		otlpwire.Walk(e.Payload, func(it otlpwire.Item) bool {
-			sp := otlpwire.ParseSpan(it.Bytes)
-			id = strings.TrimLeft(hex.EncodeToString(sp.TraceID[:]), "0")
-			return false
-		})
+		for item := range otlpwire.Items(e.Payload) {
+			trace, _ := otlpwire.SpanTrace(item)
+			id = strings.TrimLeft(hex.EncodeToString(trace[:]), "0")
+		}
 		fmt.Fprintf(&b, "%s %s kept by=%s spans=%d seq=%d\n", e.Instance, id, reason, e.Spans, e.Seq)
 	}
 	if o.SampledOut > 0 {
@@ -225,11 +224,11 @@ policies:
 			seen += o.SampledOut + o.Duplicates
 			for _, e := range o.Exports {
 				seen += e.Spans
-				otlpwire.Walk(e.Payload, func(it otlpwire.Item) bool {
-					sp := otlpwire.ParseSpan(it.Bytes)
+				for item := range otlpwire.Items(e.Payload) {
+					var sp otlpwire.Span
+					sp.Parse(item)
 					kept[fmt.Sprintf("%s %x %s", e.Instance, sp.TraceID, sp.Name)]++
-					return true
-				})
+				}
 				s.Release(e.Seq)
 			}
 		}

@@ -30,7 +30,8 @@ const shortList = 32
 
 // add reports whether the span is new.
 func (s *spanSet) add(span []byte) bool {
-	sp := otlpwire.ParseSpan(span)
+	var sp otlpwire.Span
+	sp.Parse(span)
 	k := spanKey{sp.SpanID, sp.Kind}
 	if s.set != nil {
 		if _, held := s.set[k]; held {

@@ -1,0 +1,126 @@
+package otlpwire
+
+import (
+	"errors"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+var errTruncated = errors.New("truncated field")
+
+// FieldNumber is a protobuf field number.
+type FieldNumber = protowire.Number
+
+// The wire types, as integers for the loops below.
+const (
+	varintType  = int(protowire.VarintType)
+	fixed64Type = int(protowire.Fixed64Type)
+	bytesType   = int(protowire.BytesType)
+	fixed32Type = int(protowire.Fixed32Type)
+)
+
+// nextField reads the field that begins at b[i], i < len(b): its number and wire
+// type, where its value begins (behind the length, if it has one) and where the
+// field ends. end is negative when the field is cut short, a group, or no field
+// at all.
+func nextField(b []byte, i int) (num, typ, value, end int) {
+	tag := uint64(b[i])
+	if tag < 0x80 {
+		i++
+	} else if tag, i = shortVarint(b, i); i < 0 || tag>>3 > uint64(protowire.MaxValidNumber) {
+		return 0, 0, 0, -1
+	}
+	num, typ = int(tag>>3), int(tag&7)
+	if num == 0 {
+		return 0, 0, 0, -1
+	}
+	switch typ {
+	case fixed64Type:
+		end = i + 8
+	case fixed32Type:
+		end = i + 4
+	case varintType:
+		if i < len(b) && b[i] < 0x80 {
+			return num, typ, i, i + 1
+		}
+		_, end = shortVarint(b, i)
+		return num, typ, i, end
+	case bytesType:
+		size, i := shortVarint(b, i)
+		if i < 0 || size > uint64(len(b)-i) {
+			return num, typ, 0, -1
+		}
+		return num, typ, i, i + int(size)
+	default:
+		return num, typ, 0, -1
+	}
+	if end > len(b) {
+		end = -1
+	}
+	return num, typ, i, end
+}
+
+// shortField returns the end of the field at b[i] when it is one of the form that
+// most have, else 0: a string or message of less than 128 bytes with a tag of
+// one byte. Its number is b[i]>>3, its value begins at i+2. It is inlined; the
+// loops that all bytes go through ask it before nextField.
+func shortField(b []byte, i int) (end int) {
+	if i+1 < len(b) && b[i]&0x87 == 2 && b[i] != 2 && b[i+1] < 0x80 {
+		if end = i + 2 + int(b[i+1]); end > len(b) {
+			end = 0
+		}
+	}
+	return end
+}
+
+// shortVarint reads the varint at b[i], most of which have one or two bytes, and
+// returns its end, -1 when it is cut short or does not fit into 64 bits.
+func shortVarint(b []byte, i int) (v uint64, end int) {
+	if i < len(b) && b[i] < 0x80 {
+		return uint64(b[i]), i + 1
+	}
+	if i+1 < len(b) && b[i+1] < 0x80 {
+		return uint64(b[i]&0x7f) | uint64(b[i+1])<<7, i + 2
+	}
+	v, n := protowire.ConsumeVarint(b[min(i, len(b)):])
+	if n < 0 {
+		return 0, -1
+	}
+	return v, i + n
+}
+
+// varintAt returns the value of a varint that nextField has found sound.
+func varintAt(b []byte, i int) uint64 {
+	if b[i] < 0x80 {
+		return uint64(b[i])
+	}
+	v, _ := protowire.ConsumeVarint(b[i:])
+	return v
+}
+
+// appendLen appends tag and length of a field of size bytes.
+func appendLen(dst []byte, num FieldNumber, size int) []byte {
+	dst = protowire.AppendTag(dst, num, protowire.BytesType)
+	return protowire.AppendVarint(dst, uint64(size))
+}
+
+// lenSize is how many bytes a message of size bytes takes as a field with a tag
+// of one byte.
+func lenSize(size int) int { return 1 + protowire.SizeBytes(size) }
+
+// validUTF8 is utf8.Valid, quicker for the short strings that keys are.
+func validUTF8(b []byte) bool {
+	for len(b) >= 8 {
+		if (uint64(b[0])|uint64(b[1])<<8|uint64(b[2])<<16|uint64(b[3])<<24|
+			uint64(b[4])<<32|uint64(b[5])<<40|uint64(b[6])<<48|uint64(b[7])<<56)&0x8080808080808080 != 0 {
+			return utf8.Valid(b)
+		}
+		b = b[8:]
+	}
+	var or byte
+	for _, c := range b {
+		or |= c
+	}
+	return or < utf8.RuneSelf || utf8.Valid(b)
+}
