@@ -39,7 +39,7 @@ docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
 
 fuzz: ## fuzz the wire path, a minute a target
-	@for target in Scan Stamp Split Halve Read 'JSON$$' JSONWrite; do \
+	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \
 		$(GO) test ./pkg/otlpwire -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 
 clean: ## remove bin and the data of make run

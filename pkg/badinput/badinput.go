@@ -131,10 +131,10 @@ func jsonRows() (rows []Row) {
 	add("J4", "parent ID: no hex", jsonSpan(`,"parentSpanId":"zz"`), Row{Rejected: 1})
 	add("J4", "link: 31 digits", jsonSpan(`,"links":[{"traceId":"`+traceHex[1:]+`"}]`), Row{Rejected: 1})
 
-	for _, n := range []string{`5`, `"5"`, `"18446744073709551615"`, `18446744073709551615`, `5.0`, `1e3`, `0`} {
+	for _, n := range []string{`-0`, `1.7e18`, `"1.7E+18"`, `1790000000000000000.0`, `"\u0031"`, `1000e-3`, `0.0e99999`, `5`, `"5"`, `"18446744073709551615"`, `18446744073709551615`, `5.0`, `1e3`, `0`} {
 		add("J5", "time "+n, jsonSpan(`,"startTimeUnixNano":`+n), one)
 	}
-	for _, n := range []string{`"18446744073709551616"`, `-1`, `1.5`, `"x"`, `""`, `01`, `+1`, `.5`, `5.`, `1e`, `0x10`, `NaN`, `true`, `{}`, `1e400`, `" 5"`} {
+	for _, n := range []string{`"18446744073709551616"`, `-1`, `1.5`, `"x"`, `""`, `01`, `+1`, `.5`, `5.`, `1e`, `0x10`, `NaN`, `true`, `{}`, `1e400`, `1.5e0`, `1e99999999999999999999`, `1e-1`, `" 5"`} {
 		add("J5", "time "+n, jsonSpan(`,"startTimeUnixNano":`+n), refused)
 	}
 	for _, n := range []string{`1.5`, `-0`, `"NaN"`, `"Infinity"`, `"-Infinity"`, `"1.5"`, `1e-400`, `5`} {
@@ -150,6 +150,7 @@ func jsonRows() (rows []Row) {
 		add("J5", "int "+n, jsonValue(`{"intValue":`+n+`}`), refused)
 	}
 	add("J5", "number of a million digits", func() []byte { return jsonValue(`{"doubleValue":` + strings.Repeat("1", 1_000_000) + `}`)() }, large)
+	add("J5", "number of a million digits in an unknown field", func() []byte { return jsonSpan(`,"x":` + strings.Repeat("1", 1_000_000))() }, Row{Items: 1, Large: true})
 	add("J5", "many small numbers", func() []byte {
 		return []byte(`{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"h","histogram":{"dataPoints":[{"explicitBounds":[` + strings.Repeat("0,", 4<<20) + `0]}]}}]}]}]}`)
 	}, Row{Signal: metrics, Refused: true, Large: true})
@@ -166,6 +167,8 @@ func jsonRows() (rows []Row) {
 	add("J7", "overlong UTF-8", jsonSpan(",\"name\":\"\xc0\xaf\""), Row{Items: 1, Mended: 1})
 	add("J7", "no UTF-8 in an unknown field", jsonSpan(",\"x\":\"\xff\""), one)
 	add("J7", "11 MiB that are no UTF-8", func() []byte { return jsonSpan(",\"name\":\"" + strings.Repeat("\xff", 11<<20) + `"`)() }, large)
+
+	add("J7", "11 MiB that are no UTF-8 in an unknown field", func() []byte { return jsonSpan(",\"x\":\"" + strings.Repeat("\xff", 11<<20) + `"`)() }, Row{Items: 1, Large: true})
 
 	add("J8", "two values at once", jsonValue(`{"stringValue":"a","intValue":"1"}`), one)
 	add("J8", "a map and a number", jsonValue(`{"kvlistValue":{"values":[]},"doubleValue":1}`), one)
@@ -308,6 +311,10 @@ func protoRows() (rows []Row) {
 	} {
 		add("P4", name, traces, raw(b), refused)
 	}
+	for name, val := range map[string][]byte{"short": str(1, "v"), "long": str(1, strings.Repeat("v", 200)), "number": varint(3, 7), "double": fixed64(4, 1)} {
+		add("P4", "garbage behind a value: "+name, traces, spans(span(field(9, str(1, "k"), field(2, val, []byte{0x07})))), refused)
+		add("P4", "garbage behind an attribute: "+name, traces, spans(span(field(9, str(1, "k"), field(2, val), []byte{0x07}))), refused)
+	}
 	add("P4", "a million nested groups", traces, func() []byte { return bytes.Repeat([]byte{0x0b}, 1_000_000) }, large)
 	add("P4", "packed numbers cut short", metrics, func() []byte {
 		return Request(append(str(1, "h"), field(9, field(1, str(7, "abc")))...))
@@ -403,6 +410,7 @@ func protoRows() (rows []Row) {
 	add("P13", "severity 999", logs, spans(varint(2, 999)), one)
 	add("P13", "escapes and line breaks", logs, spans(field(5, str(1, "\x1b[31mred\r\n\u2028next"))), one)
 	add("P13", "empty log record", logs, spans(nil), one)
+	add("P13", "array, string, array as body", logs, spans(field(5, field(5, field(1, str(1, "a"))), str(1, "s"), field(5, field(1, str(1, "b"))))), one)
 	add("P13", "two bodies", logs, spans(append(field(5, str(1, "a")), field(5, varint(3, 1))...)), one)
 	return rows
 }
@@ -443,6 +451,12 @@ func metricRows() (rows []Row) {
 	add("P11", "offset overflows", metricOf("e", 10, field(8, varint(1, protowire.EncodeZigZag(math.MaxInt32)), field(2, []byte{1, 1}))), rejected)
 	add("P11", "delta temporality", append(str(1, "d"), field(7, field(1), varint(2, 1))...), one)
 	add("P11", "gauge and sum at once", append(metricOf("m", 5, nil), field(7, field(1), field(1))...), Row{Items: 2})
+	gauge, sum := field(5, field(1)), field(7, field(1), varint(2, 2), varint(3, 1))
+	add("P11", "gauge, sum, gauge", bytes.Join([][]byte{str(1, "m"), gauge, sum, gauge}, nil), one)
+	add("P11", "sum in two parts", bytes.Join([][]byte{str(1, "m"), field(7, varint(2, 2), varint(3, 1)), field(7, field(1))}, nil), one)
+	add("P11", "sum in two parts beside a bad string", bytes.Join([][]byte{str(1, "m"), str(2, "\xff"), field(7, varint(2, 2), varint(3, 1)), field(7, field(1))}, nil), Row{Items: 1, Mended: 1})
+	add("P11", "offset overflows in two parts", metricOf("e", 10, append(field(8, varint(1, protowire.EncodeZigZag(math.MaxInt32))), field(8, field(2, []byte{1, 1}))...)), rejected)
+	add("P11", "scale in more than 32 bits", metricOf("e", 10, varint(6, 1<<32|3)), one)
 	add("P11", "unit of 1 MiB", append(metricOf("m", 5, nil), str(3, strings.Repeat("u", 1<<20))...), Row{Rejected: 1, Large: true})
 	add("P11", "exemplar with a trace ID of 3 bytes", metricOf("m", 5, field(5, str(5, "abc"))), rejected)
 

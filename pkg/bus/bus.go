@@ -80,10 +80,6 @@ const (
 
 	reconnectWait   = 500 * time.Millisecond
 	reconnectJitter = 500 * time.Millisecond
-
-	// MaxMessage is how many bytes of payload go into one message, uncompressed.
-	// A stock server refuses more than 1 MiB with headers; 64 KiB are for those.
-	MaxMessage = 1<<20 - 64<<10
 )
 
 // Connect returns a connection that reconnects for ever. The hub need not be
@@ -262,9 +258,9 @@ func (p Pending) Wait(ctx context.Context) error {
 // DeadLetter stores what a backend refused for good, with the reason. A body that
 // no message can hold, which only a hostile sender makes, is cut.
 func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
-	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > MaxMessage {
+	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > envelope.MaxPayload {
 		m.Detail = fmt.Sprintf("cut from %d bytes: %s", len(m.Body), m.Detail)
-		m.Body = m.Body[:MaxMessage]
+		m.Body = m.Body[:envelope.MaxPayload]
 	}
 	m.Subject = "dead." + sig.String() + "." + instance
 	const maxDetail = 512

@@ -134,7 +134,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	rcv, err := receive.New(cfg.Receive, receive.Deps{
 		Identify:   func(string) (*receive.Sender, error) { return sender, nil },
 		Accept:     sp.Accept,
-		MaxPayload: bus.MaxMessage,
+		MaxPayload: envelope.MaxPayload,
 		Ledger:     p.Ledger,
 		Log:        p.Log,
 	})

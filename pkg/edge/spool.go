@@ -83,7 +83,7 @@ func (s *spool) service() services.Service {
 
 func (s *spool) open(ctx context.Context) (err error) {
 	s.broker, err = broker.Start(broker.Config{
-		Name: "spool", Dir: s.cfg.Dir, Sync: s.cfg.Durability == "fsync", MaxPayload: 2 * bus.MaxMessage,
+		Name: "spool", Dir: s.cfg.Dir, Sync: s.cfg.Durability == "fsync", MaxPayload: 2 * envelope.MaxPayload,
 	}, s.log)
 	if err != nil {
 		return err
@@ -211,7 +211,7 @@ func (s *spool) gather(sig otlpwire.Signal, group []*request, body []byte) ([]*r
 	for {
 		select {
 		case r := <-s.queues[sig]:
-			if len(body)+len(r.batch.Payload) > bus.MaxMessage {
+			if len(body)+len(r.batch.Payload) > envelope.MaxPayload {
 				return group, body, r
 			}
 			group, body = append(group, r), append(body, r.batch.Payload...)

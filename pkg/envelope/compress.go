@@ -20,9 +20,16 @@ const (
 	Zstd Encoding = "zstd"
 )
 
-// MaxBody is how large a body may become when it is decompressed, in bytes.
-// Senders cut groups far below, see bus.MaxMessage.
-const MaxBody = 16 << 20
+const (
+	// MaxPayload is how many bytes of payload go into one message, uncompressed. A
+	// stock server refuses messages of more than 1 MiB with headers; 64 KiB are
+	// for those and for frames.
+	MaxPayload = 1<<20 - 64<<10
+
+	// MaxBody is how large a body may become when it is decompressed, in bytes:
+	// what a sender that keeps to MaxPayload never comes near.
+	MaxBody = 2 * MaxPayload
+)
 
 // minCompress is the size below which compression is not worth a header.
 const minCompress = 256
@@ -58,7 +65,7 @@ var (
 		return enc
 	})
 	zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
-		dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(MaxBody), zstd.WithDecoderMaxWindow(MaxBody), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))
+		dec, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(MaxBody), zstd.WithDecoderMaxWindow(1<<20), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(0))
 		if err != nil {
 			panic(fmt.Sprintf("BUG: zstd decoder: %v", err))
 		}

@@ -4,7 +4,8 @@
 //
 // # Promises
 //
-//   - Decompress never allocates more than [MaxBody], whatever a body claims.
+//   - Decompress never returns more than [MaxBody], whatever a body claims, and
+//     allocates no more than a few times that.
 //   - An instance id that [Instance.Validate] accepts is exactly one subject
 //     token: no dot, wildcard, space or control character gets through.
 //

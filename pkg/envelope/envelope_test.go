@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -155,6 +156,14 @@ func TestGuardOverwritesIdentity(t *testing.T) {
 	for name, bad := range map[string][]byte{"garbage": []byte("hello"), "group": {0x0b}} {
 		if _, _, err := g.Open(otlpwire.Logs, "a", bad); err == nil {
 			t.Errorf("%s is accepted", name)
+		}
+	}
+	// A message of 100 KB whose resources all want an identity, and one that is
+	// larger than any edge sends.
+	many := bytes.Repeat([]byte{0x0a, 0x00}, 50_000)
+	for name, large := range map[string][]byte{"by the identity": many, "from the start": badinput.Request(make([]byte, 0), bytes.Repeat([]byte{0x62, 0x01, 'x'}, MaxPayload/3))} {
+		if _, _, err := g.Open(otlpwire.Logs, "an-instance", large); err == nil || !strings.Contains(err.Error(), "at most") {
+			t.Errorf("too large %s: %v", name, err)
 		}
 	}
 	if _, _, err := g.Open(otlpwire.Logs, "a.b", nil); err == nil {

@@ -26,6 +26,9 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 	if err := (Instance{ID: instance}).Validate(); err != nil {
 		return nil, 0, err
 	}
+	if len(payload) > MaxPayload {
+		return nil, 0, fmt.Errorf("%d bytes: %w", len(payload), errSize)
+	}
 	rep, err := otlpwire.Scan(sig, payload, otlpwire.Limits{MaxElements: maxElements})
 	if err != nil {
 		return nil, 0, err
@@ -48,8 +51,13 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 		g.stamps[instance] = s
 	}
 	g.buf, err = s.Append(g.buf[:0], payload)
+	if err == nil && len(g.buf) > MaxPayload {
+		err = fmt.Errorf("%d bytes with the identity in every resource: %w", len(g.buf), errSize)
+	}
 	return g.buf, rep.Items, err
 }
+
+var errSize = fmt.Errorf("a payload has at most %d bytes; no edge sends more", MaxPayload)
 
 var errIDs = errors.New("no valid trace and span ID; no edge lets them pass")
 

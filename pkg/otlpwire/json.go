@@ -22,8 +22,8 @@ import (
 // It is stricter than it must be in one point: a known name that stands twice in
 // one object is an error, since readers differ on which one counts.
 //
-// It bounds nesting by [MaxDepth] and messages by lim, and does not allocate
-// beyond dst unless it fails. Its errors wrap [ErrMalformed] and name the byte
+// It bounds nesting by [MaxDepth], and messages and bytes by lim, and allocates
+// next to nothing beyond dst. Its errors wrap [ErrMalformed] and name the byte
 // offset.
 func FromJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, sanitised int, err error) {
 	r := jsonReader{text: text, lim: lim, out: dst, maxLen: math.MaxInt}
@@ -162,7 +162,7 @@ func (r *jsonReader) object(m *message, deep int) error {
 	}
 }
 
-// fieldError is a path of names and what is wrong at its end.
+// jsonError is a path of names and what is wrong at its end.
 type jsonError struct {
 	path string
 	err  error
@@ -247,7 +247,7 @@ func (r *jsonReader) value(f *field, deep int) error {
 // bytes reads a string into a length-delimited field whose tag is written.
 func (r *jsonReader) bytes(k kind) error {
 	from := len(r.out)
-	if err := r.str(); err != nil {
+	if err := r.str(true); err != nil {
 		return err
 	}
 	s := r.out[from:]
@@ -336,21 +336,38 @@ func (r *jsonReader) literal(want string) error {
 	return nil
 }
 
-// integer reads a number, or a string that holds one, without exponent and zero
-// fraction (1e3, 5.0), which protobuf's JSON allows.
+// integer reads a number, or a string that holds one, and writes it without
+// exponent and fraction (1.7e18, 5.0), which protobuf's JSON allows where the value
+// is whole.
 func (r *jsonReader) integer() ([]byte, error) {
 	s, err := r.numberText()
-	if err != nil {
-		return nil, err
+	if err != nil || !bytes.ContainsAny(s, ".eE") {
+		return s, err
 	}
-	if bytes.ContainsAny(s, ".eE") {
-		f, err := strconv.ParseFloat(string(s), 64)
-		if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
-			return nil, fmt.Errorf("%.40q is no integer", s)
+	mantissa, exponent, _ := bytes.Cut(bytes.ReplaceAll(s, []byte("E"), []byte("e")), []byte("e"))
+	shift := 0
+	if len(exponent) > 0 {
+		if shift, err = strconv.Atoi(string(exponent)); err != nil {
+			return nil, fmt.Errorf("%.40q is out of range", s)
 		}
-		s = strconv.AppendInt(nil, int64(f), 10)
 	}
-	return s, nil
+	whole, fraction, _ := bytes.Cut(mantissa, []byte("."))
+	digits := append(bytes.Clone(whole), fraction...)
+	shift -= len(fraction)
+	if len(bytes.Trim(digits, "-0")) == 0 {
+		return []byte("0"), nil
+	}
+	for ; shift < 0 && bytes.HasSuffix(digits, []byte("0")); shift++ {
+		digits = digits[:len(digits)-1]
+	}
+	const longest = 20 // digits of a 64-bit number
+	switch {
+	case shift < 0:
+		return nil, fmt.Errorf("%.40q is no integer", s)
+	case shift > longest:
+		return nil, fmt.Errorf("%.40q is out of range", s)
+	}
+	return append(digits, bytes.Repeat([]byte("0"), shift)...), nil
 }
 
 func (r *jsonReader) signed(size int) (int64, error) {
@@ -366,6 +383,9 @@ func (r *jsonReader) unsigned(size int) (uint64, error) {
 	s, err := r.integer()
 	if err != nil {
 		return 0, err
+	}
+	if string(s) == "-0" {
+		return 0, nil
 	}
 	v, err := strconv.ParseUint(string(s), 10, size)
 	return v, numberError(s, err)
@@ -407,12 +427,19 @@ func (r *jsonReader) numberText() ([]byte, error) {
 	c := r.peek()
 	from := r.pos
 	if c == '"' {
-		n := bytes.IndexByte(r.text[from+1:min(len(r.text), from+maxNumber)], '"')
+		n := bytes.IndexAny(r.text[from+1:min(len(r.text), from+maxNumber)], `"\`)
 		if n < 0 {
 			return nil, r.unexpected("a number")
 		}
-		r.pos += n + 2
 		s := r.text[from+1 : from+1+n]
+		if r.text[from+1+n] == '"' {
+			r.pos += n + 2
+		} else {
+			var err error
+			if s, err = r.escapedName(); err != nil {
+				return nil, err
+			}
+		}
 		if !isNumber(s) && string(s) != "NaN" && string(s) != "Infinity" && string(s) != "-Infinity" {
 			return nil, fmt.Errorf("got %q, want a number", s[:min(len(s), 40)])
 		}
@@ -484,7 +511,7 @@ func (r *jsonReader) skip(deep int) error {
 				return err
 			}
 			if c == '{' {
-				if err := r.skipString(); err != nil {
+				if err := r.str(false); err != nil {
 					return err
 				}
 				if err := r.expect(':', "a colon"); err != nil {
@@ -496,7 +523,7 @@ func (r *jsonReader) skip(deep int) error {
 			}
 		}
 	case '"':
-		return r.skipString()
+		return r.str(false)
 	case 't':
 		return r.literal("true")
 	case 'f':
@@ -504,6 +531,13 @@ func (r *jsonReader) skip(deep int) error {
 	case 'n':
 		return r.literal("null")
 	}
-	_, err := r.numberText()
-	return err
+	from := r.pos
+	for r.pos < len(r.text) && isNumberByte(r.text[r.pos]) {
+		r.pos++
+	}
+	if !isNumber(r.text[from:r.pos]) {
+		r.pos = from
+		return r.unexpected("a value")
+	}
+	return nil
 }

@@ -12,9 +12,9 @@ var (
 	errRaw    = errors.New("control character in a string")
 )
 
-// str appends the content of the string at its '"' to out: escapes resolved, and
-// what is no UTF-8 or a lone surrogate as U+FFFD.
-func (r *jsonReader) str() error {
+// str reads the string at its '"' and, when it is to be kept, appends its content
+// to out: escapes resolved, and what is no UTF-8 or a lone surrogate as U+FFFD.
+func (r *jsonReader) str(keep bool) error {
 	if r.peek() != '"' {
 		return r.unexpected("a string")
 	}
@@ -26,14 +26,19 @@ func (r *jsonReader) str() error {
 		for i < len(b) && b[i] >= ' ' && b[i] < utf8.RuneSelf && b[i] != '"' && b[i] != '\\' {
 			i++
 		}
-		r.out = append(r.out, b[from:i]...)
+		if keep {
+			r.out = append(r.out, b[from:i]...)
+		}
 		if i >= len(b) {
 			break
+		}
+		if err := r.bounded(); err != nil {
+			return err
 		}
 		switch c := b[i]; {
 		case c == '"':
 			r.pos = i + 1
-			if mended {
+			if mended && keep {
 				r.sanitised++
 			}
 			return nil
@@ -44,7 +49,9 @@ func (r *jsonReader) str() error {
 				return errEscape
 			}
 			mended = mended || lone
-			r.out = utf8.AppendRune(r.out, v)
+			if keep {
+				r.out = utf8.AppendRune(r.out, v)
+			}
 			i += n
 		case c < ' ':
 			r.pos = i
@@ -52,7 +59,9 @@ func (r *jsonReader) str() error {
 		default:
 			v, n := utf8.DecodeRune(b[i:])
 			mended = mended || v == utf8.RuneError && n == 1
-			r.out = utf8.AppendRune(r.out, v)
+			if keep {
+				r.out = utf8.AppendRune(r.out, v)
+			}
 			i += n
 		}
 	}
@@ -139,22 +148,15 @@ func (r *jsonReader) fieldName() ([]byte, error) {
 	return nil, errString
 }
 
-// escapedName reads a name that is not plain, through the output and back.
+// escapedName reads a short string that is not plain, through the output and
+// back. A long one becomes empty.
 func (r *jsonReader) escapedName() ([]byte, error) {
 	from, sanitised := len(r.out), r.sanitised
-	err := r.str()
+	err := r.str(true)
 	n := copy(r.name[:], r.out[from:])
 	if len(r.out)-from > len(r.name) {
 		n = 0
 	}
 	r.out, r.sanitised = r.out[:from], sanitised
 	return r.name[:n], err
-}
-
-// skipString reads a string and forgets it.
-func (r *jsonReader) skipString() error {
-	from, sanitised := len(r.out), r.sanitised
-	err := r.str()
-	r.out, r.sanitised = r.out[:from], sanitised
-	return err
 }

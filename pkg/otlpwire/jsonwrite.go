@@ -21,10 +21,13 @@ func AppendJSON(dst []byte, sig Signal, payload []byte) []byte {
 func appendObject(dst []byte, m *message, b []byte) []byte {
 	dst = append(dst, '{')
 	open := len(dst)
-	chosen := lastOfOneof(m, b)
+	chosen, from := lastOfOneof(m, b)
 	for i := range m.fields {
 		f := &m.fields[i]
-		if f.oneof && f != chosen {
+		if f.oneof {
+			if f == chosen {
+				dst = appendSingle(dst, open, f, b[from:])
+			}
 			continue
 		}
 		if f.repeated {
@@ -36,19 +39,20 @@ func appendObject(dst []byte, m *message, b []byte) []byte {
 	return append(dst, '}')
 }
 
-// lastOfOneof returns the member of m's oneof that counts: the last on the wire.
-func lastOfOneof(m *message, b []byte) (chosen *field) {
+// lastOfOneof returns the member of m's oneof that counts, the last on the wire,
+// and from where on it counts: what stood before another member is gone.
+func lastOfOneof(m *message, b []byte) (chosen *field, from int) {
 	for i := 0; i < len(b); {
 		num, _, _, end := nextField(b, i)
 		if end < 0 {
 			break
 		}
-		i = end
-		if f := m.lookup(num); f != nil && f.oneof {
-			chosen = f
+		if f := m.lookup(num); f != nil && f.oneof && f != chosen {
+			chosen, from = f, i
 		}
+		i = end
 	}
-	return chosen
+	return chosen, from
 }
 
 func appendName(dst []byte, open int, f *field) []byte {
@@ -151,7 +155,7 @@ func appendValue(dst []byte, f *field, val []byte) []byte {
 	case kindEnum, kindInt32:
 		return strconv.AppendInt(dst, int64(int32(v)), 10)
 	case kindSint32:
-		return strconv.AppendInt(dst, int64(int32(protowire.DecodeZigZag(v))), 10)
+		return strconv.AppendInt(dst, int64(int32(protowire.DecodeZigZag(v&math.MaxUint32))), 10)
 	case kindUint32:
 		return strconv.AppendUint(dst, uint64(uint32(v)), 10)
 	}

@@ -325,6 +325,33 @@ func FuzzHalve(f *testing.F) {
 	})
 }
 
+func FuzzCut(f *testing.F) {
+	fuzzSound(f, func(t *testing.T, sig Signal, p []byte) {
+		for _, limit := range []int{len(p), len(p)/2 + 1, 100} {
+			var got []flat
+			items := 0
+			large, err := Cut(sig, p, limit, func(piece []byte, n int) error {
+				if rep, ok := scanned(t, sig, piece); len(piece) > limit || !ok || !rep.Sound() || rep.Items != n || n == 0 {
+					t.Fatalf("%v: cut %x at %d: a piece of %d bytes, %d items: %+v", sig, p, limit, len(piece), n, rep)
+				}
+				got, items = append(got, flatten(t, sig, piece)...), items+n
+				return nil
+			})
+			want := flatten(t, sig, p)
+			if err != nil || items+large != len(want) {
+				t.Fatalf("%v: cut %x at %d: %d items and %d too large of %d, %v", sig, p, limit, items, large, len(want), err)
+			}
+			for _, it := range got { // in order, some left out
+				n := slices.Index(want, it)
+				if n < 0 {
+					t.Fatalf("%v: cut %x at %d: makes\n%q\nof\n%q", sig, p, limit, it, want)
+				}
+				want = want[n+1:]
+			}
+		}
+	})
+}
+
 func FuzzRead(f *testing.F) {
 	fuzzSound(f, func(t *testing.T, sig Signal, p []byte) {
 		if sig != Traces {

@@ -71,10 +71,11 @@ type scanner struct {
 	bad    bool
 	ids    uint8 // of a span: 1 trace ID, 2 span ID
 	attrs  int
-	counts int // of a histogram, or of the buckets of an exponential one
 	bounds int
 	bound  float64 // the last one
-	offset int64
+	side   int     // whose buckets are at hand: 0 of a histogram, 1 and 2 of an exponential one
+	counts [3]int  // by side; fields that are there twice are merged
+	offset [3]int64
 
 	// Of the metric at hand.
 	data    int // the field that holds its points; the last on the wire counts
@@ -176,7 +177,7 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 				}
 			}
 			msg, end, pos = st.msg, next, value
-			s.enter(msg)
+			s.enter(msg, num)
 			continue
 		case checkString:
 			s.text(p[value:next])
@@ -196,15 +197,16 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 	}
 }
 
-// enter is called where a message begins.
-func (s *scanner) enter(m *message) {
+// enter is called where a message begins, with the field that it stands in.
+func (s *scanner) enter(m *message, num int) {
 	switch {
 	case m.role.item():
-		s.bad, s.ids, s.attrs, s.counts, s.bounds = false, 0, 0, 0, 0
+		s.bad, s.ids, s.attrs, s.bounds, s.side = false, 0, 0, 0, 0
+		s.counts, s.offset = [3]int{}, [3]int64{}
 	case m.role == metricRole:
 		s.data, s.named, s.points, s.invalid = 0, false, 0, 0
 	case m.role == buckets:
-		s.counts, s.offset = 0, 0
+		s.side = num - positiveBuckets + 1
 	}
 }
 
@@ -238,18 +240,15 @@ func (s *scanner) leave(m *message) {
 	case point, histogramPoint:
 		s.rep.Items++
 		s.points++
-		misfit := m.role == histogramPoint && s.counts+s.bounds > 0 && s.counts != s.bounds+1
-		if s.bad || misfit || s.attrs > MaxAttributes {
+		misfit := m.role == histogramPoint && s.counts[0]+s.bounds > 0 && s.counts[0] != s.bounds+1
+		beyond := max(s.offset[1]+int64(s.counts[1]), s.offset[2]+int64(s.counts[2])) > math.MaxInt32
+		if s.bad || misfit || beyond || s.attrs > MaxAttributes {
 			s.rep.Invalid++
 			s.invalid++
 		}
 	case metricRole:
 		if !s.named {
 			s.rep.Invalid += s.points - s.invalid
-		}
-	case buckets:
-		if s.offset+int64(s.counts) > math.MaxInt32 {
-			s.bad = true
 		}
 	}
 }
@@ -289,7 +288,7 @@ func (s *scanner) numbers(st *step, typ int, k kind, b []byte) bool {
 	}
 	switch st.check {
 	case checkCounts:
-		s.counts += n
+		s.counts[s.side] += n
 	case checkBounds:
 		for ; len(b) >= 8; b = b[8:] {
 			v := math.Float64frombits(binary.LittleEndian.Uint64(b))
@@ -304,7 +303,7 @@ func (s *scanner) numbers(st *step, typ int, k kind, b []byte) bool {
 			s.bad = true
 		}
 	case checkOffset:
-		s.offset = int64(sint32(b))
+		s.offset[s.side] = int64(sint32(b))
 	}
 	return true
 }

@@ -107,6 +107,10 @@ type message struct {
 	leads  bool // to items: it is one or holds some
 }
 
+// positiveBuckets is the field of an exponential histogram's positive buckets; the
+// negative ones follow.
+const positiveBuckets = 8
+
 // maxField is the highest field number that OTLP 1.11 uses below.
 const maxField = 16
 
@@ -322,7 +326,7 @@ func metricFields() {
 		{num: 5, name: "sum", kind: kindDouble},
 		{num: 6, name: "scale", kind: kindSint32},
 		{num: 7, name: "zeroCount", kind: kindFixed64},
-		{num: 8, name: "positive", msg: expBuckets},
+		{num: positiveBuckets, name: "positive", msg: expBuckets},
 		{num: 9, name: "negative", msg: expBuckets},
 		{num: 10, name: "flags", kind: kindUint32},
 		exemplars(11),

@@ -41,15 +41,16 @@ func Halve(sig Signal, payload []byte) (first, second []byte, ok bool) {
 func Count(sig Signal, payload []byte) int { return count(requests[sig], payload) }
 
 func count(m *message, b []byte) (n int) {
-	only := points(m, b)
+	_, from := points(m, b)
 	for i := 0; i < len(b); {
 		num, typ, value, end := nextField(b, i)
 		if end < 0 {
 			return n
 		}
+		at := i
 		i = end
 		switch f := m.leading(num, typ); {
-		case f == nil || (f.oneof && f != only):
+		case f == nil || (f.oneof && at < from):
 		case f.msg.role.item():
 			n++
 		default:
@@ -59,11 +60,11 @@ func count(m *message, b []byte) (n int) {
 	return n
 }
 
-// points returns the field that holds the points of a metric: the last on the
-// wire of a oneof.
-func points(m *message, b []byte) *field {
+// points returns the field that holds the points of a metric, and from where on
+// it counts.
+func points(m *message, b []byte) (f *field, from int) {
 	if m.role != metricRole {
-		return nil
+		return nil, 0
 	}
 	return lastOfOneof(m, b)
 }
@@ -89,7 +90,7 @@ type sieve struct {
 // message that would hold no item is left out, and so are unknown fields outside
 // of items.
 func (s *sieve) sift(dst []byte, m *message, b []byte) (out []byte, kept int, err error) {
-	only := points(m, b)
+	_, counts := points(m, b)
 	if s.mend && m.role == metricRole && !named(b) {
 		return dst, 0, nil
 	}
@@ -98,7 +99,7 @@ func (s *sieve) sift(dst []byte, m *message, b []byte) (out []byte, kept int, er
 		if end < 0 {
 			return dst, kept, errTruncated
 		}
-		whole, content := b[i:end], b[value:end]
+		at, whole, content := i, b[i:end], b[value:end]
 		i = end
 		f := m.leading(num, typ)
 		if f == nil {
@@ -107,7 +108,7 @@ func (s *sieve) sift(dst []byte, m *message, b []byte) (out []byte, kept int, er
 			}
 			continue
 		}
-		if f.oneof && f != only {
+		if f.oneof && at < counts {
 			continue
 		}
 		start := len(dst)
@@ -118,7 +119,7 @@ func (s *sieve) sift(dst []byte, m *message, b []byte) (out []byte, kept int, er
 		} else if dst, n, err = s.sift(dst, f.msg, content); err != nil {
 			return dst, kept, err
 		}
-		if kept += n; n == 0 {
+		if kept += n; n == 0 && !f.oneof { // the data of a metric may be spread over several fields
 			dst = dst[:start]
 			continue
 		}
@@ -177,7 +178,7 @@ func appendUncrowded(dst []byte, m *message, item []byte) []byte {
 				dst = append(dst, item[i:end]...)
 			}
 		case num == dropped && typ == varintType:
-			before = varintAt(item, value)
+			before = uint64(uint32(varintAt(item, value)))
 		default:
 			dst = append(dst, item[i:end]...)
 		}

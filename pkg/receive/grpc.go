@@ -104,6 +104,11 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		return outcome{}, unread(err)
 	}
 	defer func() { raw.Free() }()
+	size := raw.Len()
+	if ref := r.admit(size); ref != nil {
+		return outcome{}, ref
+	}
+	defer r.release(size)
 	var more mem.BufferSlice
 	if err := stream.RecvMsg(&more); !errors.Is(err, io.EOF) {
 		more.Free()
@@ -112,10 +117,6 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		}
 		return outcome{}, unread(err)
 	}
-	if ref := r.admit(raw.Len()); ref != nil {
-		return outcome{}, ref
-	}
-	defer r.release(raw.Len())
 	// A request of one HTTP/2 frame (16 KiB) is worked on where it was read; a
 	// larger one is joined in a buffer of the pool that the frames came from, and
 	// they go back.

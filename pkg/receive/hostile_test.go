@@ -473,6 +473,53 @@ func TestBrokenGRPC(t *testing.T) {
 	d.probe(t)
 }
 
+// TestHeldMessagesCount: a client that sends a message and does not end its stream
+// holds bytes, and those count.
+func TestHeldMessagesCount(t *testing.T) {
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 9<<20, 17<<20, 10*time.Second })
+	p := gz(append(good(t), bytes.Repeat([]byte{0xa0, 0x06, 0x01}, 3<<20-1000)...)) // nearly 9 MiB of an unknown field
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	codesSeen := make(chan codes.Code, 2)
+	for range 2 {
+		body, w := io.Pipe()
+		t.Cleanup(func() { _ = w.Close() })
+		wg.Go(func() {
+			code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body, "Grpc-Encoding", "gzip")
+			if err == nil {
+				codesSeen <- code
+			}
+		})
+		_, _ = w.Write(frame(1, p))
+	}
+	// One of the two is held, the other is refused at once.
+	if code := <-codesSeen; code != codes.Unavailable {
+		t.Errorf("%v, want %v", code, codes.Unavailable)
+	}
+	cancel()
+	wg.Wait()
+	d.probe(t)
+}
+
+// TestLargeHeadIsRejectedAtOnce: a resource that no message can hold costs one
+// look, not one for every item under it.
+func TestLargeHeadIsRejectedAtOnce(t *testing.T) {
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight = 16<<20, 64<<20 })
+	const records = 100_000
+	body := `{"resourceLogs":[{"resource":{"attributes":[{"key":"k","value":{"stringValue":"` + strings.Repeat("x", 8<<20) + `"}}]},"scopeLogs":[{"logRecords":[{}` +
+		strings.Repeat(",{}", records-1) + `]}]},{"scopeLogs":[{"logRecords":[{}]}]}]}`
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	res, out := d.do(t, req{path: "/v1/logs", body: []byte(body), ctype: typeJSON})
+	runtime.ReadMemStats(&after)
+	if res.StatusCode != http.StatusOK || rejected(t, true, out) != records || d.items() != 1 {
+		t.Errorf("%s %.200q, %d items", res.Status, out, d.items())
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 20*uint64(len(body)) {
+		t.Errorf("%d bytes allocated for %d", n, len(body))
+	}
+}
+
 // TestUnfinishedStreams opens streams that never end, on one connection and on
 // many: the deadline closes them.
 func TestUnfinishedStreams(t *testing.T) {

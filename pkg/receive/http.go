@@ -154,7 +154,9 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 		}
 		payload = *conv
 	}
-	return r.take(req.Context(), sig, sender, payload)
+	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
+	defer cancel()
+	return r.take(ctx, sig, sender, payload)
 }
 
 // fromJSON converts a body. It returns how many bytes more it holds of
@@ -193,6 +195,10 @@ func (r *Receiver) readBody(req *http.Request, buf *[]byte) (held int, ref *refu
 		return 0, ref
 	}
 	defer body.close()
+	if ref := r.admit(body.window()); ref != nil {
+		return 0, ref
+	}
+	defer r.release(body.window())
 	b := (*buf)[:0]
 	defer func() { *buf = b }()
 	if ref := r.admit(cap(b)); ref != nil {

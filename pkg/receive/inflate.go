@@ -13,6 +13,7 @@ import (
 // body is a request's body, decompressed while it is read.
 type body interface {
 	io.Reader
+	window() int   // bytes that the decompressor holds besides what it returns
 	finish() error // what is wrong with what follows the end
 	close()        // gives the decompressor back
 }
@@ -20,6 +21,7 @@ type body interface {
 // plainBody is one that is not compressed.
 type plainBody struct{ io.Reader }
 
+func (plainBody) window() int   { return 0 }
 func (plainBody) finish() error { return nil }
 func (plainBody) close()        {}
 
@@ -45,9 +47,14 @@ func openGzip(src io.Reader) (*gzipBody, error) {
 	return g, nil
 }
 
+func (g *gzipBody) window() int { return 64 << 10 }
+
 func (g *gzipBody) finish() error {
-	if _, err := g.in.ReadByte(); !errors.Is(err, io.EOF) {
+	switch _, err := g.in.ReadByte(); {
+	case err == nil:
 		return errors.New("something follows the first gzip member")
+	case !errors.Is(err, io.EOF):
+		return err
 	}
 	return nil
 }
@@ -57,11 +64,13 @@ func (g *gzipBody) close() {
 	gzips.Put(g)
 }
 
-// zstdBody does not allocate what a frame merely claims. It has no goroutine that
-// would have to be ended.
+// zstdBody allocates the window that a frame claims, within a bound. It has no
+// goroutine that would have to be ended.
 type zstdBody struct{ *zstd.Decoder }
 
 const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
+
+func (*zstdBody) window() int { return maxZstdWindow }
 
 var zstds = sync.Pool{New: func() any {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))

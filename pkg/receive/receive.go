@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +53,8 @@ type Config struct {
 	// MaxRequest bounds one request, compressed and decompressed. The OTLP
 	// specification recommends 64 MiB.
 	MaxRequest proc.Bytes `yaml:"max_request_bytes"`
-	// MaxInFlight bounds the decompressed bytes of all requests at hand.
+	// MaxInFlight bounds the decompressed bytes of all requests at hand, with what
+	// their decompressors hold.
 	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
 	// MaxConnections bounds the open connections of each protocol; more wait.
 	MaxConnections int `yaml:"max_connections"`
@@ -124,8 +126,8 @@ func (c Config) Validate(section string) error {
 	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
 		errs = append(errs, fmt.Errorf("%s.max_request_bytes is %v, want 1KiB to 1GiB", section, c.MaxRequest))
 	}
-	if c.MaxInFlight < c.MaxRequest {
-		errs = append(errs, fmt.Errorf("%s.max_in_flight_bytes is %v, want at least %s.max_request_bytes (%v)", section, c.MaxInFlight, section, c.MaxRequest))
+	if c.MaxInFlight < c.MaxRequest+maxZstdWindow {
+		errs = append(errs, fmt.Errorf("%s.max_in_flight_bytes is %v, want at least %s.max_request_bytes (%v) and 8MiB to decompress", section, c.MaxInFlight, section, c.MaxRequest))
 	}
 	if c.MaxConnections < 1 {
 		errs = append(errs, fmt.Errorf("%s.max_connections is %d, want at least 1", section, c.MaxConnections))
@@ -300,12 +302,12 @@ type outcome struct {
 	message  string
 }
 
-// invalid says what the items of a partial success lacked.
-var invalid = [...]string{
-	otlpwire.Traces: "rejected: spans need one trace ID (16 bytes, not zero) and one span ID (8 bytes, not zero), and other IDs of those lengths",
-	otlpwire.Metrics: fmt.Sprintf("rejected: data points need a metric with a name, bucket counts one more than the bounds, finite rising bounds, "+
+// requirement says what the items of a partial success lacked.
+var requirement = [...]string{
+	otlpwire.Traces: "a span needs one trace ID (16 bytes, not zero) and one span ID (8 bytes, not zero), and other IDs of those lengths",
+	otlpwire.Metrics: fmt.Sprintf("a data point needs a metric with a name, bucket counts one more than the bounds, finite rising bounds, "+
 		"a scale from -11 to 52, exemplar IDs of 16 and 8 bytes, and at most %d attributes", otlpwire.MaxAttributes),
-	otlpwire.Logs: "rejected: a log record's trace ID has 16 bytes or none, its span ID 8 or none",
+	otlpwire.Logs: "a log record's trace ID has 16 bytes or none, its span ID 8 or none",
 }
 
 // take is the one way of all requests: check, mend, stamp, cut, accept. It
@@ -313,73 +315,64 @@ var invalid = [...]string{
 func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, payload []byte) (outcome, *refusal) {
 	led := r.deps.Ledger.Of(sig)
 	rep, err := otlpwire.Scan(sig, payload, r.limits)
+	if err == nil && !rep.Sound() {
+		payload, err = otlpwire.Mend(sig, payload)
+	}
 	if err != nil {
 		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
-	var out outcome
-	if !rep.Sound() {
-		if payload, err = otlpwire.Mend(sig, payload); err != nil {
+	large := 0
+	if items := rep.Items - rep.Invalid; items > 0 {
+		buf := r.buffer()
+		defer r.recycle(buf)
+		if *buf, err = sender.Stamp.Append((*buf)[:0], payload); err != nil {
 			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 		}
+		large, err = r.accept(ctx, Batch{Signal: sig, Instance: sender.Instance.ID, Items: items, Payload: *buf})
+		switch {
+		case errors.Is(err, ErrFull):
+			return outcome{}, busy(ledger.RefusedFull, err.Error())
+		case err != nil:
+			return outcome{}, busy(ledger.RefusedUnavailable, err.Error())
+		}
 	}
-	if rep.Invalid > 0 {
-		out = outcome{rep.Invalid, invalid[sig]}
-		led.Refused(ledger.RefusedInvalid).Add(float64(rep.Invalid))
-	}
+	led.Refused(ledger.RefusedInvalid).Add(float64(rep.Invalid))
+	led.Refused(ledger.RefusedTooLarge).Add(float64(large))
 	led.Sanitised.Add(float64(rep.BadStrings))
 	led.Crowded.Add(float64(rep.Crowded))
-	items := rep.Items - rep.Invalid
-	if items == 0 {
-		return out, nil
-	}
-	buf := r.buffer()
-	defer r.recycle(buf)
-	*buf, err = sender.Stamp.Append((*buf)[:0], payload)
-	if err != nil {
-		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
-	}
-	large, ref := r.accept(ctx, Batch{Signal: sig, Instance: sender.Instance.ID, Items: items, Payload: *buf})
-	if large > 0 {
-		out.rejected += large
-		out.message = fmt.Sprintf("items larger than %d bytes were rejected", r.deps.MaxPayload)
-		led.Refused(ledger.RefusedTooLarge).Add(float64(large))
-	}
-	if ref != nil {
-		return outcome{}, ref
-	}
-	led.Accepted.Add(float64(items - large))
-	return out, nil
+	return outcome{rejected: rep.Invalid + large, message: r.why(sig, rep.Invalid, large)}, nil
 }
 
-// accept hands b on, cut where it is too large. It returns how many items no
-// message can hold.
-func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, ref *refusal) {
+// why words a partial success.
+func (r *Receiver) why(sig otlpwire.Signal, invalid, large int) string {
+	var parts []string
+	if invalid > 0 {
+		parts = append(parts, fmt.Sprintf("%d rejected: %s", invalid, requirement[sig]))
+	}
+	if large > 0 {
+		parts = append(parts, fmt.Sprintf("%d rejected: larger than %d bytes, or the resource and scope they come with larger than half of that", large, r.deps.MaxPayload))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// accept hands b on, cut where it is too large, and counts what is taken. It
+// returns how many items no message can hold.
+func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, err error) {
+	piece := func(payload []byte, items int) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b.Payload, b.Items = payload, items
+		if err := r.deps.Accept(ctx, b); err != nil {
+			return err
+		}
+		r.deps.Ledger.Of(b.Signal).Accepted.Add(float64(items))
+		return nil
+	}
 	if len(b.Payload) <= r.deps.MaxPayload {
-		err := r.deps.Accept(ctx, b)
-		switch {
-		case err == nil:
-			return 0, nil
-		case errors.Is(err, ErrFull):
-			return 0, busy(ledger.RefusedFull, err.Error())
-		}
-		return 0, busy(ledger.RefusedUnavailable, err.Error())
+		return 0, piece(b.Payload, b.Items)
 	}
-	if err := ctx.Err(); err != nil {
-		return 0, busy(ledger.RefusedUnavailable, err.Error())
-	}
-	first, second, ok := otlpwire.Halve(b.Signal, b.Payload)
-	if !ok {
-		return b.Items, nil
-	}
-	for _, half := range [][]byte{first, second} {
-		h := b
-		h.Payload, h.Items = half, otlpwire.Count(b.Signal, half)
-		n, ref := r.accept(ctx, h)
-		if tooLarge += n; ref != nil {
-			return tooLarge, ref
-		}
-	}
-	return tooLarge, nil
+	return otlpwire.Cut(b.Signal, b.Payload, r.deps.MaxPayload, piece)
 }
 
 // refused counts a refusal and logs it at debug level: a hostile sender must

@@ -53,7 +53,7 @@ func open(t *testing.T, auth bool, change func(*Config)) *door {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
-	cfg.MaxRequest, cfg.MaxInFlight = 1<<20, 8<<20
+	cfg.MaxRequest, cfg.MaxInFlight = 1<<20, 16<<20
 	if change != nil {
 		change(&cfg)
 	}
@@ -402,7 +402,7 @@ func TestWhatMayHealIsRetryable(t *testing.T) {
 }
 
 func TestOverloadIsRefusedBeforeReading(t *testing.T) {
-	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight = 1<<20, 1<<20 })
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight = 9<<20, 17<<20 })
 	p := good(t)
 	blocked := make(chan struct{})
 	body, w := io.Pipe()
@@ -415,8 +415,8 @@ func TestOverloadIsRefusedBeforeReading(t *testing.T) {
 		}
 	}()
 	// The first request holds most of the budget and never ends.
-	_, _ = w.Write(make([]byte, 800<<10))
-	res, _ := d.do(t, req{body: make([]byte, 900<<10)})
+	_, _ = w.Write(make([]byte, 8900<<10))
+	res, _ := d.do(t, req{body: make([]byte, 9000<<10)})
 	if res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
 		t.Errorf("second large request: %s", res.Status)
 	}

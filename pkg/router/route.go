@@ -285,25 +285,15 @@ func (s *splitter) add(b *batch, in input) error {
 	return nil
 }
 
-// maxFrame leaves room for the frame's own fields.
-const maxFrame = bus.MaxMessage - 256
-
-// addPart adds a frame to a partition, cut so that no message is too large. A
-// single span that is, which no edge lets pass, goes alone.
+// addPart adds a frame to a partition: to its last message, or to a new one where
+// that would become larger than a payload may be. A part is never larger than the
+// payload it comes from.
 func (b *batch) addPart(p int, f envelope.Frame) {
-	if len(f.Payload) > maxFrame {
-		if first, second, ok := otlpwire.Halve(otlpwire.Traces, f.Payload); ok {
-			for _, f.Payload = range [][]byte{first, second} {
-				b.addPart(p, f)
-			}
-			return
-		}
-	}
 	if len(f.Payload) == 0 {
 		return
 	}
 	n := len(b.outs[p])
-	if n == 0 || len(b.outs[p][n-1].body)+len(f.Payload) > maxFrame {
+	if n == 0 || len(b.outs[p][n-1].body)+len(f.Payload) > envelope.MaxPayload {
 		b.outs[p] = append(b.outs[p], out{})
 		n++
 	}

@@ -18,7 +18,6 @@
 package router
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -108,7 +107,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
 		Identify:   tokens.Identify,
 		Accept:     newGateway(hub).accept,
-		MaxPayload: bus.MaxMessage,
+		MaxPayload: envelope.MaxPayload,
 		Ledger:     p.Ledger,
 		Log:        p.Log,
 	})
@@ -140,9 +139,7 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
 		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
 	}}
-	if msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2); msg.Header.Encoding == "" {
-		msg.Body = bytes.Clone(b.Payload) // a publish that was given up may still hold it
-	}
+	msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2)
 	_, err := g.hub.Conn.Publish(ctx, msg)
 	return err
 }

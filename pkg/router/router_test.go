@@ -163,27 +163,26 @@ func TestConfig(t *testing.T) {
 // TestMessagesStayBelowTheirBound fills one partition with more than a message
 // holds, in one frame and in many.
 func TestMessagesStayBelowTheirBound(t *testing.T) {
-	big := &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{}}}}}
-	for n := range 40 {
-		big.ResourceSpans[0].ScopeSpans[0].Spans = append(big.ResourceSpans[0].ScopeSpans[0].Spans,
-			&tracepb.Span{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: []byte{1, 1, 1, 1, 1, 1, 1, byte(n)}, Name: strings.Repeat("x", 100<<10)})
-	}
-	payload, err := proto.Marshal(big)
-	if err != nil {
-		t.Fatal(err)
-	}
 	b := &batch{outs: make([][]out, 1)}
-	b.addPart(0, envelope.Frame{Instance: "as-1", Payload: payload})
-	b.addPart(0, envelope.Frame{Instance: "as-2", Payload: payload[:0]})
+	for n := range 40 {
+		payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
+			{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: []byte{1, 1, 1, 1, 1, 1, 1, byte(n)}, Name: strings.Repeat("x", 100<<10)},
+		}}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.addPart(0, envelope.Frame{Instance: "as-1", Payload: payload})
+		b.addPart(0, envelope.Frame{Instance: "as-2"})
+	}
 	items := 0
 	for _, o := range b.outs[0] {
-		if len(o.body) > bus.MaxMessage {
+		if len(o.body) > envelope.MaxPayload+256 {
 			t.Errorf("a message of %d bytes", len(o.body))
 		}
 		items += o.items
 	}
-	if items != 40 || len(b.outs[0]) < 4 {
-		t.Errorf("%d spans in %d messages, want 40 in at least 4", items, len(b.outs[0]))
+	if items != 40 || len(b.outs[0]) != 5 {
+		t.Errorf("%d spans in %d messages, want 40 in 5", items, len(b.outs[0]))
 	}
 }
 

@@ -69,6 +69,7 @@ type Sampler struct {
 	bytes     int    // wire bytes held
 	last      uint64 // highest sequence seen
 	wire      otlpwire.Splitter
+	fresh     []bool // of the piece at hand, which spans are not held yet
 }
 
 // instance is the state of one instance.
@@ -161,8 +162,10 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		s.owed.add(seq)
 	}
 	fresh := 0
+	s.fresh = s.fresh[:0]
 	for item := range otlpwire.Items(payload) {
-		if t.ids.add(item) {
+		is := t.ids.add(item)
+		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
 	}
@@ -171,24 +174,20 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		return
 	}
 	if fresh < n {
-		payload = onlyFresh(t, payload)
+		payload = s.onlyFresh(payload)
 	}
 	t.spans += fresh
 	t.payload = append(t.payload, payload...)
 	s.bytes += len(payload)
 }
 
-// onlyFresh removes from payload the spans that t already held before. All of
-// them are in t.ids by now; those that t's bytes hold are the old ones.
-func onlyFresh(t *trace, payload []byte) []byte {
-	var held spanSet
-	for item := range otlpwire.Items(t.payload) {
-		held.add(item)
-	}
-	var sp otlpwire.Splitter
-	var out []byte
-	_ = sp.Split(payload, func(item []byte) int {
-		if held.add(item) {
+// onlyFresh removes from payload the spans that are held already, by s.fresh.
+func (s *Sampler) onlyFresh(payload []byte) (out []byte) {
+	var sp otlpwire.Splitter // s.wire is at work
+	n := 0
+	_ = sp.Split(payload, func([]byte) int {
+		n++
+		if s.fresh[n-1] {
 			return 0
 		}
 		return -1
