@@ -456,6 +456,7 @@ func metricRows() (rows []Row) {
 	add("P11", "sum in two parts", bytes.Join([][]byte{str(1, "m"), field(7, varint(2, 2), varint(3, 1)), field(7, field(1))}, nil), one)
 	add("P11", "sum in two parts beside a bad string", bytes.Join([][]byte{str(1, "m"), str(2, "\xff"), field(7, varint(2, 2), varint(3, 1)), field(7, field(1))}, nil), Row{Items: 1, Mended: 1})
 	add("P11", "offset overflows in two parts", metricOf("e", 10, append(field(8, varint(1, protowire.EncodeZigZag(math.MaxInt32))), field(8, field(2, []byte{1, 1}))...)), rejected)
+	add("P11", "counts overflow in two parts", metricOf("e", 10, append(field(8, varint(1, protowire.EncodeZigZag(math.MaxInt32-1)), field(2, []byte{1})), field(8, field(2, []byte{1}))...)), rejected)
 	add("P11", "scale in more than 32 bits", metricOf("e", 10, varint(6, 1<<32|3)), one)
 	add("P11", "unit of 1 MiB", append(metricOf("m", 5, nil), str(3, strings.Repeat("u", 1<<20))...), Row{Rejected: 1, Large: true})
 	add("P11", "exemplar with a trace ID of 3 bytes", metricOf("m", 5, field(5, str(5, "abc"))), rejected)

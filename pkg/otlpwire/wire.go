@@ -47,6 +47,11 @@ func nextField(b []byte, i int) (num, typ, value, end int) {
 		_, end = shortVarint(b, i)
 		return num, typ, i, end
 	case bytesType:
+		if i+1 < len(b) && b[i] >= 0x80 && b[i+1] < 0x80 { // 128 to 16,383 bytes
+			if end = i + 2 + int(b[i]&0x7f) + int(b[i+1])<<7; end <= len(b) {
+				return num, typ, i + 2, end
+			}
+		}
 		size, i := shortVarint(b, i)
 		if i < 0 || size > uint64(len(b)-i) {
 			return num, typ, 0, -1
