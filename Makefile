@@ -8,7 +8,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
 RATE        ?= 20
 
-.PHONY: help build run test lint bench bench-wire bench-compress docs fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress docs sim fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench-compress: ## s2 against zstd on messages of the bus
 
 docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
+
+sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplicates
+	$(GO) test ./pkg/sink/sample -run TestSimulation -seeds 10000 -v
 
 fuzz: ## fuzz the wire path, a minute a target
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \

@@ -165,6 +165,9 @@ func (l *traceLane) note(out sample.Output) {
 	if out.Early > 0 {
 		l.delivery.log.Warn("sampler is full, traces were decided before their time; raise sampling.max_bytes_per_partition", "traces", out.Early)
 	}
+	if out.TooLarge > 0 {
+		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes", "traces", out.TooLarge)
+	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {
 		l.exports = append(l.exports, e)

@@ -1,10 +1,13 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,13 +17,20 @@ import (
 )
 
 // settings is the collector's configuration of tail_sampling, as far as it is
-// supported. The two sizing hints are accepted and not needed: the sampler's
-// memory is bounded in bytes.
+// supported. The sizing hints are accepted and not needed: the sampler's memory is
+// bounded in bytes, partitions are its shards, and it never evicts.
 type settings struct {
-	DecisionWait time.Duration `yaml:"decision_wait"`
-	NumTraces    int           `yaml:"num_traces"`
-	NewTraces    int           `yaml:"expected_new_traces_per_sec"`
-	Cache        struct {
+	DecisionWait  time.Duration `yaml:"decision_wait"`
+	AfterRoot     time.Duration `yaml:"decision_wait_after_root_received"`
+	NumTraces     int           `yaml:"num_traces"`
+	NumShards     int           `yaml:"num_shards"`
+	NewTraces     int           `yaml:"expected_new_traces_per_sec"`
+	Block         bool          `yaml:"block_on_overflow"`
+	FirstMatch    bool          `yaml:"sample_on_first_match"`
+	MaxTraceBytes int           `yaml:"maximum_trace_size_bytes"`
+	Strategy      string        `yaml:"sampling_strategy"`
+	DropPending   bool          `yaml:"drop_pending_traces_on_shutdown"`
+	Cache         struct {
 		Sampled    int `yaml:"sampled_cache_size"`
 		NonSampled int `yaml:"non_sampled_cache_size"`
 	} `yaml:"decision_cache"`
@@ -43,8 +53,30 @@ type spec struct {
 		Percentage float64 `yaml:"sampling_percentage"`
 	} `yaml:"probabilistic"`
 	Rate *struct {
-		SpansPerSecond int `yaml:"spans_per_second"`
+		SpansPerSecond int64 `yaml:"spans_per_second"`
 	} `yaml:"rate_limiting"`
+	Bytes *struct {
+		BytesPerSecond int64 `yaml:"bytes_per_second"`
+	} `yaml:"bytes_limiting"`
+	SpanCount *struct {
+		Min int `yaml:"min_spans"`
+		Max int `yaml:"max_spans"`
+	} `yaml:"span_count"`
+	TraceState *struct {
+		Key    string   `yaml:"key"`
+		Values []string `yaml:"values"`
+	} `yaml:"trace_state"`
+	Numeric *struct {
+		Key    string `yaml:"key"`
+		Min    *int64 `yaml:"min_value"`
+		Max    *int64 `yaml:"max_value"`
+		Invert bool   `yaml:"invert_match"`
+	} `yaml:"numeric_attribute"`
+	Boolean *struct {
+		Key    string `yaml:"key"`
+		Value  bool   `yaml:"value"`
+		Invert bool   `yaml:"invert_match"`
+	} `yaml:"boolean_attribute"`
 	String *struct {
 		Key    string   `yaml:"key"`
 		Values []string `yaml:"values"`
@@ -58,8 +90,23 @@ type spec struct {
 	Drop *struct {
 		Sub []spec `yaml:"drop_sub_policy"`
 	} `yaml:"drop"`
+	Not *struct {
+		Sub *spec `yaml:"not_sub_policy"`
+	} `yaml:"not"`
+	Composite *struct {
+		Total int64        `yaml:"max_total_spans_per_second"`
+		Order []string     `yaml:"policy_order"`
+		Sub   []spec       `yaml:"composite_sub_policy"`
+		Rates []allocation `yaml:"rate_allocation"`
+	} `yaml:"composite"`
 
 	line int
+}
+
+// allocation is a sub-policy's share of a composite's budget.
+type allocation struct {
+	Policy  string `yaml:"policy"`
+	Percent int64  `yaml:"percent"`
 }
 
 // UnmarshalYAML keeps the line for error messages.
@@ -121,7 +168,19 @@ func (b *builder) fail(s spec, format string, args ...any) {
 }
 
 func (b *builder) build(st settings) *Set {
-	set := &Set{Wait: st.DecisionWait, Kept: st.Cache.Sampled, Dropped: st.Cache.NonSampled}
+	set := &Set{
+		Wait: st.DecisionWait, WaitAfterRoot: st.AfterRoot, MaxTraceBytes: st.MaxTraceBytes,
+		Kept: st.Cache.Sampled, Dropped: st.Cache.NonSampled, firstMatch: st.FirstMatch,
+	}
+	if st.AfterRoot < 0 || st.MaxTraceBytes < 0 {
+		b.errs = append(b.errs, fmt.Errorf("%s: decision_wait_after_root_received and maximum_trace_size_bytes: want 0 or more", b.file))
+	}
+	if st.Strategy != "" && st.Strategy != "trace-complete" {
+		b.errs = append(b.errs, fmt.Errorf("%s: sampling_strategy is %q; only trace-complete is supported: a trace is decided as a whole", b.file, st.Strategy))
+	}
+	if st.DropPending {
+		b.errs = append(b.errs, fmt.Errorf("%s: drop_pending_traces_on_shutdown is true, which is not supported: pending traces stay in the hub", b.file))
+	}
 	if st.DecisionWait <= 0 || st.DecisionWait > time.Hour {
 		b.errs = append(b.errs, fmt.Errorf("%s: decision_wait is %v, want more than 0 and at most 1h", b.file, st.DecisionWait))
 	}
@@ -147,8 +206,8 @@ func (b *builder) build(st settings) *Set {
 	return set
 }
 
-// evaluator builds one policy; and and drop stand at the top only, as in the
-// collector.
+// evaluator builds one policy; composite and drop stand at the top only, as in
+// the collector.
 func (b *builder) evaluator(s spec, top bool) evaluator {
 	section := func(set bool) bool {
 		if !set {
@@ -159,6 +218,8 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 	switch {
 	case s.Type == "always_sample":
 		return always{}
+	case s.Type == "trace_flags":
+		return traceFlags{}
 	case s.Type == "latency" && section(s.Latency != nil):
 		if u := s.Latency.Upper; s.Latency.Threshold < 0 || (u != 0 && u < s.Latency.Threshold) {
 			b.fail(s, "want 0 <= threshold_ms <= upper_threshold_ms")
@@ -173,32 +234,129 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 		}
 		return newProbabilistic(p.Salt, p.Percentage)
 	case s.Type == "rate_limiting" && section(s.Rate != nil):
-		if s.Rate.SpansPerSecond <= 0 {
-			b.fail(s, "spans_per_second is %d, want more than 0", s.Rate.SpansPerSecond)
+		b.positive(s, "spans_per_second", s.Rate.SpansPerSecond)
+		return rateLimiting{b.limiter(), s.Rate.SpansPerSecond}
+	case s.Type == "bytes_limiting" && section(s.Bytes != nil):
+		b.positive(s, "bytes_per_second", s.Bytes.BytesPerSecond)
+		return bytesLimiting{b.limiter(), s.Bytes.BytesPerSecond}
+	case s.Type == "span_count" && section(s.SpanCount != nil):
+		if c := s.SpanCount; c.Min < 0 || c.Max < 0 || (c.Max != 0 && c.Max < c.Min) {
+			b.fail(s, "want 0 <= min_spans <= max_spans, or max_spans 0 for no bound")
 		}
-		b.limiters++
-		return rateLimiting{b.limiters - 1, s.Rate.SpansPerSecond}
+		return spanCount{s.SpanCount.Min, s.SpanCount.Max}
+	case s.Type == "trace_state" && section(s.TraceState != nil):
+		b.present(s, s.TraceState.Key, len(s.TraceState.Values))
+		return traceState{s.TraceState.Key, slices.DeleteFunc(s.TraceState.Values, func(v string) bool { return v == "" })}
 	case s.Type == "string_attribute" && section(s.String != nil):
 		return b.stringAttribute(s)
-	case s.Type == "and" && top && section(s.And != nil):
+	case s.Type == "numeric_attribute" && section(s.Numeric != nil):
+		return b.numericAttribute(s)
+	case s.Type == "boolean_attribute" && section(s.Boolean != nil):
+		b.present(s, s.Boolean.Key, 1)
+		return attribute{s.Boolean.Key, matchBool(s.Boolean.Value), s.Boolean.Invert}
+	case s.Type == "and" && section(s.And != nil):
 		return b.all(s, s.And.Sub, "and_sub_policy")
+	case s.Type == "not" && section(s.Not != nil):
+		if s.Not.Sub == nil {
+			b.fail(s, "not_sub_policy is missing")
+			return always{}
+		}
+		return not{b.evaluator(*s.Not.Sub, false)}
 	case s.Type == "drop" && top && section(s.Drop != nil):
 		return drop{b.all(s, s.Drop.Sub, "drop_sub_policy")}
-	case !isKnown(s.Type) || ((s.Type == "and" || s.Type == "drop") && !top):
+	case s.Type == "composite" && top && section(s.Composite != nil):
+		return b.composite(s)
+	case !slices.Contains(knownTypes, s.Type):
 		b.fail(s, "type %q is not supported here; supported: %s", s.Type, strings.Join(knownTypes, ", "))
+	case !top && (s.Type == "drop" || s.Type == "composite"):
+		b.fail(s, "type %s cannot stand inside another policy", s.Type)
 	}
 	return always{}
 }
 
-var knownTypes = []string{"always_sample", "latency", "status_code", "probabilistic", "rate_limiting", "string_attribute", "and", "drop"}
+var knownTypes = []string{
+	"always_sample", "latency", "numeric_attribute", "probabilistic", "status_code", "string_attribute", "rate_limiting", "bytes_limiting",
+	"span_count", "trace_state", "trace_flags", "boolean_attribute", "and", "not", "drop", "composite",
+}
 
-func isKnown(typ string) bool {
-	for _, k := range knownTypes {
-		if k == typ {
-			return true
-		}
+func (b *builder) limiter() int {
+	b.limiters++
+	return b.limiters - 1
+}
+
+func (b *builder) positive(s spec, key string, n int64) {
+	if n <= 0 {
+		b.fail(s, "%s is %d, want more than 0", key, n)
 	}
-	return false
+}
+
+func (b *builder) present(s spec, key string, values int) {
+	if key == "" || values == 0 {
+		b.fail(s, "key and values must be set")
+	}
+}
+
+func (b *builder) numericAttribute(s spec) attribute {
+	n := s.Numeric
+	b.present(s, n.Key, 1)
+	low, high := int64(math.MinInt64), int64(math.MaxInt64)
+	if n.Min == nil && n.Max == nil {
+		b.fail(s, "min_value or max_value must be set")
+	}
+	if n.Min != nil {
+		low = *n.Min
+	}
+	if n.Max != nil {
+		high = *n.Max
+	}
+	if low > high {
+		b.fail(s, "min_value is %d, more than max_value %d", low, high)
+	}
+	return attribute{n.Key, matchInt(low, high), n.Invert}
+}
+
+// composite orders the sub-policies by policy_order, those that it does not name
+// behind, and gives each its share of the budget: rate_allocation's percentage,
+// or an equal part.
+func (b *builder) composite(s spec) composite {
+	cfg := s.Composite
+	b.positive(s, "max_total_spans_per_second", cfg.Total)
+	if len(cfg.Sub) == 0 {
+		b.fail(s, "composite_sub_policy is empty")
+		return nil
+	}
+	place := func(name string) int {
+		return slices.IndexFunc(cfg.Sub, func(sub spec) bool { return sub.Name == name })
+	}
+	order := map[string]int{}
+	for i, name := range cfg.Order {
+		if place(name) < 0 {
+			b.fail(s, "policy_order names %q, which is no sub-policy", name)
+		}
+		order[name] = i - len(cfg.Order)
+	}
+	percent, total := map[string]int64{}, int64(0)
+	for _, r := range cfg.Rates {
+		if place(r.Policy) < 0 || r.Percent < 0 {
+			b.fail(s, "rate_allocation: %d percent for %q, want a share for a sub-policy", r.Percent, r.Policy)
+		}
+		percent[r.Policy] = r.Percent
+		total += r.Percent
+	}
+	if total > 100 {
+		b.fail(s, "rate_allocation adds up to %d percent", total)
+	}
+	subs := slices.Clone(cfg.Sub)
+	slices.SortStableFunc(subs, func(x, y spec) int { return cmp.Compare(order[x.Name], order[y.Name]) })
+	var c composite
+	for _, sub := range subs {
+		rate := cfg.Total / int64(len(subs))
+		if p := percent[sub.Name]; p > 0 {
+			rate = cfg.Total * p / 100
+		}
+		c = append(c, share{b.evaluator(sub, false), b.limiter(), rate})
+	}
+	return c
 }
 
 func (b *builder) all(s spec, subs []spec, key string) and {
@@ -232,11 +390,9 @@ func (b *builder) statusCode(s spec) statusCode {
 	return mask
 }
 
-func (b *builder) stringAttribute(s spec) stringAttribute {
-	a := stringAttribute{key: s.String.Key, invert: s.String.Invert, match: matchExact(s.String.Values)}
-	if a.key == "" || len(s.String.Values) == 0 {
-		b.fail(s, "key and values must be set")
-	}
+func (b *builder) stringAttribute(s spec) attribute {
+	b.present(s, s.String.Key, len(s.String.Values))
+	match := matchExact(s.String.Values)
 	if s.String.Regex {
 		var patterns []*regexp.Regexp
 		for _, v := range s.String.Values {
@@ -247,7 +403,7 @@ func (b *builder) stringAttribute(s spec) stringAttribute {
 			}
 			patterns = append(patterns, p)
 		}
-		a.match = matchAny(patterns)
+		match = matchAny(patterns)
 	}
-	return a
+	return attribute{s.String.Key, matchString(match), s.String.Invert}
 }

@@ -14,6 +14,7 @@
 package policy
 
 import (
+	"bytes"
 	"hash/fnv"
 	"math"
 	"math/big"
@@ -42,10 +43,11 @@ type Trace struct {
 	ID      otlpwire.TraceID
 	Spans   int
 	Payload []byte // all its spans
-	First   int64  // arrival of the first span, in Unix nanoseconds of stream time
+	Due     int64  // when its window closed, in Unix nanoseconds of stream time
 
 	start, end uint64
 	statuses   uint8 // bit n: a span has status n
+	sampled    bool  // a span has the W3C flag
 	read       bool
 }
 
@@ -63,6 +65,7 @@ func (t *Trace) summarise() {
 		if sp.Status >= 0 && sp.Status < 8 {
 			t.statuses |= 1 << sp.Status
 		}
+		t.sampled = t.sampled || sp.Flags&1 != 0
 	}
 }
 
@@ -76,24 +79,27 @@ func (t *Trace) duration() time.Duration {
 }
 
 // Budgets holds what rate limits have spent, of one instance. The zero Budgets
-// is ready. Traces must be decided in the order of First.
+// is ready. Traces are decided in the order of Due.
 type Budgets struct {
 	second int64
-	spent  []int // spans, by limiter
+	spent  []int64 // spans or bytes, by limiter
 }
 
-func (b *Budgets) spend(limiter int, second int64, spans, perSecond int) bool {
-	if second != b.second {
+// spend takes amount out of a limiter's budget for the second in which t is due.
+// A budget starts anew each second: one that is carried over would depend on
+// where reading began.
+func (b *Budgets) spend(limiter int, t *Trace, amount, perSecond int64) bool {
+	if second := t.Due / int64(time.Second); second > b.second {
 		b.second = second
 		clear(b.spent)
 	}
 	for len(b.spent) <= limiter {
 		b.spent = append(b.spent, 0)
 	}
-	if b.spent[limiter]+spans > perSecond {
+	if b.spent[limiter]+amount > perSecond {
 		return false
 	}
-	b.spent[limiter] += spans
+	b.spent[limiter] += amount
 	return true
 }
 
@@ -101,12 +107,19 @@ func (b *Budgets) spend(limiter int, second int64, spans, perSecond int) bool {
 type Set struct {
 	// Wait is how long after its first span a trace is decided.
 	Wait time.Duration
+	// WaitAfterRoot is how long after its root span a trace is decided at the
+	// latest; 0 for no such thing.
+	WaitAfterRoot time.Duration
+	// MaxTraceBytes is how large a trace may become before it is given up, on the
+	// wire; 0 for no bound of its own.
+	MaxTraceBytes int
 	// Kept and Dropped are how many decisions are remembered for late spans; 0
 	// means the default.
 	Kept, Dropped int
 
-	drops    []named // decided first
-	policies []named
+	drops      []named // decided first
+	policies   []named
+	firstMatch bool // the first policy that wants the trace decides
 }
 
 type named struct {
@@ -131,6 +144,9 @@ func (s *Set) Decide(t *Trace, b *Budgets) (keep bool, by string) {
 	for _, p := range s.policies {
 		if o := p.eval.evaluate(t, b); o > highest {
 			highest, by = o, p.name
+		}
+		if s.firstMatch && highest == Sampled {
+			break
 		}
 	}
 	return highest == Sampled || highest == InvertSampled, by
@@ -193,26 +209,76 @@ func (p probabilistic) evaluate(t *Trace, _ *Budgets) Outcome {
 	return verdict(h.Sum64() <= p.threshold)
 }
 
-// rateLimiting is rate_limiting, per instance and second of stream time. The
-// collector's token bucket carries unused budget over; a budget that starts
-// anew each second does not depend on where reading began.
-type rateLimiting struct{ limiter, spansPerSecond int }
-
-func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	return verdict(b.spend(r.limiter, t.First/int64(time.Second), t.Spans, r.spansPerSecond))
+// rateLimiting is rate_limiting, per instance and second of stream time.
+type rateLimiting struct {
+	limiter        int
+	spansPerSecond int64
 }
 
-// stringAttribute is string_attribute, on resource, scope and span attributes.
-type stringAttribute struct {
+func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
+	return verdict(b.spend(r.limiter, t, int64(t.Spans), r.spansPerSecond))
+}
+
+// bytesLimiting is bytes_limiting, in bytes on the wire.
+type bytesLimiting struct {
+	limiter        int
+	bytesPerSecond int64
+}
+
+func (l bytesLimiting) evaluate(t *Trace, b *Budgets) Outcome {
+	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), l.bytesPerSecond))
+}
+
+// spanCount is span_count.
+type spanCount struct{ atLeast, atMost int }
+
+func (s spanCount) evaluate(t *Trace, _ *Budgets) Outcome {
+	return verdict(t.Spans >= s.atLeast && (s.atMost == 0 || t.Spans <= s.atMost))
+}
+
+// traceFlags is trace_flags: a span has the sampled flag of W3C Trace Context.
+type traceFlags struct{}
+
+func (traceFlags) evaluate(t *Trace, _ *Budgets) Outcome {
+	t.summarise()
+	return verdict(t.sampled)
+}
+
+// traceState is trace_state: a span's trace state has the key with one of the
+// values.
+type traceState struct {
 	key    string
-	match  func(value []byte) bool
+	values []string
+}
+
+func (s traceState) evaluate(t *Trace, _ *Budgets) Outcome {
+	var sp otlpwire.Span
+	for item := range otlpwire.Items(t.Payload) {
+		if sp.Parse(item); len(sp.TraceState) == 0 {
+			continue
+		}
+		for member := range bytes.SplitSeq(sp.TraceState, []byte(",")) {
+			key, val, _ := bytes.Cut(bytes.Trim(member, " \t"), []byte("="))
+			if string(key) == s.key && slices.Contains(s.values, string(val)) {
+				return Sampled
+			}
+		}
+	}
+	return NotSampled
+}
+
+// attribute is string_attribute, numeric_attribute and boolean_attribute, on
+// resource, scope and span attributes.
+type attribute struct {
+	key    string
+	match  func(otlpwire.Value) bool
 	invert bool
 }
 
-func (s stringAttribute) evaluate(t *Trace, _ *Budgets) Outcome {
-	found := s.find(t.Payload)
+func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
+	found := a.find(t.Payload)
 	switch {
-	case !s.invert:
+	case !a.invert:
 		return verdict(found)
 	case found:
 		return InvertNotSampled
@@ -220,18 +286,18 @@ func (s stringAttribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	return InvertSampled
 }
 
-func (s stringAttribute) find(payload []byte) bool {
+func (a attribute) find(payload []byte) bool {
 	var sp otlpwire.Span
 	for r := range otlpwire.Resources(payload) {
-		if s.matches(otlpwire.ResourceAttribute(r.Resource(), s.key)) {
+		if a.matches(otlpwire.ResourceAttribute(r.Resource(), a.key)) {
 			return true
 		}
 		for sc := range r.Scopes() {
-			if s.matches(otlpwire.ScopeAttribute(sc.Scope(), s.key)) {
+			if a.matches(otlpwire.ScopeAttribute(sc.Scope(), a.key)) {
 				return true
 			}
 			for item := range sc.Items() {
-				if sp.Parse(item); s.matches(sp.Attribute(s.key)) {
+				if sp.Parse(item); a.matches(sp.Attribute(a.key)) {
 					return true
 				}
 			}
@@ -240,8 +306,20 @@ func (s stringAttribute) find(payload []byte) bool {
 	return false
 }
 
-func (s stringAttribute) matches(v otlpwire.Value, ok bool) bool {
-	return ok && v.Kind == otlpwire.String && len(v.Str) > 0 && s.match(v.Str)
+func (a attribute) matches(v otlpwire.Value, ok bool) bool { return ok && a.match(v) }
+
+// matchString matches strings that are not empty.
+func matchString(match func([]byte) bool) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.String && len(v.Str) > 0 && match(v.Str) }
+}
+
+// matchInt matches integers from low to high.
+func matchInt(low, high int64) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.Int && v.Int() >= low && v.Int() <= high }
+}
+
+func matchBool(want bool) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.Bool && v.Bool() == want }
 }
 
 func matchExact(values []string) func([]byte) bool {
@@ -273,6 +351,39 @@ type drop struct{ and }
 func (d drop) evaluate(t *Trace, b *Budgets) Outcome {
 	if d.and.evaluate(t, b) == Sampled {
 		return Dropped
+	}
+	return NotSampled
+}
+
+// not is not: the opposite of its sub-policy.
+type not struct{ evaluator }
+
+func (n not) evaluate(t *Trace, b *Budgets) Outcome {
+	switch o := n.evaluator.evaluate(t, b); o {
+	case Sampled, InvertSampled:
+		return NotSampled
+	case NotSampled, InvertNotSampled:
+		return Sampled
+	default:
+		return o
+	}
+}
+
+// composite is composite: the first sub-policy that wants the trace decides, and
+// keeps it while there is budget of its own.
+type composite []share
+
+type share struct {
+	evaluator
+	limiter        int
+	spansPerSecond int64
+}
+
+func (c composite) evaluate(t *Trace, b *Budgets) Outcome {
+	for _, s := range c {
+		if o := s.evaluator.evaluate(t, b); o == Sampled || o == InvertSampled {
+			return verdict(b.spend(s.limiter, t, int64(t.Spans), s.spansPerSecond))
+		}
 	}
 	return NotSampled
 }

@@ -25,7 +25,10 @@ func trace(t *testing.T, id byte, lasts time.Duration, status tracepb.Status_Sta
 	b, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{
 		Resource: &resourcepb.Resource{Attributes: []*commonpb.KeyValue{str("service.name", "shop")}},
 		ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
-			{TraceId: tid, SpanId: []byte("aaaaaaaa"), StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9 + uint64(lasts)/2, Attributes: []*commonpb.KeyValue{str("url.path", "/cart/17")}},
+			{TraceId: tid, SpanId: []byte("aaaaaaaa"), StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9 + uint64(lasts)/2, Flags: 0x101, TraceState: "a=1, vendor=gold", Attributes: []*commonpb.KeyValue{
+				str("url.path", "/cart/17"), {Key: "items", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: 7}}},
+				{Key: "vip", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: true}}},
+			}},
 			{TraceId: tid, SpanId: []byte("bbbbbbbb"), StartTimeUnixNano: 1e9 + uint64(lasts)/2, EndTimeUnixNano: 1e9 + uint64(lasts), Status: &tracepb.Status{Code: status}},
 		}}},
 	}}})
@@ -65,6 +68,31 @@ func TestPolicies(t *testing.T) {
 		{`{name: p, type: string_attribute, string_attribute: {key: url.path, values: [/cart/18], invert_match: true}}`, 0, ok, true},
 		{`{name: p, type: and, and: {and_sub_policy: [{name: a, type: latency, latency: {threshold_ms: 1}}, {name: b, type: status_code, status_code: {status_codes: [ERROR]}}]}}`, time.Second, ok, false},
 		{`{name: p, type: and, and: {and_sub_policy: [{name: a, type: latency, latency: {threshold_ms: 1}}, {name: b, type: status_code, status_code: {status_codes: [ERROR]}}]}}`, time.Second, failed, true},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: items, min_value: 7, max_value: 7}}`, 0, ok, true},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: items, min_value: 8}}`, 0, ok, false},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: items, max_value: 6}}`, 0, ok, false},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: items, min_value: 1, max_value: 9, invert_match: true}}`, 0, ok, false},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: other, min_value: 1, invert_match: true}}`, 0, ok, true},
+		{`{name: p, type: numeric_attribute, numeric_attribute: {key: url.path, min_value: 0}}`, 0, ok, false},
+		{`{name: p, type: boolean_attribute, boolean_attribute: {key: vip, value: true}}`, 0, ok, true},
+		{`{name: p, type: boolean_attribute, boolean_attribute: {key: vip, value: false}}`, 0, ok, false},
+		{`{name: p, type: boolean_attribute, boolean_attribute: {key: vip, value: true, invert_match: true}}`, 0, ok, false},
+		{`{name: p, type: span_count, span_count: {min_spans: 2}}`, 0, ok, true},
+		{`{name: p, type: span_count, span_count: {min_spans: 3}}`, 0, ok, false},
+		{`{name: p, type: span_count, span_count: {min_spans: 1, max_spans: 1}}`, 0, ok, false},
+		{`{name: p, type: trace_state, trace_state: {key: vendor, values: [silver, gold]}}`, 0, ok, true},
+		{`{name: p, type: trace_state, trace_state: {key: vendor, values: [silver]}}`, 0, ok, false},
+		{`{name: p, type: trace_state, trace_state: {key: endor, values: [gold]}}`, 0, ok, false},
+		{`{name: p, type: trace_flags}`, 0, ok, true},
+		{`{name: p, type: bytes_limiting, bytes_limiting: {bytes_per_second: 100000}}`, 0, ok, true},
+		{`{name: p, type: bytes_limiting, bytes_limiting: {bytes_per_second: 100}}`, 0, ok, false},
+		{`{name: p, type: not, not: {not_sub_policy: {name: a, type: status_code, status_code: {status_codes: [ERROR]}}}}`, 0, ok, true},
+		{`{name: p, type: not, not: {not_sub_policy: {name: a, type: status_code, status_code: {status_codes: [ERROR]}}}}`, 0, failed, false},
+		{`{name: p, type: and, and: {and_sub_policy: [{name: a, type: always_sample}, {name: n, type: not, not: {not_sub_policy: {name: b, type: trace_flags}}}]}}`, 0, ok, false},
+		{`{name: p, type: composite, composite: {max_total_spans_per_second: 10, composite_sub_policy: [{name: a, type: status_code, status_code: {status_codes: [ERROR]}}, {name: b, type: always_sample}], rate_allocation: [{policy: a, percent: 50}, {policy: b, percent: 20}]}}`, 0, ok, true},
+		{`{name: p, type: composite, composite: {max_total_spans_per_second: 10, composite_sub_policy: [{name: a, type: always_sample}, {name: b, type: always_sample}], rate_allocation: [{policy: a, percent: 10}, {policy: b, percent: 90}]}}`, 0, ok, false},
+		{`{name: p, type: composite, composite: {max_total_spans_per_second: 10, policy_order: [b, a], composite_sub_policy: [{name: a, type: always_sample}, {name: b, type: always_sample}], rate_allocation: [{policy: a, percent: 10}, {policy: b, percent: 90}]}}`, 0, ok, true},
+		{`{name: p, type: composite, composite: {max_total_spans_per_second: 3, composite_sub_policy: [{name: a, type: always_sample}, {name: b, type: always_sample}]}}`, 0, ok, false},
 	} {
 		set, err := Parse("t", []byte("policies: ["+tc.policy+"]\n"))
 		if err != nil {
@@ -125,11 +153,23 @@ func TestProbabilisticKeepsItsShare(t *testing.T) {
 // is refused, never ignored.
 func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 	for text, want := range map[string]string{
-		"policies:\n  - {name: a, type: ottl_condition, ottl_condition: {}}":                                                        "s.yaml:2: policies[0].ottl_condition: unknown key",
-		"policies:\n  - {name: a, type: composite}":                                                                                 `s.yaml:2: policy "a": type "composite" is not supported here; supported: always_sample`,
-		"decision_wait_after_root_received: 1s\npolicies: []":                                                                       "s.yaml:1: decision_wait_after_root_received: unknown key",
-		"policies:\n\n  - {name: a, type: probabilistic, probabilistic: {sampling_percentage: 150}}":                                `s.yaml:3: policy "a": sampling_percentage is 150`,
-		"policies:\n  - {name: a, type: latency}":                                                                                   `s.yaml:2: policy "a": type is latency, but there is no section latency`,
+		"policies:\n  - {name: a, type: ottl_condition, ottl_condition: {}}":                                         "s.yaml:2: policies[0].ottl_condition: unknown key",
+		"policies:\n  - {name: a, type: rare}":                                                                       `s.yaml:2: policy "a": type "rare" is not supported here; supported: always_sample`,
+		"policies:\n  - {name: a, type: composite}":                                                                  `s.yaml:2: policy "a": type is composite, but there is no section composite`,
+		"tail_storage: x\npolicies: []":                                                                              "s.yaml:1: tail_storage: unknown key",
+		"sampling_strategy: span-ingest\npolicies: []":                                                               `sampling_strategy is "span-ingest"; only trace-complete`,
+		"drop_pending_traces_on_shutdown: true\npolicies: []":                                                        "pending traces stay in the hub",
+		"decision_wait_after_root_received: -1s\npolicies: []":                                                       "want 0 or more",
+		"policies:\n  - {name: a, type: numeric_attribute, numeric_attribute: {key: k}}":                             "min_value or max_value must be set",
+		"policies:\n  - {name: a, type: numeric_attribute, numeric_attribute: {key: k, min_value: 2, max_value: 1}}": "min_value is 2, more than max_value 1",
+		"policies:\n  - {name: a, type: boolean_attribute, boolean_attribute: {value: true}}":                        "key and values must be set",
+		"policies:\n  - {name: a, type: bytes_limiting, bytes_limiting: {bytes_per_second: 1, burst_capacity: 2}}":   "burst_capacity: unknown key",
+		"policies:\n  - {name: a, type: not, not: {}}":                                                               "not_sub_policy is missing",
+		"policies:\n  - {name: a, type: and, and: {and_sub_policy: [{name: b, type: drop, drop: {}}]}}":              `policy "b": type drop cannot stand inside another policy`,
+		"policies:\n  - {name: a, type: composite, composite: {max_total_spans_per_second: 1, policy_order: [c], composite_sub_policy: [{name: b, type: always_sample}]}}":                            `policy_order names "c"`,
+		"policies:\n  - {name: a, type: composite, composite: {max_total_spans_per_second: 1, rate_allocation: [{policy: b, percent: 101}], composite_sub_policy: [{name: b, type: always_sample}]}}": "adds up to 101 percent",
+		"policies:\n\n  - {name: a, type: probabilistic, probabilistic: {sampling_percentage: 150}}":                                                                                                  `s.yaml:3: policy "a": sampling_percentage is 150`,
+		"policies:\n  - {name: a, type: latency}": `s.yaml:2: policy "a": type is latency, but there is no section latency`,
 		"policies:\n  - {name: a, type: string_attribute, string_attribute: {key: k, values: ['('], enabled_regex_matching: true}}": `s.yaml:2: policy "a": values: error parsing regexp`,
 		"policies:\n  - {name: a, type: status_code, status_code: {status_codes: [BAD]}}":                                           `status code "BAD"`,
 		"policies:\n  - {name: a, type: always_sample}\n  - {name: a, type: always_sample}":                                         `s.yaml:3: policy "a": the name stands twice`,
@@ -138,7 +178,7 @@ func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 		"decision_wait: 0s\npolicies: [{name: a, type: always_sample}]":                                                             "decision_wait is 0s",
 		"decision_wait: 10\npolicies: [{name: a, type: always_sample}]":                                                             "s.yaml:1: decision_wait: 10 has no unit",
 		"policies:\n  - {name: a, type: rate_limiting, rate_limiting: {spans_per_second: 0}}":                                       "spans_per_second is 0",
-		"policies:\n  - {name: a, type: and, and: {and_sub_policy: [{name: b, type: and, and: {and_sub_policy: []}}]}}":             `policy "b": type "and" is not supported here`,
+		"policies:\n  - {name: a, type: and, and: {and_sub_policy: [{name: b, type: and, and: {and_sub_policy: []}}]}}":             `policy "b": and_sub_policy is empty`,
 		"policies:\n  - {name: a, type: and, and: {and_sub_policy: []}}":                                                            "and_sub_policy is empty",
 		"tail_sampling:\n  policies: [{name: a, type: always_sample}]\nprocessors: {}":                                              "s.yaml:3: processors: unknown key",
 		"policies: {a: b}": "s.yaml:1: policies: got a mapping, want a list",
@@ -147,6 +187,38 @@ func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 	} {
 		if _, err := Parse("s.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q:\n got %v\nwant %s", text, err, want)
+		}
+	}
+}
+
+func TestFirstMatchDecides(t *testing.T) {
+	// Without it, an inverted match that says no wins over always_sample.
+	const policies = `policies:
+  - {name: all, type: always_sample}
+  - {name: no-carts, type: string_attribute, string_attribute: {key: url.path, values: [/cart/17], invert_match: true}}
+`
+	for text, want := range map[string]bool{policies: false, "sample_on_first_match: true\n" + policies: true} {
+		set, err := Parse("t", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if keep, by := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep != want {
+			t.Errorf("%s: kept %v by %s, want %v", text, keep, by, want)
+		}
+	}
+}
+
+// TestBudgetsNeverGoBack: a trace that is due in a second that is over spends
+// from the budget of the second at hand.
+func TestBudgetsNeverGoBack(t *testing.T) {
+	var b Budgets
+	due := func(second int64) *Trace { return &Trace{Due: second * int64(time.Second)} }
+	for i, tc := range []struct {
+		second int64
+		want   bool
+	}{{1, true}, {1, false}, {2, true}, {1, false}, {2, false}, {3, true}} {
+		if got := b.spend(0, due(tc.second), 6, 10); got != tc.want {
+			t.Errorf("step %d, second %d: %v, want %v", i, tc.second, got, tc.want)
 		}
 	}
 }

@@ -12,7 +12,8 @@
 //
 // Every instance has a clock of its own: the highest arrival stamp seen. A
 // trace's window opens with the arrival of its first span and closes when the
-// clock has passed first + wait; the spans stamped within count. So an edge
+// clock has passed first + wait, or a while after its root span, if that is
+// configured; the spans stamped within count. So an edge
 // that catches up after an hour is judged as if it had been live, and the same
 // stretch of an instance's stream gives the same decisions on every reading.
 //
@@ -56,6 +57,7 @@ type Output struct {
 	SampledOut int                 // spans of traces that were not kept
 	Duplicates int                 // spans that were already held
 	Early      int                 // traces decided before their window closed, for want of memory
+	TooLarge   int                 // traces given up for their size
 }
 
 // Sampler is the state of one partition.
@@ -69,6 +71,7 @@ type Sampler struct {
 	bytes     int    // wire bytes held
 	last      uint64 // highest sequence seen
 	wire      otlpwire.Splitter
+	span      otlpwire.Span
 	fresh     []bool // of the piece at hand, which spans are not held yet
 }
 
@@ -79,15 +82,16 @@ type instance struct {
 	arrival int64 // of the last frame
 	seen    time.Time
 	traces  map[otlpwire.TraceID]*trace
-	queue   queue // by first arrival, then ID
+	queue   queue // by the end of the window, then ID
 	budgets policy.Budgets
 }
 
 // trace is one that is not decided yet.
 type trace struct {
 	id      otlpwire.TraceID
-	first   int64
+	due     int64 // when its window closes, in stream time
 	seq     uint64
+	place   int // in the queue
 	spans   int
 	payload []byte
 	ids     spanSet
@@ -156,18 +160,27 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	t := in.traces[id]
 	if t == nil {
-		t = &trace{id: id, first: arrival, seq: seq}
+		t = &trace{id: id, due: arrival + int64(s.policies.Wait), seq: seq}
 		in.traces[id] = t
 		heap.Push(&in.queue, t)
 		s.owed.add(seq)
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
+	due := t.due
 	for item := range otlpwire.Items(payload) {
-		is := t.ids.add(item)
+		s.span.Parse(item)
+		is := t.ids.add(&s.span)
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
+		if s.policies.WaitAfterRoot > 0 && s.span.Root {
+			due = min(due, arrival+int64(s.policies.WaitAfterRoot))
+		}
+	}
+	if due < t.due {
+		t.due = due
+		heap.Fix(&in.queue, t.place)
 	}
 	out.Duplicates += n - fresh
 	if fresh == 0 {
@@ -179,6 +192,11 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	t.spans += fresh
 	t.payload = append(t.payload, payload...)
 	s.bytes += len(payload)
+	if largest := s.policies.MaxTraceBytes; largest > 0 && len(t.payload) > largest {
+		out.TooLarge++
+		heap.Remove(&in.queue, t.place)
+		s.conclude(in, t, false, "", out)
+	}
 }
 
 // onlyFresh removes from payload the spans that are held already, by s.fresh.
@@ -197,7 +215,7 @@ func (s *Sampler) onlyFresh(payload []byte) (out []byte) {
 
 // advance decides the traces of in whose windows its clock has passed.
 func (s *Sampler) advance(in *instance, out *Output) {
-	for len(in.queue) > 0 && in.queue[0].first+int64(s.policies.Wait) < in.clock {
+	for len(in.queue) > 0 && in.queue[0].due < in.clock {
 		s.decide(in, out)
 	}
 }
@@ -205,9 +223,14 @@ func (s *Sampler) advance(in *instance, out *Output) {
 // decide takes the oldest trace of in off the queue and asks the policies.
 func (s *Sampler) decide(in *instance, out *Output) {
 	t := heap.Pop(&in.queue).(*trace)
+	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: t.payload, Due: t.due}, &in.budgets)
+	s.conclude(in, t, keep, by, out)
+}
+
+// conclude lets go of a trace that is off the queue.
+func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Output) {
 	delete(in.traces, t.id)
 	s.bytes -= len(t.payload)
-	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: t.payload, First: t.first}, &in.budgets)
 	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep}
 	s.Remember(d)
 	out.Decisions = append(out.Decisions, d)
@@ -295,10 +318,17 @@ type queue []*trace
 
 func (q queue) Len() int { return len(q) }
 func (q queue) Less(i, j int) bool {
-	return cmp.Or(cmp.Compare(q[i].first, q[j].first), slices.Compare(q[i].id[:], q[j].id[:])) < 0
+	return cmp.Or(cmp.Compare(q[i].due, q[j].due), slices.Compare(q[i].id[:], q[j].id[:])) < 0
 }
-func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)   { *q = append(*q, x.(*trace)) }
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+func (q *queue) Push(x any) {
+	t := x.(*trace)
+	t.place = len(*q)
+	*q = append(*q, t)
+}
 func (q *queue) Pop() any {
 	old := *q
 	t := old[len(old)-1]

@@ -160,16 +160,23 @@ func describe(o Output) string {
 	if o.Duplicates > 0 {
 		fmt.Fprintf(&b, "duplicates %d\n", o.Duplicates)
 	}
+	if o.TooLarge > 0 {
+		fmt.Fprintf(&b, "too large %d\n", o.TooLarge)
+	}
 	return b.String()
 }
 
-// spanOf makes a payload of one span; the same name is the same span ID.
+// spanOf makes a payload of one span; the same name is the same span ID. All but
+// the span named root have a parent.
 func spanOf(trace, name string, lasts time.Duration, failed bool) []byte {
 	id, err := hex.DecodeString(fmt.Sprintf("%032s", trace))
 	if err != nil {
 		panic(err)
 	}
 	sp := &tracepb.Span{TraceId: id, SpanId: []byte(fmt.Sprintf("%8.8s", name)), Name: name, StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9 + uint64(lasts)}
+	if name != "root" {
+		sp.ParentSpanId = []byte("    root")
+	}
 	if failed {
 		sp.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}
 	}
@@ -184,8 +191,15 @@ func spanOf(trace, name string, lasts time.Duration, failed bool) []byte {
 // instances in random interleavings, cut into other messages and with
 // duplicates, and wants the same kept spans every time.
 func TestDecisionsDoNotDependOnInterleaving(t *testing.T) {
+	for _, early := range []string{"0s", "3s"} {
+		t.Run("decision_wait_after_root_received "+early, func(t *testing.T) { testInterleaving(t, early) })
+	}
+}
+
+func testInterleaving(t *testing.T, afterRoot string) {
 	set, err := policy.Parse("p", []byte(`
 decision_wait: 10s
+decision_wait_after_root_received: `+afterRoot+`
 policies:
   - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
   - {name: some, type: probabilistic, probabilistic: {sampling_percentage: 30}}
@@ -208,7 +222,7 @@ policies:
 		for n := range 60 {
 			first := time.Duration(build.IntN(60_000)) * time.Millisecond
 			for s := range 1 + build.IntN(5) {
-				streams[inst] = append(streams[inst], event{first + time.Duration(build.IntN(14_000))*time.Millisecond, i*1000 + n + 1, fmt.Sprint(s), build.IntN(30) == 0})
+				streams[inst] = append(streams[inst], event{first + time.Duration(build.IntN(14_000))*time.Millisecond, i*1000 + n + 1, []string{"root", "1", "2", "3", "4"}[s], build.IntN(30) == 0})
 				total++
 			}
 		}

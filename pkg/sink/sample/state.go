@@ -29,9 +29,7 @@ type spanSet struct {
 const shortList = 32
 
 // add reports whether the span is new.
-func (s *spanSet) add(span []byte) bool {
-	var sp otlpwire.Span
-	sp.Parse(span)
+func (s *spanSet) add(sp *otlpwire.Span) bool {
 	k := spanKey{sp.SpanID, sp.Kind}
 	if s.set != nil {
 		if _, held := s.set[k]; held {
