@@ -267,14 +267,13 @@ func checkSplit(t *testing.T, sig Signal, p []byte, keyOf func([]byte) int, keys
 	if err := sp.Split(p, keyOf, func(key int, piece []byte) { pieces[key] = append(pieces[key], piece...) }); err != nil {
 		t.Fatal(err)
 	}
+	checkGroups(t, p, *keys, pieces)
 	want := map[int][]flat{}
-	n := 0
 	for i, it := range flatten(t, sig, p) {
 		if sig == Metrics {
 			continue // below
 		}
 		want[(*keys)[i]] = append(want[(*keys)[i]], it)
-		n++
 	}
 	if sig == Metrics { // the decoder's metrics, each with all its points
 		i := 0
@@ -301,6 +300,47 @@ func checkSplit(t *testing.T, sig Signal, p []byte, keyOf func([]byte) int, keys
 	for key, items := range want {
 		if len(items) > 0 {
 			t.Fatalf("%v: %d items of key %d are lost in %x", sig, len(items), key, p)
+		}
+	}
+}
+
+// checkGroups holds what is kept of groups against what Split has emitted.
+func checkGroups(t *testing.T, p []byte, keys []int, pieces map[int][]byte) {
+	t.Helper()
+	var sp Splitter
+	i := -1
+	kept := map[int][]byte{}
+	heads := map[*Heads]bool{}
+	err := sp.Groups(p, func([]byte) int { i++; return keys[i] }, func(key int, g Group) {
+		f := g.Fragment(nil)
+		before := len(kept[key])
+		kept[key] = f.Append(kept[key])
+		if n := len(kept[key]) - before; n != f.Size() {
+			t.Fatalf("fragment of %x: %d bytes, Size says %d", p, n, f.Size())
+		}
+		heads[f.Heads] = true
+		items := 0
+		for range g.Items() {
+			items++
+		}
+		none := g.Fragment(make([]bool, items))
+		if none.Held() != 0 || none.Heads != f.Heads {
+			t.Fatalf("fragment of nothing in %x: %d bytes", p, none.Held())
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resources := 0
+	for range Resources(p) {
+		resources++
+	}
+	if len(heads) > resources {
+		t.Fatalf("%d heads of %d resources in %x", len(heads), resources, p)
+	}
+	for key, piece := range pieces {
+		if !bytes.Equal(kept[key], piece) {
+			t.Fatalf("key %d of %x:\n%x\nSplit says\n%x", key, p, kept[key], piece)
 		}
 	}
 }

@@ -11,6 +11,7 @@ type Splitter struct {
 	scopes [][]byte // of the resource at hand: every field of a scope but its items
 	rest   []byte   // of the resource at hand: every field but its scopes
 	head   []byte   // backing for scopes
+	heads  *Heads   // of the resource at hand, once somebody wants them
 	out    []byte
 }
 
@@ -22,7 +23,7 @@ type chain struct {
 // run is a stretch of items of one key within one scope.
 type run struct {
 	scope       int
-	size        int // of the scope's content
+	size        int // of its items
 	first, last int
 	next        int
 }
@@ -40,6 +41,14 @@ type item struct {
 // places in a table: small numbers. The payload that emit gets is valid until
 // emit returns.
 func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(key int, payload []byte)) error {
+	return s.Groups(payload, keyOf, func(key int, g Group) {
+		s.out = s.appendResource(s.out[:0], g.c)
+		emit(key, s.out)
+	})
+}
+
+// Groups is Split for those who keep items: it calls visit where Split calls emit.
+func (s *Splitter) Groups(payload []byte, keyOf func(item []byte) int, visit func(key int, g Group)) error {
 	for i := 0; i < len(payload); {
 		num, typ, value, end := nextField(payload, i)
 		if end < 0 {
@@ -52,8 +61,7 @@ func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(
 		err := s.collect(payload[value:end], keyOf)
 		for _, key := range s.keys {
 			if err == nil {
-				s.out = s.appendResource(s.out[:0], s.chains[key])
-				emit(key, s.out)
+				visit(key, Group{s, s.chains[key]})
 			}
 			s.chains[key] = chain{}
 		}
@@ -67,7 +75,7 @@ func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(
 // collect reads one resource into the scratch space.
 func (s *Splitter) collect(body []byte, keyOf func([]byte) int) error {
 	s.keys, s.runs, s.items, s.scopes = s.keys[:0], s.runs[:0], s.items[:0], s.scopes[:0]
-	s.rest, s.head = s.rest[:0], s.head[:0]
+	s.rest, s.head, s.heads = s.rest[:0], s.head[:0], nil
 	for i := 0; i < len(body); {
 		num, typ, value, end := nextField(body, i)
 		if end < 0 {
@@ -136,14 +144,13 @@ func (s *Splitter) appendResource(dst []byte, c chain) []byte {
 	size := len(s.rest)
 	for n := c.first; n != 0; n = s.runs[n-1].next {
 		r := &s.runs[n-1]
-		r.size += len(s.scopes[r.scope])
-		size += lenSize(r.size)
+		size += lenSize(len(s.scopes[r.scope]) + r.size)
 	}
 	dst = appendLen(dst, 1, size)
 	dst = append(dst, s.rest...)
 	for n := c.first; n != 0; n = s.runs[n-1].next {
 		r := &s.runs[n-1]
-		dst = appendLen(dst, 2, r.size)
+		dst = appendLen(dst, 2, len(s.scopes[r.scope])+r.size)
 		dst = append(dst, s.scopes[r.scope]...)
 		for it := r.first; it != 0; it = s.items[it-1].next {
 			dst = append(dst, s.items[it-1].raw...)

@@ -171,7 +171,7 @@ func (l *traceLane) note(out sample.Output) {
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {
 		l.exports = append(l.exports, e)
-		l.bytes += len(e.Payload)
+		l.bytes += e.Size()
 	}
 }
 
@@ -183,9 +183,9 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]
-		n, payload := 1, first.Payload
-		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+len(l.exports[n].Payload) <= maxRequest {
-			payload = append(payload, l.exports[n].Payload...)
+		n, payload := 1, first.Append(nil)
+		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
+			payload = l.exports[n].Append(payload)
 			n++
 		}
 		if !l.delivery.write(ctx, first.Instance, payload, origin{seq: first.Seq}) {

@@ -44,10 +44,28 @@ import (
 // one that was kept.
 type Export struct {
 	Instance string
-	Payload  []byte
 	Spans    int
 	Seq      uint64 // the lowest sequence of its spans; owed until Release
 	Policy   string // that kept it; empty for late spans
+
+	pieces []otlpwire.Fragment
+}
+
+// Size returns the bytes that Append appends.
+func (e *Export) Size() (n int) {
+	for i := range e.pieces {
+		n += e.pieces[i].Size()
+	}
+	return n
+}
+
+// Append appends the spans as a payload. They share resources with other exports
+// until then.
+func (e *Export) Append(dst []byte) []byte {
+	for i := range e.pieces {
+		dst = e.pieces[i].Append(dst)
+	}
+	return dst
 }
 
 // Output is what a step has brought.
@@ -68,10 +86,12 @@ type Sampler struct {
 	instances map[string]*instance
 	decided   memory
 	owed      ledger
-	bytes     int    // wire bytes held
-	last      uint64 // highest sequence seen
+	bytes     int                     // wire bytes held, what traces share counted once
+	heads     map[*otlpwire.Heads]int // how many pieces share it
+	last      uint64                  // highest sequence seen
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
+	scratch   []byte // the trace at hand
 	fresh     []bool // of the piece at hand, which spans are not held yet
 }
 
@@ -88,13 +108,14 @@ type instance struct {
 
 // trace is one that is not decided yet.
 type trace struct {
-	id      otlpwire.TraceID
-	due     int64 // when its window closes, in stream time
-	seq     uint64
-	place   int // in the queue
-	spans   int
-	payload []byte
-	ids     spanSet
+	id     otlpwire.TraceID
+	due    int64 // when its window closes, in stream time
+	seq    uint64
+	place  int // in the queue
+	spans  int
+	size   int // as a payload
+	pieces []otlpwire.Fragment
+	ids    spanSet
 }
 
 // idleGrace is how long an instance must be silent before wall time moves its
@@ -107,6 +128,7 @@ func New(policies *policy.Set, maxBytes int) *Sampler {
 		policies:  policies,
 		maxBytes:  maxBytes,
 		instances: make(map[string]*instance),
+		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped),
 	}
 }
@@ -127,7 +149,7 @@ func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, 
 	// Split by trace: the key is the trace's place among those of this frame.
 	order := make(map[otlpwire.TraceID]int)
 	var ids []otlpwire.TraceID
-	err = s.wire.Split(f.Payload, func(item []byte) int {
+	err = s.wire.Groups(f.Payload, func(item []byte) int {
 		id, _ := otlpwire.SpanTrace(item)
 		n, ok := order[id]
 		if !ok {
@@ -135,8 +157,8 @@ func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, 
 			order[id], ids = n, append(ids, id)
 		}
 		return n
-	}, func(key int, payload []byte) {
-		s.addPiece(in, seq, ids[key], f.Arrival, payload, &out)
+	}, func(key int, g otlpwire.Group) {
+		s.addPiece(in, seq, ids[key], f.Arrival, g, &out)
 	})
 	for s.bytes > s.maxBytes {
 		if !s.decideOldest(&out) {
@@ -147,15 +169,18 @@ func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, 
 }
 
 // addPiece adds spans of one trace that share a resource.
-func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, payload []byte, out *Output) {
-	n := otlpwire.Count(otlpwire.Traces, payload)
+func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, g otlpwire.Group, out *Output) {
+	n := 0
+	for range g.Items() {
+		n++
+	}
 	if kept, known := s.decided.recall(key{in.name, id}); known {
 		if !kept {
 			out.SampledOut += n
 			return
 		}
 		s.owed.add(seq)
-		out.Exports = append(out.Exports, Export{Instance: in.name, Payload: slices.Clone(payload), Spans: n, Seq: seq})
+		out.Exports = append(out.Exports, Export{Instance: in.name, Spans: n, Seq: seq, pieces: []otlpwire.Fragment{g.Fragment(nil)}})
 		return
 	}
 	t := in.traces[id]
@@ -168,7 +193,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	fresh := 0
 	s.fresh = s.fresh[:0]
 	due := t.due
-	for item := range otlpwire.Items(payload) {
+	for item := range g.Items() {
 		s.span.Parse(item)
 		is := t.ids.add(&s.span)
 		if s.fresh = append(s.fresh, is); is {
@@ -186,31 +211,36 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	if fresh == 0 {
 		return
 	}
-	if fresh < n {
-		payload = s.onlyFresh(payload)
-	}
 	t.spans += fresh
-	t.payload = append(t.payload, payload...)
-	s.bytes += len(payload)
-	if largest := s.policies.MaxTraceBytes; largest > 0 && len(t.payload) > largest {
+	s.hold(t, g.Fragment(s.fresh))
+	if largest := s.policies.MaxTraceBytes; largest > 0 && t.size > largest {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
 		s.conclude(in, t, false, "", out)
 	}
 }
 
-// onlyFresh removes from payload the spans that are held already, by s.fresh.
-func (s *Sampler) onlyFresh(payload []byte) (out []byte) {
-	var sp otlpwire.Splitter // s.wire is at work
-	n := 0
-	_ = sp.Split(payload, func([]byte) int {
-		n++
-		if s.fresh[n-1] {
-			return 0
+// hold adds a piece to a trace. The resource and scopes of a frame, which all its
+// pieces share, count once.
+func (s *Sampler) hold(t *trace, piece otlpwire.Fragment) {
+	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
+		s.bytes += piece.Heads.Size()
+	}
+	s.bytes += piece.Held()
+	t.size += piece.Size()
+	t.pieces = append(t.pieces, piece)
+}
+
+// letGo takes the pieces of a trace out of what is held.
+func (s *Sampler) letGo(t *trace) {
+	for i := range t.pieces {
+		heads := t.pieces[i].Heads
+		s.bytes -= t.pieces[i].Held()
+		if s.heads[heads]--; s.heads[heads] == 0 {
+			delete(s.heads, heads)
+			s.bytes -= heads.Size()
 		}
-		return -1
-	}, func(_ int, p []byte) { out = append(out, p...) })
-	return out
+	}
 }
 
 // advance decides the traces of in whose windows its clock has passed.
@@ -223,14 +253,18 @@ func (s *Sampler) advance(in *instance, out *Output) {
 // decide takes the oldest trace of in off the queue and asks the policies.
 func (s *Sampler) decide(in *instance, out *Output) {
 	t := heap.Pop(&in.queue).(*trace)
-	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: t.payload, Due: t.due}, &in.budgets)
+	s.scratch = s.scratch[:0]
+	for i := range t.pieces {
+		s.scratch = t.pieces[i].Append(s.scratch)
+	}
+	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, &in.budgets)
 	s.conclude(in, t, keep, by, out)
 }
 
 // conclude lets go of a trace that is off the queue.
 func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Output) {
 	delete(in.traces, t.id)
-	s.bytes -= len(t.payload)
+	s.letGo(t)
 	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep}
 	s.Remember(d)
 	out.Decisions = append(out.Decisions, d)
@@ -239,7 +273,7 @@ func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Ou
 		s.owed.release(t.seq)
 		return
 	}
-	out.Exports = append(out.Exports, Export{Instance: in.name, Payload: t.payload, Spans: t.spans, Seq: t.seq, Policy: by})
+	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: by, pieces: t.pieces})
 }
 
 // Remember takes a decision over that was made before, here or by the owner

@@ -2,6 +2,7 @@ package sample
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/hex"
 	"flag"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -148,7 +150,7 @@ func describe(o Output) string {
 			reason = "late"
 		}
 		id := ""
-		for item := range otlpwire.Items(e.Payload) {
+		for item := range otlpwire.Items(e.Append(nil)) {
 			trace, _ := otlpwire.SpanTrace(item)
 			id = strings.TrimLeft(hex.EncodeToString(trace[:]), "0")
 		}
@@ -238,7 +240,7 @@ policies:
 			seen += o.SampledOut + o.Duplicates
 			for _, e := range o.Exports {
 				seen += e.Spans
-				for item := range otlpwire.Items(e.Payload) {
+				for item := range otlpwire.Items(e.Append(nil)) {
 					var sp otlpwire.Span
 					sp.Parse(item)
 					kept[fmt.Sprintf("%s %x %s", e.Instance, sp.TraceID, sp.Name)]++
@@ -388,5 +390,48 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 	}
 	if o := feed(next, 4, "b2", false); o.SampledOut != 0 || len(o.Exports) != 1 {
 		t.Errorf("kept trace: %+v", o)
+	}
+}
+
+// TestTracesShareTheirResource: a frame of many traces under a large resource is
+// held once, not once a trace, until each is sent.
+func TestTracesShareTheirResource(t *testing.T) {
+	const traces, head = 2000, 400 << 10
+	set, err := policy.Parse("p", []byte("decision_wait: 1s\npolicies: [{name: all, type: always_sample}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{SchemaUrl: strings.Repeat("x", head), ScopeSpans: []*tracepb.ScopeSpans{{}}}}}
+	for n := range traces {
+		m.ResourceSpans[0].ScopeSpans[0].Spans = append(m.ResourceSpans[0].ScopeSpans[0].Spans,
+			&tracepb.Span{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(n+1)), SpanId: []byte("aaaaaaaa")})
+	}
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(set, 1<<30)
+	base := time.Unix(1_000_000, 0)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	if _, err := s.Add(1, base, envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Payload: payload}); err != nil {
+		t.Fatal(err)
+	}
+	if n, bytes := s.Held(); n != traces || bytes < head || bytes > len(payload)+1000 {
+		t.Errorf("%d traces in %d bytes, want %d in about the %d of the frame", n, bytes, traces, len(payload))
+	}
+	out := s.Idle(base.Add(time.Minute))
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); len(out.Exports) != traces || grown > 20*int64(len(payload)) {
+		t.Errorf("%d exports, the heap has grown by %d for %d bytes", len(out.Exports), grown, len(payload))
+	}
+	one := out.Exports[7].Append(nil)
+	if n := otlpwire.Count(otlpwire.Traces, one); n != 1 || len(one) != out.Exports[7].Size() || len(one) < head {
+		t.Errorf("an export of %d spans, %d bytes, Size %d", n, len(one), out.Exports[7].Size())
+	}
+	if n, bytes := s.Held(); n != 0 || bytes != 0 {
+		t.Errorf("%d traces and %d bytes are left", n, bytes)
 	}
 }

@@ -173,7 +173,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 
 func (w *world) deliver(e Export) {
 	var sp otlpwire.Span
-	for item := range otlpwire.Items(e.Payload) {
+	for item := range otlpwire.Items(e.Append(nil)) {
 		sp.Parse(item)
 		w.delivered[fmt.Sprintf("%s %x %s", e.Instance, sp.TraceID[14:], sp.Name)]++
 	}

@@ -1,0 +1,121 @@
+package otlpwire
+
+import "iter"
+
+// Group is what [Splitter.Groups] has found for one key of one resource. It is
+// valid until the function that got it returns.
+type Group struct {
+	s *Splitter
+	c chain
+}
+
+// Items iterates over the spans, metrics or log records of the group.
+func (g Group) Items() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for n := g.c.first; n != 0; n = g.s.runs[n-1].next {
+			for it := g.s.runs[n-1].first; it != 0; it = g.s.items[it-1].next {
+				raw := g.s.items[it-1].raw
+				_, _, value, _ := nextField(raw, 0)
+				if !yield(raw[value:]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Heads is a resource with its scopes, without any item: what the groups of one
+// resource have in common.
+type Heads struct {
+	rest   []byte
+	scopes [][]byte
+	size   int
+}
+
+// Size returns the bytes that h holds.
+func (h *Heads) Size() int { return h.size }
+
+// Heads returns the heads of the group's resource, a copy that all groups of the
+// resource share.
+func (g Group) Heads() *Heads {
+	s := g.s
+	if s.heads != nil {
+		return s.heads
+	}
+	size := len(s.rest)
+	for _, sc := range s.scopes {
+		size += len(sc)
+	}
+	all := append(make([]byte, 0, size), s.rest...)
+	h := &Heads{rest: all, scopes: make([][]byte, len(s.scopes)), size: size}
+	for i, sc := range s.scopes {
+		from := len(all)
+		all = append(all, sc...)
+		h.scopes[i] = all[from:]
+	}
+	s.heads = h
+	return h
+}
+
+// Fragment is items of one resource that were copied out of a payload; the heads
+// they stand under are shared with other fragments.
+type Fragment struct {
+	Heads *Heads
+	runs  []fragmentRun
+	items []byte // each as a complete field of its scope
+}
+
+type fragmentRun struct{ scope, size int }
+
+// Fragment copies the group's items, those for which keep is true in the order
+// of Items; a nil keep takes all.
+func (g Group) Fragment(keep []bool) Fragment {
+	s := g.s
+	f := Fragment{Heads: g.Heads()}
+	size, i := 0, 0
+	for n := g.c.first; n != 0; n = s.runs[n-1].next {
+		size += s.runs[n-1].size
+	}
+	f.items = make([]byte, 0, size)
+	for n := g.c.first; n != 0; n = s.runs[n-1].next {
+		from := len(f.items)
+		for it := s.runs[n-1].first; it != 0; it = s.items[it-1].next {
+			if keep == nil || keep[i] {
+				f.items = append(f.items, s.items[it-1].raw...)
+			}
+			i++
+		}
+		if len(f.items) > from {
+			f.runs = append(f.runs, fragmentRun{s.runs[n-1].scope, len(f.items) - from})
+		}
+	}
+	return f
+}
+
+// Held returns the bytes that f holds, without its heads.
+func (f *Fragment) Held() int { return len(f.items) }
+
+// Size returns the bytes that Append appends.
+func (f *Fragment) Size() int { return lenSize(f.content()) }
+
+func (f *Fragment) content() (size int) {
+	size = len(f.Heads.rest)
+	for _, r := range f.runs {
+		size += lenSize(len(f.Heads.scopes[r.scope]) + r.size)
+	}
+	return size
+}
+
+// Append appends a payload of the items under their resource and scopes.
+func (f *Fragment) Append(dst []byte) []byte {
+	dst = appendLen(dst, 1, f.content())
+	dst = append(dst, f.Heads.rest...)
+	items := f.items
+	for _, r := range f.runs {
+		dst = appendLen(dst, 2, len(f.Heads.scopes[r.scope])+r.size)
+		dst = append(dst, f.Heads.scopes[r.scope]...)
+		dst = append(dst, items[:r.size]...)
+		items = items[r.size:]
+	}
+	return dst
+}
