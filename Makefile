@@ -8,7 +8,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
 RATE        ?= 20
 
-.PHONY: help build run test lint bench bench-wire bench-compress docs sim fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler docs sim fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +27,16 @@ test: ## run all tests; installs what is missing when it may, and names what it 
 lint: ## go vet, gofmt, staticcheck
 	@scripts/lint
 
-bench: bench-wire bench-compress ## run all benchmarks
+bench: bench-wire bench-compress bench-sampler ## run all benchmarks
 
 bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
 	@cd bench && $(GO) run ./wire
 
 bench-compress: ## s2 against zstd on messages of the bus
 	@cd bench && $(GO) run ./compress
+
+bench-sampler: ## the sampler alone: spans a second, allocations, memory a span
+	@cd bench && $(GO) run ./sampler
 
 docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference

@@ -25,8 +25,11 @@ const (
 
 // Request returns a marshalled export request of n items with attrs attributes
 // each. One metric has one data point.
-func Request(sig otlpwire.Signal, n, attrs int) []byte {
-	g := &maker{rng: rand.New(rand.NewPCG(1, uint64(n*100+attrs))), attrs: attrs}
+func Request(sig otlpwire.Signal, n, attrs int) []byte { return Seeded(1, sig, n, attrs) }
+
+// Seeded is Request with other IDs and values for another seed.
+func Seeded(seed uint64, sig otlpwire.Signal, n, attrs int) []byte {
+	g := &maker{rng: rand.New(rand.NewPCG(seed, uint64(n*100+attrs))), attrs: attrs}
 	var m proto.Message
 	switch sig {
 	case otlpwire.Traces:

@@ -1,0 +1,101 @@
+// Command sampler measures the sampler alone: spans a second and allocations a
+// span at 1, 10 and 50 policies, and the memory that a held span takes beside its
+// bytes on the wire.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"text/tabwriter"
+	"time"
+
+	"github.com/penstock/penstock/bench/internal/load"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sink/sample"
+)
+
+const perFrame = 512 // spans of one message of an edge, in traces of 8
+
+func main() {
+	spans := flag.Int("spans", 200_000, "spans a measurement")
+	attrs := flag.Int("attrs", 10, "attributes a span")
+	flag.Parse()
+
+	frames := make([][]byte, max(*spans/perFrame, 1))
+	wire := 0
+	for i := range frames {
+		frames[i] = load.Seeded(uint64(i+1), otlpwire.Traces, perFrame, *attrs)
+		wire += len(frames[i])
+	}
+	n := float64(len(frames) * perFrame)
+	fmt.Printf("%s, %d spans of %.0f bytes in traces of 8\n\n", runtime.Version(), len(frames)*perFrame, float64(wire)/n)
+
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "policies\tkept\tns/span\tspans/s\tallocs/span\t")
+	for _, count := range []int{1, 10, 50} {
+		var before, after runtime.MemStats
+		s := sample.New(policies(count, "5s"), 1<<40)
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		start := time.Now()
+		kept := feed(s, frames)
+		took := time.Since(start)
+		runtime.ReadMemStats(&after)
+		fmt.Fprintf(w, "%d\t%.0f %%\t%.0f\t%.0f\t%.2f\t\n", count, float64(kept)/n*100, float64(took.Nanoseconds())/n, n/took.Seconds(), float64(after.Mallocs-before.Mallocs)/n)
+	}
+	_ = w.Flush()
+
+	// Nothing is decided: what is held is everything.
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	s := sample.New(policies(1, "1h"), 1<<40)
+	feed(s, frames)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(frames) // they are in before, too
+	traces, held := s.Held()
+	heap := float64(after.HeapAlloc) - float64(before.HeapAlloc)
+	fmt.Printf("\nheld: %d traces, %d wire bytes, %.0f bytes of heap: %.2f times the wire bytes, %.0f bytes a span\n", traces, held, heap, heap/float64(wire), heap/n)
+}
+
+// feed sends a frame every 100 ms of stream time and returns the spans exported.
+func feed(s *sample.Sampler, frames [][]byte) (kept int) {
+	at := time.Unix(1_790_000_000, 0)
+	for i, f := range frames {
+		at = at.Add(100 * time.Millisecond)
+		out, err := s.Add(uint64(i+1), at, envelope.Frame{Instance: "as-1", Arrival: at.UnixNano(), Payload: f})
+		if err != nil {
+			panic(err) // BUG: the requests are sound
+		}
+		for _, e := range out.Exports {
+			kept += e.Spans
+			s.Release(e.Seq)
+		}
+	}
+	return kept
+}
+
+// policies are one for slow traces and more that look for attributes nobody has.
+func policies(n int, wait string) *policy.Set {
+	text := "decision_wait: " + wait + "\npolicies:\n  - {name: slow, type: latency, latency: {threshold_ms: 240}}\n"
+	for i := 1; i < n; i++ {
+		switch i % 3 {
+		case 0:
+			text += fmt.Sprintf("  - {name: p%d, type: string_attribute, string_attribute: {key: absent.%d, values: [x]}}\n", i, i)
+		case 1:
+			text += fmt.Sprintf("  - {name: p%d, type: numeric_attribute, numeric_attribute: {key: app.counter.%d, min_value: 1000000}}\n", i, i)
+		default:
+			text += fmt.Sprintf("  - {name: p%d, type: span_count, span_count: {min_spans: %d}}\n", i, 100+i)
+		}
+	}
+	set, err := policy.Parse("bench", []byte(text))
+	if err != nil {
+		panic(err) // BUG: the text above is sound
+	}
+	return set
+}
