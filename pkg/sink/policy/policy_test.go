@@ -3,6 +3,9 @@ package policy
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -219,6 +222,24 @@ func TestBudgetsNeverGoBack(t *testing.T) {
 	}{{1, true}, {1, false}, {2, true}, {1, false}, {2, false}, {3, true}} {
 		if got := b.spend(0, due(tc.second), 6, 10); got != tc.want {
 			t.Errorf("step %d, second %d: %v, want %v", i, tc.second, got, tc.want)
+		}
+	}
+}
+
+// TestDocumentationNamesEverything: docs/sampling.md has every policy type and
+// every key.
+func TestDocumentationNamesEverything(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/sampling.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := slices.Clone(knownTypes)
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[settings]()) {
+		names = append(names, f.Tag.Get("yaml"))
+	}
+	for _, name := range names {
+		if !strings.Contains(string(text), "`"+name) {
+			t.Errorf("%s is not in docs/sampling.md", name)
 		}
 	}
 }
