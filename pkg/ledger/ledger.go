@@ -46,6 +46,9 @@ type Ledger struct {
 	SpoolBytes prometheus.Gauge
 	lag        *prometheus.GaugeVec
 	owned      *prometheus.GaugeVec
+	heldTraces *prometheus.GaugeVec
+	heldBytes  *prometheus.GaugeVec
+	decided    *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -81,6 +84,9 @@ func New(reg prometheus.Registerer) *Ledger {
 	l := &Ledger{
 		SpoolBytes: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
 		lag:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
+		heldTraces: f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
+		heldBytes:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
+		decided:    f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		owned:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, sig := range otlpwire.Signals {
@@ -129,4 +135,18 @@ func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabe
 // owned here.
 func (l *Ledger) Lane(signal, partition, backend string) (lag, owned prometheus.Gauge) {
 	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend)
+}
+
+// Sampler returns the gauges of one partition's sampler.
+func (l *Ledger) Sampler(partition string) (traces, bytes prometheus.Gauge) {
+	return l.heldTraces.WithLabelValues(partition), l.heldBytes.WithLabelValues(partition)
+}
+
+// Decided counts the decision about one trace.
+func (l *Ledger) Decided(kept bool, policy string) {
+	decision := "not_kept"
+	if kept {
+		decision = "kept"
+	}
+	l.decided.WithLabelValues(decision, policy).Inc()
 }

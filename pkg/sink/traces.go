@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -65,6 +66,7 @@ func (l *traceLane) run(ctx context.Context) {
 	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
+	heldTraces, heldBytes := l.delivery.led.Sampler(strconv.Itoa(l.partition))
 	for {
 		select {
 		case <-ctx.Done():
@@ -82,6 +84,9 @@ func (l *traceLane) run(ctx context.Context) {
 			if !l.behind && len(deliveries) == 0 && l.alive() {
 				l.note(l.sampler.Idle(now))
 			}
+			traces, bytes := l.sampler.Held()
+			heldTraces.Set(float64(traces))
+			heldBytes.Set(float64(bytes))
 		}
 		if !l.flush(ctx) {
 			return
@@ -167,6 +172,9 @@ func (l *traceLane) note(out sample.Output) {
 	}
 	if out.TooLarge > 0 {
 		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes", "traces", out.TooLarge)
+	}
+	for i, d := range out.Decisions {
+		l.delivery.led.Decided(d.Kept, out.By[i])
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {

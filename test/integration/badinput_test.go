@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,6 +75,12 @@ func TestBadInputEndToEnd(t *testing.T) {
 		var metrics string
 		if err := get("http://"+f.admin+"/metrics", &metrics); err != nil {
 			return err
+		}
+		if n := sum(metrics, "penstock_decided_traces_total", `decision="kept",policy="keep-all"`); n == 0 {
+			return errors.New("no trace is decided yet")
+		}
+		if n := sum(metrics, "penstock_sampler_held_bytes", "partition="); n != 0 {
+			return fmt.Errorf("%d bytes are held", n)
 		}
 		for sig, want := range accepted {
 			label := `signal="` + sig + `"`

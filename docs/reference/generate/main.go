@@ -143,6 +143,8 @@ func metrics() string {
 	reg := prometheus.NewRegistry()
 	l := ledger.New(reg)
 	l.Lane("traces", "0", "tempo")
+	l.Sampler("0")
+	l.Decided(true, "errors")
 	families, err := reg.Gather()
 	if err != nil {
 		panic(err)

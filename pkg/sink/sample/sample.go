@@ -72,6 +72,7 @@ func (e *Export) Append(dst []byte) []byte {
 type Output struct {
 	Exports    []Export
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
+	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
 	Duplicates int                 // spans that were already held
 	Early      int                 // traces decided before their window closed, for want of memory
@@ -267,7 +268,7 @@ func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Ou
 	s.letGo(t)
 	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep}
 	s.Remember(d)
-	out.Decisions = append(out.Decisions, d)
+	out.Decisions, out.By = append(out.Decisions, d), append(out.By, by)
 	if !keep {
 		out.SampledOut += t.spans
 		s.owed.release(t.seq)
