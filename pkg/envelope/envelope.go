@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"time"
@@ -159,30 +160,101 @@ type Decision struct {
 	Instance string
 	TraceID  otlpwire.TraceID
 	Kept     bool
+	// Spent is what the decision took out of the instance's budgets for the second
+	// of Due, for the next owner; Due, in Unix nanoseconds of stream time, is
+	// recorded only with it.
+	Due   int64
+	Spent []Spend
 }
 
+// Spend is spans or bytes taken out of one budget.
+type Spend struct {
+	Limiter int // its place among those of the policies
+	Amount  int64
+}
+
+// The bits of a decision's last byte.
+const (
+	decisionKept  = 1 << 0
+	decisionSpent = 1 << 1
+)
+
 // AppendDecision appends a decision: length and bytes of the instance id, the
-// trace ID, and a byte that is 1 when the trace was kept.
+// trace ID, and a byte of which the lowest bit says that the trace was kept and
+// the next that budgets were spent from. Then Due follows as eight bytes big
+// endian, the number of spends, and limiter and amount of each, as varints.
 func AppendDecision(dst []byte, d Decision) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(d.Instance)))
 	dst = append(dst, d.Instance...)
 	dst = append(dst, d.TraceID[:]...)
+	flags := byte(0)
 	if d.Kept {
-		return append(dst, 1)
+		flags |= decisionKept
 	}
-	return append(dst, 0)
+	if len(d.Spent) == 0 {
+		return append(dst, flags)
+	}
+	dst = append(dst, flags|decisionSpent)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(d.Due))
+	dst = binary.AppendUvarint(dst, uint64(len(d.Spent)))
+	for _, sp := range d.Spent {
+		dst = binary.AppendUvarint(dst, uint64(sp.Limiter))
+		dst = binary.AppendUvarint(dst, uint64(sp.Amount))
+	}
+	return dst
 }
+
+var errDecision = errors.New("truncated decision")
+
+// maxSpends bounds the limiters of a recorded decision; policies have fewer.
+const maxSpends = 1 << 12
 
 // NextDecision reads the first decision of b and returns the rest.
 func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	instance, b, ok := chunk(b)
 	if !ok || len(b) < len(d.TraceID)+1 {
-		return d, nil, errFrame
+		return d, nil, errDecision
 	}
 	d.Instance = string(instance)
 	n := copy(d.TraceID[:], b)
-	d.Kept = b[n] == 1
-	return d, b[n+1:], nil
+	flags := b[n]
+	b = b[n+1:]
+	d.Kept = flags&decisionKept != 0
+	if flags&decisionSpent == 0 {
+		return d, b, nil
+	}
+	if len(b) < 8 {
+		return d, nil, errDecision
+	}
+	d.Due = int64(binary.BigEndian.Uint64(b))
+	b = b[8:]
+	count, b, ok := uvarint(b, maxSpends)
+	for range count {
+		var limiter, amount uint64
+		if ok {
+			limiter, b, ok = uvarint(b, maxSpends)
+		}
+		if ok {
+			amount, b, ok = uvarint(b, math.MaxInt64)
+		}
+		if !ok {
+			break
+		}
+		d.Spent = append(d.Spent, Spend{int(limiter), int64(amount)})
+	}
+	if !ok {
+		return d, nil, errDecision
+	}
+	return d, b, nil
+}
+
+// uvarint reads a varint of at most limit.
+func uvarint(b []byte, limit uint64) (v uint64, rest []byte, ok bool) {
+	v, n := binary.Uvarint(b)
+	if n <= 0 || v > limit {
+		return 0, nil, false
+	}
+	return v, b[n:], true
 }
 
 func chunk(b []byte) (content, rest []byte, ok bool) {

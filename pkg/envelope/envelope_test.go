@@ -196,7 +196,11 @@ func TestStampValues(t *testing.T) {
 }
 
 func TestDecisionsRoundTrip(t *testing.T) {
-	want := []Decision{{"as-1", otlpwire.TraceID{1}, true}, {"as-2", otlpwire.TraceID{2}, false}}
+	want := []Decision{
+		{Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true},
+		{Instance: "as-2", TraceID: otlpwire.TraceID{2}},
+		{Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Due: math.MaxInt64, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
+	}
 	var b []byte
 	for _, d := range want {
 		b = AppendDecision(b, d)
@@ -206,7 +210,7 @@ func TestDecisionsRoundTrip(t *testing.T) {
 	}
 	for _, w := range want {
 		got, rest, err := NextDecision(b)
-		if err != nil || got != w {
+		if err != nil || !reflect.DeepEqual(got, w) {
 			t.Fatalf("got %+v, %v; want %+v", got, err, w)
 		}
 		b = rest

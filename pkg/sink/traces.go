@@ -38,9 +38,10 @@ const (
 	// tick is how often an idle lane looks at the time.
 	tick = 250 * time.Millisecond
 
-	// maxDecisions is how many decisions are gathered for one message: of 32
-	// bytes and a name of up to 128 each they stay below a stock server's 1 MiB.
-	maxDecisions = 4096
+	// maxDecisions is how many decisions are gathered for one message: of 40
+	// bytes, a name of up to 128 and a few for each budget they stay below a stock
+	// server's 1 MiB.
+	maxDecisions = 2048
 
 	// maxRequest is how many bytes go to the backend in one request; Tempo takes
 	// 4 MiB by default.

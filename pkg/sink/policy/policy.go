@@ -22,6 +22,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -82,24 +83,45 @@ func (t *Trace) duration() time.Duration {
 // is ready. Traces are decided in the order of Due.
 type Budgets struct {
 	second int64
-	spent  []int64 // spans or bytes, by limiter
+	spent  []int64          // spans or bytes, by limiter
+	taken  []envelope.Spend // by the decision at hand
+}
+
+// Restore books what a decision that was recorded has taken, so that the next
+// owner goes on where the last one stopped.
+func (b *Budgets) Restore(due int64, spent []envelope.Spend) {
+	b.at(due)
+	for _, sp := range spent {
+		b.take(sp.Limiter, sp.Amount)
+	}
+}
+
+// at turns to the second of due; it never goes back.
+func (b *Budgets) at(due int64) {
+	if second := due / int64(time.Second); second > b.second {
+		b.second = second
+		clear(b.spent)
+	}
+}
+
+func (b *Budgets) take(limiter int, amount int64) {
+	for len(b.spent) <= limiter {
+		b.spent = append(b.spent, 0)
+	}
+	b.spent[limiter] += amount
 }
 
 // spend takes amount out of a limiter's budget for the second in which t is due.
 // A budget starts anew each second: one that is carried over would depend on
 // where reading began.
 func (b *Budgets) spend(limiter int, t *Trace, amount, perSecond int64) bool {
-	if second := t.Due / int64(time.Second); second > b.second {
-		b.second = second
-		clear(b.spent)
-	}
-	for len(b.spent) <= limiter {
-		b.spent = append(b.spent, 0)
-	}
+	b.at(t.Due)
+	b.take(limiter, 0)
 	if b.spent[limiter]+amount > perSecond {
 		return false
 	}
-	b.spent[limiter] += amount
+	b.take(limiter, amount)
+	b.taken = append(b.taken, envelope.Spend{Limiter: limiter, Amount: amount})
 	return true
 }
 
@@ -132,9 +154,15 @@ type evaluator interface {
 	evaluate(t *Trace, b *Budgets) Outcome
 }
 
-// Decide returns whether the trace is kept, and the name of the policy that
-// decided, "" when none wanted it.
-func (s *Set) Decide(t *Trace, b *Budgets) (keep bool, by string) {
+// Decide returns whether the trace is kept, the name of the policy that decided,
+// "" when none wanted it, and what was taken out of the budgets.
+func (s *Set) Decide(t *Trace, b *Budgets) (keep bool, by string, spent []envelope.Spend) {
+	b.taken = nil
+	keep, by = s.decide(t, b)
+	return keep, by, b.taken
+}
+
+func (s *Set) decide(t *Trace, b *Budgets) (keep bool, by string) {
 	for _, p := range s.drops {
 		if p.eval.evaluate(t, b) == Dropped {
 			return false, p.name

@@ -102,7 +102,7 @@ func TestPolicies(t *testing.T) {
 			t.Errorf("%s: %v", tc.policy, err)
 			continue
 		}
-		if keep, by := set.Decide(trace(t, 1, tc.lasts, tc.status), &Budgets{}); keep != tc.keep || (keep && by != "p") {
+		if keep, by, _ := set.Decide(trace(t, 1, tc.lasts, tc.status), &Budgets{}); keep != tc.keep || (keep && by != "p") {
 			t.Errorf("%s: kept %v by %q, want %v", tc.policy, keep, by, tc.keep)
 		}
 	}
@@ -127,7 +127,7 @@ tail_sampling:
 	if set.Wait != 7*time.Second || set.Kept != 5 || set.Dropped != 6 {
 		t.Errorf("got %+v", set)
 	}
-	if keep, by := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep || by != "no-carts" {
+	if keep, by, _ := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep || by != "no-carts" {
 		t.Errorf("kept %v by %q", keep, by)
 	}
 }
@@ -205,7 +205,7 @@ func TestFirstMatchDecides(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if keep, by := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep != want {
+		if keep, by, _ := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep != want {
 			t.Errorf("%s: kept %v by %s, want %v", text, keep, by, want)
 		}
 	}

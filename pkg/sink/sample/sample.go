@@ -85,6 +85,7 @@ type Sampler struct {
 	maxBytes int
 
 	instances map[string]*instance
+	restored  map[string]policy.Budgets // of instances that were not seen yet
 	decided   memory
 	owed      ledger
 	bytes     int                     // wire bytes held, what traces share counted once
@@ -129,6 +130,7 @@ func New(policies *policy.Set, maxBytes int) *Sampler {
 		policies:  policies,
 		maxBytes:  maxBytes,
 		instances: make(map[string]*instance),
+		restored:  make(map[string]policy.Budgets),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped),
 	}
@@ -140,7 +142,8 @@ func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, 
 	s.last = max(s.last, seq)
 	in := s.instances[f.Instance]
 	if in == nil {
-		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace)}
+		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
+		delete(s.restored, f.Instance)
 		s.instances[f.Instance] = in
 	}
 	in.seen, in.arrival = now, f.Arrival
@@ -217,7 +220,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	if largest := s.policies.MaxTraceBytes; largest > 0 && t.size > largest {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
-		s.conclude(in, t, false, "", out)
+		s.conclude(in, t, false, "", nil, out)
 	}
 }
 
@@ -258,16 +261,16 @@ func (s *Sampler) decide(in *instance, out *Output) {
 	for i := range t.pieces {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
-	keep, by := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, &in.budgets)
-	s.conclude(in, t, keep, by, out)
+	keep, by, spent := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, &in.budgets)
+	s.conclude(in, t, keep, by, spent, out)
 }
 
 // conclude lets go of a trace that is off the queue.
-func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Output) {
+func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, spent []envelope.Spend, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(t)
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep}
-	s.Remember(d)
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep, Due: t.due, Spent: spent}
+	s.decided.remember(key{d.Instance, d.TraceID}, d.Kept)
 	out.Decisions, out.By = append(out.Decisions, d), append(out.By, by)
 	if !keep {
 		out.SampledOut += t.spans
@@ -277,10 +280,16 @@ func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, out *Ou
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: by, pieces: t.pieces})
 }
 
-// Remember takes a decision over that was made before, here or by the owner
-// before: the spans of its trace that are still to come follow it.
+// Remember takes a decision over that the owner before has recorded: the spans of
+// its trace that are still to come follow it, and what it took out of the budgets
+// is spent. Decisions come in the order in which they were made, before any Add.
 func (s *Sampler) Remember(d envelope.Decision) {
 	s.decided.remember(key{d.Instance, d.TraceID}, d.Kept)
+	if len(d.Spent) > 0 {
+		b := s.restored[d.Instance]
+		b.Restore(d.Due, d.Spent)
+		s.restored[d.Instance] = b
+	}
 }
 
 // decideOldest makes room: the trace that has waited longest is decided on what

@@ -1,6 +1,7 @@
 package sample
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -53,15 +54,17 @@ decision_wait_after_root_received: %v
 policies:
   - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
   - {name: large, type: span_count, span_count: {min_spans: 4}}
+  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 3}}
 `, w.wait, w.root))
 	if err != nil {
 		panic(err)
 	}
 	w.policies = set
+	spread := []int{2_000, 10_000, 40_000}[w.rng.IntN(3)] // milliseconds: budgets are fought for, or windows overlap little
 	for i := range 1 + w.rng.IntN(3) {
 		inst := fmt.Sprint("i", i)
-		for trace := range 1 + w.rng.IntN(8) {
-			first := time.Duration(w.rng.IntN(40_000)) * time.Millisecond
+		for trace := range 1 + w.rng.IntN(12) {
+			first := time.Duration(w.rng.IntN(spread)) * time.Millisecond
 			for _, name := range []string{"root", "a", "b", "c", "d"}[w.rng.IntN(2) : 2+w.rng.IntN(4)] {
 				at := first + time.Duration(w.rng.IntN(14_000))*time.Millisecond
 				w.streams[inst] = append(w.streams[inst], simSpan{at, trace + 1, name, w.rng.IntN(8) == 0})
@@ -133,7 +136,13 @@ func (w *world) sink(t *testing.T) (died bool) {
 		if dies() {
 			return false
 		}
-		w.recorded = append(w.recorded, out.Decisions...)
+		for _, d := range out.Decisions { // as bytes and back
+			d, rest, err := envelope.NextDecision(envelope.AppendDecision(nil, d))
+			if err != nil || len(rest) > 0 {
+				t.Fatal(err)
+			}
+			w.recorded = append(w.recorded, d)
+		}
 		for _, e := range out.Exports {
 			if dies() {
 				return false
@@ -184,26 +193,45 @@ func (w *world) deliver(e Export) {
 func (w *world) want() map[string]bool {
 	kept := map[string]bool{}
 	for inst, spans := range w.streams {
+		type verdict struct {
+			trace, n int
+			due      time.Duration
+			failing  bool
+		}
 		byTrace := map[int][]simSpan{}
 		for _, sp := range spans {
 			byTrace[sp.trace] = append(byTrace[sp.trace], sp)
 		}
+		var verdicts []verdict
 		for trace, spans := range byTrace {
-			due, n, failing := spans[0].at+w.wait, 0, false
+			v := verdict{trace: trace, due: spans[0].at + w.wait}
 			for _, sp := range spans {
-				if sp.at > due {
+				if sp.at > v.due {
 					break
 				}
-				n++
-				failing = failing || sp.failing
+				v.n++
+				v.failing = v.failing || sp.failing
 				if sp.name == "root" && w.root > 0 {
-					due = min(due, sp.at+w.root)
+					v.due = min(v.due, sp.at+w.root)
 				}
 			}
-			for _, sp := range spans {
-				if failing || n >= 4 {
+			verdicts = append(verdicts, v)
+		}
+		// The budget of a second goes to those that are due first. All policies are
+		// asked: a trace that another one keeps takes its spans out, too.
+		slices.SortFunc(verdicts, func(a, b verdict) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.trace, b.trace)) })
+		spent := map[time.Duration]int{}
+		for _, v := range verdicts {
+			second := v.due / time.Second
+			keep := v.failing || v.n >= 4
+			if spent[second]+v.n <= 3 {
+				spent[second] += v.n
+				keep = true
+			}
+			for _, sp := range byTrace[v.trace] {
+				if keep {
 					var id otlpwire.TraceID
-					_, _ = fmt.Sscanf(fmt.Sprintf("%04s", fmt.Sprint(trace)), "%02x%02x", &id[14], &id[15])
+					_, _ = fmt.Sscanf(fmt.Sprintf("%04s", fmt.Sprint(v.trace)), "%02x%02x", &id[14], &id[15])
 					kept[fmt.Sprintf("%s %x %s", inst, id[14:], sp.name)] = true
 				}
 			}
