@@ -1,7 +1,5 @@
 package otlpwire
 
-import "google.golang.org/protobuf/encoding/protowire"
-
 // Cut cuts a payload into pieces of at most limit bytes, in order, and calls emit
 // with each and the number of its items until emit fails. The piece is valid
 // until emit returns. tooLarge counts the items that no piece could hold: those
@@ -21,7 +19,7 @@ const maxWrap = 1 + 5
 // cut cuts b, a message m, into messages of the same kind with at most limit
 // bytes each.
 func (c *cutter) cut(m *message, b []byte, limit int, emit func([]byte, int) error) error {
-	head, children := c.parts(m, b)
+	head, children := parts(m, b)
 	if limit < 0 || len(head) > limit/2 {
 		c.tooLarge += count(m, b)
 		return nil
@@ -75,7 +73,7 @@ func (c *cutter) cut(m *message, b []byte, limit int, emit func([]byte, int) err
 
 // parts returns the fields of a message that go with each of its items, and those
 // that are items or lead to them. The points of a metric become one field.
-func (c *cutter) parts(m *message, b []byte) (head, children []byte) {
+func parts(m *message, b []byte) (head, children []byte) {
 	points, from := points(m, b)
 	var data []byte
 	for i := 0; i < len(b); {
@@ -96,11 +94,7 @@ func (c *cutter) parts(m *message, b []byte) (head, children []byte) {
 		i = end
 	}
 	if points != nil {
-		children = protowire.AppendBytes(appendTag(children, points), data)
+		children = append(appendLen(children, FieldNumber(points.num), len(data)), data...)
 	}
 	return head, children
-}
-
-func appendTag(dst []byte, f *field) []byte {
-	return protowire.AppendTag(dst, FieldNumber(f.num), f.kind.wireType())
 }

@@ -74,9 +74,14 @@ func (g Group) Fragment(keep []bool) Fragment {
 	f := Fragment{Heads: g.Heads()}
 	size, i := 0, 0
 	for n := g.c.first; n != 0; n = s.runs[n-1].next {
-		size += s.runs[n-1].size
+		for it := s.runs[n-1].first; it != 0; it = s.items[it-1].next {
+			if keep == nil || keep[i] {
+				size += len(s.items[it-1].raw)
+			}
+			i++
+		}
 	}
-	f.items = make([]byte, 0, size)
+	f.items, i = make([]byte, 0, size), 0 // no room for what is left out: what is held is what counts
 	for n := g.c.first; n != 0; n = s.runs[n-1].next {
 		from := len(f.items)
 		for it := s.runs[n-1].first; it != 0; it = s.items[it-1].next {

@@ -324,7 +324,7 @@ func checkGroups(t *testing.T, p []byte, keys []int, pieces map[int][]byte) {
 			items++
 		}
 		none := g.Fragment(make([]bool, items))
-		if none.Held() != 0 || none.Heads != f.Heads {
+		if none.Held() != 0 || cap(none.items) != 0 || none.Heads != f.Heads {
 			t.Fatalf("fragment of nothing in %x: %d bytes", p, none.Held())
 		}
 	})

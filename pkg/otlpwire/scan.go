@@ -157,14 +157,15 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 				s.attrs++
 			}
 			elems++
-			if st.msg.role == attribute && plainAttribute(p[value:next]) {
-				if elems++; elems > lim.MaxElements {
-					return s.rep, malformed(msg, pos, "more than %d elements in one request", lim.MaxElements)
-				}
-				break
+			plain := st.msg.role == attribute && plainAttribute(p[value:next])
+			if plain {
+				elems++ // its value
 			}
 			if elems > lim.MaxElements {
 				return s.rep, malformed(msg, pos, "more than %d elements in one request", lim.MaxElements)
+			}
+			if plain {
+				break
 			}
 			if st.data {
 				s.enterData(num)

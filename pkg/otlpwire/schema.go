@@ -365,6 +365,7 @@ func index(m *message) {
 		return
 	}
 	m.byName = make(map[string]*field, len(m.fields))
+	m.leads = m.role.item()
 	for i := range m.steps {
 		m.steps[i].wire = unknown
 	}
@@ -378,7 +379,7 @@ func index(m *message) {
 		}
 		if f.msg != nil {
 			index(f.msg)
-			m.leads = m.leads || f.msg.leads || f.msg.role.item()
+			m.leads = m.leads || f.msg.leads
 		}
 	}
 }

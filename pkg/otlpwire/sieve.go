@@ -72,7 +72,7 @@ func points(m *message, b []byte) (f *field, from int) {
 // leading returns the field when it is an item or leads to items.
 func (m *message) leading(num, typ int) *field {
 	f := m.lookup(num)
-	if f == nil || f.msg == nil || typ != bytesType || (!f.msg.leads && !f.msg.role.item()) {
+	if f == nil || f.msg == nil || typ != bytesType || !f.msg.leads {
 		return nil
 	}
 	return f

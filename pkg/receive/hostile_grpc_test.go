@@ -214,12 +214,14 @@ func TestClientGoesAway(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("the client got an answer")
 	}
+	taken := make(chan struct{})
 	d.mu.Lock()
-	d.hold = nil
+	d.hold, d.took = nil, sync.OnceFunc(func() { close(taken) })
 	d.mu.Unlock()
 	close(leave)
-	for deadline := time.Now().Add(10 * time.Second); d.items() == 0 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+	select {
+	case <-taken:
+	case <-time.After(10 * time.Second):
 	}
 	if n := d.items(); n != 1 {
 		t.Errorf("%d items, want the one whose client went away after it was accepted", n)

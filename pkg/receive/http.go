@@ -136,6 +136,8 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ref != nil {
 		return outcome{}, ref
 	}
+	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
+	defer cancel()
 	buf := r.buffer()
 	defer r.recycle(buf)
 	held, ref := r.readBody(req, buf)
@@ -154,8 +156,6 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 		}
 		payload = *conv
 	}
-	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
-	defer cancel()
 	return r.take(ctx, sig, sender, payload)
 }
 

@@ -44,6 +44,7 @@ type door struct {
 	taken  []Batch
 	failOn error
 	hold   func() // runs in Accept before it takes
+	took   func() // and after it
 }
 
 const secret = "Bearer canary-token"
@@ -85,6 +86,9 @@ func open(t *testing.T, auth bool, change func(*Config)) *door {
 			}
 			b.Payload = bytes.Clone(b.Payload)
 			d.taken = append(d.taken, b)
+			if d.took != nil {
+				d.took()
+			}
 			return nil
 		},
 		MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
