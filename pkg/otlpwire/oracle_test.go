@@ -186,10 +186,26 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// seed starts a fuzz target from sound requests and from the rows of bad input.
+// generatorSeeds are requests of the generator's shop; generator_test.go fills them
+// in, since the generator imports this package.
+var generatorSeeds = map[Signal][][]byte{}
+
+// seed starts a fuzz target from sound requests, of the tests, of the generator
+// and after the OTLP project's examples, and from the rows of bad input.
 func seed(f *testing.F) {
 	for _, sig := range Signals {
 		f.Add(uint8(sig), marshal(f, sample(sig)))
+		if len(generatorSeeds[sig]) == 0 {
+			f.Fatalf("BUG: no seeds of the generator for %v", sig)
+		}
+		for _, p := range generatorSeeds[sig] {
+			f.Add(uint8(sig), p)
+		}
+		p, _, err := FromJSON(nil, sig, []byte(badinput.Examples()[sig.String()]), DefaultLimits)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint8(sig), p)
 	}
 	for _, row := range badinput.Rows() {
 		if row.Large {
@@ -507,6 +523,10 @@ func anyText(v *commonpb.AnyValue) string {
 func FuzzJSON(f *testing.F) {
 	for _, sig := range Signals {
 		f.Add(uint8(sig), AppendJSON(nil, sig, marshal(f, sample(sig))))
+		f.Add(uint8(sig), []byte(badinput.Examples()[sig.String()]))
+		for _, p := range generatorSeeds[sig] {
+			f.Add(uint8(sig), AppendJSON(nil, sig, p))
+		}
 	}
 	for _, row := range badinput.Rows() {
 		if row.JSON && !row.Large {
