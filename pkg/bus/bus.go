@@ -10,8 +10,9 @@
 //
 //   - A publish is done when the stream's leader has acknowledged it, with what
 //     durability the stream has. Nothing is buffered while disconnected.
-//   - A [Lane] delivers in order without a gap from its floor; where it cannot,
-//     it says so with [ErrReset] and starts again at the floor.
+//   - A [Lane] has one owner and delivers in order without a gap from its floor;
+//     where it cannot, it says so and starts again at the floor.
+//   - A [Journal] has one writer: one who has been replaced can store nothing.
 //   - The subject is the identity: [Delivery.Instance] comes from the subject
 //     that the credential allowed, never from a header or body.
 //

@@ -7,9 +7,7 @@ import (
 	"time"
 
 	"github.com/grafana/dskit/services"
-	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -74,60 +72,24 @@ func (h *Hub) Service() services.Service {
 	})
 }
 
-// Recall reads what a stream of the hub holds of a subject now, oldest first.
-func (c *Conn) Recall(ctx context.Context, stream, subject string, visit func(body []byte) error) error {
-	cons, err := c.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}})
-	if err != nil {
-		return fmt.Errorf("recall %s: %w", subject, err)
-	}
-	info, err := cons.Info(ctx)
-	if err != nil {
-		return fmt.Errorf("recall %s: %w", subject, err)
-	}
-	if info.NumPending == 0 {
-		return nil
-	}
-	it, err := cons.Messages()
-	if err != nil {
-		return fmt.Errorf("recall %s: %w", subject, err)
-	}
-	defer it.Stop()
-	for pending := info.NumPending; pending > 0; {
-		wait, cancel := context.WithTimeout(ctx, apiTimeout)
-		msg, err := it.Next(jetstream.NextContext(wait))
-		cancel()
-		if err != nil {
-			return fmt.Errorf("recall %s: %w", subject, err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return fmt.Errorf("recall %s: %w", subject, err)
-		}
-		pending = meta.NumPending
-		body, err := envelope.Decompress(msg.Data(), envelope.Encoding(msg.Headers().Get(envelope.HeaderContentEncoding)))
-		if err == nil {
-			err = visit(body)
-		}
-		if err != nil {
-			c.log.Error("message cannot be read, passed over", "subject", subject, "seq", meta.Sequence.Stream, "err", err)
-		}
-	}
-	return nil
-}
-
 // lagInterval is how often a lane's lag is asked for: seldom enough for a
 // thousand lanes on one hub.
 const lagInterval = 2 * time.Second
 
-// WatchLag keeps a lane's gauges until ctx ends.
-func WatchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, partition, backend string) {
+// watchLag keeps a lane's gauges until ctx ends.
+func watchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, partition, backend string) {
 	lag, owned := led.Lane(signal, partition, backend)
-	owned.Set(1)
-	defer owned.Set(0)
 	for goOn := true; goOn; {
 		goOn = proc.Sleep(ctx, lagInterval)
+		if !lane.Owned() {
+			owned.Set(0)
+			lag.Set(0) // its owner says it
+			continue
+		}
+		owned.Set(1)
 		if n, err := lane.Lag(context.WithoutCancel(ctx)); err == nil {
 			lag.Set(float64(n)) // once more at the end: what is left for the next owner
 		}
 	}
+	owned.Set(0)
 }

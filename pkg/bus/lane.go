@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -32,73 +33,87 @@ const (
 
 	// pinTTL is how long a silent owner keeps its pin. A partition has a new
 	// owner within 10 s of a kill -9 (issue: lanes).
-	pinTTL = 8 * time.Second
+	pinTTL = 6 * time.Second
 
 	pinGroup = "owner"
 
-	// Buffered ahead of the reader: enough to hide a round trip, little enough
-	// that 64 lanes stay within half a gigabyte.
-	laneMessages = 256
-	laneBytes    = 8 << 20
+	// claimInterval is how often a lane asks whether the owner before has let go.
+	claimInterval = 500 * time.Millisecond
 
-	// silence is how long a lane is quiet before it asks whether it missed
-	// anything.
-	silence = 10 * time.Second
+	// A lane without traffic asks the server now and then whether it is still the
+	// owner and has seen everything: often while it owes something, for then
+	// somebody waits for the answer.
+	quietOwing = time.Second
+	quietIdle  = 5 * time.Second
 
-	pullExpiry    = 5 * time.Second
-	pullHeartbeat = 2 * time.Second
+	// releaseTimeout is how long giving back a pin may take at a stop.
+	releaseTimeout = time.Second
 )
 
-// ErrReset says that the lane has gone back to its floor, because another owner
-// read in between or the connection broke: everything delivered above the floor
-// will come again and what the reader holds of it must be forgotten.
-var ErrReset = errors.New("lane reset to its floor")
-
 // Delivery is one message on loan: it comes again after a restart unless the
-// floor has passed it.
+// floor has passed it. Or, when Seq is 0, it says something about the lane.
 type Delivery struct {
-	Seq     uint64 // of the stream
+	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
-	Body    []byte // decompressed, unless the lane is raw
-	Pending uint64 // messages behind this one; 0 means caught up
+	Body    []byte    // decompressed, unless the lane is raw
+	Pending uint64    // messages behind this one
+	Stored  time.Time // by the hub's clock
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
 	Err error
-	// Reset is set, and nothing else, when [Lane.Run] has gone back to the floor:
-	// what the reader holds must be forgotten, it will come again.
-	Reset bool
+	// Claimed: this reader has become the owner of the lane, for the first time or
+	// again, and begins at its floor: what the reader holds must be forgotten,
+	// everything above the floor comes again.
+	Claimed bool
+	// CaughtUp, when not zero: the hub has said that nothing is left and that the
+	// lane is still ours, after this moment of the reader's clock.
+	CaughtUp time.Time
 }
 
 // Instance returns the last token of the subject.
 func (d Delivery) Instance() string { return d.Subject[strings.LastIndexByte(d.Subject, '.')+1:] }
 
 // Lane is one ordered reader of one partition for one backend, on a durable
-// consumer that acknowledges all messages up to one. Next and Rewind are for one
-// goroutine; Ack, Floor and Lag may be called from others.
+// consumer that acknowledges all messages up to one. Next, Run and Close are for
+// one goroutine; Ack, Floor, Lag, Owned and Forget may be called from
+// others.
 //
-// The consumer's delivery sequence starts at 1 with every reset and counts
-// every delivery to anybody. So as long as it rises by one from message to
-// message this reader has seen all of them; when it jumps, somebody else was
-// served in between, and the lane resets. The server serves one
-// reader, the pinned one, but a lane does not yet ask whose pin it is before it
-// resets: two processes must not open the same lane.
+// # One owner
+//
+// The server serves one reader, to whom it has given the pin. A lane that is
+// opened waits until nobody has it, then takes the consumer back to its floor
+// and reads on from there. Every message carries the pin, and the consumer's
+// delivery sequence, which a reset starts at 1, counts deliveries to anybody. So
+// while the pin stays and the sequence rises by one from message to message,
+// this reader has seen all of them. When one or the other changes, it claims the
+// lane again.
+//
+// An owner that was paused beyond its pin and wakes has lost the lane: Next asks
+// the server before it hands out a message when the pin was not renewed in time.
+// What such an owner acknowledges is true nevertheless, for it says only what was
+// finished.
 type Lane struct {
 	conn *Conn
 	cfg  LaneConfig
-	cons jetstream.Consumer // keeps the pin that the server has given
-	it   jetstream.MessagesContext
-	next uint64 // expected delivery sequence; 0: a reset is due
+	pull *pull // nil: the lane is to be claimed
+	pin  string
+	next uint64 // expected delivery sequence
 	// after is the stream sequence of the last message, or the floor.
-	after   uint64
-	skipped int  // messages from before the last reset
-	read    bool // something was ever delivered
+	after  uint64
+	behind int // checks in a row that saw deliveries which have not come
+	hold   context.CancelFunc
+	forget chan struct{}
 
 	mu struct {
 		sync.Mutex
 		owed  []owed // delivered and not acknowledged, by sequence
 		floor uint64
+		last  string // reply subject of the last ack
+		// held is until when nobody else can have the pin, on this process's clock.
+		held time.Time
+		lost bool
 	}
 }
 
@@ -111,17 +126,17 @@ type owed struct {
 func (c *Conn) OpenLane(ctx context.Context, cfg LaneConfig) (*Lane, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	cons, err := c.consumer(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("lane %s of %s: %w", cfg.Name, cfg.Stream, err)
+	l := &Lane{conn: c, cfg: cfg, hold: func() {}, forget: make(chan struct{}, 1)}
+	if err := l.create(ctx); err != nil {
+		return nil, l.failed(err)
 	}
-	return &Lane{conn: c, cfg: cfg, cons: cons}, nil
+	return l, nil
 }
 
-func (c *Conn) consumer(ctx context.Context, cfg LaneConfig) (jetstream.Consumer, error) {
-	return c.js.CreateOrUpdateConsumer(ctx, cfg.Stream, jetstream.ConsumerConfig{
-		Durable:        cfg.Name,
-		FilterSubject:  cfg.Filter,
+func (l *Lane) create(ctx context.Context) error {
+	_, err := l.conn.js.CreateOrUpdateConsumer(ctx, l.cfg.Stream, jetstream.ConsumerConfig{
+		Durable:        l.cfg.Name,
+		FilterSubject:  l.cfg.Filter,
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
 		AckPolicy:      jetstream.AckAllPolicy,
 		AckWait:        ackWait,
@@ -130,112 +145,248 @@ func (c *Conn) consumer(ctx context.Context, cfg LaneConfig) (jetstream.Consumer
 		PriorityGroups: []string{pinGroup},
 		PinnedTTL:      pinTTL,
 	})
+	return err
 }
 
-// Next blocks for the next message or until ctx ends. On ErrReset the caller
-// forgets and calls again. Other errors may heal; Next may be called again
-// after a pause.
+// Next blocks for the next delivery or until ctx ends. Errors may heal; Next may
+// be called again after a pause.
 func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 	for {
-		if l.next == 0 {
-			again := l.read
-			if err := l.reset(ctx); err != nil {
+		select {
+		case <-l.forget:
+			l.drop()
+		default:
+		}
+		if l.pull == nil {
+			if err := l.claim(ctx); err != nil {
 				return Delivery{}, l.failed(err)
 			}
-			if again {
-				return Delivery{}, ErrReset
+			return Delivery{Claimed: true}, nil
+		}
+		quiet := quietIdle
+		if l.owing() > 0 {
+			quiet = quietOwing
+		}
+		msg, err := l.pull.next(ctx, quiet, l.forget)
+		if err == nil && (msg == nil || l.stale()) {
+			var idle Delivery
+			if idle, err = l.check(ctx); err == nil && msg == nil {
+				if !idle.CaughtUp.IsZero() {
+					return idle, nil
+				}
+				continue
 			}
 		}
-		msg, err := l.receive(ctx)
-		if err != nil || msg == nil {
-			if ctx.Err() != nil {
-				return Delivery{}, ctx.Err()
+		if err == nil {
+			var d Delivery
+			if d, err = l.accept(msg); err == nil {
+				return d, nil
 			}
-			if err != nil {
-				return Delivery{}, l.failed(err)
-			}
-			continue
 		}
-		meta, err := msg.Metadata()
-		if err != nil {
+		if ctx.Err() != nil {
+			return Delivery{}, ctx.Err()
+		}
+		l.drop()
+		if !errors.Is(err, errPinLost) {
 			return Delivery{}, l.failed(err)
 		}
-		switch seq := meta.Sequence; {
-		case l.next == 1 && (seq.Consumer > 1 || seq.Stream <= l.after):
-			// On its way before the reset, as many as were asked for; more than
-			// that, and the first one went to somebody else.
-			if l.skipped++; l.skipped > 2*laneMessages {
-				l.next = 0
-			}
-			continue
-		case seq.Consumer != l.next || seq.Stream <= l.after:
-			l.conn.log.Info("lane interrupted, going back to its floor", "lane", l.cfg.Name, "stream", l.cfg.Stream)
-			l.next = 0
-			continue
-		}
-		l.next++
-		l.after, l.read = meta.Sequence.Stream, true
-		l.mu.Lock()
-		l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply()})
-		l.mu.Unlock()
-		return l.delivery(msg, meta), nil
+		l.conn.log.Info("lane interrupted, going back to its floor", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 	}
+}
+
+// accept takes a message when it is the next one and the pin is ours.
+func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return Delivery{}, err
+	}
+	pin := msg.Header.Get("Nats-Pin-Id")
+	if l.pin == "" && l.next == 1 {
+		l.pin, l.pull.pin = pin, pin
+		l.keep()
+	}
+	if pin != l.pin || meta.Sequence.Consumer != l.next || meta.Sequence.Stream <= l.after {
+		return Delivery{}, errPinLost
+	}
+	l.next++
+	l.after, l.behind = meta.Sequence.Stream, 0
+	l.mu.Lock()
+	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
+	l.mu.Unlock()
+	return l.delivery(msg, meta), nil
 }
 
 func (l *Lane) failed(err error) error {
 	return fmt.Errorf("lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
 }
 
-// receive returns the next message of whatever generation, or nil when there
-// was none for a while and none is missing.
-func (l *Lane) receive(ctx context.Context) (jetstream.Msg, error) {
-	wait, cancel := context.WithTimeout(ctx, silence)
+func (l *Lane) owing() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.mu.owed)
+}
+
+// stale reports whether somebody else may have the pin by now.
+func (l *Lane) stale() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.lost || (l.pin != "" && time.Now().After(l.mu.held))
+}
+
+// Owned reports whether this reader is the owner.
+func (l *Lane) Owned() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Now().Before(l.mu.held)
+}
+
+// renewed notes that the pin was ours at t.
+func (l *Lane) renewed(t time.Time, lost bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.held, l.mu.lost = t.Add(pinTTL), lost
+	if lost {
+		l.mu.held = time.Time{}
+	}
+}
+
+// keep renews the pin until drop, whether the reader reads or waits for its
+// backend.
+func (l *Lane) keep() {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.hold = cancel
+	p, pin := l.pull, l.pin
+	go func() {
+		for proc.Sleep(ctx, pinTTL/4) {
+			sent := time.Now()
+			switch err := p.hold(ctx, pin); {
+			case ctx.Err() != nil:
+			case err == nil:
+				l.renewed(sent, false)
+			case errors.Is(err, errPinLost):
+				l.renewed(sent, true)
+				return
+			}
+		}
+	}()
+}
+
+// claim waits until nobody owns the lane and takes it back to its floor.
+func (l *Lane) claim(ctx context.Context) error {
+	for waiting := false; ; {
+		info, err := l.conn.consumerInfo(ctx, l.cfg)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			// An operator has deleted it, or the stream was made anew: reading begins
+			// at the start, which repeats but does not skip.
+			l.conn.log.Warn("lane's consumer is gone, made anew", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+			err = l.create(ctx)
+			l.pin = ""
+		}
+		if err != nil {
+			return err
+		}
+		pin := pinned(info)
+		if pin == "" {
+			l.pin = ""
+		}
+		if pin == l.pin {
+			break
+		}
+		if !waiting {
+			l.conn.log.Debug("lane is owned by another, waiting", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+			waiting = true
+		}
+		if !proc.Sleep(ctx, claimInterval) {
+			return ctx.Err()
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	msg, err := l.it.Next(jetstream.NextContext(wait))
-	for errors.Is(err, jetstream.ErrNoHeartbeat) {
-		// The server is away, or somebody else has the pin. Asking again is all
-		// there is to do: should something be missed, the sequence will tell.
-		msg, err = l.it.Next(jetstream.NextContext(wait))
+	claimed := time.Now()
+	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
+	if err != nil {
+		return err
 	}
-	switch {
-	case err == nil:
-		return msg, nil
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case wait.Err() == nil:
-		l.Rewind()
-		l.it.Stop()
-		l.it = nil
-		return nil, err
+	p, err := newPull(l.conn.nc, l.cfg.Stream, l.cfg.Name, l.pin)
+	if err != nil {
+		return err
 	}
-	// Silence. What was delivered to somebody who is gone shows here only.
-	info, err := l.cons.Info(ctx)
+	l.pull, l.next, l.after, l.behind = p, 1, res.ResetSeq-1, 0
+	l.mu.Lock()
+	l.mu.owed, l.mu.floor, l.mu.last = l.mu.owed[:0], res.ResetSeq-1, ""
+	l.mu.Unlock()
+	l.renewed(claimed, false)
+	if l.pin != "" {
+		l.keep()
+	}
+	return nil
+}
+
+// consumerInfo asks the server about a lane's consumer.
+func (c *Conn) consumerInfo(ctx context.Context, cfg LaneConfig) (*jetstream.ConsumerInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	cons, err := c.js.Consumer(ctx, cfg.Stream, cfg.Name)
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	lost := info.NumAckPending > len(l.mu.owed)
-	l.mu.Unlock()
-	if lost {
-		l.Rewind()
-	}
-	return nil, nil
+	return cons.CachedInfo(), nil
 }
 
-// Run calls handle for one message after the other until ctx ends or handle
+// lag returns how many messages of the partition are not finished.
+func lag(info *jetstream.ConsumerInfo) uint64 {
+	return info.NumPending + uint64(max(info.NumAckPending, 0))
+}
+
+func pinned(info *jetstream.ConsumerInfo) string {
+	if info == nil || len(info.PriorityGroups) == 0 {
+		return ""
+	}
+	return info.PriorityGroups[0].PinnedClientID
+}
+
+// check asks the server whether the lane is ours and has seen everything.
+func (l *Lane) check(ctx context.Context) (Delivery, error) {
+	asked := time.Now()
+	info, err := l.conn.consumerInfo(ctx, l.cfg)
+	if err != nil {
+		return Delivery{}, err
+	}
+	if pinned(info) != l.pin {
+		if l.behind++; l.pin != "" || l.behind > 3 {
+			return Delivery{}, errPinLost
+		}
+		return Delivery{}, nil // ours, perhaps: its first message is on its way
+	}
+	l.renewed(asked, false)
+	if seen := l.next - 1; info.Delivered.Consumer != seen {
+		// On its way, or delivered to somebody who is gone.
+		if l.behind++; l.behind > 3 && len(l.pull.msgs) == 0 {
+			return Delivery{}, errPinLost
+		}
+		return Delivery{}, nil
+	}
+	l.mu.Lock()
+	owing, last := len(l.mu.owed), l.mu.last
+	l.mu.Unlock()
+	if info.NumAckPending > owing && last != "" {
+		_ = l.conn.nc.Publish(last, ackAll) // it was lost
+	}
+	if info.NumPending > 0 {
+		return Delivery{}, nil
+	}
+	return Delivery{CaughtUp: asked}, nil
+}
+
+// Run calls handle for one delivery after the other until ctx ends or handle
 // returns false. What breaks is tried again with growing pauses.
 func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
-	defer l.Close()
 	for attempt := 1; ; {
 		d, err := l.Next(ctx)
-		switch {
-		case err == nil:
-			attempt = 1
-		case errors.Is(err, ErrReset):
-			d = Delivery{Reset: true}
-		case ctx.Err() != nil:
-			return
-		default:
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
 			if attempt == 1 {
 				l.conn.log.Warn("lane stalls, will try again", "err", err)
 			}
@@ -245,17 +396,18 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 			attempt++
 			continue
 		}
+		attempt = 1
 		if !handle(d) {
 			return
 		}
 	}
 }
 
-func (l *Lane) delivery(msg jetstream.Msg, meta *jetstream.MsgMetadata) Delivery {
-	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject(), Pending: meta.NumPending, Body: msg.Data()}
-	h, err := envelope.ParseHeader(msg.Headers().Get)
+func (l *Lane) delivery(msg *nats.Msg, meta *nats.MsgMetadata) Delivery {
+	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Stored: meta.Timestamp, Body: msg.Data}
+	h, err := envelope.ParseHeader(msg.Header.Get)
 	if err == nil {
-		body := msg.Data()
+		body := msg.Data
 		if !l.cfg.Raw {
 			body, err = envelope.Decompress(body, h.Encoding)
 		}
@@ -265,57 +417,6 @@ func (l *Lane) delivery(msg jetstream.Msg, meta *jetstream.MsgMetadata) Delivery
 	}
 	d.Err = err
 	return d
-}
-
-// reset takes the consumer back to its floor. The iterator stays: its inbox
-// also gets what older pull requests bring, so nothing is sent to nobody.
-func (l *Lane) reset(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	if l.it == nil {
-		it, err := l.cons.Messages(
-			jetstream.PullPriorityGroup(pinGroup),
-			jetstream.PullMaxMessagesWithBytesLimit(laneMessages, laneBytes),
-			jetstream.PullExpiry(pullExpiry),
-			jetstream.PullHeartbeat(pullHeartbeat),
-		)
-		if err != nil {
-			return err
-		}
-		l.it = it
-	}
-	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
-	if err != nil && l.gone(ctx) {
-		// An operator has deleted it, or the stream was made anew: reading begins
-		// at the start, which repeats but does not skip.
-		l.conn.log.Warn("lane's consumer is gone, made anew", "lane", l.cfg.Name, "stream", l.cfg.Stream)
-		anew, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*apiTimeout)
-		defer cancel()
-		var cons jetstream.Consumer
-		if cons, err = l.conn.consumer(anew, l.cfg); err == nil {
-			l.it.Stop()
-			l.it, l.cons = nil, cons
-			return l.reset(anew)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	l.next, l.after, l.skipped = 1, res.ResetSeq-1, 0
-	l.mu.Lock()
-	l.mu.owed = l.mu.owed[:0]
-	l.mu.floor = res.ResetSeq - 1
-	l.mu.Unlock()
-	return nil
-}
-
-// gone reports whether the consumer has been deleted. A reset of it is then not
-// answered at all.
-func (l *Lane) gone(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
-	defer cancel()
-	_, err := l.cons.Info(ctx)
-	return errors.Is(err, jetstream.ErrConsumerNotFound)
 }
 
 // Ack moves the floor: everything up to seq is finished. It is sent without
@@ -328,6 +429,7 @@ func (l *Lane) Ack(seq uint64) error {
 		n++
 	}
 	if n > 0 {
+		l.mu.last = reply
 		l.mu.floor = l.mu.owed[n-1].seq
 		l.mu.owed = append(l.mu.owed[:0], l.mu.owed[n:]...)
 	}
@@ -352,24 +454,51 @@ func (l *Lane) Floor() uint64 {
 
 // Lag asks the server how many messages of the partition are not finished.
 func (l *Lane) Lag(ctx context.Context) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	cons, err := l.conn.js.Consumer(ctx, l.cfg.Stream, l.cfg.Name)
+	info, err := l.conn.consumerInfo(ctx, l.cfg)
 	if err != nil {
 		return 0, fmt.Errorf("lag of lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
 	}
-	info := cons.CachedInfo()
-	return info.NumPending + uint64(max(info.NumAckPending, 0)), nil
+	return lag(info), nil
 }
 
-// Rewind makes the next call of Next go back to the floor.
-func (l *Lane) Rewind() { l.next = 0 }
-
-// Close stops reading. What is not acknowledged comes again to the next reader.
-func (l *Lane) Close() {
-	l.Rewind()
-	if l.it != nil {
-		l.it.Stop()
-		l.it = nil
+// Forget makes the reader claim the lane again, from its floor.
+func (l *Lane) Forget() {
+	select {
+	case l.forget <- struct{}{}:
+	default: // it has been told
 	}
+}
+
+// drop stops reading. The pin stays until its time is over or Close.
+func (l *Lane) drop() {
+	l.hold()
+	if l.pull != nil {
+		l.pull.stop()
+		l.pull = nil
+	}
+}
+
+// Settled waits until everything delivered is acknowledged, or ctx ends.
+func (l *Lane) Settled(ctx context.Context) {
+	proc.Until(ctx, func() bool { return l.owing() == 0 })
+}
+
+// Close stops reading and gives the lane back: the next owner need not wait.
+// What is not acknowledged comes again to it.
+func (l *Lane) Close() {
+	l.drop()
+	if l.pin == "" || !l.Owned() {
+		return
+	}
+	l.renewed(time.Time{}, true)
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	s, err := l.conn.js.Stream(ctx, l.cfg.Stream)
+	if err == nil {
+		err = s.UnpinConsumer(ctx, l.cfg.Name, pinGroup)
+	}
+	if err != nil {
+		l.conn.log.Debug("pin not given back, it ends by itself", "lane", l.cfg.Name, "err", err)
+	}
+	l.pin = ""
 }

@@ -126,7 +126,28 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 			return err
 		}
 	}
-	return nil
+	_, err := c.ensureMembers(ctx, t)
+	return err
+}
+
+// ensureMembers makes the bucket of [Members]. It is in memory: what it holds is
+// written anew every second.
+func (c *Conn) ensureMembers(ctx context.Context, t Topology) (jetstream.KeyValue, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	kv, err := c.js.KeyValue(ctx, membersBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: membersBucket, Description: "who shares the lanes, a key each", TTL: memberTTL, Storage: jetstream.MemoryStorage, Replicas: t.Replicas,
+		})
+		if errors.Is(err, jetstream.ErrBucketExists) { // another process was just as early
+			kv, err = c.js.KeyValue(ctx, membersBucket)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", membersBucket, err)
+	}
+	return kv, nil
 }
 
 func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) error {

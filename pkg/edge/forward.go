@@ -98,7 +98,7 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) error {
 			}
 			// Whatever broke, the order is only certain on a new connection.
 			conn.Close()
-			lane.Rewind()
+			lane.Forget()
 		}
 		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return nil
@@ -141,11 +141,11 @@ func (f *forward) session(ctx context.Context, conn *bus.Conn, lane *bus.Lane, s
 func (f *forward) publish(ctx context.Context, conn *bus.Conn, lane *bus.Lane, sig otlpwire.Signal, flight chan<- sent) error {
 	for {
 		d, err := lane.Next(ctx)
-		if errors.Is(err, bus.ErrReset) {
-			continue // nothing is held here but what is in flight
-		}
 		if err != nil {
 			return err
+		}
+		if d.Seq == 0 {
+			continue // nothing is held here but what is in flight
 		}
 		if d.Err != nil {
 			// Only this process writes the spool: the file is damaged.

@@ -1,11 +1,13 @@
-// Package partition says which partition a trace belongs to. The function is a
-// part of the bus contract (docs/bus.md): it never changes for a stream, for
-// that would split traces.
+// Package partition says which partition a trace belongs to ([Of]) and which
+// member should own a partition ([Place]). Of is a part of the bus contract
+// (docs/bus.md): it never changes for a stream, for that would split traces. A
+// late or wrong view of the members costs Place balance, nothing else.
 //
 // # Not here
 //
 // The partition of metrics and logs: the server computes it from the instance
-// in the stream's subject transform. Which sink owns a partition.
+// in the stream's subject transform. Who the members are, and who really owns a
+// partition: package bus.
 package partition
 
 import (

@@ -42,6 +42,9 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 		w.Header().Set("Content-Type", "text/yaml; charset=utf-8")
 		_, _ = w.Write(text)
 	})
+	for path, h := range p.pages {
+		mux.Handle("GET "+path, h)
+	}
 	if cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

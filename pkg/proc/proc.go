@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -85,6 +86,19 @@ type Process struct {
 	Registry *prometheus.Registry
 	Ledger   *ledger.Ledger
 	Settings Settings
+
+	pages map[string]http.Handler
+}
+
+// Page adds a page to the admin server; the first under a path stays.
+func (p *Process) Page(path string, h http.Handler) {
+	if _, taken := p.pages[path]; taken {
+		return
+	}
+	if p.pages == nil {
+		p.pages = map[string]http.Handler{}
+	}
+	p.pages[path] = h
 }
 
 // Stage is a service with the name that it has on /services.

@@ -23,13 +23,14 @@ import (
 // its way while the next is gathered, so that order is kept and a round trip
 // does not cost throughput.
 type route struct {
-	cfg    Config
-	hub    *bus.Hub
-	led    *ledger.Ledger
-	log    *slog.Logger
-	inputs chan input
-	idBase string
-	seq    uint64
+	cfg     Config
+	hub     *bus.Hub
+	led     *ledger.Ledger
+	log     *slog.Logger
+	members *bus.Members
+	inputs  chan input
+	idBase  string
+	seq     uint64
 }
 
 // input is one message of TRACES.
@@ -43,61 +44,44 @@ type input struct {
 const inputsAhead = 64
 
 func newRoute(cfg Config, h *bus.Hub, led *ledger.Ledger, log *slog.Logger) *route {
-	return &route{cfg: cfg, hub: h, led: led, log: log.With("component", "route"), inputs: make(chan input, inputsAhead), idBase: nonce()}
+	log = log.With("component", "route")
+	return &route{
+		cfg: cfg, hub: h, led: led, log: log, members: bus.NewMembers(h, "router", cfg.Member, led, log),
+		inputs: make(chan input, inputsAhead), idBase: nonce(),
+	}
 }
 
 func (r *route) service() services.Service {
-	var lanes []*bus.Lane
-	start := func(ctx context.Context) error {
+	return services.NewBasicService(nil, func(ctx context.Context) error {
+		var shared []bus.Shared
 		for p := range r.cfg.Streams.Partitions {
-			lane, err := r.hub.Conn.OpenLane(ctx, bus.LaneConfig{
+			shared = append(shared, bus.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
 				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: "router-" + strconv.Itoa(p),
-			})
-			if err != nil {
-				return err
-			}
-			lanes = append(lanes, lane)
+			}})
 		}
-		return nil
-	}
-	run := func(ctx context.Context) error {
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))
 		defer stop()
-		var wg sync.WaitGroup
-		for p, lane := range lanes {
-			wg.Go(func() { r.read(work, lane) })
-			wg.Go(func() { bus.WatchLag(work, lane, r.led, "traces", strconv.Itoa(p), "router") })
-		}
-		wg.Go(func() { r.run(work) })
+		reading, leave := context.WithCancel(work)
+		defer leave()
+		var readers, sender sync.WaitGroup
+		readers.Go(func() { r.members.Run(reading, shared) })
+		sender.Go(func() { r.run(work) })
 		<-ctx.Done()
-		r.drain(work, lanes)
+		r.members.Drain(work, r.cfg.Drain, func(bus.Shared) bool { return true })
+		leave()
+		readers.Wait()
 		stop()
-		wg.Wait()
+		sender.Wait()
 		return nil
-	}
-	return services.NewBasicService(start, run, nil)
+	}, nil)
 }
 
-// drain waits until the lanes have nothing left, for a while. What is left
-// stays in TRACES.
-func (r *route) drain(ctx context.Context, lanes []*bus.Lane) {
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.Drain)
-	defer cancel()
-	proc.Until(ctx, func() bool {
-		for _, l := range lanes {
-			if n, err := l.Lag(ctx); err == nil && n > 0 {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// read hands a lane's messages on until ctx ends. A message that comes again
-// after a reset makes duplicates, no more.
+// read hands a lane's messages on until ctx ends, and gives the lane back when
+// they are settled. A message that comes again makes duplicates, no more.
 func (r *route) read(ctx context.Context, lane *bus.Lane) {
+	defer lane.Close()
 	lane.Run(ctx, func(d bus.Delivery) bool {
-		if d.Reset {
+		if d.Seq == 0 {
 			return true
 		}
 		select {
@@ -107,6 +91,9 @@ func (r *route) read(ctx context.Context, lane *bus.Lane) {
 			return false
 		}
 	})
+	finish, stop := bus.Finish(ctx)
+	defer stop()
+	lane.Settled(finish)
 }
 
 // batch is what goes out together: the inputs and what was made of them.

@@ -36,11 +36,14 @@ import (
 type Config struct {
 	proc.Config `yaml:",inline"`
 
-	Hub      bus.Config    `yaml:"hub"`
-	Streams  bus.Topology  `yaml:"streams"`
-	Gateway  GatewayConfig `yaml:"gateway"`
+	Hub     bus.Config    `yaml:"hub"`
+	Streams bus.Topology  `yaml:"streams"`
+	Gateway GatewayConfig `yaml:"gateway"`
+	// Member is this process's name among the routers that share the partitions;
+	// unique. Default: the host's name with something random behind.
+	Member   string        `yaml:"member"`
 	Linger   time.Duration `yaml:"linger"`          // how long spans wait for others of their partition
-	Drain    time.Duration `yaml:"drain_timeout"`   // how long a stop may take to route what is there
+	Drain    time.Duration `yaml:"drain_timeout"`   // how long a stop may take to route what is there, when no other router takes over
 	MaxBatch proc.Bytes    `yaml:"max_batch_bytes"` // how many bytes of spans are gathered at most
 }
 
@@ -78,7 +81,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Streams.Validate()}
+	errs := []error{c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
 		errs = append(errs, c.Gateway.Validate("gateway"))
 	}
@@ -96,6 +99,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	cfg.Hub.Name = "router"
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	rt := newRoute(cfg, hub, p.Ledger, p.Log)
+	p.Page("/partitions", rt.members.Page())
 	stages := []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}
 	if cfg.Gateway.TokensFile == "" {
 		return stages, nil

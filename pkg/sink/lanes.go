@@ -20,28 +20,22 @@ import (
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
-// lanes runs one lane per signal and partition.
+// lanes shares one lane per signal and partition with the other sinks.
 type lanes struct {
 	cfg      Config
 	policies *policy.Set
 	led      *ledger.Ledger
 	log      *slog.Logger
 	hub      *bus.Hub
-}
-
-// runner reads one lane until ctx ends.
-type runner interface {
-	run(ctx context.Context)
+	members  *bus.Members
 }
 
 func (l *lanes) service() services.Service {
 	var (
-		runners []runner
-		opened  []*bus.Lane
+		shared  []bus.Shared
 		writers []Writer
 	)
-	work, stop := context.WithCancel(context.Background())
-	start := func(ctx context.Context) error {
+	start := func(context.Context) error {
 		for _, sig := range otlpwire.Signals {
 			w, err := l.cfg.writer(sig)
 			if err != nil {
@@ -49,37 +43,23 @@ func (l *lanes) service() services.Service {
 			}
 			writers = append(writers, w)
 			for p := range l.cfg.Streams.Partitions {
-				lc := bus.LaneConfig{Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p)}
-				if sig == otlpwire.Traces {
-					lc.Stream, lc.Filter = bus.Spans, bus.SpansSubject(p)
-				}
-				lane, err := l.hub.Conn.OpenLane(ctx, lc)
-				if err != nil {
-					return err
-				}
-				opened = append(opened, lane)
-				runners = append(runners, l.runner(sig, lane, w, p))
+				shared = append(shared, l.lane(sig, w, p))
 			}
 		}
 		return nil
 	}
 	run := func(ctx context.Context) error {
+		work, stop := context.WithCancel(context.WithoutCancel(ctx))
+		defer stop()
 		var wg sync.WaitGroup
-		for i, r := range runners {
-			wg.Go(func() { r.run(work) })
-			sig := otlpwire.Signals[i/l.cfg.Streams.Partitions]
-			wg.Go(func() {
-				bus.WatchLag(work, opened[i], l.led, sig.String(), strconv.Itoa(i%l.cfg.Streams.Partitions), writers[sig].Name())
-			})
-		}
+		wg.Go(func() { l.members.Run(work, shared) })
 		<-ctx.Done()
-		l.drain(work, opened)
+		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
 		wg.Wait()
 		return nil
 	}
 	end := func(error) error {
-		stop()
 		var errs []error
 		for _, w := range writers {
 			errs = append(errs, w.Close())
@@ -89,29 +69,21 @@ func (l *lanes) service() services.Service {
 	return services.NewBasicService(start, run, end)
 }
 
-func (l *lanes) runner(sig otlpwire.Signal, lane *bus.Lane, w Writer, p int) runner {
-	d := &delivery{sig: sig, w: w, conn: l.hub.Conn, led: l.led, log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name())}
+func (l *lanes) lane(sig otlpwire.Signal, w Writer, p int) bus.Shared {
+	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
+		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p),
+	}}
+	d := &delivery{sig: sig, w: w, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led, log: l.log.With("signal", s.Signal, "partition", p, "backend", s.Backend)}
 	if sig == otlpwire.Traces {
-		return &traceLane{lane: lane, delivery: d, partition: p, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes), alive: l.hub.Conn.Connected}
-	}
-	return &directLane{lane: lane, delivery: d}
-}
-
-// drain waits until the lanes have nothing left, for a while.
-func (l *lanes) drain(ctx context.Context, opened []*bus.Lane) {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.Drain)
-	defer cancel()
-	if !l.cfg.DrainTraces {
-		opened = opened[l.cfg.Streams.Partitions:]
-	}
-	proc.Until(ctx, func() bool {
-		for _, lane := range opened {
-			if n, err := lane.Lag(ctx); err == nil && n > 0 {
-				return false
-			}
+		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
+		s.Run = func(ctx context.Context, lane *bus.Lane) {
+			t := &traceLane{lane: lane, delivery: d, partition: p, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes)}
+			t.run(ctx)
 		}
-		return true
-	})
+		return s
+	}
+	s.Run = func(ctx context.Context, lane *bus.Lane) { (&directLane{lane: lane, delivery: d}).run(ctx) }
+	return s
 }
 
 // directLane writes metrics or logs as they come, one message after the other.
@@ -122,20 +94,23 @@ type directLane struct {
 }
 
 func (l *directLane) run(ctx context.Context) {
+	defer l.lane.Close()
+	finish, stop := bus.Finish(ctx)
+	defer stop()
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
-		if d.Reset {
+		if d.Seq == 0 {
 			return true
 		}
 		err := d.Err
 		if err == nil {
 			var payload []byte
 			if payload, _, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				if !l.delivery.write(ctx, d.Instance(), payload, origin{d.Seq, d.Header.Arrival}) {
+				if !l.delivery.write(finish, d.Instance(), payload, origin{d.Seq, d.Header.Arrival}) {
 					return false
 				}
 			}
 		}
-		if err != nil && !l.delivery.undecodable(ctx, d, err) {
+		if err != nil && !l.delivery.undecodable(finish, d, err) {
 			return false
 		}
 		if err := l.lane.Ack(d.Seq); err != nil {
@@ -149,7 +124,7 @@ func (l *directLane) run(ctx context.Context) {
 type delivery struct {
 	sig  otlpwire.Signal
 	w    Writer
-	conn *bus.Conn
+	conn func() *bus.Conn // there once the hub's stage has started
 	led  *ledger.Ledger
 	log  *slog.Logger
 }
@@ -216,7 +191,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 }
 
 func (d *delivery) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
-	ok := proc.Retry(ctx, d.log, "store a dead letter", func() error { return d.conn.DeadLetter(ctx, d.sig, instance, m) })
+	ok := proc.Retry(ctx, d.log, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
 		d.led.Of(d.sig).Dead(reason).Add(float64(items))
 	}

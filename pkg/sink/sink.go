@@ -11,10 +11,12 @@
 //   - Per instance and signal items reach the backend in the order in which
 //     they arrived at its edge; a retry blocks its own lane only.
 //   - One request to a backend holds items of one instance.
+//   - Sinks share the partitions: each has one owner, and a new one when that one
+//     stops or dies. The new one follows what the old one has recorded.
 //
 // # Not here
 //
-// Which sink owns which partition: so far one process owns them all.
+// Who the owner is: bus.Members and bus.Lane.
 package sink
 
 import (
@@ -45,7 +47,11 @@ type Config struct {
 	Prometheus remotewrite.Config `yaml:"prometheus"`
 	Loki       loki.Config        `yaml:"loki"`
 	File       file.Config        `yaml:"file"`
-	// Drain is how long a stop may wait for backends to take what is there.
+	// Member is this process's name among the sinks that share the partitions;
+	// unique. Default: the host's name with something random behind.
+	Member string `yaml:"member"`
+	// Drain is how long a stop may wait for backends to take what is there, when
+	// there is no other sink to take over.
 	Drain time.Duration `yaml:"drain_timeout"`
 
 	// DrainTraces makes a stop wait for the decisions, too. Without it traces
@@ -90,7 +96,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once, also those in the policies.
 func (c *Config) Validate() error {
-	errs := []error{c.Streams.Validate()}
+	errs := []error{c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Sampling.MaxBytes < 1<<20 {
 		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 1MiB", c.Sampling.MaxBytes))
 	}
@@ -166,6 +172,9 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	}
 	cfg.Hub.Name = "sink"
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
-	ls := &lanes{cfg: cfg, policies: policies, hub: hub, led: p.Ledger, log: p.Log.With("component", "sink")}
+	log := p.Log.With("component", "sink")
+	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
+	p.Page("/partitions", members.Page())
+	ls := &lanes{cfg: cfg, policies: policies, hub: hub, members: members, led: p.Ledger, log: log}
 	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

@@ -67,7 +67,7 @@ func testDelivery(t *testing.T, w Writer) (*delivery, *bus.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	return &delivery{sig: otlpwire.Logs, w: w, conn: conn, led: ledger.New(prometheus.NewRegistry()), log: quiet}, conn
+	return &delivery{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet}, conn
 }
 
 func lines(t *testing.T, texts ...string) []byte {
@@ -112,6 +112,9 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lane.Close()
+	if d, err := lane.Next(t.Context()); err != nil || !d.Claimed {
+		t.Fatalf("%+v, %v", d, err)
+	}
 	dead, err := lane.Next(t.Context())
 	if err != nil || dead.Subject != "dead.logs.as-1" || dead.Header.Items != 1 || !bytes.Contains(dead.Body, []byte("poison")) {
 		t.Errorf("dead letter %+v, %v", dead, err)

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -23,15 +24,14 @@ type traceLane struct {
 	delivery *delivery
 	policies *policy.Set
 	maxBytes int
-	alive    func() bool // the hub answers
 
 	partition int
-	sampler   *sample.Sampler
+	sampler   *sample.Sampler     // nil: waiting for the lane to be claimed
+	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
-	last      time.Time           // of the last message
-	behind    bool                // messages were waiting behind the last one
+	now       sample.Moment
 }
 
 const (
@@ -49,8 +49,10 @@ const (
 )
 
 func (l *traceLane) run(ctx context.Context) {
+	defer l.lane.Close()
 	deliveries := make(chan bus.Delivery, 16) // hides the hand-over between the goroutines
 	var wg sync.WaitGroup
+	defer wg.Wait()
 	wg.Go(func() {
 		l.lane.Run(ctx, func(d bus.Delivery) bool {
 			select {
@@ -61,78 +63,97 @@ func (l *traceLane) run(ctx context.Context) {
 			}
 		})
 	})
-	defer wg.Wait()
-	if !l.forget(ctx) {
-		return
-	}
+	finish, stop := bus.Finish(ctx) // what is decided when ctx ends is still sent
+	defer stop()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	heldTraces, heldBytes := l.delivery.led.Sampler(strconv.Itoa(l.partition))
+	defer heldTraces.Set(0)
+	defer heldBytes.Set(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case d := <-deliveries:
-			if !l.take(ctx, d) {
+			if !l.take(finish, d) {
 				return
 			}
 			// Gather what is waiting before anything is sent.
-			if len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions {
+			if len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions && ctx.Err() == nil {
 				continue
 			}
-		case now := <-clock.C:
-			// Caught up: what is silent may be moved on, however busy others are.
-			if !l.behind && len(deliveries) == 0 && l.alive() {
-				l.note(l.sampler.Idle(now))
+		case <-clock.C:
+			if l.sampler == nil {
+				continue
 			}
+			l.note(l.sampler.Idle(l.now))
 			traces, bytes := l.sampler.Held()
 			heldTraces.Set(float64(traces))
 			heldBytes.Set(float64(bytes))
 		}
-		if !l.flush(ctx) {
+		if !l.flush(finish) {
 			return
 		}
 	}
 }
 
-// forget starts anew at the floor: everything above it comes again, and follows
-// the decisions that were recorded. It returns false when ctx ended first.
-func (l *traceLane) forget(ctx context.Context) bool {
+// claim starts anew at the floor: everything above it comes again, and follows
+// the decisions that were recorded. From now on no owner before can record any.
+// It returns false when ctx ended first.
+func (l *traceLane) claim(ctx context.Context) bool {
 	l.decisions, l.exports, l.bytes = l.decisions[:0], l.exports[:0], 0
-	ok := proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() error {
-		l.sampler = sample.New(l.policies, l.maxBytes)
-		return l.delivery.conn.Recall(ctx, bus.Decisions, bus.DecisionsSubject(l.partition), func(body []byte) error {
+	l.now = sample.Moment{Read: time.Now()}
+	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
+		sampler := sample.New(l.policies, l.maxBytes)
+		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), func(body []byte) error {
 			for len(body) > 0 {
 				d, rest, err := envelope.NextDecision(body)
 				if err != nil {
 					return err
 				}
-				l.sampler.Remember(d)
+				sampler.Remember(d)
 				body = rest
 			}
 			return nil
 		})
+		if err == nil {
+			l.sampler = sampler
+		}
+		return err
 	})
-	l.last, l.behind = time.Now(), true
-	return ok
+}
+
+func (l *traceLane) decisionsMessage(items int) bus.Message {
+	return bus.Message{Subject: bus.DecisionsSubject(l.partition), Header: envelope.Header{
+		ContentType: envelope.ContentTypeDecisions, Items: items, Arrival: time.Now().UnixNano(),
+	}}
 }
 
 // record makes the decisions durable: before the first span of a kept trace is
-// sent, and before the floor passes a span of one that was not.
+// sent, and before the floor passes a span of one that was not. It returns false
+// when ctx ended first, or another owner has come: then nothing may be sent.
 func (l *traceLane) record(ctx context.Context) bool {
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
-		msg := bus.Message{Subject: bus.DecisionsSubject(l.partition), Header: envelope.Header{
-			ContentType: envelope.ContentTypeDecisions, Items: len(chunk), Arrival: l.last.UnixNano(),
-		}}
 		var body []byte
 		for _, d := range chunk {
 			body = envelope.AppendDecision(body, d)
 		}
+		msg := l.journal.Entry(l.decisionsMessage(len(chunk)))
 		msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
+		superseded := false
 		if !proc.Retry(ctx, l.delivery.log, "record decisions", func() error {
-			_, err := l.delivery.conn.Publish(ctx, msg)
+			err := l.journal.Append(ctx, msg)
+			if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
+				return nil
+			}
 			return err
 		}) {
+			return false
+		}
+		if superseded {
+			l.delivery.log.Info("another sink has taken the partition over, its decisions count")
+			l.sampler = nil
+			l.lane.Forget()
 			return false
 		}
 	}
@@ -142,10 +163,20 @@ func (l *traceLane) record(ctx context.Context) bool {
 
 // take hands one message to the sampler.
 func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
-	if d.Reset {
-		return l.forget(ctx)
+	switch {
+	case d.Claimed:
+		return l.claim(ctx)
+	case l.sampler == nil:
+		return true // from before the claim
+	case d.Seq == 0:
+		l.now.Stored = l.now.Stored.Add(max(d.CaughtUp.Sub(l.now.Read), 0))
+		l.now.Read = d.CaughtUp
+		return true
 	}
-	l.last, l.behind = time.Now(), d.Pending > 0
+	l.now.Read = time.Now()
+	if d.Stored.After(l.now.Stored) {
+		l.now.Stored = d.Stored
+	}
 	err := d.Err
 	for body := d.Body; err == nil && len(body) > 0; {
 		var f envelope.Frame
@@ -153,7 +184,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 			break
 		}
 		var out sample.Output
-		if out, err = l.sampler.Add(d.Seq, l.last, f); err == nil {
+		if out, err = l.sampler.Add(d.Seq, l.now, f); err == nil {
 			l.note(out)
 		}
 	}
@@ -187,8 +218,11 @@ func (l *traceLane) note(out sample.Output) {
 // flush records what was decided, exports it, one instance a request, in the
 // order of decision, and moves the floor.
 func (l *traceLane) flush(ctx context.Context) bool {
+	if l.sampler == nil {
+		return true
+	}
 	if !l.record(ctx) {
-		return false
+		return ctx.Err() == nil
 	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]

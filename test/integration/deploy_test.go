@@ -11,10 +11,12 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/test/backend"
@@ -99,18 +101,28 @@ func TestDeployedServer(t *testing.T) {
 	readOne(t, sink, bus.Stream(otlpwire.Logs), otlpwire.Logs, "sink")
 
 	// The sink records and recalls decisions with its own permissions.
-	for i := range 3 {
-		if _, err := sink.Publish(t.Context(), bus.Message{Subject: bus.DecisionsSubject(1), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Items: 1, Arrival: 1}, Body: []byte{byte(i)}}); err != nil {
+	mark := bus.Message{Subject: bus.DecisionsSubject(1), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}
+	recalled := ""
+	for range 2 {
+		journal, err := sink.TakeJournal(t.Context(), bus.Decisions, mark, func(b []byte) error { recalled += string(b); return nil })
+		if err != nil {
 			t.Fatal(err)
 		}
+		for _, text := range []string{"a", "b"} {
+			entry := mark
+			entry.Body = []byte(text)
+			if err := journal.Append(t.Context(), journal.Entry(entry)); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	recalled := ""
-	if err := sink.Recall(t.Context(), bus.Decisions, bus.DecisionsSubject(1), func(b []byte) error { recalled += fmt.Sprint(b); return nil }); err != nil || recalled != "[0][1][2]" {
-		t.Errorf("recalled %s, %v", recalled, err)
+	if recalled != "ab" {
+		t.Errorf("recalled %q", recalled)
 	}
-	if err := sink.Recall(t.Context(), bus.Decisions, bus.DecisionsSubject(0), func([]byte) error { t.Error("something of nothing"); return nil }); err != nil {
-		t.Error(err)
-	}
+
+	// Routers and sinks see each other, and give their lanes back.
+	shareOne(t, router, "router", bus.Stream(otlpwire.Traces), otlpwire.Traces)
+	shareOne(t, sink, "sink", bus.Stream(otlpwire.Logs), otlpwire.Logs)
 
 	nc, err := nats.Connect(s.ClientURL(), nats.UserInfo("edge-as-1", password), nats.CustomInboxPrefix("_INBOX_as-1"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
@@ -121,7 +133,7 @@ func TestDeployedServer(t *testing.T) {
 		"otlp.traces.as-2", "otlp.traces.*", "otlp.traces.>", "otlp.traces", "otlp.traces.as-1.x", "otlp.traces.0.as-1", "spans.0", "decisions.0", "dead.traces.as-1", "replay.job.0",
 		"$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.TRACES", "$JS.API.STREAM.DELETE.TRACES", "$JS.API.STREAM.PURGE.TRACES", "$JS.API.STREAM.MSG.GET.TRACES",
 		"$JS.API.STREAM.CREATE.MINE", "$JS.API.DIRECT.GET.TRACES", "$JS.API.DIRECT.GET.TRACES.otlp.traces.0.as-2", "$JS.API.CONSUMER.CREATE.TRACES.x", "$JS.API.CONSUMER.MSG.NEXT.TRACES.router-0",
-		"$JS.API.CONSUMER.RESET.TRACES.router-0", "$JS.API.CONSUMER.DELETE.TRACES.router-0", "$JS.ACK.TRACES.router-0.1.1.1.1.0", "$SYS.REQ.SERVER.PING", "_INBOX_router.x",
+		"$JS.API.CONSUMER.RESET.TRACES.router-0", "$JS.API.CONSUMER.DELETE.TRACES.router-0", "$JS.API.CONSUMER.UNPIN.TRACES.router-0", "$KV.MEMBERS.sink.evil", "$JS.API.STREAM.INFO.KV_MEMBERS", "$JS.ACK.TRACES.router-0.1.1.1.1.0", "$SYS.REQ.SERVER.PING", "_INBOX_router.x",
 	} {
 		if _, err := nc.Request(subject, nil, 300*time.Millisecond); !denied(nc, err) {
 			t.Errorf("a hostile edge may publish to %s: %v", subject, err)
@@ -164,7 +176,12 @@ func readOne(t *testing.T, conn *bus.Conn, stream string, sig otlpwire.Signal, n
 		if err != nil {
 			t.Fatal(err)
 		}
-		go lane.Run(ctx, func(d bus.Delivery) bool { got <- d; return false })
+		go lane.Run(ctx, func(d bus.Delivery) bool {
+			if d.Seq > 0 {
+				got <- d
+			}
+			return d.Seq == 0
+		})
 	}
 	select {
 	case d := <-got:
@@ -173,6 +190,32 @@ func readOne(t *testing.T, conn *bus.Conn, stream string, sig otlpwire.Signal, n
 		}
 	case <-ctx.Done():
 		t.Errorf("%s: nothing came", stream)
+	}
+}
+
+// shareOne lets a member own a lane, leave, and another one own it at once.
+func shareOne(t *testing.T, conn *bus.Conn, group, stream string, sig otlpwire.Signal) {
+	t.Helper()
+	log, _ := newLog(t)
+	for _, name := range []string{"first", "second"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // less than a pin lives
+		owned := false
+		bus.NewMembers(&bus.Hub{Conn: conn}, group, name, ledger.New(prometheus.NewRegistry()), log).Run(ctx, []bus.Shared{{
+			Signal: sig.String(), Backend: "test", LaneConfig: bus.LaneConfig{Stream: stream, Name: "test-0"}, Run: func(ctx context.Context, l *bus.Lane) {
+				defer l.Close()
+				l.Run(ctx, func(d bus.Delivery) bool {
+					owned = owned || d.Seq > 0
+					if owned {
+						cancel()
+					}
+					return true
+				})
+			},
+		}})
+		if !owned {
+			t.Errorf("%s %s does not own its lane: %v", group, name, ctx.Err())
+		}
+		cancel()
 	}
 }
 

@@ -4,7 +4,7 @@
 //
 //	s := sample.New(policies, maxBytes)
 //	out := s.Add(seq, now, frame) // spans in; decisions that the stream's time brought
-//	out = s.Idle(now)             // when the lane is caught up and silent
+//	out = s.Idle(now)             // now and then: instances may be silent
 //	s.Release(seq)                // for every export, once the backend has it
 //	floor := s.Floor()
 //
@@ -16,6 +16,9 @@
 // configured; the spans stamped within count. So an edge
 // that catches up after an hour is judged as if it had been live, and the same
 // stretch of an instance's stream gives the same decisions on every reading.
+//
+// The clock of an instance that is silent moves on with a [Moment], in which
+// nothing of it can be left behind.
 //
 // # Promises
 //
@@ -102,7 +105,7 @@ type instance struct {
 	name    string
 	clock   int64 // highest arrival, in Unix nanoseconds of the edge
 	arrival int64 // of the last frame
-	seen    time.Time
+	seen    Moment
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
 	budgets policy.Budgets
@@ -118,6 +121,19 @@ type trace struct {
 	size   int // as a payload
 	pieces []otlpwire.Fragment
 	ids    spanSet
+}
+
+// Moment is how far a reader has come, on two clocks that are never compared: its
+// own, and that of the log it reads, which is when the last message read was
+// stored. While it lags, the log's clock stands; while it reads a backlog, its own
+// does. Both must have moved on past an instance's last spans before it counts as
+// silent, so that neither a slow reader nor a step of the log's clock decides
+// about a trace whose spans are still to be read.
+type Moment struct{ Read, Stored time.Time }
+
+// since returns how long the shorter of the two clocks has run since m.
+func (n Moment) since(m Moment) time.Duration {
+	return min(n.Read.Sub(m.Read), n.Stored.Sub(m.Stored))
 }
 
 // idleGrace is how long an instance must be silent before wall time moves its
@@ -136,9 +152,9 @@ func New(policies *policy.Set, maxBytes int) *Sampler {
 	}
 }
 
-// Add takes the spans of one frame of message seq. now is the reader's clock,
-// used only by Idle. Frames come in the order of seq; a message may have many.
-func (s *Sampler) Add(seq uint64, now time.Time, f envelope.Frame) (out Output, err error) {
+// Add takes the spans of one frame of message seq. now matters to Idle only.
+// Frames come in the order of seq; a message may have many.
+func (s *Sampler) Add(seq uint64, now Moment, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
 	in := s.instances[f.Instance]
 	if in == nil {
@@ -309,13 +325,12 @@ func (s *Sampler) decideOldest(out *Output) bool {
 	return true
 }
 
-// Idle moves the clocks of silent instances on by the time that has passed on
-// the reader's clock since their last frame. The caller must know that the lane
-// is caught up: otherwise a trace would be decided on half its spans.
-func (s *Sampler) Idle(now time.Time) (out Output) {
+// Idle moves the clocks of silent instances on by the time that has passed since
+// their last frame. Everything stored before now.Stored must have been added.
+func (s *Sampler) Idle(now Moment) (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
-		silent := now.Sub(in.seen)
+		silent := now.since(in.seen)
 		if silent < idleGrace {
 			continue
 		}

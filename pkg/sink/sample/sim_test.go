@@ -166,7 +166,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 	}
 	for seq := w.floor + 1; seq <= uint64(len(w.log)); seq++ {
 		for _, f := range w.log[seq-1] {
-			o, err := s.Add(seq, simBase, f)
+			o, err := s.Add(seq, both(simBase), f)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +176,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 			return true
 		}
 	}
-	note(s.Idle(simBase.Add(time.Hour)))
+	note(s.Idle(both(simBase.Add(time.Hour))))
 	return !flush()
 }
 

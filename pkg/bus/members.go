@@ -1,0 +1,376 @@
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Members is the group of processes that share the lanes of a role. Each keeps a
+// key of its own alive in the hub's KV bucket MEMBERS, <group>.<name>, and watches
+// those of the others. A wrong or late view costs balance, never correctness: who
+// owns a lane is the pin's business.
+//
+// Time is this process's own: a member is gone when its key was not renewed for
+// memberTTL since it was last seen to be. While a member's own renewals do not come
+// back, it is cut off itself, and nobody is taken for gone.
+type Members struct {
+	hub   *Hub
+	group string
+	self  string
+	led   *ledger.Ledger
+	log   *slog.Logger
+
+	mu   sync.Mutex
+	seen map[string]sighting // by name
+	runs []*run              // the lanes, in the order given
+}
+
+// Member is what a member says about itself.
+type Member struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Since   time.Time `json:"since"` // by its own clock
+	Owns    []string  `json:"owns"`  // lanes, as <stream>/<consumer>
+}
+
+type sighting struct {
+	Member
+	at time.Time
+}
+
+// Shared is a lane that the members of a group share.
+type Shared struct {
+	LaneConfig
+	Signal    string
+	Partition int
+	Backend   string
+	// Run reads the lane until ctx ends, finishes what it can within
+	// [HandOver], and closes it.
+	Run func(ctx context.Context, lane *Lane)
+}
+
+func (s Shared) id() string { return s.Stream + "/" + s.Name }
+
+// run is a lane and what goes on here with it.
+type run struct {
+	Shared
+	stop context.CancelFunc // nil: it does not run here
+	done chan struct{}
+	lane *Lane
+}
+
+const (
+	membersBucket = "MEMBERS"
+
+	// HandOver is how long a reader whose lane goes to another may finish what it
+	// has begun.
+	HandOver = 1500 * time.Millisecond
+
+	renewInterval = time.Second
+	memberTTL     = 5 * time.Second
+)
+
+// NewMembers returns the group; name is this process's, unique in the group.
+// Without a name it is the host's with something random behind.
+func NewMembers(hub *Hub, group, name string, led *ledger.Ledger, log *slog.Logger) *Members {
+	if name == "" {
+		host, _ := os.Hostname()
+		name = unfit.ReplaceAllString(host, "-") + "-" + strings.ToLower(rand.Text()[:6])
+	}
+	return &Members{hub: hub, group: group, self: name, led: led, log: log.With("member", name), seen: map[string]sighting{}}
+}
+
+var unfit = regexp.MustCompile(`[^A-Za-z0-9_-]`)
+
+// CheckName reports whether a name can stand in a key of the bucket. Empty is
+// fine.
+func CheckName(name string) error {
+	if len(name) > 128 || unfit.MatchString(name) {
+		return fmt.Errorf("member is %q, want up to 128 letters, digits, - and _", name)
+	}
+	return nil
+}
+
+// Run runs the lanes that are placed here until ctx ends; then it leaves, so that
+// others take over at once, and waits until all are closed.
+func (m *Members) Run(ctx context.Context, lanes []Shared) {
+	m.mu.Lock()
+	for _, l := range lanes {
+		m.runs = append(m.runs, &run{Shared: l})
+	}
+	m.mu.Unlock()
+	// Lanes end one by one, by place; not all at once with ctx.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	since := time.Now()
+	for ctx.Err() == nil {
+		if err := m.watch(ctx, work, since); ctx.Err() == nil {
+			m.log.Warn("members cannot be watched, will try again", "err", err)
+			proc.Sleep(ctx, renewInterval)
+		}
+	}
+	if kv, err := m.bucket(work); err == nil {
+		_ = kv.Delete(work, m.key())
+	}
+	stop()
+	for _, r := range m.runs {
+		if r.done != nil {
+			<-r.done
+		}
+	}
+}
+
+func (m *Members) key() string { return m.group + "." + m.self }
+
+// bucket finds the bucket, or makes it: a hub that was restarted has forgotten it.
+func (m *Members) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+	return m.hub.Conn.ensureMembers(ctx, m.hub.topology)
+}
+
+// watch keeps the key alive, follows those of the others and places lanes, until
+// ctx ends or the watch turns out to be deaf.
+func (m *Members) watch(ctx, work context.Context, since time.Time) error {
+	kv, err := m.bucket(ctx)
+	if err != nil {
+		return err
+	}
+	w, err := kv.Watch(ctx, m.group+".*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Stop() }()
+	renew := time.NewTicker(renewInterval)
+	defer renew.Stop()
+	started, complete := time.Now(), false
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return errors.New("the watch has ended")
+			case e == nil:
+				complete = true // all that was there before has been seen
+				m.renew(ctx, kv, since)
+			default:
+				m.note(e)
+			}
+		case <-renew.C:
+			m.renew(ctx, kv, since)
+		case <-ctx.Done():
+			return nil
+		}
+		if !complete {
+			continue
+		}
+		if at := m.sight(m.self); time.Since(maxTime(at, started)) > memberTTL {
+			return errors.New("our own renewals do not come back")
+		} else if time.Since(at) < memberTTL {
+			m.expire()
+		}
+		m.place(work)
+	}
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (m *Members) sight(name string) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[name].at
+}
+
+// renew writes this member's key.
+func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, renewInterval)
+	defer cancel()
+	me := Member{Name: m.self, Version: proc.Version, Since: since.Truncate(time.Second)}
+	m.mu.Lock()
+	for _, r := range m.runs {
+		if r.lane != nil && r.lane.Owned() {
+			me.Owns = append(me.Owns, r.id())
+		}
+	}
+	m.mu.Unlock()
+	value, _ := json.Marshal(me) // cannot fail
+	if _, err := kv.Put(ctx, m.key(), value); err != nil {
+		m.log.Debug("membership not renewed", "err", err)
+	}
+}
+
+func (m *Members) note(e jetstream.KeyValueEntry) {
+	name := strings.TrimPrefix(e.Key(), m.group+".")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e.Operation() != jetstream.KeyValuePut {
+		delete(m.seen, name)
+		return
+	}
+	s := sighting{at: time.Now()}
+	if json.Unmarshal(e.Value(), &s.Member) == nil {
+		s.Name = name
+		m.seen[name] = s
+	}
+}
+
+func (m *Members) expire() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, s := range m.seen {
+		if time.Since(s.at) > memberTTL {
+			m.log.Warn("member is gone: its key was not renewed", "member", name)
+			delete(m.seen, name)
+		}
+	}
+}
+
+// place starts and stops lanes as the members at hand ask for.
+func (m *Members) place(work context.Context) {
+	owners := m.owners()
+	for _, r := range m.runs {
+		select {
+		case <-r.done: // has ended; a nil channel never does
+			r.done = nil
+		default:
+		}
+		switch mine := owners[r.Stream][r.Partition] == m.self; {
+		case mine && r.done == nil:
+			ctx, stop := context.WithCancel(work)
+			r.stop, r.done = stop, make(chan struct{})
+			go m.runLane(ctx, r, r.done)
+		case !mine && r.stop != nil:
+			r.stop()
+			r.stop = nil
+		}
+	}
+}
+
+// owners places every stream's partitions; this process always counts as a member.
+func (m *Members) owners() map[string][]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := append(slices.Collect(maps.Keys(m.seen)), m.self)
+	partitions := map[string]int{}
+	for _, r := range m.runs {
+		partitions[r.Stream] = max(partitions[r.Stream], r.Partition+1)
+	}
+	owners := map[string][]string{}
+	for stream, n := range partitions {
+		owners[stream] = partition.Place(stream, n, names)
+	}
+	return owners
+}
+
+func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
+	defer close(done)
+	var lane *Lane
+	if !proc.Retry(ctx, m.log, "open lane "+r.id(), func() (err error) {
+		lane, err = m.hub.Conn.OpenLane(ctx, r.LaneConfig)
+		return err
+	}) {
+		return
+	}
+	m.mu.Lock()
+	r.lane = lane
+	m.mu.Unlock()
+	var watch sync.WaitGroup
+	watch.Go(func() { watchLag(ctx, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
+	r.Run(ctx, lane)
+	watch.Wait()
+	m.mu.Lock()
+	r.lane = nil
+	m.mu.Unlock()
+}
+
+// Finish returns a context that ends [HandOver] after ctx has: for what a reader has
+// begun when its lane goes to another.
+func Finish(ctx context.Context) (context.Context, context.CancelFunc) {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() {
+		if proc.Sleep(work, HandOver) {
+			stop()
+		}
+	})
+	return work, func() { unhook(); stop() }
+}
+
+// Drain waits until the lanes have nothing left, for at most d. It returns at once
+// when there are others who take over.
+func (m *Members) Drain(ctx context.Context, d time.Duration, counts func(Shared) bool) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	proc.Until(ctx, func() bool {
+		if !m.Alone() {
+			return true
+		}
+		for _, lane := range m.lanes(counts) {
+			if n, err := lane.Lag(ctx); err == nil && n > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// lanes returns those that are open here.
+func (m *Members) lanes(counts func(Shared) bool) (lanes []*Lane) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.runs {
+		if r.lane != nil && counts(r.Shared) {
+			lanes = append(lanes, r.lane)
+		}
+	}
+	return lanes
+}
+
+// Alone reports whether nobody could take the lanes over.
+func (m *Members) Alone() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, seen := m.seen[m.self]
+	return len(m.seen) == 0 || (len(m.seen) == 1 && seen)
+}
+
+// shared returns the lanes of the group.
+func (m *Members) shared() (all []Shared) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.runs {
+		all = append(all, r.Shared)
+	}
+	return all
+}
+
+// All returns the members, by name.
+func (m *Members) All() (all []Member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.seen {
+		all = append(all, s.Member)
+	}
+	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}

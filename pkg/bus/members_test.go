@@ -1,0 +1,187 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+const lanesOfTest = 8
+
+// peer is one member that reads its lanes and reports what it gets.
+type peer struct {
+	*Members
+	conn *Conn
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func startPeer(t testing.TB, b *broker.Broker, name string, got chan<- string) *peer {
+	t.Helper()
+	conn := connectTo(t, b, name)
+	m := NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, ledger.New(prometheus.NewRegistry()), quiet)
+	var lanes []Shared
+	for p := range lanesOfTest {
+		lanes = append(lanes, Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: LaneConfig{
+			Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
+		}, Run: func(ctx context.Context, l *Lane) {
+			defer l.Close()
+			l.Run(ctx, func(d Delivery) bool {
+				if d.Seq == 0 {
+					return true
+				}
+				select {
+				case got <- d.Subject + " " + string(d.Body):
+				case <-ctx.Done():
+					return false
+				}
+				return l.Ack(d.Seq) == nil
+			})
+		}})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &peer{Members: m, conn: conn, stop: cancel, done: make(chan struct{})}
+	go func() { defer close(p.done); m.Run(ctx, lanes) }()
+	t.Cleanup(func() { cancel(); <-p.done })
+	return p
+}
+
+// owned waits until the members given own all lanes, each one once and balanced,
+// as the page of the first one says.
+func owned(t testing.TB, within time.Duration, peers ...*peer) {
+	t.Helper()
+	var s Partitions
+	start := time.Now()
+	for time.Since(start) < within {
+		r := httptest.NewRequest("GET", "/partitions?format=json", nil)
+		w := httptest.NewRecorder()
+		peers[0].Page().ServeHTTP(w, r)
+		s = Partitions{}
+		if err := json.Unmarshal(w.Body.Bytes(), &s); err != nil {
+			t.Fatal(err)
+		}
+		load, good := map[string]int{}, 0
+		for _, l := range s.Lanes {
+			if len(l.Owners) == 1 && l.Owners[0] == l.Placed && l.Error == "" {
+				good++
+				load[l.Placed]++
+			}
+		}
+		balanced := true
+		for _, p := range peers {
+			balanced = balanced && load[p.self] >= lanesOfTest/len(peers) && load[p.self] <= (lanesOfTest+len(peers)-1)/len(peers)
+		}
+		if good == lanesOfTest && balanced && len(s.Members) == len(peers) {
+			t.Logf("%d members own all lanes after %v", len(peers), time.Since(start).Truncate(100*time.Millisecond))
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatalf("after %v: %+v", within, s)
+}
+
+// TestMembersShareTheLanes lets members join, stop, die and come back while
+// messages flow: every lane has an owner again soon, and no message is lost.
+func TestMembersShareTheLanes(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, lanesOfTest)
+	got := make(chan string)
+	seen := map[string]bool{}
+	ready, end := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ready)
+		for {
+			select {
+			case s := <-got:
+				seen[s] = true
+			case <-end:
+				return
+			}
+		}
+	}()
+	sent := 0
+	send := func() {
+		for range 200 {
+			m := logsMessage(fmt.Sprint("as-", sent%40), sent)
+			if err := hub.PublishAsync(m).Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	one := startPeer(t, b, "one", got)
+	send()
+	owned(t, 10*time.Second, one)
+	two, three := startPeer(t, b, "two", got), startPeer(t, b, "three", got)
+	send()
+	owned(t, 10*time.Second, one, two, three)
+	send()
+	two.stop()
+	owned(t, 5*time.Second, one, three)
+	<-two.done
+	send()
+	three.conn.nc.Close() // as after a kill -9
+	send()
+	owned(t, 12*time.Second, one)
+	four := startPeer(t, b, "four", got)
+	owned(t, 10*time.Second, one, four)
+	send()
+
+	for p := range lanesOfTest {
+		l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitLag(t, l, 0)
+	}
+	close(end)
+	<-ready
+	if len(seen) != sent {
+		t.Errorf("%d of %d messages came", len(seen), sent)
+	}
+	page := httptest.NewRecorder()
+	one.Page().ServeHTTP(page, httptest.NewRequest("GET", "/partitions", nil))
+	if text := page.Body.String(); !strings.Contains(text, "four") || !strings.Contains(text, "<title>penstock: partitions") || strings.Contains(text, "nobody yet") {
+		t.Errorf("page:\n%s", text)
+	}
+}
+
+// TestMembersOutliveTheBucket deletes the bucket under the members, as a hub does
+// that loses what it held in memory.
+func TestMembersOutliveTheBucket(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, lanesOfTest)
+	got := make(chan string, 100)
+	one, two := startPeer(t, b, "one", got), startPeer(t, b, "two", got)
+	owned(t, 10*time.Second, one, two)
+	if err := hub.js.DeleteKeyValue(t.Context(), membersBucket); err != nil {
+		t.Fatal(err)
+	}
+	one.mu.Lock()
+	clear(one.seen) // what it knows is not what we want to see
+	one.mu.Unlock()
+	owned(t, 15*time.Second, one, two)
+}
+
+func TestMemberNames(t *testing.T) {
+	for name, ok := range map[string]bool{"": true, "sink-1": true, "a.b": false, "*": false, "ä": false, strings.Repeat("x", 129): false} {
+		if (CheckName(name) == nil) != ok {
+			t.Errorf("%q: %v", name, CheckName(name))
+		}
+	}
+	if m := NewMembers(nil, "sink", "", nil, quiet); CheckName(m.self) != nil || m.self == "" {
+		t.Errorf("default name %q", m.self)
+	}
+}

@@ -1,0 +1,243 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// reader reads a lane in a goroutine of its own, as a sink does, and hands on
+// what it gets.
+type reader struct {
+	got  chan Delivery
+	lane *Lane
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func startReader(t testing.TB, c *Conn) *reader {
+	t.Helper()
+	l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &reader{got: make(chan Delivery), lane: l, stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		defer l.Close()
+		l.Run(ctx, func(d Delivery) bool {
+			select {
+			case r.got <- d:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-r.done })
+	return r
+}
+
+// claimed waits until the reader owns the lane.
+func (r *reader) claimed(t testing.TB, within time.Duration) {
+	t.Helper()
+	for timeout := time.After(within); ; {
+		select {
+		case d := <-r.got:
+			if d.Claimed {
+				return
+			}
+		case <-timeout:
+			t.Fatalf("not the owner after %v", within)
+		}
+	}
+}
+
+// expect reads messages from to to, which must come next.
+func (r *reader) expect(t testing.TB, from, to int) {
+	t.Helper()
+	timeout := time.After(20 * time.Second)
+	for n := from; n < to; {
+		select {
+		case d := <-r.got:
+			if d.Claimed || (d.Seq > 0 && string(d.Body) != fmt.Sprint(n)) {
+				t.Fatalf("got %+v, want message %d", d, n)
+			}
+			if d.Seq > 0 {
+				n++
+			}
+		case <-timeout:
+			t.Fatalf("message %d does not come", n)
+		}
+	}
+}
+
+// nothing fails when the reader is told anything for a while.
+func (r *reader) nothing(t testing.TB, d time.Duration) {
+	t.Helper()
+	select {
+	case d := <-r.got:
+		t.Fatalf("a reader that is not the owner got %+v", d)
+	case <-time.After(d):
+	}
+}
+
+func connectTo(t testing.TB, b *broker.Broker, name string) *Conn {
+	t.Helper()
+	c, err := Connect(Config{Name: name, InProcess: b}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// TestOneOwnerAtATime has two readers on one lane: the second gets nothing while
+// the first lives, reads on from the floor as soon as it stops, and after its
+// death as soon as the pin has run out.
+func TestOneOwnerAtATime(t *testing.T) {
+	for name, end := range map[string]struct {
+		how    func(*reader, *Conn)
+		within time.Duration
+	}{
+		"stopped": {func(r *reader, _ *Conn) { r.stop(); <-r.done }, 2 * time.Second},
+		"killed":  {func(_ *reader, c *Conn) { c.nc.Close() }, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := testBroker(t)
+			hub := testHub(t, b, 1)
+			conn := connectTo(t, b, "first")
+			publish(t, hub, "as-1", 0, 100)
+			first := startReader(t, conn)
+			first.claimed(t, 5*time.Second)
+			first.expect(t, 0, 60)
+			second := startReader(t, connectTo(t, b, "second"))
+			second.nothing(t, pinTTL+time.Second) // the first reads nothing meanwhile, and stays the owner
+			first.expect(t, 60, 80)
+			if err := first.lane.Ack(50); err != nil {
+				t.Fatal(err)
+			}
+			waitLag(t, first.lane, 50)
+
+			start := time.Now()
+			end.how(first, conn)
+			second.claimed(t, end.within)
+			second.expect(t, 50, 100)
+			publish(t, hub, "as-1", 100, 300)
+			second.expect(t, 100, 300)
+			t.Logf("owned again after %v", time.Since(start))
+		})
+	}
+}
+
+// TestPausedOwnerHasLostTheLane stops an owner's renewals as SIGSTOP does, with
+// messages in its buffer: when it wakes it hands out none of them.
+func TestPausedOwnerHasLostTheLane(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, 1)
+	publish(t, hub, "as-1", 0, 100)
+	paused := startReader(t, connectTo(t, b, "paused"))
+	paused.claimed(t, 5*time.Second)
+	paused.expect(t, 0, 10)
+	paused.lane.hold() // one delivery waits to be handed over, the others are in the buffer
+
+	next := startReader(t, connectTo(t, b, "next"))
+	next.claimed(t, pinTTL+2*time.Second)
+	next.expect(t, 0, 50)
+
+	// Awake: what was handed over before the pause may still come, no more.
+	woken := 0
+	for quiet := time.After(2 * time.Second); quiet != nil; {
+		select {
+		case d := <-paused.got:
+			if woken++; woken > 1 || string(d.Body) != "10" {
+				t.Fatalf("woken up it hands out %+v", d)
+			}
+		case <-quiet:
+			quiet = nil
+		}
+	}
+	// Its late ack is true and harms nobody.
+	if err := paused.lane.Ack(9); err != nil {
+		t.Fatal(err)
+	}
+	next.expect(t, 50, 100)
+	if err := next.lane.Ack(100); err != nil {
+		t.Fatal(err)
+	}
+	waitLag(t, next.lane, 0)
+}
+
+// TestRivalsSettle starts many readers at once: one owns the lane, and each
+// message comes to the owner in order.
+func TestRivalsSettle(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, 1)
+	all := make(chan Delivery)
+	for i := range 5 {
+		r := startReader(t, connectTo(t, b, fmt.Sprint("rival", i)))
+		go func() {
+			for {
+				select {
+				case d := <-r.got:
+					select {
+					case all <- d:
+					case <-r.done:
+						return
+					}
+				case <-r.done:
+					return
+				}
+			}
+		}()
+	}
+	publish(t, hub, "as-1", 0, 500)
+	seen := map[string]int{}
+	for timeout := time.After(30 * time.Second); len(seen) < 500; {
+		select {
+		case d := <-all:
+			if d.Seq > 0 {
+				seen[string(d.Body)]++
+			}
+		case <-timeout:
+			t.Fatalf("%d of 500 messages after 30 s", len(seen))
+		}
+	}
+	again := 0
+	for _, n := range seen {
+		again += n - 1
+	}
+	t.Logf("%d deliveries again", again)
+	if again > 5*requests*requestCount {
+		t.Errorf("%d deliveries again", again)
+	}
+}
+
+// TestCaughtUpIsSaidByTheHub wants the word only when nothing is left, and none
+// once the lane is lost.
+func TestCaughtUpIsSaidByTheHub(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, 1)
+	publish(t, hub, "as-1", 0, 3)
+	r := startReader(t, connectTo(t, b, "one"))
+	r.claimed(t, 5*time.Second)
+	r.expect(t, 0, 3)
+	asked := time.Now()
+	select {
+	case d := <-r.got:
+		if d.CaughtUp.Before(asked) {
+			t.Errorf("got %+v, want the moment of the question", d)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("never said to be caught up")
+	}
+}

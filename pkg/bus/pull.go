@@ -1,0 +1,180 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// pull is one subscription with the pull requests that fill it. The client
+// library's own iterator hides the pin and ends asynchronously, so that messages
+// go to an inbox that nobody reads; here both are under the lane's control: after
+// stop the server sends nothing more to this inbox.
+type pull struct {
+	nc      *nats.Conn
+	subject string // to ask for messages
+	sub     *nats.Subscription
+	msgs    chan *nats.Msg
+	inbox   string
+	pin     string // empty until the server has served us
+	asked   []request
+	count   int
+	active  time.Time // when the server was last heard of
+	single  bool      // a message is larger than a request may be: ask for one, of any size
+}
+
+// request is a pull request that has not ended.
+type request struct {
+	reply string
+	left  int
+}
+
+// pullRequest is the server's format (ADR-13, ADR-42).
+type pullRequest struct {
+	Batch     int           `json:"batch"`
+	MaxBytes  int           `json:"max_bytes,omitempty"`
+	Expires   time.Duration `json:"expires,omitempty"`
+	Heartbeat time.Duration `json:"idle_heartbeat,omitempty"`
+	NoWait    bool          `json:"no_wait,omitempty"`
+	Group     string        `json:"group"`
+	Pin       string        `json:"id,omitempty"`
+}
+
+const (
+	// Two requests are out at a time, so that one fills while the other is read:
+	// enough to hide a round trip, little enough that 64 lanes stay within half a
+	// gigabyte.
+	requests     = 2
+	requestCount = 128
+	requestBytes = 4 << 20
+
+	requestExpiry    = 5 * time.Second
+	requestHeartbeat = 2 * time.Second
+
+	// deaf is how long the server may be silent before the requests are taken for
+	// lost: two heartbeats.
+	deaf = 2*requestHeartbeat + time.Second
+)
+
+// errPinLost says that the server serves somebody else, or nobody.
+var errPinLost = errors.New("the pin is lost")
+
+// newPull subscribes; pin is the pin that is still ours, or empty.
+func newPull(nc *nats.Conn, stream, consumer, pin string) (*pull, error) {
+	p := &pull{nc: nc, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
+	p.msgs = make(chan *nats.Msg, requests*(requestCount+16)) // messages, and what is said about a request
+	var err error
+	p.sub, err = nc.ChanSubscribe(p.inbox+".*", p.msgs)
+	return p, err
+}
+
+// stop ends the subscription. What the server sends from now on comes on the same
+// connection behind the end of our interest: it is not sent.
+func (p *pull) stop() { _ = p.sub.Unsubscribe() }
+
+// next returns a message, or nil when none came within quiet. It ends with
+// errPinLost when the reader is to forget.
+func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan struct{}) (*nats.Msg, error) {
+	timer := time.NewTimer(quiet)
+	defer timer.Stop()
+	for {
+		if err := p.ask(); err != nil {
+			return nil, err
+		}
+		select {
+		case msg := <-p.msgs:
+			p.active = time.Now()
+			i := slices.IndexFunc(p.asked, func(r request) bool { return r.reply == msg.Subject })
+			if status := msg.Header.Get("Status"); status != "" && len(msg.Data) == 0 {
+				if err := p.told(i, status, msg); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			if i >= 0 {
+				if p.asked[i].left--; p.asked[i].left == 0 {
+					p.asked = slices.Delete(p.asked, i, i+1)
+				}
+			}
+			p.single = false
+			return msg, nil
+		case <-timer.C:
+			if time.Since(p.active) > deaf {
+				p.asked, p.active = p.asked[:0], time.Now()
+			}
+			return nil, nil
+		case <-forget:
+			return nil, errPinLost
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// ask keeps enough requests out.
+func (p *pull) ask() error {
+	for len(p.asked) < requests {
+		p.count++
+		r := request{p.inbox + "." + strconv.Itoa(p.count), requestCount}
+		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: pinGroup, Pin: p.pin}
+		if p.single {
+			r.left, body.Batch, body.MaxBytes = 1, 1, 0
+		}
+		if err := p.nc.PublishRequest(p.subject, r.reply, marshal(body)); err != nil {
+			return err
+		}
+		p.asked = append(p.asked, r)
+	}
+	return nil
+}
+
+func marshal(r pullRequest) []byte {
+	b, _ := json.Marshal(r) // cannot fail: plain fields
+	return b
+}
+
+// told takes in what the server says about request i.
+func (p *pull) told(i int, status string, msg *nats.Msg) error {
+	what := msg.Header.Get("Description")
+	switch status {
+	case "100": // heartbeat
+		return nil
+	case "423":
+		return errPinLost
+	case "408", "404", "409":
+		// It has ended: expired, complete, or the server is about to change.
+		if strings.Contains(what, "Consumer Deleted") {
+			return errors.New("the consumer was deleted")
+		}
+		if strings.Contains(what, "Exceeds MaxBytes") && i >= 0 && p.asked[i].left == requestCount {
+			p.single = true
+		}
+		if strings.Contains(what, "Leadership") || strings.Contains(what, "Shutdown") {
+			return fmt.Errorf("the server says: %s", what)
+		}
+		if i >= 0 {
+			p.asked = slices.Delete(p.asked, i, i+1)
+		}
+		return nil
+	}
+	return fmt.Errorf("the server refuses to deliver: %s %s", status, what)
+}
+
+// hold tells the server that the owner lives, also while it reads nothing: a
+// request for a message of one byte renews the pin and is never served.
+func (p *pull) hold(ctx context.Context, pin string) error {
+	ctx, cancel := context.WithTimeout(ctx, pinTTL/2)
+	defer cancel()
+	msg, err := p.nc.RequestWithContext(ctx, p.subject, marshal(pullRequest{Batch: 1, MaxBytes: 1, NoWait: true, Group: pinGroup, Pin: pin}))
+	if err == nil && msg.Header.Get("Status") == "423" {
+		err = errPinLost
+	}
+	return err
+}
