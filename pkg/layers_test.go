@@ -15,7 +15,7 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire", "pkg/badinput"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger"}, {"pkg/proc"}, {"pkg/broker"},
+	{"pkg/otlpwire", "pkg/badinput"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger"}, {"pkg/proc"}, {"pkg/broker", "pkg/planted"},
 	// the bus
 	{"pkg/bus"},
 	// stages

@@ -68,7 +68,7 @@ func feed(s *sample.Sampler, frames [][]byte) (kept int) {
 	at := time.Unix(1_790_000_000, 0)
 	for i, f := range frames {
 		at = at.Add(100 * time.Millisecond)
-		out, err := s.Add(uint64(i+1), sample.Moment{Read: at, Stored: at}, envelope.Frame{Instance: "as-1", Arrival: at.UnixNano(), Payload: f})
+		out, err := s.Add(uint64(i+1), envelope.Frame{Instance: "as-1", Arrival: at.UnixNano(), Payload: f})
 		if err != nil {
 			panic(err) // BUG: the requests are sound
 		}

@@ -74,6 +74,9 @@ func Subject(sig otlpwire.Signal, instance string) string {
 	return "otlp." + sig.String() + "." + instance
 }
 
+// RouterLane begins the names of the consumers by which routers read TRACES.
+const RouterLane = "router-"
+
 // SpansSubject returns where routers publish the spans of a partition.
 func SpansSubject(partition int) string { return "spans." + strconv.Itoa(partition) }
 

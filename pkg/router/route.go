@@ -56,7 +56,7 @@ func (r *route) service() services.Service {
 		var shared []bus.Shared
 		for p := range r.cfg.Streams.Partitions {
 			shared = append(shared, bus.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
-				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: "router-" + strconv.Itoa(p),
+				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p),
 			}})
 		}
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -28,6 +28,7 @@ type lanes struct {
 	log      *slog.Logger
 	hub      *bus.Hub
 	members  *bus.Members
+	horizon  *bus.Horizon
 }
 
 func (l *lanes) service() services.Service {
@@ -53,6 +54,7 @@ func (l *lanes) service() services.Service {
 		defer stop()
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
+		wg.Go(func() { l.horizon.Run(work) })
 		<-ctx.Done()
 		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
@@ -77,7 +79,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w Writer, p int) bus.Shared {
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
-			t := &traceLane{lane: lane, delivery: d, partition: p, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes)}
+			t := &traceLane{lane: lane, delivery: d, partition: p, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes), horizon: l.horizon}
 			t.run(ctx)
 		}
 		return s

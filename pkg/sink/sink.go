@@ -175,6 +175,6 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	log := p.Log.With("component", "sink")
 	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, policies: policies, hub: hub, members: members, led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, policies: policies, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
 	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

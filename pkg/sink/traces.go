@@ -11,6 +11,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/policy"
 	"github.com/penstock/penstock/pkg/sink/sample"
@@ -31,7 +32,8 @@ type traceLane struct {
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
-	now       sample.Moment
+	horizon   *bus.Horizon
+	mark      bus.Mark // of the horizon, not reached yet
 }
 
 const (
@@ -86,7 +88,9 @@ func (l *traceLane) run(ctx context.Context) {
 			if l.sampler == nil {
 				continue
 			}
-			l.note(l.sampler.Idle(l.now))
+			if planted.WallTime {
+				l.note(l.sampler.Idle(time.Now()))
+			}
 			traces, bytes := l.sampler.Held()
 			heldTraces.Set(float64(traces))
 			heldBytes.Set(float64(bytes))
@@ -102,7 +106,7 @@ func (l *traceLane) run(ctx context.Context) {
 // It returns false when ctx ended first.
 func (l *traceLane) claim(ctx context.Context) bool {
 	l.decisions, l.exports, l.bytes = l.decisions[:0], l.exports[:0], 0
-	l.now = sample.Moment{Read: time.Now()}
+	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
 		sampler := sample.New(l.policies, l.maxBytes)
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), func(body []byte) error {
@@ -133,6 +137,9 @@ func (l *traceLane) decisionsMessage(items int) bus.Message {
 // sent, and before the floor passes a span of one that was not. It returns false
 // when ctx ended first, or another owner has come: then nothing may be sent.
 func (l *traceLane) record(ctx context.Context) bool {
+	if planted.DecisionNotLogged {
+		l.decisions = l.decisions[:0]
+	}
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
 		var body []byte
 		for _, d := range chunk {
@@ -169,13 +176,8 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 	case l.sampler == nil:
 		return true // from before the claim
 	case d.Seq == 0:
-		l.now.Stored = l.now.Stored.Add(max(d.CaughtUp.Sub(l.now.Read), 0))
-		l.now.Read = d.CaughtUp
+		l.idle(d.CaughtUp.After(l.mark.Asked))
 		return true
-	}
-	l.now.Read = time.Now()
-	if d.Stored.After(l.now.Stored) {
-		l.now.Stored = d.Stored
 	}
 	err := d.Err
 	for body := d.Body; err == nil && len(body) > 0; {
@@ -184,14 +186,27 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 			break
 		}
 		var out sample.Output
-		if out, err = l.sampler.Add(d.Seq, l.now, f); err == nil {
+		if out, err = l.sampler.Add(d.Seq, f); err == nil {
 			l.note(out)
 		}
 	}
 	if err != nil {
 		return l.delivery.undecodable(ctx, d, err)
 	}
+	l.idle(d.Seq >= l.mark.Spans)
 	return true
+}
+
+// idle moves the clocks of silent instances on when the mark has been reached:
+// then everything that the hub had before has been added.
+func (l *traceLane) idle(reached bool) {
+	if !reached {
+		return
+	}
+	if !l.mark.Before.IsZero() {
+		l.note(l.sampler.Idle(l.mark.Before))
+	}
+	l.mark = l.horizon.Mark()
 }
 
 // note books what the sampler has brought.
@@ -210,6 +225,9 @@ func (l *traceLane) note(out sample.Output) {
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {
+		if planted.AckBeforeExport {
+			l.sampler.Release(e.Seq)
+		}
 		l.exports = append(l.exports, e)
 		l.bytes += e.Size()
 	}
@@ -223,6 +241,9 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	if !l.record(ctx) {
 		return ctx.Err() == nil
+	}
+	if planted.AckBeforeExport {
+		_ = l.lane.Ack(l.sampler.Floor())
 	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]
@@ -240,7 +261,11 @@ func (l *traceLane) flush(ctx context.Context) bool {
 		l.exports = append(l.exports[:0], l.exports[n:]...)
 	}
 	l.bytes = 0
-	if err := l.lane.Ack(l.sampler.Floor()); err != nil {
+	floor := l.sampler.Floor()
+	if planted.FloorTooHigh {
+		floor++
+	}
+	if err := l.lane.Ack(floor); err != nil {
 		l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
 	return true

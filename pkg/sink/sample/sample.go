@@ -3,9 +3,9 @@
 // clock, no logger.
 //
 //	s := sample.New(policies, maxBytes)
-//	out := s.Add(seq, now, frame) // spans in; decisions that the stream's time brought
-//	out = s.Idle(now)             // now and then: instances may be silent
-//	s.Release(seq)                // for every export, once the backend has it
+//	out := s.Add(seq, frame) // spans in; decisions that the stream's time brought
+//	out = s.Idle(now)        // now and then: instances may be silent
+//	s.Release(seq)           // for every export, once the backend has it
 //	floor := s.Floor()
 //
 // # Stream time
@@ -17,8 +17,8 @@
 // that catches up after an hour is judged as if it had been live, and the same
 // stretch of an instance's stream gives the same decisions on every reading.
 //
-// The clock of an instance that is silent moves on with a [Moment], in which
-// nothing of it can be left behind.
+// The clock of an instance that is silent moves on with the reader's, but only up
+// to moments at which nothing was left behind on the way.
 //
 // # Promises
 //
@@ -103,9 +103,10 @@ type Sampler struct {
 // instance is the state of one instance.
 type instance struct {
 	name    string
-	clock   int64 // highest arrival, in Unix nanoseconds of the edge
-	arrival int64 // of the last frame
-	seen    Moment
+	clock   int64     // highest arrival, in Unix nanoseconds of the edge
+	arrival int64     // of the last frame
+	active  bool      // since the last Idle
+	silent  time.Time // since when nothing has come, on the reader's clock
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
 	budgets policy.Budgets
@@ -123,21 +124,8 @@ type trace struct {
 	ids    spanSet
 }
 
-// Moment is how far a reader has come, on two clocks that are never compared: its
-// own, and that of the log it reads, which is when the last message read was
-// stored. While it lags, the log's clock stands; while it reads a backlog, its own
-// does. Both must have moved on past an instance's last spans before it counts as
-// silent, so that neither a slow reader nor a step of the log's clock decides
-// about a trace whose spans are still to be read.
-type Moment struct{ Read, Stored time.Time }
-
-// since returns how long the shorter of the two clocks has run since m.
-func (n Moment) since(m Moment) time.Duration {
-	return min(n.Read.Sub(m.Read), n.Stored.Sub(m.Stored))
-}
-
-// idleGrace is how long an instance must be silent before wall time moves its
-// clock: longer than a router lingers and a lane takes.
+// idleGrace is how much the clock of a silent instance stays behind: the way from
+// the edge to the hub may take so much longer for one message than for another.
 const idleGrace = time.Second
 
 // New returns an empty sampler that holds up to maxBytes of spans.
@@ -152,9 +140,9 @@ func New(policies *policy.Set, maxBytes int) *Sampler {
 	}
 }
 
-// Add takes the spans of one frame of message seq. now matters to Idle only.
-// Frames come in the order of seq; a message may have many.
-func (s *Sampler) Add(seq uint64, now Moment, f envelope.Frame) (out Output, err error) {
+// Add takes the spans of one frame of message seq. Frames come in the order of seq;
+// a message may have many.
+func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
 	in := s.instances[f.Instance]
 	if in == nil {
@@ -162,7 +150,7 @@ func (s *Sampler) Add(seq uint64, now Moment, f envelope.Frame) (out Output, err
 		delete(s.restored, f.Instance)
 		s.instances[f.Instance] = in
 	}
-	in.seen, in.arrival = now, f.Arrival
+	in.active, in.arrival = true, f.Arrival
 	in.clock = max(in.clock, f.Arrival)
 	s.advance(in, &out) // windows that this arrival has passed close without it
 
@@ -325,18 +313,19 @@ func (s *Sampler) decideOldest(out *Output) bool {
 	return true
 }
 
-// Idle moves the clocks of silent instances on by the time that has passed since
-// their last frame. Everything stored before now.Stored must have been added.
-func (s *Sampler) Idle(now Moment) (out Output) {
+// Idle moves the clocks of silent instances on. The caller knows that everything
+// which the hub had before now, a moment of the caller's clock, has been added.
+func (s *Sampler) Idle(now time.Time) (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
-		silent := now.since(in.seen)
-		if silent < idleGrace {
+		if in.active {
+			in.active, in.silent = false, now
 			continue
 		}
-		in.clock = max(in.clock, in.arrival+int64(silent-idleGrace))
+		silence := now.Sub(in.silent)
+		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
-		if len(in.traces) == 0 && silent > time.Hour {
+		if len(in.traces) == 0 && silence > time.Hour {
 			delete(s.instances, name)
 		}
 	}

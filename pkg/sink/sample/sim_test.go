@@ -29,10 +29,13 @@ type world struct {
 	root     time.Duration // decision_wait_after_root_received
 	streams  map[string][]simSpan
 	log      [][]envelope.Frame // the messages of the partition; sequence = index + 1
+	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
+	stored   []time.Duration    // of every message, when; live only
 
 	// What survives a sink.
 	recorded  []envelope.Decision
 	floor     uint64
+	now       time.Duration  // how far the hub's time has come; live only
 	delivered map[string]int // by instance, trace and span
 }
 
@@ -77,8 +80,10 @@ policies:
 }
 
 // route fills the log: each instance in its order, a router that dies now and
-// then sends its last spans again, instances share messages at random.
+// then sends its last spans again, instances share messages at random. When live,
+// the way to the hub takes less than a second.
 func (w *world) route() {
+	w.live = w.rng.IntN(2) == 0
 	queues := map[string][]simSpan{}
 	var names []string
 	for inst, spans := range w.streams {
@@ -95,18 +100,33 @@ func (w *world) route() {
 	slices.Sort(names)
 	for len(names) > 0 {
 		var msg []envelope.Frame
+		var last time.Duration
 		for range 1 + w.rng.IntN(4) {
 			if len(names) == 0 {
 				break
 			}
 			i := w.rng.IntN(len(names))
+			if w.live {
+				for j, name := range names {
+					if queues[name][0].at < queues[names[i]][0].at {
+						i = j
+					}
+				}
+			}
 			sp := queues[names[i]][0]
+			if w.live && len(msg) > 0 && sp.at > last+500*time.Millisecond {
+				break // a message does not wait for so long
+			}
+			last = max(last, sp.at)
 			msg = append(msg, envelope.Frame{Instance: names[i], Arrival: simBase.Add(sp.at).UnixNano(), Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
 			if queues[names[i]] = queues[names[i]][1:]; len(queues[names[i]]) == 0 {
 				names = slices.Delete(names, i, i+1)
 			}
 		}
-		w.log = append(w.log, msg)
+		if n := len(w.stored); n > 0 {
+			last = max(last, w.stored[n-1])
+		}
+		w.log, w.stored = append(w.log, msg), append(w.stored, last+time.Duration(w.rng.IntN(200))*time.Millisecond)
 	}
 }
 
@@ -166,17 +186,25 @@ func (w *world) sink(t *testing.T) (died bool) {
 	}
 	for seq := w.floor + 1; seq <= uint64(len(w.log)); seq++ {
 		for _, f := range w.log[seq-1] {
-			o, err := s.Add(seq, both(simBase), f)
+			o, err := s.Add(seq, f)
 			if err != nil {
 				t.Fatal(err)
 			}
 			note(o)
 		}
+		if at := w.stored[seq-1]; w.live && at >= w.now && w.rng.IntN(3) > 0 {
+			// Caught up: the time may be anything before the next message is stored.
+			w.now = at
+			if int(seq) < len(w.log) {
+				w.now += time.Duration(w.rng.Int64N(int64(w.stored[seq]-at) + 1))
+			}
+			note(s.Idle(simBase.Add(w.now)))
+		}
 		if w.rng.IntN(3) == 0 && !flush() {
 			return true
 		}
 	}
-	note(s.Idle(both(simBase.Add(time.Hour))))
+	note(silence(s, simBase, simBase.Add(time.Hour)))
 	return !flush()
 }
 

@@ -13,6 +13,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
@@ -49,6 +50,7 @@ type Server struct {
 		spans  []Span
 		pushes [][]string // instance ids of every push
 		fail   error
+		slow   time.Duration
 	}
 }
 
@@ -60,17 +62,26 @@ const (
 // Start serves on loopback until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	s, stop, err := Serve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Addr: ln.Addr().String()}
+	t.Cleanup(stop)
+	return s
+}
+
+// Serve serves on loopback until stop.
+func Serve() (s *Server, stop func(), err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	s = &Server{Addr: ln.Addr().String()}
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	collectorpb.RegisterTraceServiceServer(srv, s)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.Serve(ln) }()
-	t.Cleanup(func() { srv.Stop(); <-done })
-	return s
+	return s, func() { srv.Stop(); <-done }, nil
 }
 
 // Fail makes every push fail with err until it is called with nil.
@@ -78,6 +89,13 @@ func (s *Server) Fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.fail = err
+}
+
+// Slow makes every push take so long.
+func (s *Server) Slow(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.slow = d
 }
 
 // Spans returns what has arrived, in the order of arrival.
@@ -95,7 +113,17 @@ func (s *Server) Pushes() [][]string {
 }
 
 // Export implements the OTLP service.
-func (s *Server) Export(_ context.Context, req *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
+func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
+	s.mu.Lock()
+	slow := s.mu.slow
+	s.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.fail != nil {

@@ -1,0 +1,5 @@
+//go:build bug_ack_before_export
+
+package planted
+
+func init() { AckBeforeExport = true }

@@ -1,0 +1,5 @@
+//go:build bug_decision_not_logged
+
+package planted
+
+func init() { DecisionNotLogged = true }

@@ -1,0 +1,5 @@
+//go:build bug_floor_too_high
+
+package planted
+
+func init() { FloorTooHigh = true }

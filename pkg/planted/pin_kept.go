@@ -1,0 +1,5 @@
+//go:build bug_pin_kept
+
+package planted
+
+func init() { PinKept = true }

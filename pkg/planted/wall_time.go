@@ -1,0 +1,5 @@
+//go:build bug_wall_time
+
+package planted
+
+func init() { WallTime = true }
