@@ -28,9 +28,10 @@ import (
 // those of the others. A wrong or late view costs balance, never correctness: who
 // owns a lane is the pin's business.
 //
-// Time is this process's own: a member is gone when its key was not renewed for
-// memberTTL since it was last seen to be. While a member's own renewals do not come
-// back, it is cut off itself, and nobody is taken for gone.
+// Time is this process's own, and counted from one renewal of its own key to the
+// next, as the watch brings them: a member is gone when memberTTL of that has passed
+// without its key. While our own renewals do not come back, we are the one who is
+// cut off, and nobody is taken for gone.
 type Members struct {
 	hub   *Hub
 	group string
@@ -168,42 +169,40 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 				return errors.New("the watch has ended")
 			case e == nil:
 				complete = true // all that was there before has been seen
-				m.renew(ctx, kv, since)
+				m.refresh()
+				err = m.renew(ctx, kv, since)
 			default:
 				m.note(e)
 			}
 		case <-renew.C:
-			m.renew(ctx, kv, since)
+			err = m.renew(ctx, kv, since)
 		case <-ctx.Done():
 			return nil
 		}
-		if !complete {
-			continue
+		if err != nil {
+			return err // a hub that was restarted has forgotten the bucket
 		}
-		if at := m.sight(m.self); time.Since(maxTime(at, started)) > memberTTL {
-			return errors.New("our own renewals do not come back")
-		} else if time.Since(at) < memberTTL {
-			m.expire()
+		if complete {
+			if m.expire(started) {
+				return errors.New("our own renewals do not come back")
+			}
+			m.place(work)
 		}
-		m.place(work)
 	}
 }
 
-func maxTime(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-func (m *Members) sight(name string) time.Time {
+// refresh gives everybody time to be seen on a watch that is new.
+func (m *Members) refresh() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.seen[name].at
+	for name, s := range m.seen {
+		s.at = time.Now()
+		m.seen[name] = s
+	}
 }
 
 // renew writes this member's key.
-func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.Time) {
+func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, renewInterval)
 	defer cancel()
 	me := Member{Name: m.self, Version: proc.Version, Since: since.Truncate(time.Second)}
@@ -216,8 +215,9 @@ func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.T
 	m.mu.Unlock()
 	value, _ := json.Marshal(me) // cannot fail
 	if _, err := kv.Put(ctx, m.key(), value); err != nil {
-		m.log.Debug("membership not renewed", "err", err)
+		return fmt.Errorf("renew membership: %w", err)
 	}
+	return nil
 }
 
 func (m *Members) note(e jetstream.KeyValueEntry) {
@@ -235,15 +235,22 @@ func (m *Members) note(e jetstream.KeyValueEntry) {
 	}
 }
 
-func (m *Members) expire() {
+// expire forgets who is gone. It reports whether we have not been seen ourselves
+// for too long, on a watch that was begun at started.
+func (m *Members) expire(started time.Time) (deaf bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	us, there := m.seen[m.self]
+	if !there || us.at.Before(started) {
+		us.at = started
+	}
 	for name, s := range m.seen {
-		if time.Since(s.at) > memberTTL {
-			m.log.Warn("member is gone: its key was not renewed", "member", name)
+		if us.at.Sub(s.at) > memberTTL {
+			m.log.Warn("member is gone: its key was not renewed", "gone", name)
 			delete(m.seen, name)
 		}
 	}
+	return time.Since(us.at) > memberTTL
 }
 
 // place starts and stops lanes as the members at hand ask for.

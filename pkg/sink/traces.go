@@ -89,7 +89,7 @@ func (l *traceLane) run(ctx context.Context) {
 				continue
 			}
 			if planted.WallTime {
-				l.note(l.sampler.Idle(time.Now()))
+				l.note(l.sampler.Idle(time.Now(), time.Now()))
 			}
 			traces, bytes := l.sampler.Held()
 			heldTraces.Set(float64(traces))
@@ -204,7 +204,7 @@ func (l *traceLane) idle(reached bool) {
 		return
 	}
 	if !l.mark.Before.IsZero() {
-		l.note(l.sampler.Idle(l.mark.Before))
+		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
 	}
 	l.mark = l.horizon.Mark()
 }

@@ -4,7 +4,7 @@
 //
 //	s := sample.New(policies, maxBytes)
 //	out := s.Add(seq, frame) // spans in; decisions that the stream's time brought
-//	out = s.Idle(now)        // now and then: instances may be silent
+//	out = s.Idle(before, now) // now and then: instances may be silent
 //	s.Release(seq)           // for every export, once the backend has it
 //	floor := s.Floor()
 //
@@ -106,7 +106,7 @@ type instance struct {
 	clock   int64     // highest arrival, in Unix nanoseconds of the edge
 	arrival int64     // of the last frame
 	active  bool      // since the last Idle
-	silent  time.Time // since when nothing has come, on the reader's clock
+	silent  time.Time // the reader's clock had come so far when nothing more had been added
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
 	budgets policy.Budgets
@@ -314,15 +314,16 @@ func (s *Sampler) decideOldest(out *Output) bool {
 }
 
 // Idle moves the clocks of silent instances on. The caller knows that everything
-// which the hub had before now, a moment of the caller's clock, has been added.
-func (s *Sampler) Idle(now time.Time) (out Output) {
+// which the hub had at the moment before has been added; now is the present. Both
+// are of the caller's clock.
+func (s *Sampler) Idle(before, now time.Time) (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
 		if in.active {
-			in.active, in.silent = false, now
+			in.active, in.silent = false, now // what was added may be as young as that
 			continue
 		}
-		silence := now.Sub(in.silent)
+		silence := before.Sub(in.silent)
 		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
 		if len(in.traces) == 0 && silence > time.Hour {

@@ -133,7 +133,7 @@ func (sc *script) do(word, rest string) string {
 		}
 		return describe(out)
 	case "idle":
-		return describe(sc.s.Idle(sc.base.Add(at("at"))))
+		return describe(sc.s.Idle(sc.base.Add(at("at")), sc.base.Add(at("at"))))
 	case "release":
 		n, _ := strconv.Atoi(args["seq"])
 		sc.s.Release(uint64(n))
@@ -438,8 +438,8 @@ func TestTracesShareTheirResource(t *testing.T) {
 
 // silence lets nothing come between two moments.
 func silence(s *Sampler, from, to time.Time) Output {
-	out := s.Idle(from)
-	then := s.Idle(to)
+	out := s.Idle(from, from)
+	then := s.Idle(to, to)
 	out.Exports, out.Decisions, out.By = append(out.Exports, then.Exports...), append(out.Decisions, then.Decisions...), append(out.By, then.By...)
 	out.SampledOut += then.SampledOut
 	return out

@@ -198,7 +198,8 @@ func (w *world) sink(t *testing.T) (died bool) {
 			if int(seq) < len(w.log) {
 				w.now += time.Duration(w.rng.Int64N(int64(w.stored[seq]-at) + 1))
 			}
-			note(s.Idle(simBase.Add(w.now)))
+			before := w.now - time.Duration(w.rng.IntN(6000))*time.Millisecond // the hub is asked now and then
+			note(s.Idle(simBase.Add(before), simBase.Add(w.now)))
 		}
 		if w.rng.IntN(3) == 0 && !flush() {
 			return true
