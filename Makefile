@@ -7,8 +7,11 @@ GO          ?= go
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
 RATE        ?= 20
+SEED        ?= 1
+FOR         ?= 120s
+TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler docs sim fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler docs sim chaos fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +46,9 @@ docs: ## write docs/reference anew; CI fails when that changes anything
 
 sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplicates
 	$(GO) test ./pkg/sink/sample -run TestSimulation -seeds 10000 -v
+
+chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count what is lost
+	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
 
 fuzz: ## fuzz the wire path, a minute a target
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \

@@ -124,16 +124,19 @@ func (h Header) Time() time.Time { return time.Unix(0, h.Arrival) }
 // Frame is a stretch of one instance's spans in a message of the SPANS stream.
 type Frame struct {
 	Instance string
-	Arrival  int64 // Unix nanoseconds
+	Arrival  int64  // Unix nanoseconds
+	Seq      uint64 // of the message of TRACES that it comes from
 	Payload  []byte
 }
 
 // AppendFrame appends a frame: length and bytes of the instance id, arrival as
-// eight bytes big endian, length and bytes of the payload; lengths are varints.
+// eight bytes big endian, sequence, length and bytes of the payload; sequence and
+// lengths are varints.
 func AppendFrame(dst []byte, f Frame) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(f.Instance)))
 	dst = append(dst, f.Instance...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Arrival))
+	dst = binary.AppendUvarint(dst, f.Seq)
 	dst = binary.AppendUvarint(dst, uint64(len(f.Payload)))
 	return append(dst, f.Payload...)
 }
@@ -149,17 +152,24 @@ func NextFrame(b []byte) (f Frame, rest []byte, err error) {
 	}
 	f.Instance = string(instance)
 	f.Arrival = int64(binary.BigEndian.Uint64(b))
-	if f.Payload, rest, ok = chunk(b[8:]); !ok {
+	if f.Seq, b, ok = uvarint(b[8:], math.MaxInt64); ok {
+		f.Payload, rest, ok = chunk(b)
+	}
+	if !ok {
 		return f, nil, errFrame
 	}
 	return f, rest, Instance{ID: f.Instance}.Validate()
 }
 
-// Decision says what became of a trace.
+// Decision says what became of a trace. One without an instance is a checkpoint:
+// what the same sink has recorded before it, the backend has.
 type Decision struct {
 	Instance string
 	TraceID  otlpwire.TraceID
 	Kept     bool
+	// Upto, of kept traces, is the sequence of SPANS up to which its spans were part
+	// of the decision.
+	Upto uint64
 	// Spent is what the decision took out of the instance's budgets for the second
 	// of Due, for the next owner; Due, in Unix nanoseconds of stream time, is
 	// recorded only with it.
@@ -186,15 +196,24 @@ const (
 func AppendDecision(dst []byte, d Decision) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(d.Instance)))
 	dst = append(dst, d.Instance...)
+	if d.Instance == "" {
+		return dst
+	}
 	dst = append(dst, d.TraceID[:]...)
 	flags := byte(0)
 	if d.Kept {
 		flags |= decisionKept
 	}
-	if len(d.Spent) == 0 {
-		return append(dst, flags)
+	if len(d.Spent) > 0 {
+		flags |= decisionSpent
 	}
-	dst = append(dst, flags|decisionSpent)
+	dst = append(dst, flags)
+	if d.Kept {
+		dst = binary.AppendUvarint(dst, d.Upto)
+	}
+	if len(d.Spent) == 0 {
+		return dst
+	}
 	dst = binary.BigEndian.AppendUint64(dst, uint64(d.Due))
 	dst = binary.AppendUvarint(dst, uint64(len(d.Spent)))
 	for _, sp := range d.Spent {
@@ -212,6 +231,9 @@ const maxSpends = 1 << 12
 // NextDecision reads the first decision of b and returns the rest.
 func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	instance, b, ok := chunk(b)
+	if ok && len(instance) == 0 {
+		return d, b, nil
+	}
 	if !ok || len(b) < len(d.TraceID)+1 {
 		return d, nil, errDecision
 	}
@@ -219,7 +241,11 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	n := copy(d.TraceID[:], b)
 	flags := b[n]
 	b = b[n+1:]
-	d.Kept = flags&decisionKept != 0
+	if d.Kept = flags&decisionKept != 0; d.Kept {
+		if d.Upto, b, ok = uvarint(b, math.MaxInt64); !ok {
+			return d, nil, errDecision
+		}
+	}
 	if flags&decisionSpent == 0 {
 		return d, b, nil
 	}

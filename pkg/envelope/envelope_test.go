@@ -112,7 +112,7 @@ func TestDecompressIsBounded(t *testing.T) {
 }
 
 func TestFramesRoundTrip(t *testing.T) {
-	frames := []Frame{{"as-1", 1, []byte("abc")}, {"as-2", -5, nil}, {strings.Repeat("x", 128), math.MaxInt64, bytes.Repeat([]byte{1}, 300)}}
+	frames := []Frame{{"as-1", 1, 7, []byte("abc")}, {"as-2", -5, 0, nil}, {strings.Repeat("x", 128), math.MaxInt64, math.MaxInt64, bytes.Repeat([]byte{1}, 300)}}
 	var b []byte
 	for _, f := range frames {
 		b = AppendFrame(b, f)
@@ -197,7 +197,8 @@ func TestStampValues(t *testing.T) {
 
 func TestDecisionsRoundTrip(t *testing.T) {
 	want := []Decision{
-		{Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true},
+		{Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true, Upto: math.MaxInt64},
+		{},
 		{Instance: "as-2", TraceID: otlpwire.TraceID{2}},
 		{Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Due: math.MaxInt64, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
 	}

@@ -75,6 +75,7 @@ func (l *traceLane) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			l.checkpoint(finish)
 			return
 		case d := <-deliveries:
 			if !l.take(finish, d) {
@@ -109,17 +110,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
 		sampler := sample.New(l.policies, l.maxBytes)
-		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), func(body []byte) error {
-			for len(body) > 0 {
-				d, rest, err := envelope.NextDecision(body)
-				if err != nil {
-					return err
-				}
-				sampler.Remember(d)
-				body = rest
-			}
-			return nil
-		})
+		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler = sampler
 		}
@@ -140,8 +131,9 @@ func (l *traceLane) record(ctx context.Context) bool {
 	if planted.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
+	// All that was recorded before has been sent by now.
+	body := envelope.AppendDecision(nil, envelope.Decision{})
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
-		var body []byte
 		for _, d := range chunk {
 			body = envelope.AppendDecision(body, d)
 		}
@@ -163,9 +155,23 @@ func (l *traceLane) record(ctx context.Context) bool {
 			l.lane.Forget()
 			return false
 		}
+		body = body[:0]
 	}
 	l.decisions = l.decisions[:0]
 	return true
+}
+
+// checkpoint records, at a stop, that everything decided has been sent: the next
+// owner sends none of it again.
+func (l *traceLane) checkpoint(ctx context.Context) {
+	if l.sampler == nil {
+		return
+	}
+	msg := l.journal.Entry(l.decisionsMessage(0))
+	msg.Body = envelope.AppendDecision(nil, envelope.Decision{})
+	if err := l.journal.Append(ctx, msg); err != nil {
+		l.delivery.log.Debug("what was sent is not recorded, some of it may be sent again", "err", err)
+	}
 }
 
 // take hands one message to the sampler.

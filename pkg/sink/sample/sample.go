@@ -89,6 +89,7 @@ type Sampler struct {
 
 	instances map[string]*instance
 	restored  map[string]policy.Budgets // of instances that were not seen yet
+	unsent    []key                     // recorded, and not known to be at the backend
 	decided   memory
 	owed      ledger
 	bytes     int                     // wire bytes held, what traces share counted once
@@ -105,6 +106,7 @@ type instance struct {
 	name    string
 	clock   int64     // highest arrival, in Unix nanoseconds of the edge
 	arrival int64     // of the last frame
+	origin  uint64    // highest sequence of TRACES seen
 	active  bool      // since the last Idle
 	silent  time.Time // the reader's clock had come so far when nothing more had been added
 	traces  map[otlpwire.TraceID]*trace
@@ -150,7 +152,14 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 		delete(s.restored, f.Instance)
 		s.instances[f.Instance] = in
 	}
-	in.active, in.arrival = true, f.Arrival
+	in.active = true
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.clock {
+		// An instance's messages are routed in their order: a router that took over
+		// has sent this one again.
+		out.Duplicates += otlpwire.Count(otlpwire.Traces, f.Payload)
+		return out, nil
+	}
+	in.origin, in.arrival = f.Seq, f.Arrival
 	in.clock = max(in.clock, f.Arrival)
 	s.advance(in, &out) // windows that this arrival has passed close without it
 
@@ -182,9 +191,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	for range g.Items() {
 		n++
 	}
-	if kept, known := s.decided.recall(key{in.name, id}); known {
+	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
 		if !kept {
 			out.SampledOut += n
+			return
+		}
+		if seq <= upto {
+			out.Duplicates += n // the owner before has sent it
 			return
 		}
 		s.owed.add(seq)
@@ -273,8 +286,12 @@ func (s *Sampler) decide(in *instance, out *Output) {
 func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, spent []envelope.Spend, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(t)
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep, Due: t.due, Spent: spent}
-	s.decided.remember(key{d.Instance, d.TraceID}, d.Kept)
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep, Upto: s.last, Due: t.due, Spent: spent}
+	if k := (key{in.name, t.id}); keep {
+		s.decided.keep(k, 0)
+	} else {
+		s.decided.drop(k)
+	}
 	out.Decisions, out.By = append(out.Decisions, d), append(out.By, by)
 	if !keep {
 		out.SampledOut += t.spans
@@ -284,16 +301,42 @@ func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, spent [
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: by, pieces: t.pieces})
 }
 
-// Remember takes a decision over that the owner before has recorded: the spans of
-// its trace that are still to come follow it, and what it took out of the budgets
-// is spent. Decisions come in the order in which they were made, before any Add.
-func (s *Sampler) Remember(d envelope.Decision) {
-	s.decided.remember(key{d.Instance, d.TraceID}, d.Kept)
-	if len(d.Spent) > 0 {
-		b := s.restored[d.Instance]
-		b.Restore(d.Due, d.Spent)
-		s.restored[d.Instance] = b
+// Remember takes over what an owner before has recorded: the decisions of one
+// message, as they were appended, in the order of the messages, before any Add. A
+// message without decisions is where another owner has begun. Spans that are still
+// to come follow the decisions, what these took out of the budgets is spent, and
+// traces that are known to be at the backend are not exported again.
+func (s *Sampler) Remember(message []byte) error {
+	if len(message) == 0 {
+		s.unsent = s.unsent[:0]
 	}
+	for len(message) > 0 {
+		d, rest, err := envelope.NextDecision(message)
+		if err != nil {
+			return err
+		}
+		message = rest
+		if d.Instance == "" {
+			for _, k := range s.unsent {
+				s.decided.sent(k)
+			}
+			s.unsent = s.unsent[:0]
+			continue
+		}
+		k := key{d.Instance, d.TraceID}
+		if d.Kept {
+			s.decided.keep(k, d.Upto)
+			s.unsent = append(s.unsent, k)
+		} else {
+			s.decided.drop(k)
+		}
+		if len(d.Spent) > 0 {
+			b := s.restored[d.Instance]
+			b.Restore(d.Due, d.Spent)
+			s.restored[d.Instance] = b
+		}
+	}
+	return nil
 }
 
 // decideOldest makes room: the trace that has waited longest is decided on what

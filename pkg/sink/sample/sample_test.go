@@ -353,7 +353,10 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	m := newMemory(10, 10)
 	for i := range 1000 {
-		m.remember(key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}, i%2 == 0)
+		k := key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}
+		if m.keep(k, 1); i%2 == 0 {
+			m.drop(k)
+		}
 	}
 	if n := len(m.kept.young) + len(m.kept.old) + len(m.dropped.young) + len(m.dropped.old); n > 20 {
 		t.Errorf("%d decisions remembered, want at most 20", n)
@@ -380,16 +383,66 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 	if len(out.Decisions) != 2 {
 		t.Fatalf("got %+v", out)
 	}
-	// The next owner: of the dropped trace comes an error, of the kept one none.
-	next := New(set, 1<<20)
+	var record []byte
 	for _, d := range out.Decisions {
-		next.Remember(d)
+		record = envelope.AppendDecision(record, d)
 	}
-	if o := feed(next, 3, "a1", true); o.SampledOut != 1 || len(o.Exports) != 0 {
-		t.Errorf("dropped trace: %+v", o)
+	checkpoint := envelope.AppendDecision(nil, envelope.Decision{})
+	for name, tc := range map[string]struct {
+		journal [][]byte
+		again   bool // the kept trace's own span is exported again
+	}{
+		"not known to be sent":     {[][]byte{nil, record}, true},
+		"sent":                     {[][]byte{nil, record, checkpoint}, false},
+		"sent by the owner before": {[][]byte{nil, record, nil, checkpoint}, true},
+	} {
+		next := New(set, 1<<20)
+		for _, m := range tc.journal {
+			if err := next.Remember(m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Of the dropped trace comes an error, of the kept one none.
+		if o := feed(next, 3, "a1", true); o.SampledOut != 1 || len(o.Exports) != 0 {
+			t.Errorf("%s: dropped trace: %+v", name, o)
+		}
+		if o := feed(next, 2, "b2", true); (len(o.Exports) == 1) != tc.again || (o.Duplicates == 1) == tc.again {
+			t.Errorf("%s: the kept trace again: %+v", name, o)
+		}
+		if o := feed(next, 4, "b2", false); o.SampledOut != 0 || len(o.Exports) != 1 {
+			t.Errorf("%s: kept trace, late: %+v", name, o)
+		}
 	}
-	if o := feed(next, 4, "b2", false); o.SampledOut != 0 || len(o.Exports) != 1 {
-		t.Errorf("kept trace: %+v", o)
+	if err := New(set, 1<<20).Remember(record[:len(record)-1]); err == nil {
+		t.Error("a record that was cut is no error")
+	}
+}
+
+// TestRoutedAgain: frames of a router that has died come again from the next one,
+// also when their traces have been decided.
+func TestRoutedAgain(t *testing.T) {
+	base := time.Unix(1000, 0)
+	s := New(policy.KeepAll(time.Second), 1<<20)
+	var total Output
+	feed := func(at time.Duration, origin uint64, trace string) {
+		o, err := s.Add(uint64(at), envelope.Frame{Instance: "i", Arrival: base.Add(at).UnixNano(), Seq: origin, Payload: spanOf(trace, "x", 0, false)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		total.Exports, total.Duplicates = append(total.Exports, o.Exports...), total.Duplicates+o.Duplicates
+	}
+	feed(0, 1, "a1")
+	feed(2*time.Second, 2, "b2")
+	feed(4*time.Second, 3, "c3")
+	feed(2*time.Second, 2, "b2")
+	feed(4*time.Second, 3, "c3")
+	if len(total.Exports) != 2 || total.Duplicates != 2 {
+		t.Errorf("%d exports, %d duplicates; want 2 and 2", len(total.Exports), total.Duplicates)
+	}
+	feed(6*time.Second, 1, "d4") // TRACES was made anew: not a repetition
+	feed(8*time.Second, 2, "e5")
+	if len(total.Exports) != 4 || total.Duplicates != 2 {
+		t.Errorf("%d exports, %d duplicates; want 4 and 2", len(total.Exports), total.Duplicates)
 	}
 }
 

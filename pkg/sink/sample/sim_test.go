@@ -33,7 +33,7 @@ type world struct {
 	stored   []time.Duration    // of every message, when; live only
 
 	// What survives a sink.
-	recorded  []envelope.Decision
+	recorded  [][]byte // messages of decisions
 	floor     uint64
 	now       time.Duration  // how far the hub's time has come; live only
 	delivered map[string]int // by instance, trace and span
@@ -41,6 +41,7 @@ type world struct {
 
 type simSpan struct {
 	at      time.Duration
+	origin  uint64
 	trace   int
 	name    string
 	failing bool
@@ -70,7 +71,7 @@ policies:
 			first := time.Duration(w.rng.IntN(spread)) * time.Millisecond
 			for _, name := range []string{"root", "a", "b", "c", "d"}[w.rng.IntN(2) : 2+w.rng.IntN(4)] {
 				at := first + time.Duration(w.rng.IntN(14_000))*time.Millisecond
-				w.streams[inst] = append(w.streams[inst], simSpan{at, trace + 1, name, w.rng.IntN(8) == 0})
+				w.streams[inst] = append(w.streams[inst], simSpan{at: at, trace: trace + 1, name: name, failing: w.rng.IntN(8) == 0})
 			}
 		}
 		slices.SortStableFunc(w.streams[inst], func(a, b simSpan) int { return int(a.at - b.at) })
@@ -89,6 +90,7 @@ func (w *world) route() {
 	for inst, spans := range w.streams {
 		var q []simSpan
 		for i := range spans {
+			spans[i].origin = uint64(i + 1)
 			q = append(q, spans[i])
 			if w.rng.IntN(12) == 0 {
 				q = append(q, spans[max(0, i-w.rng.IntN(6)):i+1]...)
@@ -118,7 +120,7 @@ func (w *world) route() {
 				break // a message does not wait for so long
 			}
 			last = max(last, sp.at)
-			msg = append(msg, envelope.Frame{Instance: names[i], Arrival: simBase.Add(sp.at).UnixNano(), Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
+			msg = append(msg, envelope.Frame{Instance: names[i], Arrival: simBase.Add(sp.at).UnixNano(), Seq: sp.origin, Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
 			if queues[names[i]] = queues[names[i]][1:]; len(queues[names[i]]) == 0 {
 				names = slices.Delete(names, i, i+1)
 			}
@@ -144,8 +146,11 @@ func (w *world) run(t *testing.T) (crashes int) {
 func (w *world) sink(t *testing.T) (died bool) {
 	dies := func() bool { return w.rng.IntN(40) == 0 }
 	s := New(w.policies, 1<<30)
-	for _, d := range w.recorded {
-		s.Remember(d)
+	w.recorded = append(w.recorded, nil) // our mark
+	for _, m := range w.recorded {
+		if err := s.Remember(m); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var out Output
 	note := func(o Output) {
@@ -156,12 +161,12 @@ func (w *world) sink(t *testing.T) (died bool) {
 		if dies() {
 			return false
 		}
-		for _, d := range out.Decisions { // as bytes and back
-			d, rest, err := envelope.NextDecision(envelope.AppendDecision(nil, d))
-			if err != nil || len(rest) > 0 {
-				t.Fatal(err)
+		if len(out.Decisions) > 0 {
+			m := envelope.AppendDecision(nil, envelope.Decision{})
+			for _, d := range out.Decisions {
+				m = envelope.AppendDecision(m, d)
 			}
-			w.recorded = append(w.recorded, d)
+			w.recorded = append(w.recorded, m)
 		}
 		for _, e := range out.Exports {
 			if dies() {

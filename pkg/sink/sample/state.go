@@ -2,6 +2,7 @@ package sample
 
 import (
 	"cmp"
+	"hash/maphash"
 	"slices"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -93,54 +94,83 @@ func (l *ledger) lowest() (uint64, bool) {
 }
 
 // memory remembers decisions, a bounded number of each kind: when the younger
-// half is full the older half is forgotten.
+// half is full the older half is forgotten. Of kept traces it is exact; of the
+// others it remembers 64 bits, and takes a trace for one of n that were dropped
+// with a chance of n in 2^64.
 type memory struct {
-	kept, dropped generations
+	kept    generations[key, *keptTrace]
+	dropped generations[uint64, struct{}]
+	seed    maphash.Seed
 }
 
-// defaultMemory is how many decisions of a kind are remembered; 40 bytes each
-// and the name of the instance.
+// keptTrace is what is known of a trace that was kept by an owner before.
+type keptTrace struct {
+	upto uint64 // sequence up to which its spans counted
+	sent bool   // they are at the backend
+}
+
+// defaultMemory is how many decisions of a kind are remembered: of kept traces 60
+// bytes each and the name of the instance, of others 8 bytes, and what a map adds.
 const defaultMemory = 100_000
 
 func newMemory(kept, dropped int) memory {
-	return memory{newGenerations(cmp.Or(kept, defaultMemory)), newGenerations(cmp.Or(dropped, defaultMemory))}
-}
-
-func (m *memory) remember(k key, kept bool) {
-	if kept {
-		m.kept.add(k)
-	} else {
-		m.dropped.add(k)
+	return memory{
+		newGenerations[key, *keptTrace](cmp.Or(kept, defaultMemory)),
+		newGenerations[uint64, struct{}](cmp.Or(dropped, defaultMemory)),
+		maphash.MakeSeed(),
 	}
 }
 
-func (m *memory) recall(k key) (kept, known bool) {
-	if m.kept.has(k) {
-		return true, true
+// keep remembers a kept trace; upto 0 is our own decision, whose spans come once.
+func (m *memory) keep(k key, upto uint64) {
+	var t *keptTrace
+	if upto > 0 {
+		t = &keptTrace{upto: upto}
 	}
-	return false, m.dropped.has(k)
+	m.kept.add(k, t)
 }
 
-type generations struct {
+func (m *memory) drop(k key) { m.dropped.add(maphash.Comparable(m.seed, k), struct{}{}) }
+
+// sent notes that the backend has a kept trace.
+func (m *memory) sent(k key) {
+	if t, ok := m.kept.get(k); ok && t != nil {
+		t.sent = true
+	}
+}
+
+// recall returns what is remembered of a trace, and up to which sequence its spans
+// are at the backend.
+func (m *memory) recall(k key) (kept, known bool, upto uint64) {
+	if t, ok := m.kept.get(k); ok {
+		if t != nil && t.sent {
+			upto = t.upto
+		}
+		return true, true, upto
+	}
+	_, known = m.dropped.get(maphash.Comparable(m.seed, k))
+	return false, known, 0
+}
+
+type generations[K comparable, V any] struct {
 	half       int
-	young, old map[key]struct{}
+	young, old map[K]V
 }
 
-func newGenerations(size int) generations {
-	return generations{half: max(size/2, 1), young: make(map[key]struct{})}
+func newGenerations[K comparable, V any](size int) generations[K, V] {
+	return generations[K, V]{half: max(size/2, 1), young: make(map[K]V)}
 }
 
-func (g *generations) add(k key) {
+func (g *generations[K, V]) add(k K, v V) {
 	if len(g.young) >= g.half {
-		g.young, g.old = make(map[key]struct{}), g.young
+		g.young, g.old = make(map[K]V), g.young
 	}
-	g.young[k] = struct{}{}
+	g.young[k] = v
 }
 
-func (g *generations) has(k key) bool {
-	if _, ok := g.young[k]; ok {
-		return true
+func (g *generations[K, V]) get(k K) (v V, ok bool) {
+	if v, ok = g.young[k]; !ok {
+		v, ok = g.old[k]
 	}
-	_, ok := g.old[k]
-	return ok
+	return v, ok
 }

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+// TestMain is the hub's process, too, when it is called as one.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "-hub" {
+		os.Exit(runHub(os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+// TestChaos is a short `make chaos`.
+func TestChaos(t *testing.T) {
+	sum, err := Run(t.Context(), Options{Seed: 3, For: 25 * time.Second, Out: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(sum)
+	if sum.Broken() || sum.Faults < 3 {
+		t.Error("a promise was broken")
+	}
+}
+
+// TestSummaryIsBroken: the judge cannot be pleased by nothing.
+func TestSummaryIsBroken(t *testing.T) {
+	good := Summary{Acked: 3, Delivered: 2, SampledOut: 1}
+	if good.Broken() {
+		t.Error("a good run counts as broken")
+	}
+	for name, change := range map[string]func(*Summary){
+		"lost": func(s *Summary) { s.Lost = 1 }, "split": func(s *Summary) { s.Split = 1 }, "leaked": func(s *Summary) { s.Leaked = 1 }, "dead": func(s *Summary) { s.Dead = 1 },
+		"slow": func(s *Summary) { s.SlowHandOvers = true }, "nothing sent": func(s *Summary) { s.Acked = 0 }, "all kept": func(s *Summary) { s.SampledOut = 0 }, "none kept": func(s *Summary) { s.Delivered = 0 },
+	} {
+		s := good
+		if change(&s); !s.Broken() {
+			t.Errorf("%s: not broken", name)
+		}
+	}
+}

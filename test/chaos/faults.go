@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// chaos injects one fault after the other, each when the pipeline has recovered
+// from the one before, until the time is over. In the first third one sink is
+// wanted, then four, then two.
+func (w *world) chaos(ctx context.Context) error {
+	end := time.Now().Add(w.For)
+	for time.Now().Before(end) && ctx.Err() == nil {
+		w.pause(ctx, 500*time.Millisecond, 2*time.Second)
+		want := 1
+		switch past := w.For - time.Until(end); {
+		case past > 2*w.For/3:
+			want = 2
+		case past > w.For/3:
+			want = 4
+		}
+		if err := w.scale(ctx, want); err != nil {
+			return err
+		}
+		if err := w.fault(ctx); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// pause sleeps for a time that the seed says.
+func (w *world) pause(ctx context.Context, from, to time.Duration) {
+	select {
+	case <-time.After(from + time.Duration(w.rng.Int64N(int64(to-from)))):
+	case <-ctx.Done():
+	}
+}
+
+// scale starts sinks, or stops them one after the other.
+func (w *world) scale(ctx context.Context, want int) error {
+	for have := len(w.of("sink")); have < want; have++ {
+		p, err := w.add("sink")
+		if err != nil {
+			return err
+		}
+		w.faults++
+		w.say("%s joins", p.name)
+		if have+1 == want {
+			if err := w.recovered(ctx, "join", time.Now(), false); err != nil {
+				return err
+			}
+		}
+	}
+	for sinks := w.of("sink"); len(sinks) > want; sinks = sinks[1:] {
+		if err := w.handOver(ctx, sinks[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// handOver stops a process as an operator does.
+func (w *world) handOver(ctx context.Context, p *proc) error {
+	w.faults++
+	w.say("SIGTERM %s", p.name)
+	from := time.Now()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	w.mu.Lock()
+	delete(w.procs, p.name) // it owns nothing from now on
+	w.mu.Unlock()
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		_ = p.cmd.Process.Kill()
+		return fmt.Errorf("%s does not stop", p.name)
+	}
+	return w.recovered(ctx, "SIGTERM "+p.role, from, true)
+}
+
+// fault does one thing to one part.
+func (w *world) fault(ctx context.Context) error {
+	w.faults++
+	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
+	switch n := w.rng.IntN(20); {
+	case n < 6:
+		return w.kill(ctx, pick("sink"))
+	case n < 8:
+		return w.kill(ctx, pick("router"))
+	case n < 11:
+		return w.stall(ctx, pick("sink"), 10*time.Second)
+	case n < 13:
+		return w.stall(ctx, pick("router"), 10*time.Second)
+	case n < 15:
+		p := pick("sink")
+		if len(w.of("sink")) == 1 {
+			if _, err := w.add("sink"); err != nil {
+				return err
+			}
+			if err := w.recovered(ctx, "join", time.Now(), false); err != nil {
+				return err
+			}
+		}
+		return w.handOver(ctx, p)
+	case n < 17:
+		w.say("Tempo refuses")
+		w.tempo.Fail(status.Error(codes.Unavailable, "no"))
+		w.pause(ctx, time.Second, 4*time.Second)
+		w.tempo.Fail(nil)
+		return nil
+	case n < 18:
+		return w.stall(ctx, pick("edge"), 3*time.Second)
+	case n < 19:
+		return w.restart(ctx, pick("edge"))
+	default:
+		return w.restart(ctx, pick("hub"))
+	}
+}
+
+// kill ends a process with SIGKILL and starts another in its place.
+func (w *world) kill(ctx context.Context, p *proc) error {
+	w.say("kill -9 %s", p.name)
+	from := time.Now()
+	w.end(p, syscall.SIGKILL)
+	if len(w.of(p.role)) == 0 {
+		// Nobody could take over but its successor.
+		if _, err := w.add(p.role); err != nil {
+			return err
+		}
+		from = time.Now()
+		return w.recovered(ctx, "kill -9 "+p.role, from, false)
+	}
+	if err := w.recovered(ctx, "kill -9 "+p.role, from, false); err != nil {
+		return err
+	}
+	_, err := w.add(p.role)
+	return err
+}
+
+// stall pauses a process for up to long: longer than a pin lives, often.
+func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
+	d := time.Duration(w.rng.Int64N(int64(long)))
+	w.say("SIGSTOP %s for %v", p.name, d.Truncate(100*time.Millisecond))
+	from := time.Now()
+	if p.role == "edge" {
+		defer func() { w.disturb(from) }()
+	}
+	w.mu.Lock()
+	p.stopped = true
+	w.mu.Unlock()
+	_ = p.cmd.Process.Signal(syscall.SIGSTOP)
+	alone := len(w.of(p.role)) == 1
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	w.mu.Lock()
+	p.stopped = false
+	w.mu.Unlock()
+	if p.role == "edge" {
+		return nil
+	}
+	if alone || d < 8*time.Second {
+		from = time.Now() // it may have kept the lanes all the time
+	}
+	return w.recovered(ctx, "SIGSTOP "+p.role, from, false)
+}
+
+// restart kills an edge or the hub, and starts it again.
+func (w *world) restart(ctx context.Context, p *proc) error {
+	w.say("kill -9 %s", p.name)
+	from := time.Now()
+	defer func() { w.disturb(from) }()
+	w.end(p, syscall.SIGKILL)
+	w.pause(ctx, 200*time.Millisecond, 1500*time.Millisecond)
+	w.mu.Lock()
+	err := w.launch(p)
+	w.procs[p.name] = p
+	w.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return w.recovered(ctx, "kill -9 "+p.role, time.Now(), false)
+}
+
+// disturb notes that since from the way to the hub was not as usual.
+func (w *world) disturb(from time.Time) {
+	w.disturbed = append(w.disturbed, interval{from, time.Now().Add(2 * time.Second)})
+}
+
+// recovered waits until every lane has an owner that runs.
+func (w *world) recovered(ctx context.Context, what string, from time.Time, planned bool) error {
+	if err := w.until(ctx, time.Minute, w.healthy); err != nil {
+		return fmt.Errorf("no recovery from %s: %w", what, err)
+	}
+	w.recovery = append(w.recovery, recovery{what, time.Since(from), planned})
+	return nil
+}
+
+// emptySpool wants an edge to have nothing that the hub does not have.
+func emptySpool(p *proc) error {
+	res, err := impatient.Get("http://" + p.admin + "/metrics")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusOK {
+		return errors.New(res.Status)
+	}
+	counts := map[string]string{}
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if name, value, ok := strings.Cut(lines.Text(), " "); ok {
+			counts[name] = value
+		}
+	}
+	if n := counts["penstock_spool_bytes"]; n != "0" {
+		return fmt.Errorf("%s has %s bytes in its spool", p.name, n)
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// What an application sends: traces of one to eight spans, in requests over up to
+// spread.
+const (
+	tick       = 50 * time.Millisecond
+	perTick    = 3 // new traces
+	spread     = 600 * time.Millisecond
+	inFlight   = 24 // requests an application has out at the most
+	retryAfter = 300 * time.Millisecond
+)
+
+// trace is what the oracle knows of one trace.
+type trace struct {
+	id        [16]byte
+	instance  string
+	spans     int
+	failing   bool      // has an error, wherever it stands
+	sent      time.Time // first attempt
+	answered  time.Time // last success
+	ackedIDs  []uint64
+	uncertain bool // a span was never answered with success
+}
+
+// kept is the policy, as the oracle reads it.
+func (t *trace) kept() bool { return t.failing || t.spans >= large }
+
+const (
+	wait  = 3 * time.Second
+	large = 7
+
+	policies = `
+decision_wait: 3s
+policies:
+  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+  - {name: large, type: span_count, span_count: {min_spans: 7}}
+`
+)
+
+// journal holds what was sent and what was answered.
+type journal struct {
+	mu     sync.Mutex
+	traces map[[16]byte]*trace
+	next   uint64 // span IDs are numbers
+}
+
+// app sends to one edge until ctx ends, then finishes what it has begun, but
+// starts no new trace.
+func (j *journal) app(ctx, give context.Context, instance, addr string, rng *rand.Rand) {
+	var later [][]outgoing // by tick from now on
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, inFlight)
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	for ctx.Err() == nil || len(later) > 0 {
+		for range perTick {
+			if ctx.Err() != nil {
+				break
+			}
+			for at, spans := range j.newTrace(instance, rng) {
+				for len(later) <= at {
+					later = append(later, nil)
+				}
+				later[at] = append(later[at], spans...)
+			}
+		}
+		if len(later) > 0 {
+			batch := later[0]
+			later = later[1:]
+			if len(batch) > 0 {
+				slots <- struct{}{}
+				wg.Go(func() {
+					defer func() { <-slots }()
+					j.send(give, addr, batch)
+				})
+			}
+		}
+		<-clock.C
+	}
+}
+
+// outgoing is one span.
+type outgoing struct {
+	*trace
+	span *tracepb.Span
+	n    uint64
+}
+
+// newTrace invents a trace: its spans by the tick in which they are sent.
+func (j *journal) newTrace(instance string, rng *rand.Rand) map[int][]outgoing {
+	t := &trace{instance: instance, spans: 1 + rng.IntN(8)}
+	binary.BigEndian.PutUint64(t.id[:], rng.Uint64())
+	binary.BigEndian.PutUint64(t.id[8:], rng.Uint64())
+	bad := -1
+	if rng.IntN(4) == 0 {
+		bad, t.failing = rng.IntN(t.spans), true
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.traces[t.id] = t
+	all := map[int][]outgoing{}
+	for i := range t.spans {
+		j.next++
+		sp := &tracepb.Span{TraceId: t.id[:], SpanId: binary.BigEndian.AppendUint64(nil, j.next), Name: "op", StartTimeUnixNano: uint64(time.Now().UnixNano()), Kind: tracepb.Span_SPAN_KIND_INTERNAL}
+		sp.EndTimeUnixNano = sp.StartTimeUnixNano + 1000
+		if i == bad {
+			sp.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}
+		}
+		at := 0
+		if i > 0 {
+			at = rng.IntN(int(spread / tick))
+		}
+		all[at] = append(all[at], outgoing{t, sp, j.next})
+	}
+	return all
+}
+
+// send sends one request until it is answered with success or give ends, as an
+// SDK with patience does.
+func (j *journal) send(give context.Context, addr string, batch []outgoing) {
+	scope := &tracepb.ScopeSpans{}
+	now := time.Now()
+	j.mu.Lock()
+	for _, o := range batch {
+		if o.sent.IsZero() {
+			o.sent = now
+		}
+		o.uncertain = true
+		scope.Spans = append(scope.Spans, o.span)
+	}
+	j.mu.Unlock()
+	body, _ := proto.Marshal(&collectorpb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
+	for {
+		if post(give, addr, body) {
+			break
+		}
+		select {
+		case <-time.After(retryAfter):
+		case <-give.Done():
+			return
+		}
+	}
+	now = time.Now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, o := range batch {
+		o.ackedIDs = append(o.ackedIDs, o.n)
+		o.answered = now
+	}
+}
+
+var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: inFlight}}
+
+// post reports whether the request was answered with success.
+func post(ctx context.Context, addr string, body []byte) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/traces", bytes.NewReader(body))
+	if err != nil {
+		return false
+	}
+	req.Header.Set("Content-Type", "application/x-protobuf")
+	res, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = res.Body.Close() }()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<16))
+	var parsed collectorpb.ExportTraceServiceResponse
+	return err == nil && res.StatusCode == http.StatusOK && proto.Unmarshal(answer, &parsed) == nil && parsed.GetPartialSuccess().GetRejectedSpans() == 0
+}

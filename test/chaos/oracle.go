@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Summary is the judgement. All but duplicates, faults and recovery are in spans
+// that were acknowledged, split in traces.
+type Summary struct {
+	Acked, Delivered, SampledOut, Dead int
+	Lost                               int // neither of the three, or dropped against the policies
+	Split                              int // traces with spans in Tempo and spans not, or with two decisions
+	Leaked                             int // in Tempo without a recorded decision to keep, or against the policies
+	Duplicates                         int // deliveries of a span that was there
+	Faults                             int
+	WorstRecovery                      time.Duration
+	SlowHandOvers                      bool // a stopped process did not give its lanes back
+}
+
+func (s Summary) String() string {
+	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d split=%d leaked=%d duplicates=%d faults=%d worst_recovery=%.1fs",
+		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.Split, s.Leaked, s.Duplicates, s.Faults, s.WorstRecovery.Seconds())
+}
+
+// Broken reports whether a promise was.
+func (s Summary) Broken() bool {
+	return s.Lost+s.Split+s.Leaked+s.Dead > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers
+}
+
+// handOverBound is what no hand-over takes when pins are given back, and every one
+// when they are not: a pin lives for 6 s. A busy machine may be slow once, not
+// every time.
+const handOverBound = 5 * time.Second
+
+type verdict struct{ kept, dropped bool }
+
+// judge compares.
+func (w *world) judge(ctx context.Context) (Summary, error) {
+	s := Summary{Faults: w.faults}
+	w.judgeRecovery(&s)
+	conn, err := w.connect(ctx)
+	if err != nil {
+		return s, err
+	}
+	defer conn.Close()
+	decisions, err := w.decisions(ctx, conn)
+	if err != nil {
+		return s, err
+	}
+	dead, err := w.deadLetters(ctx, conn)
+	if err != nil {
+		return s, err
+	}
+	stored := map[uint64]int{}
+	inTempo := map[[16]byte]bool{}
+	for _, sp := range w.tempo.Spans() {
+		n := binary.BigEndian.Uint64(sp.Span.GetSpanId())
+		if stored[n]++; stored[n] > 1 {
+			s.Duplicates++
+		}
+		inTempo[[16]byte(sp.Span.GetTraceId())] = true
+	}
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
+	checked := 0
+	for id, t := range w.journal.traces {
+		d := decisions[id]
+		here := 0
+		for _, n := range t.ackedIDs {
+			s.Acked++
+			switch {
+			case stored[n] > 0:
+				here++
+				s.Delivered++
+			case dead[n]:
+				s.Dead++
+			case d.dropped:
+				s.SampledOut++
+			default:
+				s.Lost++
+				w.say("lost: span %d of %x, sent %v", n, id, t.sent.Sub(w.start))
+			}
+		}
+		if (here > 0 && here < len(t.ackedIDs)) || (d.kept && d.dropped) {
+			s.Split++
+			w.say("split: %x, %d of %d spans, decisions %+v, sent %v", id, here, len(t.ackedIDs), d, t.sent.Sub(w.start))
+		}
+		if inTempo[id] && !d.kept {
+			s.Leaked += here
+			w.say("leaked: %x has no recorded decision to keep, sent %v", id, t.sent.Sub(w.start))
+		}
+		if len(t.ackedIDs) < t.spans || !w.calm(t) {
+			continue
+		}
+		switch checked++; {
+		case t.kept() && here == 0:
+			s.Lost += len(t.ackedIDs)
+			w.say("lost: %x was dropped against the policies, sent %v", id, t.sent.Sub(w.start))
+		case !t.kept() && here > 0:
+			s.Leaked += here
+			w.say("leaked: %x was kept against the policies, sent %v", id, t.sent.Sub(w.start))
+		}
+	}
+	w.say("%d traces, the decisions of %d compared with the policies", len(w.journal.traces), checked)
+	return s, nil
+}
+
+// calm reports whether the window of a trace was one on which edge and hub agree:
+// all its spans came within it, and nothing was wrong with the way to the hub.
+func (w *world) calm(t *trace) bool {
+	const margin = 500 * time.Millisecond
+	if t.answered.Sub(t.sent) > wait-margin {
+		return false
+	}
+	return !slices.ContainsFunc(w.disturbed, func(i interval) bool {
+		return t.sent.Before(i.to) && t.answered.Add(wait+2*time.Second).After(i.from)
+	})
+}
+
+func (w *world) judgeRecovery(s *Summary) {
+	kinds := map[string][]time.Duration{}
+	var handOvers []time.Duration
+	for _, r := range w.recovery {
+		kinds[r.what] = append(kinds[r.what], r.took)
+		s.WorstRecovery = max(s.WorstRecovery, r.took)
+		if r.planned {
+			handOvers = append(handOvers, r.took)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(kinds)) {
+		took := kinds[what]
+		slices.Sort(took)
+		w.say("%-16s %2d times, owned again after %.1f to %.1f s", what, len(took), took[0].Seconds(), took[len(took)-1].Seconds())
+	}
+	if slices.Sort(handOvers); len(handOvers) > 1 && handOvers[len(handOvers)/2] > handOverBound {
+		s.SlowHandOvers = true
+		w.say("hand-overs take %.1f s: pins are not given back", handOvers[len(handOvers)/2].Seconds())
+	}
+}
+
+// decisions reads DECISIONS to its end.
+func (w *world) decisions(ctx context.Context, conn *bus.Conn) (map[[16]byte]verdict, error) {
+	all := map[[16]byte]verdict{}
+	for p := range partitions {
+		mark := bus.Message{Subject: bus.DecisionsSubject(p), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}
+		_, err := conn.TakeJournal(ctx, bus.Decisions, mark, func(body []byte) error {
+			for len(body) > 0 {
+				d, rest, err := envelope.NextDecision(body)
+				if err != nil {
+					return err
+				}
+				v := all[d.TraceID]
+				v.kept, v.dropped = v.kept || d.Kept, v.dropped || !d.Kept
+				all[d.TraceID], body = v, rest
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// deadLetters reads DEADLETTER to its end: span IDs.
+func (w *world) deadLetters(ctx context.Context, conn *bus.Conn) (map[uint64]bool, error) {
+	all := map[uint64]bool{}
+	state, err := conn.State(ctx, bus.DeadLetter)
+	if err != nil || state.Messages == 0 {
+		return all, err
+	}
+	lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.DeadLetter, Name: "chaos"})
+	if err != nil {
+		return nil, err
+	}
+	defer lane.Close()
+	for {
+		d, err := lane.Next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for item := range otlpwire.Items(d.Body) {
+			var sp otlpwire.Span
+			sp.Parse(item)
+			all[binary.BigEndian.Uint64(sp.SpanID[:])] = true
+		}
+		if d.Seq >= state.LastSeq {
+			return all, nil
+		}
+	}
+}
