@@ -17,6 +17,7 @@ Usage: penstock <command> [flags]
 Commands:
   up        run edge, hub, router and sink in this process
   generate  send the telemetry of a small shop to an OTLP endpoint
+  policies  give the sinks new sampling policies, without a restart
   token     make a bearer token for an instance without an edge
   version   print the version
 
@@ -34,6 +35,8 @@ func main() {
 		os.Exit(up(args[1:]))
 	case "generate":
 		os.Exit(generateTraffic(args[1:]))
+	case "policies":
+		os.Exit(policies(args[1:]))
 	case "token":
 		os.Exit(token(args[1:]))
 	case "version", "-version", "--version":

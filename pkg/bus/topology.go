@@ -129,6 +129,9 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 			return err
 		}
 	}
+	if _, err := c.ensurePolicies(ctx, t); err != nil {
+		return err
+	}
 	_, err := c.ensureMembers(ctx, t)
 	return err
 }
@@ -136,19 +139,23 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 // ensureMembers makes the bucket of [Members]. It is in memory: what it holds is
 // written anew every second.
 func (c *Conn) ensureMembers(ctx context.Context, t Topology) (jetstream.KeyValue, error) {
+	return c.ensureBucket(ctx, jetstream.KeyValueConfig{
+		Bucket: membersBucket, Description: "who shares the lanes, a key each", TTL: memberTTL, Storage: jetstream.MemoryStorage, Replicas: t.Replicas,
+	})
+}
+
+func (c *Conn) ensureBucket(ctx context.Context, want jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	kv, err := c.js.KeyValue(ctx, membersBucket)
+	kv, err := c.js.KeyValue(ctx, want.Bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: membersBucket, Description: "who shares the lanes, a key each", TTL: memberTTL, Storage: jetstream.MemoryStorage, Replicas: t.Replicas,
-		})
+		kv, err = c.js.CreateKeyValue(ctx, want)
 		if errors.Is(err, jetstream.ErrBucketExists) { // another process was just as early
-			kv, err = c.js.KeyValue(ctx, membersBucket)
+			kv, err = c.js.KeyValue(ctx, want.Bucket)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", membersBucket, err)
+		return nil, fmt.Errorf("bucket %s: %w", want.Bucket, err)
 	}
 	return kv, nil
 }

@@ -170,11 +170,17 @@ type Decision struct {
 	// Upto, of kept traces, is the sequence of SPANS up to which its spans were part
 	// of the decision.
 	Upto uint64
-	// Spent is what the decision took out of the instance's budgets for the second
-	// of Due, for the next owner; Due, in Unix nanoseconds of stream time, is
-	// recorded only with it.
-	Due   int64
-	Spent []Spend
+	// Policy, of kept traces, is the policy that wanted it.
+	Policy string
+	// Threshold, of kept traces, is what its spans' trace state says of the chance
+	// to be kept ([otlpwire.Annotation]).
+	Threshold uint64
+	// Spent is what the decision took out of the instance's budgets for the period
+	// of Due, for the next owner. Due, in Unix nanoseconds of stream time, and
+	// Version, of the policies, are recorded only with it.
+	Due     int64
+	Version uint64
+	Spent   []Spend
 }
 
 // Spend is spans or bytes taken out of one budget.
@@ -210,11 +216,15 @@ func AppendDecision(dst []byte, d Decision) []byte {
 	dst = append(dst, flags)
 	if d.Kept {
 		dst = binary.AppendUvarint(dst, d.Upto)
+		dst = binary.AppendUvarint(dst, uint64(len(d.Policy)))
+		dst = append(dst, d.Policy...)
+		dst = binary.AppendUvarint(dst, d.Threshold)
 	}
 	if len(d.Spent) == 0 {
 		return dst
 	}
 	dst = binary.BigEndian.AppendUint64(dst, uint64(d.Due))
+	dst = binary.AppendUvarint(dst, d.Version)
 	dst = binary.AppendUvarint(dst, uint64(len(d.Spent)))
 	for _, sp := range d.Spent {
 		dst = binary.AppendUvarint(dst, uint64(sp.Limiter))
@@ -242,7 +252,15 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	flags := b[n]
 	b = b[n+1:]
 	if d.Kept = flags&decisionKept != 0; d.Kept {
-		if d.Upto, b, ok = uvarint(b, math.MaxInt64); !ok {
+		var policy []byte
+		if d.Upto, b, ok = uvarint(b, math.MaxInt64); ok {
+			policy, b, ok = chunk(b)
+		}
+		if ok {
+			d.Policy = string(policy)
+			d.Threshold, b, ok = uvarint(b, otlpwire.Unknown)
+		}
+		if !ok {
 			return d, nil, errDecision
 		}
 	}
@@ -253,8 +271,11 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 		return d, nil, errDecision
 	}
 	d.Due = int64(binary.BigEndian.Uint64(b))
-	b = b[8:]
-	count, b, ok := uvarint(b, maxSpends)
+	d.Version, b, ok = uvarint(b[8:], math.MaxInt64)
+	var count uint64
+	if ok {
+		count, b, ok = uvarint(b, maxSpends)
+	}
 	for range count {
 		var limiter, amount uint64
 		if ok {

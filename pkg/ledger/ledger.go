@@ -44,11 +44,15 @@ type Ledger struct {
 	signals [len(otlpwire.Signals)]Signal
 	// SpoolBytes is the size of the edge's spool on disk.
 	SpoolBytes prometheus.Gauge
-	lag        *prometheus.GaugeVec
-	owned      *prometheus.GaugeVec
-	heldTraces *prometheus.GaugeVec
-	heldBytes  *prometheus.GaugeVec
-	decided    *prometheus.CounterVec
+	// PoliciesVersion is the number of the sampling policies in force for new traces.
+	PoliciesVersion prometheus.Gauge
+	// PoliciesRefused counts versions in the hub that could not be used.
+	PoliciesRefused prometheus.Counter
+	lag             *prometheus.GaugeVec
+	owned           *prometheus.GaugeVec
+	heldTraces      *prometheus.GaugeVec
+	heldBytes       *prometheus.GaugeVec
+	decided         *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -82,12 +86,14 @@ func New(reg prometheus.Registerer) *Ledger {
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
-		SpoolBytes: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
-		lag:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
-		heldTraces: f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
-		heldBytes:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
-		decided:    f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
-		owned:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
+		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that new traces are judged by; 0 is the configuration's."}),
+		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
+		SpoolBytes:      f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
+		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
+		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
+		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
+		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
+		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, sig := range otlpwire.Signals {
 		n := sig.String()

@@ -136,6 +136,7 @@ const (
 	resourceAttributes = 1
 	scopeAttributes    = 3
 	eventAttributes    = 3
+	spanTraceState     = 3
 	spanAttributes     = 9
 	spanEvents         = 11
 

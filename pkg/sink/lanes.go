@@ -17,18 +17,17 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
 type lanes struct {
-	cfg      Config
-	policies *policy.Set
-	led      *ledger.Ledger
-	log      *slog.Logger
-	hub      *bus.Hub
-	members  *bus.Members
-	horizon  *bus.Horizon
+	cfg     Config
+	rules   *rules
+	led     *ledger.Ledger
+	log     *slog.Logger
+	hub     *bus.Hub
+	members *bus.Members
+	horizon *bus.Horizon
 }
 
 func (l *lanes) service() services.Service {
@@ -55,6 +54,7 @@ func (l *lanes) service() services.Service {
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
 		wg.Go(func() { l.horizon.Run(work) })
+		wg.Go(func() { l.hub.WatchPolicies(work, l.rules.changed) })
 		<-ctx.Done()
 		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
@@ -79,7 +79,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w Writer, p int) bus.Shared {
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
-			t := &traceLane{lane: lane, delivery: d, partition: p, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes), horizon: l.horizon}
+			t := &traceLane{lane: lane, delivery: d, partition: p, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute, horizon: l.horizon}
 			t.run(ctx)
 		}
 		return s

@@ -66,6 +66,29 @@ type SamplingConfig struct {
 	File string `yaml:"file"`
 	// MaxBytes bounds the spans held by each partition's sampler.
 	MaxBytes proc.Bytes `yaml:"max_bytes_per_partition"`
+	// KeptSpans is how many spans a second the backend is meant to take, of all
+	// instances; 0 for no such bound. It is the measure for InstanceShare only.
+	KeptSpans int64 `yaml:"kept_spans_per_second"`
+	// InstanceShare is how much of KeptSpans one instance may have, in percent,
+	// whatever policies want: a noisy one cannot take it all.
+	InstanceShare int64 `yaml:"instance_share_percent"`
+	// PolicyAttribute is the key of an attribute that names the policy on every span
+	// that was kept, such as tailsampling.policy. Empty for none.
+	PolicyAttribute string `yaml:"policy_attribute"`
+}
+
+func (c SamplingConfig) maxKept() int64 {
+	if c.KeptSpans == 0 {
+		return 0
+	}
+	return max(c.KeptSpans*c.InstanceShare/100, 1)
+}
+
+func (c SamplingConfig) policies() (*policy.Set, error) {
+	if c.File == "" {
+		return policy.KeepAll(keepAllWait), nil
+	}
+	return policy.LoadFile(c.File)
 }
 
 // DefaultConfig runs with the environment alone.
@@ -74,7 +97,7 @@ func DefaultConfig() Config {
 		Config:     proc.DefaultConfig(9663),
 		Hub:        bus.Config{URL: "nats://127.0.0.1:4222"},
 		Streams:    bus.DefaultTopology(),
-		Sampling:   SamplingConfig{MaxBytes: 256 << 20},
+		Sampling:   SamplingConfig{MaxBytes: 256 << 20, InstanceShare: 25},
 		Prometheus: remotewrite.Config{Labels: remotewrite.DefaultLabels()},
 		Loki:       loki.Config{Labels: loki.DefaultLabels()},
 		File:       file.Config{Dir: "penstock-data", MaxBytes: 1 << 30},
@@ -100,13 +123,16 @@ func (c *Config) Validate() error {
 	if c.Sampling.MaxBytes < 1<<20 {
 		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 1MiB", c.Sampling.MaxBytes))
 	}
+	if c.Sampling.KeptSpans < 0 || c.Sampling.InstanceShare < 1 || c.Sampling.InstanceShare > 100 {
+		errs = append(errs, fmt.Errorf("sampling.kept_spans_per_second is %d, sampling.instance_share_percent is %d: want 0 or more, and 1 to 100", c.Sampling.KeptSpans, c.Sampling.InstanceShare))
+	}
 	if c.File.MaxBytes < 1<<20 {
 		errs = append(errs, fmt.Errorf("file.max_bytes is %v, want at least 1MiB", c.File.MaxBytes))
 	}
 	if c.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
-	if _, err := c.policies(); err != nil {
+	if _, err := c.Sampling.policies(); err != nil {
 		errs = append(errs, err) // names the file of the policies
 	}
 	if c.Tempo.Endpoint != "" {
@@ -131,13 +157,6 @@ func check(w interface{ Close() error }, err error) error {
 // keepAllWait is the decision wait of those who sample nothing: long enough
 // for the spans of a request to come together in one write.
 const keepAllWait = 2 * time.Second
-
-func (c *Config) policies() (*policy.Set, error) {
-	if c.Sampling.File == "" {
-		return policy.KeepAll(keepAllWait), nil
-	}
-	return policy.LoadFile(c.Sampling.File)
-}
 
 // Writer writes the payloads of one signal to one backend.
 type Writer interface {
@@ -166,15 +185,15 @@ func (c *Config) writer(sig otlpwire.Signal) (Writer, error) {
 
 // Build makes the stages: hub, lanes.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
-	policies, err := cfg.policies()
-	if err != nil {
-		return nil, err
-	}
 	cfg.Hub.Name = "sink"
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	log := p.Log.With("component", "sink")
+	rules, err := newRules(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
+	if err != nil {
+		return nil, err
+	}
 	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, policies: policies, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, rules: rules, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
 	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/policy"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
 
@@ -23,8 +22,11 @@ import (
 type traceLane struct {
 	lane     *bus.Lane
 	delivery *delivery
-	policies *policy.Set
+	rules    *rules
 	maxBytes int
+	// attribute is the key of the span attribute that names the policy; empty for
+	// none.
+	attribute string
 
 	partition int
 	sampler   *sample.Sampler     // nil: waiting for the lane to be claimed
@@ -32,8 +34,10 @@ type traceLane struct {
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
+	scratch   []byte
 	horizon   *bus.Horizon
 	mark      bus.Mark // of the horizon, not reached yet
+	used      int      // how many changes of the rules the sampler knows
 }
 
 const (
@@ -89,6 +93,7 @@ func (l *traceLane) run(ctx context.Context) {
 			if l.sampler == nil {
 				continue
 			}
+			l.use()
 			if planted.WallTime {
 				l.note(l.sampler.Idle(time.Now(), time.Now()))
 			}
@@ -106,16 +111,28 @@ func (l *traceLane) run(ctx context.Context) {
 // the decisions that were recorded. From now on no owner before can record any.
 // It returns false when ctx ended first.
 func (l *traceLane) claim(ctx context.Context) bool {
+	if !l.rules.await(ctx) {
+		return false
+	}
 	l.decisions, l.exports, l.bytes = l.decisions[:0], l.exports[:0], 0
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
-		sampler := sample.New(l.policies, l.maxBytes)
+		sampler := sample.New(l.rules.base, l.maxBytes)
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
-			l.sampler = sampler
+			l.sampler, l.used = sampler, -1
+			l.use()
 		}
 		return err
 	})
+}
+
+// use tells the sampler of new versions of the policies.
+func (l *traceLane) use() {
+	if versions, changes := l.rules.versions(); changes != l.used {
+		l.sampler.Use(versions)
+		l.used = changes
+	}
 }
 
 func (l *traceLane) decisionsMessage(items int) bus.Message {
@@ -239,6 +256,19 @@ func (l *traceLane) note(out sample.Output) {
 	}
 }
 
+// payload appends the spans of an export, with what the decision says about them.
+func (l *traceLane) payload(dst []byte, e *sample.Export) []byte {
+	note := otlpwire.Annotation{Threshold: e.Threshold}
+	if l.attribute != "" {
+		note.Key, note.Value = l.attribute, e.Policy
+	}
+	if !note.Needed() {
+		return e.Append(dst)
+	}
+	l.scratch = e.Append(l.scratch[:0])
+	return note.Append(dst, l.scratch)
+}
+
 // flush records what was decided, exports it, one instance a request, in the
 // order of decision, and moves the floor.
 func (l *traceLane) flush(ctx context.Context) bool {
@@ -253,16 +283,18 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]
-		n, payload := 1, first.Append(nil)
+		n, payload := 1, l.payload(nil, &first)
 		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
-			payload = l.exports[n].Append(payload)
+			payload = l.payload(payload, &l.exports[n])
 			n++
 		}
 		if !l.delivery.write(ctx, first.Instance, payload, origin{seq: first.Seq}) {
 			return false
 		}
 		for _, e := range l.exports[:n] {
-			l.sampler.Release(e.Seq)
+			if !planted.AckBeforeExport { // there it was released before
+				l.sampler.Release(e.Seq)
+			}
 		}
 		l.exports = append(l.exports[:0], l.exports[n:]...)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/penstock/penstock/pkg/bus"
 )
 
 // chaos injects one fault after the other, each when the pipeline has recovered
@@ -91,7 +93,7 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(20); {
+	switch n := w.rng.IntN(21); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
@@ -121,9 +123,25 @@ func (w *world) fault(ctx context.Context) error {
 		return w.stall(ctx, pick("edge"), 3*time.Second)
 	case n < 19:
 		return w.restart(ctx, pick("edge"))
-	default:
+	case n < 20:
 		return w.restart(ctx, pick("hub"))
+	default:
+		return w.push(ctx)
 	}
+}
+
+// push makes the policies a new version, which says the same.
+func (w *world) push(ctx context.Context) error {
+	conn, err := w.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	t := bus.DefaultTopology()
+	t.Partitions = partitions
+	p, err := conn.PushPolicies(ctx, t, policies, "chaos")
+	w.say("policies version %d from %d", p.Number, p.From)
+	return err
 }
 
 // kill ends a process with SIGKILL and starts another in its place.

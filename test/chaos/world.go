@@ -73,7 +73,7 @@ func newWorld(o Options, dir, bin string) (*world, error) {
 	if w.tempo, w.stop, err = tempo.Serve(); err != nil {
 		return nil, err
 	}
-	w.tempo.Slow(20 * time.Millisecond)
+	w.tempo.Slow(100 * time.Millisecond) // so that a kill finds traces on their way
 	w.hubAddr = freeAddr()
 	if err := os.WriteFile(filepath.Join(dir, "sampling.yaml"), []byte(policies), 0o600); err != nil {
 		return nil, err

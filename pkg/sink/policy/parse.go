@@ -146,6 +146,7 @@ func Parse(name string, text []byte) (*Set, error) {
 	}
 	b := builder{file: name}
 	set := b.build(st)
+	set.limiters = b.limiters
 	if len(b.errs) > 0 {
 		return nil, errors.Join(b.errs...)
 	}

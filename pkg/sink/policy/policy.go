@@ -5,7 +5,7 @@
 // # Promises
 //
 //   - The verdict is a function of the trace, the configuration and the budgets
-//     of the trace's stream-time second: no clock, no randomness.
+//     of the trace's stretch of stream time: no clock, no randomness.
 //   - probabilistic keeps the same traces as the collector with the same salt.
 //
 // # Not here
@@ -50,7 +50,18 @@ type Trace struct {
 	statuses   uint8 // bit n: a span has status n
 	sampled    bool  // a span has the W3C flag
 	read       bool
+
+	period time.Duration // of budgets
+	// chance is that of the policy at hand: how likely it wants a trace like this,
+	// whatever its ID. Policies that depend on nothing else leave it at settled.
+	chance float64
 }
+
+// The chances that are none.
+const (
+	settled = -1 // it is sure what the policy says
+	unknown = -2 // it depends on what others have taken out of a budget
+)
 
 // summarise reads the spans once for all policies.
 func (t *Trace) summarise() {
@@ -82,24 +93,25 @@ func (t *Trace) duration() time.Duration {
 // Budgets holds what rate limits have spent, of one instance. The zero Budgets
 // is ready. Traces are decided in the order of Due.
 type Budgets struct {
-	second int64
+	period int64            // which one it is
 	spent  []int64          // spans or bytes, by limiter
 	taken  []envelope.Spend // by the decision at hand
 }
 
 // Restore books what a decision that was recorded has taken, so that the next
 // owner goes on where the last one stopped.
-func (b *Budgets) Restore(due int64, spent []envelope.Spend) {
-	b.at(due)
+func (s *Set) Restore(b *Budgets, due int64, spent []envelope.Spend) {
+	b.at(due, s.period())
 	for _, sp := range spent {
 		b.take(sp.Limiter, sp.Amount)
 	}
 }
 
-// at turns to the second of due; it never goes back.
-func (b *Budgets) at(due int64) {
-	if second := due / int64(time.Second); second > b.second {
-		b.second = second
+// at turns to the period of due. It goes back only when the instance's clock was
+// set back, which shows in more than one period.
+func (b *Budgets) at(due int64, period time.Duration) {
+	if n := due / int64(period); n > b.period || n < b.period-1 {
+		b.period = n
 		clear(b.spent)
 	}
 }
@@ -111,12 +123,13 @@ func (b *Budgets) take(limiter int, amount int64) {
 	b.spent[limiter] += amount
 }
 
-// spend takes amount out of a limiter's budget for the second in which t is due.
-// A budget starts anew each second: one that is carried over would depend on
+// spend takes amount out of a limiter's budget for the period in which t is due.
+// A budget starts anew each period: one that is carried over would depend on
 // where reading began.
 func (b *Budgets) spend(limiter int, t *Trace, amount, perSecond int64) bool {
-	b.at(t.Due)
+	b.at(t.Due, t.period)
 	b.take(limiter, 0)
+	t.chance = unknown
 	if b.spent[limiter]+amount > perSecond {
 		return false
 	}
@@ -139,9 +152,41 @@ type Set struct {
 	// means the default.
 	Kept, Dropped int
 
+	// Partitions is over how many partitions the traces of an instance are spread,
+	// each with budgets of its own; 0 means 1. Each has for so many seconds what
+	// the policies allow for one, so that together they keep to the rate, and a
+	// small budget still holds a trace.
+	Partitions int
+	// MaxKept bounds the spans a second that are kept of one instance, whatever
+	// policy wants them; 0 for no bound.
+	MaxKept int64
+
 	drops      []named // decided first
 	policies   []named
 	firstMatch bool // the first policy that wants the trace decides
+	limiters   int
+}
+
+// Version is a set with what says for which traces it is in force.
+type Version struct {
+	Number uint64
+	From   uint64 // the sequence of SPANS from which on it is
+	*Set
+}
+
+func (s *Set) period() time.Duration { return time.Duration(max(s.Partitions, 1)) * time.Second }
+
+// OverShare stands for the policy when [Set.MaxKept] is used up.
+const OverShare = "instance_share"
+
+// Verdict is what became of a trace.
+type Verdict struct {
+	Keep bool
+	By   string           // the policy that decided; empty when none wanted the trace
+	Took []envelope.Spend // out of the budgets
+	// Threshold is for the trace state of a kept trace ([otlpwire.Annotation]): 0
+	// when the policies are sure to keep one like it.
+	Threshold uint64
 }
 
 type named struct {
@@ -154,30 +199,52 @@ type evaluator interface {
 	evaluate(t *Trace, b *Budgets) Outcome
 }
 
-// Decide returns whether the trace is kept, the name of the policy that decided,
-// "" when none wanted it, and what was taken out of the budgets.
-func (s *Set) Decide(t *Trace, b *Budgets) (keep bool, by string, spent []envelope.Spend) {
+// Decide asks all policies about a trace.
+func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
 	b.taken = nil
-	keep, by = s.decide(t, b)
-	return keep, by, b.taken
+	t.period = s.period()
+	v := s.decide(t, b)
+	if v.Keep && s.MaxKept > 0 && !b.spend(s.limiters, t, int64(t.Spans), s.MaxKept) {
+		v = Verdict{By: OverShare}
+	}
+	v.Took = b.taken
+	return v
 }
 
-func (s *Set) decide(t *Trace, b *Budgets) (keep bool, by string) {
+func (s *Set) decide(t *Trace, b *Budgets) Verdict {
 	for _, p := range s.drops {
 		if p.eval.evaluate(t, b) == Dropped {
-			return false, p.name
+			return Verdict{By: p.name}
 		}
 	}
-	highest := NotSampled
+	highest, by, chance := NotSampled, "", 0.0
 	for _, p := range s.policies {
-		if o := p.eval.evaluate(t, b); o > highest {
+		t.chance = settled
+		o := p.eval.evaluate(t, b)
+		switch wants := o == Sampled || o == InvertSampled; {
+		case wants && t.chance == settled:
+			chance = 1
+		case wants && t.chance == unknown && chance < 1:
+			chance = unknown
+		case t.chance > 0 && chance != unknown:
+			chance = max(chance, t.chance) // one hash for all: the larger share holds the smaller
+		}
+		if o > highest {
 			highest, by = o, p.name
 		}
 		if s.firstMatch && highest == Sampled {
 			break
 		}
 	}
-	return highest == Sampled || highest == InvertSampled, by
+	v := Verdict{Keep: highest == Sampled || highest == InvertSampled, By: by}
+	switch {
+	case !v.Keep || chance >= 1:
+	case chance > 0:
+		v.Threshold = otlpwire.Unknown - uint64(chance*float64(otlpwire.Unknown))
+	default:
+		v.Threshold = otlpwire.Unknown
+	}
+	return v
 }
 
 // always is always_sample.
@@ -216,6 +283,7 @@ func (l latency) evaluate(t *Trace, _ *Budgets) Outcome {
 type probabilistic struct {
 	salt      string
 	threshold uint64
+	chance    float64
 }
 
 // defaultSalt is the collector's, so that both keep the same traces.
@@ -227,13 +295,14 @@ func newProbabilistic(salt string, percentage float64) probabilistic {
 	}
 	all := new(big.Float).SetUint64(math.MaxUint64)
 	threshold, _ := all.Mul(all, big.NewFloat(percentage/100)).Uint64()
-	return probabilistic{salt, threshold}
+	return probabilistic{salt, threshold, percentage / 100}
 }
 
 func (p probabilistic) evaluate(t *Trace, _ *Budgets) Outcome {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(p.salt))
 	_, _ = h.Write(t.ID[:])
+	t.chance = p.chance
 	return verdict(h.Sum64() <= p.threshold)
 }
 
@@ -364,11 +433,22 @@ func matchAny(patterns []*regexp.Regexp) func([]byte) bool {
 type and []evaluator
 
 func (a and) evaluate(t *Trace, b *Budgets) Outcome {
+	chance := float64(settled)
 	for _, p := range a {
+		t.chance = settled
 		if o := p.evaluate(t, b); o != Sampled && o != InvertSampled {
+			t.chance = settled
 			return NotSampled
 		}
+		switch {
+		case t.chance == settled || chance == unknown:
+		case t.chance == unknown || chance == settled:
+			chance = t.chance
+		default:
+			chance = min(chance, t.chance)
+		}
 	}
+	t.chance = chance
 	return Sampled
 }
 
@@ -387,7 +467,11 @@ func (d drop) evaluate(t *Trace, b *Budgets) Outcome {
 type not struct{ evaluator }
 
 func (n not) evaluate(t *Trace, b *Budgets) Outcome {
-	switch o := n.evaluator.evaluate(t, b); o {
+	o := n.evaluator.evaluate(t, b)
+	if t.chance >= 0 {
+		t.chance = 1 - t.chance
+	}
+	switch o {
 	case Sampled, InvertSampled:
 		return NotSampled
 	case NotSampled, InvertNotSampled:

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -14,6 +15,8 @@ import (
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 // trace makes a trace of two spans: one second long, with a status and a few
@@ -102,8 +105,8 @@ func TestPolicies(t *testing.T) {
 			t.Errorf("%s: %v", tc.policy, err)
 			continue
 		}
-		if keep, by, _ := set.Decide(trace(t, 1, tc.lasts, tc.status), &Budgets{}); keep != tc.keep || (keep && by != "p") {
-			t.Errorf("%s: kept %v by %q, want %v", tc.policy, keep, by, tc.keep)
+		if v := set.Decide(trace(t, 1, tc.lasts, tc.status), &Budgets{}); v.Keep != tc.keep || (v.Keep && v.By != "p") {
+			t.Errorf("%s: %+v, want %v", tc.policy, v, tc.keep)
 		}
 	}
 }
@@ -127,8 +130,8 @@ tail_sampling:
 	if set.Wait != 7*time.Second || set.Kept != 5 || set.Dropped != 6 {
 		t.Errorf("got %+v", set)
 	}
-	if keep, by, _ := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep || by != "no-carts" {
-		t.Errorf("kept %v by %q", keep, by)
+	if v := set.Decide(trace(t, 1, 0, 0), &Budgets{}); v.Keep || v.By != "no-carts" {
+		t.Errorf("%+v", v)
 	}
 }
 
@@ -205,8 +208,8 @@ func TestFirstMatchDecides(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if keep, by, _ := set.Decide(trace(t, 1, 0, 0), &Budgets{}); keep != want {
-			t.Errorf("%s: kept %v by %s, want %v", text, keep, by, want)
+		if v := set.Decide(trace(t, 1, 0, 0), &Budgets{}); v.Keep != want {
+			t.Errorf("%s: %+v, want %v", text, v, want)
 		}
 	}
 }
@@ -215,7 +218,7 @@ func TestFirstMatchDecides(t *testing.T) {
 // from the budget of the second at hand.
 func TestBudgetsNeverGoBack(t *testing.T) {
 	var b Budgets
-	due := func(second int64) *Trace { return &Trace{Due: second * int64(time.Second)} }
+	due := func(second int64) *Trace { return &Trace{Due: second * int64(time.Second), period: time.Second} }
 	for i, tc := range []struct {
 		second int64
 		want   bool
@@ -223,6 +226,103 @@ func TestBudgetsNeverGoBack(t *testing.T) {
 		if got := b.spend(0, due(tc.second), 6, 10); got != tc.want {
 			t.Errorf("step %d, second %d: %v, want %v", i, tc.second, got, tc.want)
 		}
+	}
+}
+
+// TestThresholdTellsTheChance: a kept trace says with what chance one like it is
+// kept, when that is known.
+func TestThresholdTellsTheChance(t *testing.T) {
+	const (
+		errs  = `{name: e, type: status_code, status_code: {status_codes: [ERROR]}}`
+		half  = `{name: h, type: probabilistic, probabilistic: {sampling_percentage: 50}}`
+		most  = `{name: m, type: probabilistic, probabilistic: {sampling_percentage: 99.9}}`
+		few   = `{name: f, type: rate_limiting, rate_limiting: {spans_per_second: 1000}}`
+		slow  = `{name: s, type: and, and: {and_sub_policy: [{name: l, type: latency, latency: {threshold_ms: 1}}, {name: h, type: probabilistic, probabilistic: {sampling_percentage: 50}}]}}`
+		other = `{name: o, type: not, not: {not_sub_policy: {name: h, type: probabilistic, probabilistic: {sampling_percentage: 75}}}}`
+	)
+	for policies, want := range map[string]float64{
+		half: 0.5, most: 0.999, few: 0, slow: 0.5, other: 0.25,
+		`{name: a, type: always_sample}`: 1,
+		half + "," + most:                0.999,
+		errs + "," + half:                0.5, // no trace here is an error
+		few + "," + half:                 0,
+		half + "," + few + `,{name: a, type: always_sample}`: 1,
+	} {
+		set, err := Parse("t", []byte("policies: ["+policies+"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept := 0
+		rng := rand.New(rand.NewPCG(1, 1))
+		for range 100 {
+			tr := trace(t, 1, time.Second, 0)
+			binary.LittleEndian.PutUint64(tr.ID[:], rng.Uint64())
+			binary.LittleEndian.PutUint64(tr.ID[8:], rng.Uint64())
+			v := set.Decide(tr, &Budgets{})
+			if !v.Keep {
+				if v.Threshold != 0 {
+					t.Errorf("%s: a dropped trace has a threshold", policies)
+				}
+				continue
+			}
+			kept++
+			got := float64(otlpwire.Unknown-v.Threshold) / float64(otlpwire.Unknown)
+			if got < want-1e-9 || got > want+1e-9 {
+				t.Errorf("%s: chance %v, want %v", policies, got, want)
+			}
+		}
+		if kept == 0 {
+			t.Errorf("%s: nothing is kept", policies)
+		}
+	}
+}
+
+// TestRatesHoldOverPartitions decides the traces of an instance in eight
+// partitions: together they keep to the rate, and a budget that is smaller than
+// eight traces still lets some pass.
+func TestRatesHoldOverPartitions(t *testing.T) {
+	const partitions, seconds, perSecond = 8, 80, 5
+	set, err := Parse("t", fmt.Appendf(nil, "policies: [{name: f, type: rate_limiting, rate_limiting: {spans_per_second: %d}}]", perSecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Partitions = partitions
+	var budgets [partitions]Budgets
+	spans := 0
+	for second := range seconds {
+		for p := range partitions {
+			for range 4 {
+				tr := trace(t, 1, 0, 0)
+				tr.Due = int64(second) * int64(time.Second)
+				if set.Decide(tr, &budgets[p]).Keep {
+					spans += tr.Spans
+				}
+			}
+		}
+	}
+	if spans > seconds*perSecond || spans < seconds*perSecond*3/4 {
+		t.Errorf("%d spans kept in %d seconds at %d a second", spans, seconds, perSecond)
+	}
+}
+
+// TestMaxKept: one instance cannot have more than its share, whatever wants its
+// traces, and the next owner knows what has been taken.
+func TestMaxKept(t *testing.T) {
+	set, err := Parse("t", []byte("policies: [{name: all, type: always_sample}, {name: f, type: rate_limiting, rate_limiting: {spans_per_second: 1}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.MaxKept = 5
+	var b, next Budgets
+	for i := range 3 {
+		v := set.Decide(trace(t, byte(i), 0, 0), &b) // two spans each
+		if v.Keep != (i < 2) || (!v.Keep && v.By != OverShare) {
+			t.Errorf("trace %d: %+v", i, v)
+		}
+		set.Restore(&next, 0, v.Took)
+	}
+	if v := set.Decide(trace(t, 9, 0, 0), &next); v.Keep {
+		t.Errorf("the next owner keeps more: %+v", v)
 	}
 }
 

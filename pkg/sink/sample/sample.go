@@ -18,7 +18,15 @@
 // stretch of an instance's stream gives the same decisions on every reading.
 //
 // The clock of an instance that is silent moves on with the reader's, but only up
-// to moments at which nothing was left behind on the way.
+// to moments at which nothing was left behind on the way; it goes back when the
+// edge was only cut off, and sends what it has kept. When the edge's own clock is
+// set back, by more than a second, the open windows go back with it; when it is set
+// forward they close.
+//
+// # Policies
+//
+// A trace is judged by the version of the policies that is in force at the sequence
+// of its first span.
 //
 // # Promises
 //
@@ -49,7 +57,10 @@ type Export struct {
 	Instance string
 	Spans    int
 	Seq      uint64 // the lowest sequence of its spans; owed until Release
-	Policy   string // that kept it; empty for late spans
+	Policy   string // that kept it
+	Late     bool   // spans that came after the decision
+	// Threshold is what the decision adds to the spans' trace state.
+	Threshold uint64
 
 	pieces []otlpwire.Fragment
 }
@@ -84,12 +95,12 @@ type Output struct {
 
 // Sampler is the state of one partition.
 type Sampler struct {
-	policies *policy.Set
+	versions []policy.Version // by From; the first one from 0
 	maxBytes int
 
 	instances map[string]*instance
-	restored  map[string]policy.Budgets // of instances that were not seen yet
-	unsent    []key                     // recorded, and not known to be at the backend
+	restored  map[string]budgets // of instances that were not seen yet
+	unsent    []key              // recorded, and not known to be at the backend
 	decided   memory
 	owed      ledger
 	bytes     int                     // wire bytes held, what traces share counted once
@@ -104,19 +115,32 @@ type Sampler struct {
 // instance is the state of one instance.
 type instance struct {
 	name    string
-	clock   int64     // highest arrival, in Unix nanoseconds of the edge
-	arrival int64     // of the last frame
+	clock   int64     // in Unix nanoseconds of the edge
+	arrival int64     // the highest one seen since the edge's clock was set back
 	origin  uint64    // highest sequence of TRACES seen
 	active  bool      // since the last Idle
 	silent  time.Time // the reader's clock had come so far when nothing more had been added
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
-	budgets policy.Budgets
+	budgets budgets
+}
+
+// budgets has those of each version of the policies, by its number.
+type budgets map[uint64]*policy.Budgets
+
+func (b budgets) of(version uint64) *policy.Budgets {
+	if b[version] == nil {
+		b[version] = new(policy.Budgets)
+	}
+	return b[version]
 }
 
 // trace is one that is not decided yet.
 type trace struct {
 	id     otlpwire.TraceID
+	rules  *policy.Version
+	first  int64 // arrival of its first span
+	root   int64 // of its root span, 0 before
 	due    int64 // when its window closes, in stream time
 	seq    uint64
 	place  int // in the queue
@@ -133,12 +157,42 @@ const idleGrace = time.Second
 // New returns an empty sampler that holds up to maxBytes of spans.
 func New(policies *policy.Set, maxBytes int) *Sampler {
 	return &Sampler{
-		policies:  policies,
+		versions:  []policy.Version{{Set: policies}},
 		maxBytes:  maxBytes,
 		instances: make(map[string]*instance),
-		restored:  make(map[string]policy.Budgets),
+		restored:  make(map[string]budgets),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped),
+	}
+}
+
+// Use sets the versions of the policies that follow the one of [New], by From. Traces
+// that are held and come under another version by that are judged by it.
+func (s *Sampler) Use(versions []policy.Version) {
+	s.versions = append(s.versions[:1:1], versions...)
+	for _, in := range s.instances {
+		for _, t := range in.queue {
+			t.rules = s.rules(t.seq)
+			t.setDue()
+		}
+		heap.Init(&in.queue)
+	}
+}
+
+// rules returns the version that is in force at a sequence.
+func (s *Sampler) rules(seq uint64) *policy.Version {
+	i := len(s.versions) - 1
+	for i > 0 && s.versions[i].From > seq {
+		i--
+	}
+	return &s.versions[i]
+}
+
+// setDue says when the window of t closes.
+func (t *trace) setDue() {
+	t.due = t.first + int64(t.rules.Wait)
+	if after := t.rules.WaitAfterRoot; after > 0 && t.root != 0 {
+		t.due = min(t.due, t.root+int64(after))
 	}
 }
 
@@ -149,18 +203,20 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	in := s.instances[f.Instance]
 	if in == nil {
 		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
-		delete(s.restored, f.Instance)
+		if delete(s.restored, f.Instance); in.budgets == nil {
+			in.budgets = budgets{}
+		}
 		s.instances[f.Instance] = in
 	}
 	in.active = true
-	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.clock {
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.arrival {
 		// An instance's messages are routed in their order: a router that took over
 		// has sent this one again.
 		out.Duplicates += otlpwire.Count(otlpwire.Traces, f.Payload)
 		return out, nil
 	}
-	in.origin, in.arrival = f.Seq, f.Arrival
-	in.clock = max(in.clock, f.Arrival)
+	in.origin = f.Seq
+	in.tell(f.Arrival)
 	s.advance(in, &out) // windows that this arrival has passed close without it
 
 	// Split by trace: the key is the trace's place among those of this frame.
@@ -185,48 +241,68 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	return out, err
 }
 
+// maxBack is how far arrival stamps of an instance may go back without a step of
+// its clock: requests that are published side by side.
+const maxBack = int64(time.Second)
+
+// tell sets the clock of an instance by an arrival stamp.
+func (in *instance) tell(arrival int64) {
+	if back := in.arrival - arrival; back > maxBack {
+		for _, t := range in.queue {
+			t.first -= back
+			t.due -= back
+			if t.root != 0 {
+				t.root -= back
+			}
+		}
+		in.arrival = arrival
+	}
+	in.arrival = max(in.arrival, arrival)
+	in.clock = in.arrival // also when silence had moved it on
+}
+
 // addPiece adds spans of one trace that share a resource.
 func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, g otlpwire.Group, out *Output) {
 	n := 0
 	for range g.Items() {
 		n++
 	}
-	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
-		if !kept {
+	if kept, known := s.decided.recall(key{in.name, id}); known {
+		if kept == nil {
 			out.SampledOut += n
 			return
 		}
-		if seq <= upto {
+		if kept.sent && seq <= kept.upto {
 			out.Duplicates += n // the owner before has sent it
 			return
 		}
 		s.owed.add(seq)
-		out.Exports = append(out.Exports, Export{Instance: in.name, Spans: n, Seq: seq, pieces: []otlpwire.Fragment{g.Fragment(nil)}})
+		out.Exports = append(out.Exports, Export{
+			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, pieces: []otlpwire.Fragment{g.Fragment(nil)},
+		})
 		return
 	}
 	t := in.traces[id]
 	if t == nil {
-		t = &trace{id: id, due: arrival + int64(s.policies.Wait), seq: seq}
+		t = &trace{id: id, rules: s.rules(seq), first: arrival, seq: seq}
+		t.setDue()
 		in.traces[id] = t
 		heap.Push(&in.queue, t)
 		s.owed.add(seq)
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
-	due := t.due
 	for item := range g.Items() {
 		s.span.Parse(item)
 		is := t.ids.add(&s.span)
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
-		if s.policies.WaitAfterRoot > 0 && s.span.Root {
-			due = min(due, arrival+int64(s.policies.WaitAfterRoot))
+		if s.span.Root && t.root == 0 {
+			t.root = arrival
+			t.setDue()
+			heap.Fix(&in.queue, t.place)
 		}
-	}
-	if due < t.due {
-		t.due = due
-		heap.Fix(&in.queue, t.place)
 	}
 	out.Duplicates += n - fresh
 	if fresh == 0 {
@@ -234,10 +310,10 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	t.spans += fresh
 	s.hold(t, g.Fragment(s.fresh))
-	if largest := s.policies.MaxTraceBytes; largest > 0 && t.size > largest {
+	if largest := t.rules.MaxTraceBytes; largest > 0 && t.size > largest {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
-		s.conclude(in, t, false, "", nil, out)
+		s.conclude(in, t, policy.Verdict{}, out)
 	}
 }
 
@@ -278,27 +354,27 @@ func (s *Sampler) decide(in *instance, out *Output) {
 	for i := range t.pieces {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
-	keep, by, spent := s.policies.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, &in.budgets)
-	s.conclude(in, t, keep, by, spent, out)
+	s.conclude(in, t, t.rules.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, in.budgets.of(t.rules.Number)), out)
 }
 
 // conclude lets go of a trace that is off the queue.
-func (s *Sampler) conclude(in *instance, t *trace, keep bool, by string, spent []envelope.Spend, out *Output) {
+func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(t)
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: keep, Upto: s.last, Due: t.due, Spent: spent}
-	if k := (key{in.name, t.id}); keep {
-		s.decided.keep(k, 0)
-	} else {
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Version: t.rules.Number, Due: t.due, Spent: v.Took}
+	k := key{in.name, t.id}
+	out.By = append(out.By, v.By)
+	if !v.Keep {
 		s.decided.drop(k)
-	}
-	out.Decisions, out.By = append(out.Decisions, d), append(out.By, by)
-	if !keep {
+		out.Decisions = append(out.Decisions, d)
 		out.SampledOut += t.spans
 		s.owed.release(t.seq)
 		return
 	}
-	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: by, pieces: t.pieces})
+	d.Upto, d.Policy, d.Threshold = s.last, v.By, v.Threshold
+	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
+	out.Decisions = append(out.Decisions, d)
+	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
 }
 
 // Remember takes over what an owner before has recorded: the decisions of one
@@ -325,15 +401,16 @@ func (s *Sampler) Remember(message []byte) error {
 		}
 		k := key{d.Instance, d.TraceID}
 		if d.Kept {
-			s.decided.keep(k, d.Upto)
+			s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
 			s.unsent = append(s.unsent, k)
 		} else {
 			s.decided.drop(k)
 		}
 		if len(d.Spent) > 0 {
-			b := s.restored[d.Instance]
-			b.Restore(d.Due, d.Spent)
-			s.restored[d.Instance] = b
+			if s.restored[d.Instance] == nil {
+				s.restored[d.Instance] = budgets{}
+			}
+			s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
 		}
 	}
 	return nil

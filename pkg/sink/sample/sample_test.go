@@ -146,7 +146,7 @@ func describe(o Output) string {
 	var b strings.Builder
 	for _, e := range o.Exports {
 		reason := e.Policy
-		if reason == "" {
+		if e.Late {
 			reason = "late"
 		}
 		id := ""
@@ -322,7 +322,7 @@ func TestFloorStaysBelowWhatIsOwed(t *testing.T) {
 		t.Errorf("floor %d after the delivery of trace 1, want 5", s.Floor())
 	}
 	o = add(9, "1", 11*time.Second) // late for trace 1
-	if len(o.Exports) != 1 || o.Exports[0].Seq != 9 || o.Exports[0].Policy != "" {
+	if len(o.Exports) != 1 || o.Exports[0].Seq != 9 || !o.Exports[0].Late {
 		t.Errorf("late span: %+v", o)
 	}
 	s.Release(9)
@@ -354,7 +354,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	m := newMemory(10, 10)
 	for i := range 1000 {
 		k := key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}
-		if m.keep(k, 1); i%2 == 0 {
+		if m.keep(k, keptTrace{}); i%2 == 0 {
 			m.drop(k)
 		}
 	}
@@ -415,6 +415,50 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 	}
 	if err := New(set, 1<<20).Remember(record[:len(record)-1]); err == nil {
 		t.Error("a record that was cut is no error")
+	}
+}
+
+// TestPoliciesSwitchAtASequence: a trace is judged by the version that is in force
+// where it begins, also when the version becomes known later, or to the next owner.
+func TestPoliciesSwitchAtASequence(t *testing.T) {
+	parse := func(text string) *policy.Set {
+		set, err := policy.Parse("p", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set
+	}
+	versions := []policy.Version{
+		{Number: 1, From: 3, Set: parse("decision_wait: 20s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]")},
+		{Number: 2, From: 5, Set: parse("decision_wait: 5s\npolicies: [{name: some, type: rate_limiting, rate_limiting: {spans_per_second: 1}}]")},
+	}
+	base := time.Unix(1000, 0)
+	for name, at := range map[string]int{"known before": 0, "known after": 6, "known in between": 4} {
+		s := New(policy.KeepAll(10*time.Second), 1<<20)
+		var got []string
+		note := func(o Output) {
+			for i, d := range o.Decisions {
+				got = append(got, fmt.Sprintf("%d %v %s", d.TraceID[15], d.Kept, o.By[i]))
+			}
+		}
+		for seq := 1; seq <= 7; seq++ {
+			if seq-1 == at {
+				s.Use(versions)
+			}
+			if seq == 7 {
+				break
+			}
+			o, err := s.Add(uint64(seq), envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Seq: uint64(seq), Payload: spanOf(fmt.Sprintf("%x", seq), "x", 0, seq == 4)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			note(o)
+		}
+		note(silence(s, base, base.Add(time.Minute)))
+		want := []string{"5 true some", "6 false ", "1 true keep-all", "2 true keep-all", "3 false ", "4 true errors"}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s:\n got %q\nwant %q", name, got, want)
+		}
 	}
 }
 

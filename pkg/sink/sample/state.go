@@ -103,13 +103,16 @@ type memory struct {
 	seed    maphash.Seed
 }
 
-// keptTrace is what is known of a trace that was kept by an owner before.
+// keptTrace is what is known of a trace that was kept.
 type keptTrace struct {
-	upto uint64 // sequence up to which its spans counted
+	policy    string
+	threshold uint64
+	// Of an owner before only:
+	upto uint64 // the sequence up to which its spans counted
 	sent bool   // they are at the backend
 }
 
-// defaultMemory is how many decisions of a kind are remembered: of kept traces 60
+// defaultMemory is how many decisions of a kind are remembered: of kept traces 100
 // bytes each and the name of the instance, of others 8 bytes, and what a map adds.
 const defaultMemory = 100_000
 
@@ -121,35 +124,24 @@ func newMemory(kept, dropped int) memory {
 	}
 }
 
-// keep remembers a kept trace; upto 0 is our own decision, whose spans come once.
-func (m *memory) keep(k key, upto uint64) {
-	var t *keptTrace
-	if upto > 0 {
-		t = &keptTrace{upto: upto}
-	}
-	m.kept.add(k, t)
-}
+func (m *memory) keep(k key, t keptTrace) { m.kept.add(k, &t) }
 
 func (m *memory) drop(k key) { m.dropped.add(maphash.Comparable(m.seed, k), struct{}{}) }
 
 // sent notes that the backend has a kept trace.
 func (m *memory) sent(k key) {
-	if t, ok := m.kept.get(k); ok && t != nil {
+	if t, ok := m.kept.get(k); ok {
 		t.sent = true
 	}
 }
 
-// recall returns what is remembered of a trace, and up to which sequence its spans
-// are at the backend.
-func (m *memory) recall(k key) (kept, known bool, upto uint64) {
+// recall returns what is remembered of a trace; nil and true when it was dropped.
+func (m *memory) recall(k key) (kept *keptTrace, known bool) {
 	if t, ok := m.kept.get(k); ok {
-		if t != nil && t.sent {
-			upto = t.upto
-		}
-		return true, true, upto
+		return t, true
 	}
 	_, known = m.dropped.get(maphash.Comparable(m.seed, k))
-	return false, known, 0
+	return nil, known
 }
 
 type generations[K comparable, V any] struct {

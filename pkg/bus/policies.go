@@ -1,0 +1,158 @@
+package bus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Policies is one version of the sampling policies, in the bucket POLICIES under its
+// number. It is in force for traces whose first span stands in SPANS at From or
+// behind, until the next version is.
+type Policies struct {
+	Number uint64    `json:"-"`
+	From   uint64    `json:"from"` // a sequence of SPANS
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Text   string    `json:"text"` // what stands under tail_sampling
+}
+
+const (
+	policiesBucket = "POLICIES"
+
+	// maxPolicies is how many versions are kept: those of the last traces that are
+	// still to be decided, and what an operator wants to look up.
+	maxPolicies = 16
+)
+
+func (c *Conn) ensurePolicies(ctx context.Context, t Topology) (jetstream.KeyValue, error) {
+	return c.ensureBucket(ctx, jetstream.KeyValueConfig{
+		Bucket: policiesBucket, Description: "versions of the sampling policies, a key each", Storage: jetstream.FileStorage, Replicas: t.Replicas,
+	})
+}
+
+// PushPolicies makes text the next version, in force from the end of SPANS on. The
+// caller has checked it. The oldest versions are deleted.
+func (c *Conn) PushPolicies(ctx context.Context, t Topology, text, by string) (Policies, error) {
+	fail := func(err error) (Policies, error) { return Policies{}, fmt.Errorf("push policies: %w", err) }
+	kv, err := c.ensurePolicies(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	all, err := c.AllPolicies(ctx, t)
+	if err != nil {
+		return fail(err)
+	}
+	spans, err := c.State(ctx, Spans)
+	if err != nil {
+		return fail(err)
+	}
+	p := Policies{Number: 1, From: spans.LastSeq + 1, At: time.Now().UTC(), By: by, Text: text}
+	if n := len(all); n > 0 {
+		p.Number = all[n-1].Number + 1
+		p.From = max(p.From, all[n-1].From)
+	}
+	value, err := json.Marshal(p)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := kv.Create(ctx, strconv.FormatUint(p.Number, 10), value); err != nil { // fails when another was as quick
+		return fail(err)
+	}
+	for len(all) >= maxPolicies {
+		if err := kv.Purge(ctx, strconv.FormatUint(all[0].Number, 10)); err != nil {
+			return fail(err)
+		}
+		all = all[1:]
+	}
+	return p, nil
+}
+
+// AllPolicies returns the versions there are, by number.
+func (c *Conn) AllPolicies(ctx context.Context, t Topology) (all []Policies, err error) {
+	kv, err := c.ensurePolicies(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := kv.Keys(ctx)
+	if errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read policies: %w", err)
+	}
+	for _, key := range keys {
+		e, err := kv.Get(ctx, key)
+		if err != nil {
+			return nil, fmt.Errorf("read policies: %w", err)
+		}
+		p, err := parsePolicies(e)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b Policies) int { return int(a.Number) - int(b.Number) })
+	return all, nil
+}
+
+func parsePolicies(e jetstream.KeyValueEntry) (p Policies, err error) {
+	if p.Number, err = strconv.ParseUint(e.Key(), 10, 63); err == nil {
+		err = json.Unmarshal(e.Value(), &p)
+	}
+	if err != nil {
+		return p, fmt.Errorf("policies %q of the hub cannot be read: %w", e.Key(), err)
+	}
+	return p, nil
+}
+
+// WatchPolicies calls changed with each version, those that are there first, and
+// with nil when these have been said, until ctx ends.
+func (h *Hub) WatchPolicies(ctx context.Context, changed func(*Policies)) {
+	for ctx.Err() == nil {
+		if err := h.watchPolicies(ctx, changed); err != nil && ctx.Err() == nil {
+			h.log.Warn("policies cannot be watched, will try again", "err", err)
+		}
+		proc.Sleep(ctx, renewInterval)
+	}
+}
+
+func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error {
+	kv, err := h.Conn.ensurePolicies(ctx, h.topology)
+	if err != nil {
+		return err
+	}
+	w, err := kv.Watch(ctx, "*", jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Stop() }()
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return errors.New("the watch has ended")
+			case e == nil:
+				changed(nil)
+			default:
+				p, err := parsePolicies(e)
+				if err != nil {
+					h.log.Error("policies are passed over", "err", err)
+					continue
+				}
+				changed(&p)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,170 @@
+package otlpwire
+
+import (
+	"bytes"
+	"math/bits"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Annotation is what a sampler writes into the spans that it has kept.
+type Annotation struct {
+	// Threshold is the rejection threshold of the decision, in 2^-56: a trace like
+	// this is kept with the chance 1 - Threshold/2^56. It is combined with the one
+	// that the span has (`th` of the member ot of its trace state: OpenTelemetry,
+	// TraceState: Probability Sampling). 0 leaves the trace state as it is, [Unknown]
+	// takes `th` away.
+	Threshold uint64
+	// Key and Value are a string attribute that every span gets; none when Key is
+	// empty. One that is there stays.
+	Key, Value string
+}
+
+// Unknown is the threshold of a decision whose chance nobody knows.
+const Unknown = uint64(1) << 56
+
+// Needed reports whether the annotation changes anything.
+func (a Annotation) Needed() bool { return a.Threshold != 0 || a.Key != "" }
+
+// Append appends a traces payload that Scan has accepted, with every span
+// annotated.
+func (a Annotation) Append(dst, payload []byte) []byte {
+	return a.rewrite(dst, payload, 0)
+}
+
+// rewrite copies a message of the path request, ResourceSpans, ScopeSpans and
+// rewrites what leads to the spans.
+func (a Annotation) rewrite(dst, b []byte, depth int) []byte {
+	down := [...]int{1, 2, 2}[depth] // the field that leads to the spans
+	for i := 0; i < len(b); {
+		num, typ, value, end := nextField(b, i)
+		if end < 0 {
+			return append(dst, b[i:]...) // not accepted by Scan
+		}
+		if num != down || typ != bytesType {
+			dst = append(dst, b[i:end]...)
+			i = end
+			continue
+		}
+		// Room for the length is left as it was, and moved when it changes.
+		dst = protowire.AppendTag(dst, FieldNumber(num), protowire.BytesType)
+		start := len(dst)
+		if depth == 2 {
+			dst = a.span(dst, b[value:end])
+		} else {
+			dst = a.rewrite(dst, b[value:end], depth+1)
+		}
+		dst = insertLength(dst, start)
+		i = end
+	}
+	return dst
+}
+
+// insertLength puts the length of what begins at start before it.
+func insertLength(dst []byte, start int) []byte {
+	size := len(dst) - start
+	n := protowire.SizeVarint(uint64(size))
+	dst = append(dst, make([]byte, n)...)
+	copy(dst[start+n:], dst[start:start+size])
+	protowire.AppendVarint(dst[:start], uint64(size))
+	return dst
+}
+
+func (a Annotation) span(dst, b []byte) []byte {
+	state, present := []byte(nil), a.Key == ""
+	for i := 0; i < len(b); {
+		num, typ, value, end := nextField(b, i)
+		if end < 0 {
+			return append(dst, b[i:]...)
+		}
+		switch {
+		case num == spanTraceState && typ == bytesType && a.Threshold != 0:
+			state = b[value:end]
+			i = end
+			continue
+		case num == spanAttributes && typ == bytesType && !present:
+			present = string(attributeKey(b[value:end])) == a.Key
+		}
+		dst = append(dst, b[i:end]...)
+		i = end
+	}
+	if a.Threshold != 0 {
+		if state := a.traceState(state); state != "" {
+			dst = protowire.AppendString(protowire.AppendTag(dst, spanTraceState, protowire.BytesType), state)
+		}
+	}
+	if !present {
+		dst = AppendStringAttribute(dst, spanAttributes, a.Key, a.Value)
+	}
+	return dst
+}
+
+// traceState returns a W3C trace state with the threshold in its member ot, which
+// stands first when it was changed.
+func (a Annotation) traceState(state []byte) string {
+	var others []string
+	var ot []string // sub-keys but th
+	before := uint64(0)
+	for member := range bytes.SplitSeq(state, []byte(",")) {
+		m := strings.TrimSpace(string(member))
+		value, is := strings.CutPrefix(m, "ot=")
+		if !is {
+			if m != "" {
+				others = append(others, m)
+			}
+			continue
+		}
+		for sub := range strings.SplitSeq(value, ";") {
+			if th, is := strings.CutPrefix(sub, "th:"); is {
+				before = parseThreshold(th)
+			} else if sub != "" {
+				ot = append(ot, sub)
+			}
+		}
+	}
+	if a.Threshold < Unknown {
+		// Kept by both: the chances are multiplied.
+		high, low := bits.Mul64(Unknown-before, Unknown-a.Threshold)
+		ot = append([]string{"th:" + formatThreshold(Unknown-(high<<8|low>>56))}, ot...)
+	}
+	if len(ot) > 0 {
+		others = append([]string{"ot=" + strings.Join(ot, ";")}, others...)
+	}
+	return strings.Join(others, ",")
+}
+
+// parseThreshold reads one to fourteen hexadecimal digits, the first ones of
+// fourteen; anything else is no threshold.
+func parseThreshold(s string) uint64 {
+	if len(s) == 0 || len(s) > 14 {
+		return 0
+	}
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		return 0
+	}
+	return v << (4 * (14 - len(s)))
+}
+
+// formatThreshold writes a threshold with four digits behind leading f's, as the
+// collector does by default, and no zeros at the end.
+func formatThreshold(t uint64) string {
+	digits := 4
+	for shift := 52; shift > 0 && t>>shift&0xf == 0xf; shift -= 4 {
+		digits++
+	}
+	if cut := 4 * (14 - digits); cut > 0 {
+		if t += 1 << (cut - 1); t >= Unknown {
+			t = Unknown - 1
+		}
+		t = t >> cut << cut
+	}
+	s := strconv.FormatUint(t, 16)
+	s = strings.TrimRight(strings.Repeat("0", 14-len(s))+s, "0")
+	if s == "" {
+		return "0"
+	}
+	return s
+}

@@ -1,0 +1,94 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+// rules are the policies of the configuration and the versions that the hub has.
+// One that cannot be read is reported and passed over: the one before stays in
+// force.
+type rules struct {
+	cfg  SamplingConfig
+	base *policy.Set
+	led  *ledger.Ledger
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	all     []policy.Version // by number
+	changes int
+	known   bool // what the hub had at the start has been read
+}
+
+// newRules reads the configuration. partitions is over how many the traces of an
+// instance are spread.
+func newRules(cfg SamplingConfig, partitions int, led *ledger.Ledger, log *slog.Logger) (*rules, error) {
+	base, err := cfg.policies()
+	if err != nil {
+		return nil, err
+	}
+	r := &rules{cfg: cfg, led: led, log: log}
+	base.Partitions, base.MaxKept = partitions, cfg.maxKept()
+	r.base = base
+	return r, nil
+}
+
+// changed takes in a version; nil when those that were there have been told.
+func (r *rules) changed(p *bus.Policies) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p == nil {
+		r.known = true
+		r.led.PoliciesVersion.Set(float64(r.number()))
+		return
+	}
+	set, err := policy.Parse(fmt.Sprintf("policies version %d", p.Number), []byte(p.Text))
+	if err != nil {
+		r.log.Error("policies of the hub are not used, those before stay in force", "version", p.Number, "err", err)
+		r.led.PoliciesRefused.Inc()
+		return
+	}
+	set.Partitions, set.MaxKept = r.base.Partitions, r.base.MaxKept
+	i, have := slices.BinarySearchFunc(r.all, p.Number, func(v policy.Version, n uint64) int { return int(v.Number) - int(n) })
+	if have {
+		return // told again by a new watch: a version does not change
+	}
+	r.all = slices.Insert(slices.Clone(r.all), i, policy.Version{Number: p.Number, From: p.From, Set: set})
+	r.changes++
+	if r.known {
+		r.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
+		r.led.PoliciesVersion.Set(float64(r.number()))
+	}
+}
+
+func (r *rules) number() uint64 {
+	if n := len(r.all); n > 0 {
+		return r.all[n-1].Number
+	}
+	return 0
+}
+
+// versions returns those of the hub, and how often they have changed.
+func (r *rules) versions() ([]policy.Version, int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.all, r.changes
+}
+
+// await waits until the hub's versions are known. It returns false when ctx ended
+// first.
+func (r *rules) await(ctx context.Context) bool {
+	return proc.Until(ctx, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.known
+	})
+}
