@@ -487,8 +487,17 @@ func (l *Lane) Settled(ctx context.Context) {
 // Close stops reading and gives the lane back: the next owner need not wait.
 // What is not acknowledged comes again to it.
 func (l *Lane) Close() {
+	pin := l.pin
+	if p := l.pull; p != nil && pin == "" {
+		// Claimed, and the first message perhaps on its way: it would leave us a pin
+		// that nobody knows of.
+		p.stop()
+		if info, err := l.conn.consumerInfo(context.Background(), l.cfg); err == nil {
+			pin = pinned(info)
+		}
+	}
 	l.drop()
-	if l.pin == "" || !l.Owned() || planted.PinKept {
+	if pin == "" || !l.Owned() || planted.PinKept {
 		return
 	}
 	l.renewed(time.Time{}, true)

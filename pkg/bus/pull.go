@@ -118,9 +118,11 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 	}
 }
 
-// ask keeps enough requests out.
+// ask keeps enough requests out. One only while there is no pin: the server gives
+// it to the first request without one, also when that has been left behind by a
+// reader who is gone (nats-server 2.15.2), and then serves nobody until it ends.
 func (p *pull) ask() error {
-	for len(p.asked) < requests {
+	for len(p.asked) < requests && (p.pin != "" || len(p.asked) == 0) {
 		p.count++
 		r := request{p.inbox + "." + strconv.Itoa(p.count), requestCount}
 		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: pinGroup, Pin: p.pin}

@@ -176,9 +176,14 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	p.stopped = true
 	w.mu.Unlock()
 	_ = p.cmd.Process.Signal(syscall.SIGSTOP)
-	alone := len(w.of(p.role)) == 1
+	end := time.After(d)
+	if p.role != "edge" && len(w.of(p.role)) > 1 && d > pinLife {
+		if err := w.recovered(ctx, "SIGSTOP "+p.role, from, false); err != nil {
+			return err
+		}
+	}
 	select {
-	case <-time.After(d):
+	case <-end:
 	case <-ctx.Done():
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGCONT)
@@ -188,11 +193,12 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	if p.role == "edge" {
 		return nil
 	}
-	if alone || d < 8*time.Second {
-		from = time.Now() // it may have kept the lanes all the time
-	}
-	return w.recovered(ctx, "SIGSTOP "+p.role, from, false)
+	return w.recovered(ctx, "SIGCONT "+p.role, time.Now(), false)
 }
+
+// pinLife is longer than a pin lives, and a member's key: whoever is paused for so
+// long has lost its lanes.
+const pinLife = 8 * time.Second
 
 // restart kills an edge or the hub, and starts it again.
 func (w *world) restart(ctx context.Context, p *proc) error {
