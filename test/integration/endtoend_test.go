@@ -145,7 +145,7 @@ func (a *app) work(t *testing.T, n int) sent {
 		rec.SetTimestamp(begin)
 		rec.SetSeverity(otellog.SeverityInfo)
 		rec.SetSeverityText("INFO")
-		rec.SetBody(otellog.StringValue(fmt.Sprintf(`{"level":"info","msg":"order %d"}`, i)))
+		rec.SetBody(attribute.StringValue(fmt.Sprintf(`{"level":"info","msg":"order %d"}`, i)))
 		logger.Emit(ctx, rec)
 		out.logs++
 	}

@@ -84,6 +84,11 @@ type spec struct {
 		Cache  int      `yaml:"cache_max_size"` // not needed: RE2 is linear
 		Invert bool     `yaml:"invert_match"`
 	} `yaml:"string_attribute"`
+	OTTL *struct {
+		ErrorMode string   `yaml:"error_mode"`
+		Span      []string `yaml:"span"`
+		SpanEvent []string `yaml:"spanevent"`
+	} `yaml:"ottl_condition"`
 	And *struct {
 		Sub []spec `yaml:"and_sub_policy"`
 	} `yaml:"and"`
@@ -255,6 +260,8 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 	case s.Type == "boolean_attribute" && section(s.Boolean != nil):
 		b.present(s, s.Boolean.Key, 1)
 		return attribute{s.Boolean.Key, matchBool(s.Boolean.Value), s.Boolean.Invert}
+	case s.Type == "ottl_condition" && section(s.OTTL != nil):
+		return b.ottlCondition(s)
 	case s.Type == "and" && section(s.And != nil):
 		return b.all(s, s.And.Sub, "and_sub_policy")
 	case s.Type == "not" && section(s.Not != nil):
@@ -277,7 +284,7 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 
 var knownTypes = []string{
 	"always_sample", "latency", "numeric_attribute", "probabilistic", "status_code", "string_attribute", "rate_limiting", "bytes_limiting",
-	"span_count", "trace_state", "trace_flags", "boolean_attribute", "and", "not", "drop", "composite",
+	"span_count", "trace_state", "trace_flags", "boolean_attribute", "ottl_condition", "and", "not", "drop", "composite",
 }
 
 func (b *builder) limiter() int {

@@ -22,6 +22,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/collector/pdata/ptrace"
+
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -50,6 +52,9 @@ type Trace struct {
 	statuses   uint8 // bit n: a span has status n
 	sampled    bool  // a span has the W3C flag
 	read       bool
+
+	decoded ptrace.Traces // for ottl_condition
+	decodes bool
 
 	period time.Duration // of budgets
 	// chance is that of the policy at hand: how likely it wants a trace like this,

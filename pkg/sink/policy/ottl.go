@@ -1,0 +1,146 @@
+package policy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+
+	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl/contexts/ottlspan"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl/contexts/ottlspanevent"
+	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl/ottlfuncs"
+	"go.opentelemetry.io/collector/component"
+	"go.opentelemetry.io/collector/pdata/ptrace"
+	"go.uber.org/zap"
+)
+
+// ottlCondition is ottl_condition: a span, or an event of one, fulfils one of the
+// conditions. It is the only policy that needs a trace decoded, which is done when
+// it is asked, once for all of them.
+type ottlCondition struct {
+	spans  []*ottl.Condition[*ottlspan.TransformContext]
+	events []*ottl.Condition[*ottlspanevent.TransformContext]
+	// strict is error_mode propagate: a condition that fails on a span ends the
+	// question, and the policy does not want the trace.
+	strict bool
+}
+
+// volatile are functions whose value is another one each time: with them the same
+// trace would be decided otherwise the next time.
+var volatile = []string{"Now", "UUID", "UUIDv7"}
+
+func newOTTL(spans, events []string) (ottlCondition, error) {
+	var (
+		c    ottlCondition
+		errs []error
+	)
+	quiet := component.TelemetrySettings{Logger: zap.NewNop()}
+	spanParser, err := ottlspan.NewParser(functions[*ottlspan.TransformContext](ottlfuncs.NewIsRootSpanFactory()), quiet)
+	errs = append(errs, err)
+	eventParser, err := ottlspanevent.NewParser(functions[*ottlspanevent.TransformContext](), quiet)
+	errs = append(errs, err)
+	if err := errors.Join(errs...); err != nil {
+		return c, err
+	}
+	c.spans, err = spanParser.ParseConditions(spans)
+	errs = append(errs, err)
+	c.events, err = eventParser.ParseConditions(events)
+	return c, errors.Join(append(errs, err)...)
+}
+
+// functions are the converters of OTTL that are repeatable.
+func functions[K any](more ...ottl.Factory[K]) map[string]ottl.Factory[K] {
+	all := ottlfuncs.StandardConverters[K]()
+	for _, f := range more {
+		all[f.Name()] = f
+	}
+	for _, name := range volatile {
+		delete(all, name)
+	}
+	return all
+}
+
+func (c ottlCondition) evaluate(t *Trace, _ *Budgets) Outcome {
+	resources := t.decode().ResourceSpans()
+	for i := range resources.Len() {
+		scopes := resources.At(i).ScopeSpans()
+		for j := range scopes.Len() {
+			spans := scopes.At(j).Spans()
+			for k := range spans.Len() {
+				if yes, err := c.matches(resources.At(i), scopes.At(j), spans.At(k)); yes {
+					return Sampled
+				} else if err != nil && c.strict {
+					return NotSampled
+				}
+			}
+		}
+	}
+	return NotSampled
+}
+
+// matches asks the conditions about a span and its events. One that fails is not
+// fulfilled.
+func (c ottlCondition) matches(rs ptrace.ResourceSpans, ss ptrace.ScopeSpans, sp ptrace.Span) (yes bool, err error) {
+	if len(c.spans) > 0 {
+		tc := ottlspan.NewTransformContext(rs, ss, sp)
+		defer tc.Close()
+		if yes, err = anyOf(c.spans, tc); yes || (err != nil && c.strict) {
+			return yes, err
+		}
+	}
+	for i := 0; len(c.events) > 0 && i < sp.Events().Len(); i++ {
+		tc := ottlspanevent.NewTransformContext(rs, ss, sp, sp.Events().At(i))
+		yes, failed := anyOf(c.events, tc)
+		tc.Close()
+		if err = cmp.Or(err, failed); yes || (err != nil && c.strict) {
+			return yes, err
+		}
+	}
+	return false, err
+}
+
+// anyOf reports whether one of the conditions is fulfilled, else how one failed.
+func anyOf[K any](conditions []*ottl.Condition[K], k K) (yes bool, err error) {
+	for _, c := range conditions {
+		yes, failed := c.Eval(context.Background(), k)
+		if failed == nil && yes {
+			return true, nil
+		}
+		err = cmp.Or(err, failed)
+	}
+	return false, err
+}
+
+// decode returns the trace as pdata. What cannot be decoded has no spans; Scan
+// lets no such thing in.
+func (t *Trace) decode() ptrace.Traces {
+	if !t.decodes {
+		var u ptrace.ProtoUnmarshaler
+		t.decodes = true
+		t.decoded = ptrace.NewTraces()
+		if d, err := u.UnmarshalTraces(t.Payload); err == nil {
+			t.decoded = d
+		}
+	}
+	return t.decoded
+}
+
+// ottlCondition builds the policy.
+func (b *builder) ottlCondition(s spec) evaluator {
+	cfg := s.OTTL
+	if len(cfg.Span)+len(cfg.SpanEvent) == 0 {
+		b.fail(s, "span and spanevent are empty")
+	}
+	c, err := newOTTL(cfg.Span, cfg.SpanEvent)
+	if err != nil {
+		b.fail(s, "%v", err)
+	}
+	switch cfg.ErrorMode {
+	case "", "ignore", "silent":
+	case "propagate":
+		c.strict = true
+	default:
+		b.fail(s, "error_mode is %q, want ignore, silent or propagate", cfg.ErrorMode)
+	}
+	return c
+}

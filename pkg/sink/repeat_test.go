@@ -1,0 +1,177 @@
+package sink
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+// stretch is a recorded stretch of SPANS: two instances, ten minutes of stream
+// time, what comes first is decided long before the end.
+func stretch() (messages []bus.Message, spans int) {
+	const perInstance = 26_000 // traces
+	rng := rand.New(rand.NewPCG(7, 7))
+	base := time.Unix(1_790_000_000, 0)
+	buckets := make([][]envelope.Frame, 6400) // of 100 ms
+	for inst := range 2 {
+		byTick := make([][]*tracepb.Span, len(buckets))
+		for range perInstance {
+			id := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, rng.Uint64()), rng.Uint64())
+			first := rng.IntN(6000)
+			for range 1 + rng.IntN(3) {
+				spans++
+				sp := &tracepb.Span{TraceId: id, SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans)), Name: "op"}
+				if rng.IntN(10) == 0 {
+					sp.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}
+				}
+				at := first + rng.IntN(80)
+				byTick[at] = append(byTick[at], sp)
+			}
+		}
+		// At the end one span that closes all windows, and stays undecided.
+		byTick[len(byTick)-1] = []*tracepb.Span{{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(inst+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans+1))}}
+		for tick, list := range byTick {
+			if len(list) == 0 {
+				continue
+			}
+			payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: list}}}}})
+			buckets[tick] = append(buckets[tick], envelope.Frame{
+				Instance: fmt.Sprint("as-", inst), Arrival: base.Add(time.Duration(tick) * 100 * time.Millisecond).UnixNano(), Seq: uint64(tick + 1), Payload: payload,
+			})
+		}
+	}
+	for i, frames := range buckets {
+		m := bus.Message{Subject: bus.SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames, Items: len(frames), ID: fmt.Sprint("m", i)}}
+		for _, f := range frames {
+			m.Body = envelope.AppendFrame(m.Body, f)
+		}
+		if len(frames) > 0 {
+			messages = append(messages, m)
+		}
+	}
+	return messages, spans
+}
+
+// keeper is a backend that remembers which spans came.
+type keeper struct {
+	mu    sync.Mutex
+	spans map[uint64]bool
+}
+
+func (k *keeper) Name() string { return "tempo" }
+func (k *keeper) Close() error { return nil }
+
+func (k *keeper) Write(_ context.Context, _ string, payload []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var sp otlpwire.Span
+	for item := range otlpwire.Items(payload) {
+		sp.Parse(item)
+		k.spans[binary.BigEndian.Uint64(sp.SpanID[:])] = true
+	}
+	return nil
+}
+
+func (k *keeper) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.spans)
+}
+
+// TestDecisionsAreRepeated decides a recorded stretch of more than 100,000 spans
+// while it comes, with two sinks that die on the way, and from the start again at
+// full speed: the kept spans are the same.
+func TestDecisionsAreRepeated(t *testing.T) {
+	t.Parallel()
+	messages, spans := stretch()
+	if spans < 100_000 {
+		t.Fatalf("%d spans only", spans)
+	}
+	policies, err := policy.Parse("p", []byte(`
+decision_wait: 10s
+policies:
+  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+  - {name: share, type: probabilistic, probabilistic: {sampling_percentage: 5}}
+  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 12}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := map[string]map[uint64]bool{}
+	for name, deaths := range map[string][]int{"live": nil, "after two failovers": {len(messages) / 3, 2 * len(messages) / 3}, "from the start again": {}} {
+		k := &keeper{spans: map[uint64]bool{}}
+		d, conn := testDelivery(t, k)
+		d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
+		next := 0
+		publish := func(upto int) {
+			var pending []bus.Pending
+			for ; next < upto; next++ {
+				pending = append(pending, conn.PublishAsync(messages[next]))
+			}
+			for _, p := range pending {
+				if err := p.Wait(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if name == "from the start again" {
+			publish(len(messages))
+		}
+		sinks := append(deaths, len(messages))
+		for _, upto := range sinks {
+			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+			hub.Conn = conn
+			horizon := bus.NewHorizon(hub, d.log)
+			ctx, die := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { horizon.Run(ctx) })
+			lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &traceLane{lane: lane, delivery: d, rules: &rules{base: policies, known: true}, maxBytes: 64 << 20, horizon: horizon}
+			wg.Go(func() { l.run(ctx) })
+			before := k.count()
+			for next < upto {
+				publish(min(next+200, upto))
+			}
+			if upto < len(messages) {
+				for k.count() < before+1000 { // it has begun to send: it dies in the middle
+					time.Sleep(time.Millisecond)
+				}
+			} else {
+				for n, err := lane.Lag(ctx); err != nil || n > 1; n, err = lane.Lag(ctx) {
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+			die()
+			wg.Wait()
+		}
+		kept[name] = k.spans
+		t.Logf("%s: %d of %d spans kept", name, len(k.spans), spans)
+	}
+	for name, got := range kept {
+		if !maps.Equal(got, kept["live"]) {
+			t.Errorf("%s: other spans are kept than live", name)
+		}
+	}
+	if n := len(kept["live"]); n < spans/10 || n > spans*9/10 {
+		t.Errorf("%d of %d spans kept: the policies decide nothing", n, spans)
+	}
+}
