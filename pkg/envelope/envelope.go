@@ -167,8 +167,7 @@ type Decision struct {
 	Instance string
 	TraceID  otlpwire.TraceID
 	Kept     bool
-	// Upto, of kept traces, is the sequence of SPANS up to which its spans were part
-	// of the decision.
+	// Upto is the sequence of SPANS up to which its spans were part of the decision.
 	Upto uint64
 	// Policy, of kept traces, is the policy that wanted it.
 	Policy string
@@ -214,8 +213,8 @@ func AppendDecision(dst []byte, d Decision) []byte {
 		flags |= decisionSpent
 	}
 	dst = append(dst, flags)
+	dst = binary.AppendUvarint(dst, d.Upto)
 	if d.Kept {
-		dst = binary.AppendUvarint(dst, d.Upto)
 		dst = binary.AppendUvarint(dst, uint64(len(d.Policy)))
 		dst = append(dst, d.Policy...)
 		dst = binary.AppendUvarint(dst, d.Threshold)
@@ -251,12 +250,13 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	n := copy(d.TraceID[:], b)
 	flags := b[n]
 	b = b[n+1:]
-	if d.Kept = flags&decisionKept != 0; d.Kept {
+	d.Kept = flags&decisionKept != 0
+	if d.Upto, b, ok = uvarint(b, math.MaxInt64); !ok {
+		return d, nil, errDecision
+	}
+	if d.Kept {
 		var policy []byte
-		if d.Upto, b, ok = uvarint(b, math.MaxInt64); ok {
-			policy, b, ok = chunk(b)
-		}
-		if ok {
+		if policy, b, ok = chunk(b); ok {
 			d.Policy = string(policy)
 			d.Threshold, b, ok = uvarint(b, otlpwire.Unknown)
 		}

@@ -44,6 +44,8 @@ type Ledger struct {
 	signals [len(otlpwire.Signals)]Signal
 	// SpoolBytes is the size of the edge's spool on disk.
 	SpoolBytes prometheus.Gauge
+	// SamplerFull counts how often a partition had no room for new traces.
+	SamplerFull prometheus.Counter
 	// PoliciesVersion is the number of the sampling policies in force for new traces.
 	PoliciesVersion prometheus.Gauge
 	// PoliciesRefused counts versions in the hub that could not be used.
@@ -86,6 +88,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
+		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition had no room for new traces, which then wait in the hub."}),
 		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that new traces are judged by; 0 is the configuration's."}),
 		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
 		SpoolBytes:      f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),

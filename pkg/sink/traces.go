@@ -35,6 +35,7 @@ type traceLane struct {
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
+	rewind    bool // once all is sent, begin anew at the floor
 	horizon   *bus.Horizon
 	mark      bus.Mark // of the horizon, not reached yet
 	used      int      // how many changes of the rules the sampler knows
@@ -114,7 +115,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	if !l.rules.await(ctx) {
 		return false
 	}
-	l.decisions, l.exports, l.bytes = l.decisions[:0], l.exports[:0], 0
+	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
 		sampler := sample.New(l.rules.base, l.maxBytes)
@@ -178,8 +179,8 @@ func (l *traceLane) record(ctx context.Context) bool {
 	return true
 }
 
-// checkpoint records, at a stop, that everything decided has been sent: the next
-// owner sends none of it again.
+// checkpoint records that everything decided has been sent: whoever reads it again,
+// at a stop the next owner, sends none of it again.
 func (l *traceLane) checkpoint(ctx context.Context) {
 	if l.sampler == nil {
 		return
@@ -237,11 +238,13 @@ func (l *traceLane) note(out sample.Output) {
 	led := l.delivery.led.Of(otlpwire.Traces)
 	led.SampledOut.Add(float64(out.SampledOut))
 	led.Duplicate.Add(float64(out.Duplicates))
-	if out.Early > 0 {
-		l.delivery.log.Warn("sampler is full, traces were decided before their time; raise sampling.max_bytes_per_partition", "traces", out.Early)
+	if out.Full {
+		l.delivery.led.SamplerFull.Inc()
+		l.delivery.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition")
 	}
+	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
-		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes", "traces", out.TooLarge)
+		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge)
 	}
 	for i, d := range out.Decisions {
 		l.delivery.led.Decided(d.Kept, out.By[i])
@@ -305,6 +308,11 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	if err := l.lane.Ack(floor); err != nil {
 		l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+	}
+	if l.rewind {
+		l.checkpoint(ctx)
+		l.sampler, l.rewind = nil, false
+		l.lane.Forget()
 	}
 	return true
 }

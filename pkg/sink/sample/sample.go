@@ -32,6 +32,9 @@
 //
 //   - A span is never forgotten: it is held, or in an Export, or counted in
 //     Output. Floor stays below the message of every span held or not released.
+//   - No trace is decided for want of memory. At the bound, spans of new traces are
+//     passed over, and read again from the floor when there is room: reading is
+//     what slows down. A trace that takes half of the bound by itself is given up.
 //   - Late spans follow the decision of their trace while it is remembered; a
 //     decision that was recorded is never reversed by the next owner.
 //
@@ -89,8 +92,13 @@ type Output struct {
 	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
 	Duplicates int                 // spans that were already held
-	Early      int                 // traces decided before their window closed, for want of memory
 	TooLarge   int                 // traces given up for their size
+	// Full: there is no room for traces that begin now.
+	Full bool
+	// Rewind: there is room again. Traces have been passed over, which stand above
+	// the floor: what is decided must be recorded and exported, and the next sampler
+	// begins at the floor.
+	Rewind bool
 }
 
 // Sampler is the state of one partition.
@@ -106,6 +114,7 @@ type Sampler struct {
 	bytes     int                     // wire bytes held, what traces share counted once
 	heads     map[*otlpwire.Heads]int // how many pieces share it
 	last      uint64                  // highest sequence seen
+	passed    bool                    // traces have been passed over
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
 	scratch   []byte // the trace at hand
@@ -233,11 +242,7 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	}, func(key int, g otlpwire.Group) {
 		s.addPiece(in, seq, ids[key], f.Arrival, g, &out)
 	})
-	for s.bytes > s.maxBytes {
-		if !s.decideOldest(&out) {
-			break
-		}
-	}
+	out.Rewind = s.room()
 	return out, err
 }
 
@@ -267,13 +272,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	for range g.Items() {
 		n++
 	}
-	if kept, known := s.decided.recall(key{in.name, id}); known {
-		if kept == nil {
-			out.SampledOut += n
+	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
+		switch {
+		case seq <= upto:
+			out.Duplicates += n // it was there when the trace was decided, by another sampler
 			return
-		}
-		if kept.sent && seq <= kept.upto {
-			out.Duplicates += n // the owner before has sent it
+		case kept == nil:
+			out.SampledOut += n
 			return
 		}
 		s.owed.add(seq)
@@ -283,6 +288,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		return
 	}
 	t := in.traces[id]
+	if t == nil && (s.passed || s.bytes > s.maxBytes) {
+		if !s.passed {
+			s.passed, out.Full = true, true
+			s.owed.add(seq) // for ever: the floor stays below
+		}
+		return
+	}
 	if t == nil {
 		t = &trace{id: id, rules: s.rules(seq), first: arrival, seq: seq}
 		t.setDue()
@@ -310,7 +322,11 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	t.spans += fresh
 	s.hold(t, g.Fragment(s.fresh))
-	if largest := t.rules.MaxTraceBytes; largest > 0 && t.size > largest {
+	largest := s.maxBytes / 2
+	if own := t.rules.MaxTraceBytes; own > 0 {
+		largest = min(largest, own)
+	}
+	if t.size > largest {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
 		s.conclude(in, t, policy.Verdict{}, out)
@@ -361,17 +377,17 @@ func (s *Sampler) decide(in *instance, out *Output) {
 func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(t)
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Version: t.rules.Number, Due: t.due, Spent: v.Took}
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due, Spent: v.Took}
 	k := key{in.name, t.id}
 	out.By = append(out.By, v.By)
 	if !v.Keep {
-		s.decided.drop(k)
+		s.decided.drop(k, 0)
 		out.Decisions = append(out.Decisions, d)
 		out.SampledOut += t.spans
 		s.owed.release(t.seq)
 		return
 	}
-	d.Upto, d.Policy, d.Threshold = s.last, v.By, v.Threshold
+	d.Policy, d.Threshold = v.By, v.Threshold
 	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
 	out.Decisions = append(out.Decisions, d)
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
@@ -404,7 +420,7 @@ func (s *Sampler) Remember(message []byte) error {
 			s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
 			s.unsent = append(s.unsent, k)
 		} else {
-			s.decided.drop(k)
+			s.decided.drop(k, d.Upto)
 		}
 		if len(d.Spent) > 0 {
 			if s.restored[d.Instance] == nil {
@@ -416,22 +432,8 @@ func (s *Sampler) Remember(message []byte) error {
 	return nil
 }
 
-// decideOldest makes room: the trace that has waited longest is decided on what
-// there is of it.
-func (s *Sampler) decideOldest(out *Output) bool {
-	var oldest *instance
-	for _, in := range s.instances {
-		if len(in.queue) > 0 && (oldest == nil || in.queue[0].seq < oldest.queue[0].seq) {
-			oldest = in
-		}
-	}
-	if oldest == nil {
-		return false
-	}
-	out.Early++
-	s.decide(oldest, out)
-	return true
-}
+// room reports whether traces were passed over for which there is room now.
+func (s *Sampler) room() bool { return s.passed && s.bytes <= s.maxBytes/2 }
 
 // Idle moves the clocks of silent instances on. The caller knows that everything
 // which the hub had at the moment before has been added; now is the present. Both
@@ -450,6 +452,7 @@ func (s *Sampler) Idle(before, now time.Time) (out Output) {
 			delete(s.instances, name)
 		}
 	}
+	out.Rewind = s.room()
 	return out
 }
 

@@ -335,27 +335,38 @@ func TestFloorStaysBelowWhatIsOwed(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	s := New(policy.KeepAll(time.Hour), 10_000)
+	const bound = 10_000
+	s := New(policy.KeepAll(10*time.Second), bound)
 	base := time.Unix(1000, 0)
-	early := 0
-	for i := range 1000 {
-		o, err := s.Add(uint64(i+1), envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Payload: spanOf(fmt.Sprintf("%x", i+1), "a", 0, false)})
+	full, rewind := 0, 0
+	for i := range 2000 {
+		at := base.Add(time.Duration(i) * 20 * time.Millisecond)
+		o, err := s.Add(uint64(i+1), envelope.Frame{Instance: "i", Arrival: at.UnixNano(), Payload: spanOf(fmt.Sprintf("%x", i+1), "a", 0, false)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		early += o.Early
-		if _, bytes := s.Held(); bytes > 10_000 {
+		for _, e := range o.Exports {
+			s.Release(e.Seq)
+		}
+		if _, bytes := s.Held(); bytes > bound+200 {
 			t.Fatalf("%d bytes held", bytes)
 		}
+		if o.Full {
+			full = i + 1
+		}
+		if o.Rewind {
+			rewind = i + 1
+			break
+		}
 	}
-	if early == 0 {
-		t.Error("nothing was decided early: the test tests nothing")
+	if full == 0 || rewind < 500 || s.Floor() >= uint64(full) {
+		t.Errorf("full at %d, room again at %d, floor %d", full, rewind, s.Floor())
 	}
 	m := newMemory(10, 10)
 	for i := range 1000 {
 		k := key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}
 		if m.keep(k, keptTrace{}); i%2 == 0 {
-			m.drop(k)
+			m.drop(k, 0)
 		}
 	}
 	if n := len(m.kept.young) + len(m.kept.old) + len(m.dropped.young) + len(m.dropped.old); n > 20 {

@@ -27,8 +27,10 @@ type world struct {
 	policies *policy.Set
 	wait     time.Duration
 	root     time.Duration // decision_wait_after_root_received
+	room     int           // bytes that a sampler may hold
 	streams  map[string][]simSpan
 	log      [][]envelope.Frame // the messages of the partition; sequence = index + 1
+	full     int                // how often a sampler had no room
 	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
 	stored   []time.Duration    // of every message, when; live only
 
@@ -52,6 +54,9 @@ var simBase = time.Unix(2_000_000, 0)
 func newWorld(seed uint64) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 99)), wait: 10 * time.Second, streams: map[string][]simSpan{}, delivered: map[string]int{}}
 	w.root = time.Duration(w.rng.IntN(2)) * 3 * time.Second
+	if w.room = 1 << 30; w.root == 0 && w.rng.IntN(3) == 0 {
+		w.room = 1400 // of a few thousand: one trace has up to 600
+	}
 	set, err := policy.Parse("sim", fmt.Appendf(nil, `
 decision_wait: %v
 decision_wait_after_root_received: %v
@@ -145,7 +150,7 @@ func (w *world) run(t *testing.T) (crashes int) {
 // sink reads from the floor on. It returns true when it has died.
 func (w *world) sink(t *testing.T) (died bool) {
 	dies := func() bool { return w.rng.IntN(40) == 0 }
-	s := New(w.policies, 1<<30)
+	s := New(w.policies, w.room)
 	w.recorded = append(w.recorded, nil) // our mark
 	for _, m := range w.recorded {
 		if err := s.Remember(m); err != nil {
@@ -155,6 +160,9 @@ func (w *world) sink(t *testing.T) (died bool) {
 	var out Output
 	note := func(o Output) {
 		out.Decisions, out.Exports = append(out.Decisions, o.Decisions...), append(out.Exports, o.Exports...)
+		if out.Rewind = out.Rewind || o.Rewind; o.Full {
+			w.full++
+		}
 	}
 	// flush is what package sink does, with a death between any two steps.
 	flush := func() bool {
@@ -178,6 +186,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 			}
 			s.Release(e.Seq)
 		}
+		again := out.Rewind
 		out = Output{}
 		if dies() {
 			return false
@@ -187,6 +196,10 @@ func (w *world) sink(t *testing.T) (died bool) {
 			t.Fatalf("the floor goes back from %d to %d", w.floor, floor)
 		}
 		w.floor = max(w.floor, floor)
+		if again {
+			w.recorded = append(w.recorded, envelope.AppendDecision(nil, envelope.Decision{}))
+			return false
+		}
 		return true
 	}
 	for seq := w.floor + 1; seq <= uint64(len(w.log)); seq++ {
@@ -210,7 +223,9 @@ func (w *world) sink(t *testing.T) (died bool) {
 			return true
 		}
 	}
-	note(silence(s, simBase, simBase.Add(time.Hour)))
+	for range 2 {
+		note(silence(s, simBase, simBase.Add(time.Hour)))
+	}
 	return !flush()
 }
 
@@ -282,7 +297,7 @@ func TestSimulation(t *testing.T) {
 	if *simSeed != 0 {
 		from, to = *simSeed, *simSeed
 	}
-	spans, kept, crashes, twice := 0, 0, 0, 0
+	spans, kept, crashes, twice, full := 0, 0, 0, 0, 0
 	for seed := from; seed <= to; seed++ {
 		w := newWorld(seed)
 		crashes += w.run(t)
@@ -305,12 +320,13 @@ func TestSimulation(t *testing.T) {
 			spans += len(s)
 		}
 		kept += len(want)
+		full += w.full
 		if t.Failed() {
 			t.Fatalf("run it alone: go test ./pkg/sink/sample -run TestSimulation -seed %d", seed)
 		}
 	}
-	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans) {
+	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans || full == 0) {
 		t.Fatalf("%d crashes, %d of %d spans kept: nothing was simulated", crashes, kept, spans)
 	}
-	t.Logf("worlds=%d spans=%d kept=%d crashes=%d delivered_twice=%d lost=0 leaked=0 split=0", to-from+1, spans, kept, crashes, twice)
+	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d delivered_twice=%d lost=0 leaked=0 split=0", to-from+1, spans, kept, crashes, full, twice)
 }

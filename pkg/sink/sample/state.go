@@ -99,7 +99,7 @@ func (l *ledger) lowest() (uint64, bool) {
 // with a chance of n in 2^64.
 type memory struct {
 	kept    generations[key, *keptTrace]
-	dropped generations[uint64, struct{}]
+	dropped generations[uint64, uint64] // the sequence up to which the spans counted
 	seed    maphash.Seed
 }
 
@@ -107,26 +107,26 @@ type memory struct {
 type keptTrace struct {
 	policy    string
 	threshold uint64
-	// Of an owner before only:
+	// Of a sampler before only:
 	upto uint64 // the sequence up to which its spans counted
 	sent bool   // they are at the backend
 }
 
 // defaultMemory is how many decisions of a kind are remembered: of kept traces 100
-// bytes each and the name of the instance, of others 8 bytes, and what a map adds.
+// bytes each and the name of the instance, of others 16 bytes, and what a map adds.
 const defaultMemory = 100_000
 
 func newMemory(kept, dropped int) memory {
 	return memory{
 		newGenerations[key, *keptTrace](cmp.Or(kept, defaultMemory)),
-		newGenerations[uint64, struct{}](cmp.Or(dropped, defaultMemory)),
+		newGenerations[uint64, uint64](cmp.Or(dropped, defaultMemory)),
 		maphash.MakeSeed(),
 	}
 }
 
 func (m *memory) keep(k key, t keptTrace) { m.kept.add(k, &t) }
 
-func (m *memory) drop(k key) { m.dropped.add(maphash.Comparable(m.seed, k), struct{}{}) }
+func (m *memory) drop(k key, upto uint64) { m.dropped.add(maphash.Comparable(m.seed, k), upto) }
 
 // sent notes that the backend has a kept trace.
 func (m *memory) sent(k key) {
@@ -135,13 +135,17 @@ func (m *memory) sent(k key) {
 	}
 }
 
-// recall returns what is remembered of a trace; nil and true when it was dropped.
-func (m *memory) recall(k key) (kept *keptTrace, known bool) {
+// recall returns what is remembered of a trace, kept nil when it was dropped, and
+// up to which sequence nothing of its spans is left to be done.
+func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
 	if t, ok := m.kept.get(k); ok {
-		return t, true
+		if t.sent {
+			upto = t.upto
+		}
+		return t, true, upto
 	}
-	_, known = m.dropped.get(maphash.Comparable(m.seed, k))
-	return nil, known
+	upto, known = m.dropped.get(maphash.Comparable(m.seed, k))
+	return nil, known, upto
 }
 
 type generations[K comparable, V any] struct {
