@@ -1,13 +1,18 @@
 // Command sampler measures the sampler alone: spans a second and allocations a
-// span at 1, 10 and 50 policies, and the memory that a held span takes beside its
-// bytes on the wire.
+// span at 1, 10 and 50 policies, beside the collector's tail_sampling processor on
+// the same requests with the same policies; and the memory that a held span takes
+// beside its bytes on the wire.
 package main
 
 import (
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -23,6 +28,7 @@ const perFrame = 512 // spans of one message of an edge, in traces of 8
 func main() {
 	spans := flag.Int("spans", 200_000, "spans a measurement")
 	attrs := flag.Int("attrs", 10, "attributes a span")
+	peer := flag.String("peer", "tailsampling", "`directory` of the module with the collector's processor; empty for none")
 	flag.Parse()
 
 	frames := make([][]byte, max(*spans/perFrame, 1))
@@ -35,17 +41,26 @@ func main() {
 	fmt.Printf("%s, %d spans of %.0f bytes in traces of 8\n\n", runtime.Version(), len(frames)*perFrame, float64(wire)/n)
 
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "policies\tkept\tns/span\tspans/s\tallocs/span\t")
+	fmt.Fprintln(w, "policies\tkept\tns/span\tspans/s\tallocs/span\tCPU ns/span\ttail_sampling: with decoding\talone\tkept\t")
 	for _, count := range []int{1, 10, 50} {
 		var before, after runtime.MemStats
 		s := sample.New(policies(count, "5s"), 1<<40)
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		start := time.Now()
+		start, used := time.Now(), cpu()
 		kept := feed(s, frames)
-		took := time.Since(start)
+		took, ours := time.Since(start), float64(cpu()-used)/n
 		runtime.ReadMemStats(&after)
-		fmt.Fprintf(w, "%d\t%.0f %%\t%.0f\t%.0f\t%.2f\t\n", count, float64(kept)/n*100, float64(took.Nanoseconds())/n, n/took.Seconds(), float64(after.Mallocs-before.Mallocs)/n)
+		fmt.Fprintf(w, "%d\t%.0f %%\t%.0f\t%.0f\t%.2f\t%.0f\t", count, float64(kept)/n*100, float64(took.Nanoseconds())/n, n/took.Seconds(), float64(after.Mallocs-before.Mallocs)/n, ours)
+		if *peer != "" {
+			theirs, err := measurePeer(*peer, frames, count)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "sampler: tail_sampling is left out:", err)
+				os.Exit(1)
+			}
+			fmt.Fprintf(w, "%.0f (%.1fx)\t%.0f (%.1fx)\t%.0f %%\t", theirs[0], theirs[0]/ours, theirs[1], theirs[1]/ours, theirs[2]*100)
+		}
+		fmt.Fprintln(w)
 	}
 	_ = w.Flush()
 
@@ -80,8 +95,53 @@ func feed(s *sample.Sampler, frames [][]byte) (kept int) {
 	return kept
 }
 
+// cpu is what this process has used, of all its threads.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// measurePeer runs the collector's processor on the same frames: CPU nanoseconds a
+// span with decoding and without, and the share kept.
+func measurePeer(module string, frames [][]byte, policies int) (result [3]float64, err error) {
+	dir, err := os.MkdirTemp("", "bench-sampler-")
+	if err != nil {
+		return result, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	var requests []byte
+	for _, f := range frames {
+		requests = append(binary.BigEndian.AppendUint32(requests, uint32(len(f))), f...)
+	}
+	files := map[string][]byte{"requests": requests, "policies": []byte(policiesText(policies, "1s") + fmt.Sprintf("num_traces: %d\n", len(frames)*perFrame))}
+	args := []string{"run", "-C", module, "."}
+	for name, body := range files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, body, 0o600); err != nil {
+			return result, err
+		}
+		args = append(args, "-"+name, path)
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err == nil {
+		_, err = fmt.Sscan(string(out), &result[0], &result[1], &result[2])
+	}
+	return result, err
+}
+
 // policies are one for slow traces and more that look for attributes nobody has.
 func policies(n int, wait string) *policy.Set {
+	set, err := policy.Parse("bench", []byte(policiesText(n, wait)))
+	if err != nil {
+		panic(err) // BUG: the text is sound
+	}
+	return set
+}
+
+func policiesText(n int, wait string) string {
 	text := "decision_wait: " + wait + "\npolicies:\n  - {name: slow, type: latency, latency: {threshold_ms: 240}}\n"
 	for i := 1; i < n; i++ {
 		switch i % 3 {
@@ -93,9 +153,5 @@ func policies(n int, wait string) *policy.Set {
 			text += fmt.Sprintf("  - {name: p%d, type: span_count, span_count: {min_spans: %d}}\n", i, 100+i)
 		}
 	}
-	set, err := policy.Parse("bench", []byte(text))
-	if err != nil {
-		panic(err) // BUG: the text above is sound
-	}
-	return set
+	return text
 }

@@ -308,6 +308,34 @@ func EventAttribute(event []byte, key string) (Value, bool) {
 	return find(event, eventAttributes, key)
 }
 
+// EachAttribute calls visit with the key of every attribute of the span and its
+// value, for [ParseValue], in their order.
+func (sp *Span) EachAttribute(visit func(key, value []byte)) {
+	eachAttribute(sp.attrs, spanAttributes, visit)
+}
+
+// EachResourceAttribute is [Span.EachAttribute] of a Resource message.
+func EachResourceAttribute(resource []byte, visit func(key, value []byte)) {
+	eachAttribute(resource, resourceAttributes, visit)
+}
+
+// EachScopeAttribute is [Span.EachAttribute] of an InstrumentationScope message.
+func EachScopeAttribute(scope []byte, visit func(key, value []byte)) {
+	eachAttribute(scope, scopeAttributes, visit)
+}
+
+func eachAttribute(msg []byte, num int, visit func(key, value []byte)) {
+	for i := 0; i < len(msg); {
+		got, typ, value, end := nextField(msg, i)
+		if end < 0 {
+			return
+		}
+		if i = end; got == num && typ == bytesType {
+			visit(attributeKey(msg[value:end]), single(msg[value:end], 2))
+		}
+	}
+}
+
 // find looks up a key among the attributes of msg, which are its field num. Of a
 // key that is there twice the last counts.
 func find(msg []byte, num int, key string) (v Value, ok bool) {
@@ -338,12 +366,13 @@ func find(msg []byte, num int, key string) (v Value, ok bool) {
 		}
 	}
 	if ok {
-		v = parseValue(val)
+		v = ParseValue(val)
 	}
 	return v, ok
 }
 
-func parseValue(b []byte) (v Value) {
+// ParseValue reads an AnyValue message.
+func ParseValue(b []byte) (v Value) {
 	if shortField(b, 0) == len(b) && len(b) > 0 && b[0] == 0x0a {
 		return Value{Kind: String, Str: b[2:]}
 	}

@@ -151,7 +151,7 @@ func Parse(name string, text []byte) (*Set, error) {
 	}
 	b := builder{file: name}
 	set := b.build(st)
-	set.limiters = b.limiters
+	set.limiters, set.wanted = b.limiters, b.wanted
 	if len(b.errs) > 0 {
 		return nil, errors.Join(b.errs...)
 	}
@@ -167,6 +167,7 @@ type builder struct {
 	file     string
 	errs     []error
 	limiters int
+	wanted   wanted
 }
 
 func (b *builder) fail(s spec, format string, args ...any) {
@@ -259,7 +260,7 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 		return b.numericAttribute(s)
 	case s.Type == "boolean_attribute" && section(s.Boolean != nil):
 		b.present(s, s.Boolean.Key, 1)
-		return attribute{s.Boolean.Key, matchBool(s.Boolean.Value), s.Boolean.Invert}
+		return attribute{b.wanted.add(s.Boolean.Key, matchBool(s.Boolean.Value)), s.Boolean.Invert}
 	case s.Type == "ottl_condition" && section(s.OTTL != nil):
 		return b.ottlCondition(s)
 	case s.Type == "and" && section(s.And != nil):
@@ -320,7 +321,7 @@ func (b *builder) numericAttribute(s spec) attribute {
 	if low > high {
 		b.fail(s, "min_value is %d, more than max_value %d", low, high)
 	}
-	return attribute{n.Key, matchInt(low, high), n.Invert}
+	return attribute{b.wanted.add(n.Key, matchInt(low, high)), n.Invert}
 }
 
 // composite orders the sub-policies by policy_order, those that it does not name
@@ -413,5 +414,5 @@ func (b *builder) stringAttribute(s spec) attribute {
 		}
 		match = matchAny(patterns)
 	}
-	return attribute{s.String.Key, matchString(match), s.String.Invert}
+	return attribute{b.wanted.add(s.String.Key, matchString(match)), s.String.Invert}
 }

@@ -56,10 +56,16 @@ type Trace struct {
 	decoded ptrace.Traces // for ottl_condition
 	decodes bool
 
-	period time.Duration // of budgets
+	answers *answers      // to the attribute policies of the set at hand
+	period  time.Duration // of budgets
 	// chance is that of the policy at hand: how likely it wants a trace like this,
 	// whatever its ID. Policies that depend on nothing else leave it at settled.
 	chance float64
+}
+
+// Reset makes t another trace, and keeps what can be used again.
+func (t *Trace) Reset(id otlpwire.TraceID, spans int, payload []byte, due int64) {
+	*t = Trace{ID: id, Spans: spans, Payload: payload, Due: due, answers: t.answers}
 }
 
 // The chances that are none.
@@ -75,14 +81,32 @@ func (t *Trace) summarise() {
 	}
 	t.read = true
 	t.start = math.MaxUint64
+	look := t.answers
+	clear(look.found)
 	var sp otlpwire.Span
-	for item := range otlpwire.Items(t.Payload) {
-		sp.Parse(item)
-		t.start, t.end = min(t.start, sp.Start), max(t.end, sp.End)
-		if sp.Status >= 0 && sp.Status < 8 {
-			t.statuses |= 1 << sp.Status
+	for r := range otlpwire.Resources(t.Payload) {
+		if look.any() {
+			otlpwire.EachResourceAttribute(r.Resource(), look.see)
+			look.settle()
 		}
-		t.sampled = t.sampled || sp.Flags&1 != 0
+		for sc := range r.Scopes() {
+			if look.any() {
+				otlpwire.EachScopeAttribute(sc.Scope(), look.see)
+				look.settle()
+			}
+			for item := range sc.Items() {
+				sp.Parse(item)
+				t.start, t.end = min(t.start, sp.Start), max(t.end, sp.End)
+				if sp.Status >= 0 && sp.Status < 8 {
+					t.statuses |= 1 << sp.Status
+				}
+				t.sampled = t.sampled || sp.Flags&1 != 0
+				if look.any() {
+					sp.EachAttribute(look.see)
+					look.settle()
+				}
+			}
+		}
 	}
 }
 
@@ -170,6 +194,7 @@ type Set struct {
 	policies   []named
 	firstMatch bool // the first policy that wants the trace decides
 	limiters   int
+	wanted     wanted
 }
 
 // Version is a set with what says for which traces it is in force.
@@ -208,6 +233,9 @@ type evaluator interface {
 func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
 	b.taken = nil
 	t.period = s.period()
+	if t.answers == nil || t.answers.wanted != &s.wanted {
+		t.answers = newAnswers(&s.wanted)
+	}
 	v := s.decide(t, b)
 	if v.Keep && s.MaxKept > 0 && !b.spend(s.limiters, t, int64(t.Spans), s.MaxKept) {
 		v = Verdict{By: OverShare}
@@ -370,16 +398,16 @@ func (s traceState) evaluate(t *Trace, _ *Budgets) Outcome {
 }
 
 // attribute is string_attribute, numeric_attribute and boolean_attribute, on
-// resource, scope and span attributes.
+// resource, scope and span attributes. What it looks for is found for all such
+// policies in one pass.
 type attribute struct {
-	key    string
-	match  func(otlpwire.Value) bool
-	invert bool
+	matcher int // its place in wanted
+	invert  bool
 }
 
 func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
-	found := a.find(t.Payload)
-	switch {
+	t.summarise()
+	switch found := t.answers.found[a.matcher]; {
 	case !a.invert:
 		return verdict(found)
 	case found:
@@ -388,27 +416,72 @@ func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	return InvertSampled
 }
 
-func (a attribute) find(payload []byte) bool {
-	var sp otlpwire.Span
-	for r := range otlpwire.Resources(payload) {
-		if a.matches(otlpwire.ResourceAttribute(r.Resource(), a.key)) {
-			return true
-		}
-		for sc := range r.Scopes() {
-			if a.matches(otlpwire.ScopeAttribute(sc.Scope(), a.key)) {
-				return true
-			}
-			for item := range sc.Items() {
-				if sp.Parse(item); a.matches(sp.Attribute(a.key)) {
-					return true
-				}
-			}
-		}
-	}
-	return false
+// wanted is what the attribute policies of a set look for.
+type wanted struct {
+	keys     map[string]int // by key, its place in want
+	lengths  uint64         // bit n: a key has n bytes, modulo 64
+	want     [][]want
+	matchers int
 }
 
-func (a attribute) matches(v otlpwire.Value, ok bool) bool { return ok && a.match(v) }
+// want is one policy's question about a key.
+type want struct {
+	matcher int
+	match   func(otlpwire.Value) bool
+}
+
+// add returns the place of a new matcher.
+func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
+	if w.keys == nil {
+		w.keys = map[string]int{}
+	}
+	k, known := w.keys[key]
+	if !known {
+		k = len(w.want)
+		w.keys[key] = k
+		w.lengths |= 1 << (len(key) % 64)
+		w.want = append(w.want, nil)
+	}
+	w.want[k] = append(w.want[k], want{w.matchers, match})
+	w.matchers++
+	return w.matchers - 1
+}
+
+// answers gathers the values of one resource, scope or span at a time, and what was
+// found of what is wanted. Of a key that is there twice the last value counts.
+type answers struct {
+	*wanted
+	found  []bool                  // by matcher
+	values [][]byte                // by key
+	seen   []int                   // keys that have a value
+	see    func(key, value []byte) // takes one in
+}
+
+func newAnswers(w *wanted) *answers {
+	a := &answers{wanted: w, found: make([]bool, w.matchers), values: make([][]byte, len(w.want))}
+	a.see = func(key, value []byte) {
+		if w.lengths&(1<<(len(key)%64)) == 0 {
+			return
+		}
+		if k, ok := w.keys[string(key)]; ok {
+			a.values[k] = value
+			a.seen = append(a.seen, k)
+		}
+	}
+	return a
+}
+
+func (a *answers) any() bool { return a.matchers > 0 }
+
+// settle asks the policies about the values at hand.
+func (a *answers) settle() {
+	for _, k := range a.seen {
+		for _, q := range a.want[k] {
+			a.found[q.matcher] = a.found[q.matcher] || q.match(otlpwire.ParseValue(a.values[k]))
+		}
+	}
+	a.seen = a.seen[:0]
+}
 
 // matchString matches strings that are not empty.
 func matchString(match func([]byte) bool) func(otlpwire.Value) bool {

@@ -118,6 +118,7 @@ type Sampler struct {
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
 	scratch   []byte // the trace at hand
+	trace     policy.Trace
 	fresh     []bool // of the piece at hand, which spans are not held yet
 }
 
@@ -370,7 +371,8 @@ func (s *Sampler) decide(in *instance, out *Output) {
 	for i := range t.pieces {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
-	s.conclude(in, t, t.rules.Decide(&policy.Trace{ID: t.id, Spans: t.spans, Payload: s.scratch, Due: t.due}, in.budgets.of(t.rules.Number)), out)
+	s.trace.Reset(t.id, t.spans, s.scratch, t.due)
+	s.conclude(in, t, t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number)), out)
 }
 
 // conclude lets go of a trace that is off the queue.
