@@ -16,7 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-const lanesOfTest = 8
+const lanesOfTest = 64 // what a large hub has
 
 // peer is one member that reads its lanes and reports what it gets.
 type peer struct {
