@@ -41,6 +41,10 @@ type traceEnd struct {
 const (
 	horizonInterval = 500 * time.Millisecond
 
+	// horizonPatience is how often the hub may give no answer before that is worth a
+	// warning.
+	horizonPatience = 20
+
 	// maxPast bounds what is known about the past: ten minutes. Routers that are
 	// further behind hold the mark until they have caught up.
 	maxPast = 1200
@@ -58,9 +62,15 @@ func (h *Horizon) Mark() Mark {
 
 // Run keeps the mark up to date until ctx ends.
 func (h *Horizon) Run(ctx context.Context) {
-	for proc.Sleep(ctx, horizonInterval) {
-		if err := h.look(ctx); err != nil && ctx.Err() == nil {
-			h.log.Debug("the hub does not say how far the routers are", "err", err)
+	for failed := 0; proc.Sleep(ctx, horizonInterval); {
+		switch err := h.look(ctx); {
+		case ctx.Err() != nil:
+		case err == nil:
+			failed = 0
+		default:
+			if failed++; failed == horizonPatience {
+				h.log.Warn("the hub does not say how far the routers are: traces of instances that are silent wait", "err", err)
+			}
 		}
 	}
 }
