@@ -44,7 +44,7 @@ func main() {
 	fmt.Fprintln(w, "policies\tkept\tns/span\tspans/s\tallocs/span\tCPU ns/span\ttail_sampling: with decoding\talone\tkept\t")
 	for _, count := range []int{1, 10, 50} {
 		var before, after runtime.MemStats
-		s := sample.New(policies(count, "5s"), 1<<40)
+		s := sample.New(policies(count, "5s"), 1<<40, 0)
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		start, used := time.Now(), cpu()
@@ -68,7 +68,7 @@ func main() {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	s := sample.New(policies(1, "1h"), 1<<40)
+	s := sample.New(policies(1, "1h"), 1<<40, 0)
 	feed(s, frames)
 	runtime.GC()
 	runtime.ReadMemStats(&after)

@@ -2,7 +2,9 @@ package bus
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,15 +92,22 @@ func (h *Horizon) look(ctx context.Context) error {
 	if h.past = append(h.past, traceEnd{at, end}); len(h.past) > maxPast {
 		h.past = h.past[1:]
 	}
-	routed := end
-	routers := traces.ListConsumers(ctx)
-	for info := range routers.Info() {
-		if strings.HasPrefix(info.Name, RouterLane) && lag(info) > 0 {
+	routed, routers := end, 0
+	consumers := traces.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		n, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
+		if err != nil || !strings.HasPrefix(info.Name, RouterLane) || n < 0 || n >= h.hub.topology.Partitions {
+			continue // somebody else's
+		}
+		if routers++; lag(info) > 0 {
 			routed = min(routed, info.AckFloor.Stream)
 		}
 	}
-	if err := routers.Err(); err != nil {
+	if err := consumers.Err(); err != nil {
 		return err
+	}
+	if routers < h.hub.topology.Partitions {
+		return fmt.Errorf("%d of %d routers' consumers are there", routers, h.hub.topology.Partitions)
 	}
 	m := Mark{Asked: time.Now()}
 	spans, err := conn.js.Stream(ctx, Spans)

@@ -111,6 +111,7 @@ type Lane struct {
 		sync.Mutex
 		owed  []owed // delivered and not acknowledged, by sequence
 		floor uint64
+		done  uint64 // up to where the reader has finished
 		last  string // reply subject of the last ack
 		// held is until when nobody else can have the pin, on this process's clock.
 		held time.Time
@@ -201,7 +202,7 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	if err != nil {
 		return Delivery{}, err
 	}
-	pin := msg.Header.Get("Nats-Pin-Id")
+	pin := msg.Header.Get(pinHeader)
 	if l.pin == "" && l.next == 1 {
 		l.pin, l.pull.pin = pin, pin
 		l.keep()
@@ -252,7 +253,11 @@ func (l *Lane) renewed(t time.Time, lost bool) {
 }
 
 // keep renews the pin until drop, whether the reader reads or waits for its
-// backend.
+// backend, and asks whether it is still ours.
+//
+// An ack of an owner before, with a delivery sequence of its own time, may have moved
+// the floor's delivery sequence beyond ours: then the server would take none of our
+// acks until we have come so far (nats-server 2.15.2, processAckMsg). A reset heals it.
 func (l *Lane) keep() {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.hold = cancel
@@ -260,13 +265,29 @@ func (l *Lane) keep() {
 	go func() {
 		for proc.Sleep(ctx, pinTTL/4) {
 			sent := time.Now()
-			switch err := p.hold(ctx, pin); {
+			err := p.hold(ctx, pin)
+			var info *jetstream.ConsumerInfo
+			if err == nil {
+				info, err = l.conn.consumerInfo(ctx, l.cfg)
+			}
+			if err == nil && pinned(info) != pin {
+				err = errPinLost
+			}
+			switch {
 			case ctx.Err() != nil:
-			case err == nil:
-				l.renewed(sent, false)
 			case errors.Is(err, errPinLost):
 				l.renewed(sent, true)
 				return
+			case err == nil:
+				l.renewed(sent, false)
+				l.mu.Lock()
+				done := l.mu.done
+				l.mu.Unlock()
+				_ = l.Ack(done)
+				if info.AckFloor.Consumer > info.Delivered.Consumer {
+					l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+					l.Forget()
+				}
 			}
 		}
 	}()
@@ -314,7 +335,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	}
 	l.pull, l.next, l.after, l.behind = p, 1, res.ResetSeq-1, 0
 	l.mu.Lock()
-	l.mu.owed, l.mu.floor, l.mu.last = l.mu.owed[:0], res.ResetSeq-1, ""
+	l.mu.owed, l.mu.floor, l.mu.done, l.mu.last = l.mu.owed[:0], res.ResetSeq-1, 0, ""
 	l.mu.Unlock()
 	l.renewed(claimed, false)
 	if l.pin != "" {
@@ -421,9 +442,16 @@ func (l *Lane) delivery(msg *nats.Msg, meta *nats.MsgMetadata) Delivery {
 }
 
 // Ack moves the floor: everything up to seq is finished. It is sent without
-// waiting; when it is lost, a later one or the next reader makes up for it.
+// waiting; when it is lost, a later one or the next reader makes up for it. One who
+// is not the owner any more moves nothing: what he says is true, but it is said in
+// the delivery sequence of his time.
 func (l *Lane) Ack(seq uint64) error {
 	l.mu.Lock()
+	l.mu.done = max(l.mu.done, seq)
+	if l.mu.lost || !time.Now().Before(l.mu.held) {
+		l.mu.Unlock()
+		return nil // said when the pin has been renewed, if it is
+	}
 	n, reply := 0, ""
 	for n < len(l.mu.owed) && l.mu.owed[n].seq <= seq {
 		reply = l.mu.owed[n].reply
@@ -489,18 +517,18 @@ func (l *Lane) Settled(ctx context.Context) {
 func (l *Lane) Close() {
 	pin := l.pin
 	if p := l.pull; p != nil && pin == "" {
-		// Claimed, and the first message perhaps on its way: it would leave us a pin
-		// that nobody knows of.
-		p.stop()
-		if info, err := l.conn.consumerInfo(context.Background(), l.cfg); err == nil {
-			pin = pinned(info)
-		}
+		// Claimed, and its first message perhaps on its way: it would leave behind a
+		// pin that nobody knows of.
+		_ = l.conn.nc.FlushTimeout(releaseTimeout / 2)
+		pin = p.unread()
 	}
 	l.drop()
-	if pin == "" || !l.Owned() || planted.PinKept {
+	owned := l.Owned()
+	defer l.renewed(time.Time{}, true) // a closed lane acknowledges nothing
+	if pin == "" || !owned || planted.PinKept {
 		return
 	}
-	l.renewed(time.Time{}, true)
+	_ = l.conn.nc.FlushTimeout(releaseTimeout / 2) // the last acks
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
 	s, err := l.conn.js.Stream(ctx, l.cfg.Stream)

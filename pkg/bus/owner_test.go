@@ -241,3 +241,46 @@ func TestCaughtUpIsSaidByTheHub(t *testing.T) {
 		t.Error("never said to be caught up")
 	}
 }
+
+// TestLateAckOfALongOwner: an ack in the delivery sequence of an owner who has read
+// much more moves the floor's delivery sequence far ahead, and the server takes no ack
+// of the next owner. It notices, and goes on from the floor.
+func TestLateAckOfALongOwner(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, 1)
+	publish(t, hub, "as-1", 0, 800)
+	conn := connectTo(t, b, "first")
+	first := startReader(t, conn)
+	first.claimed(t, 5*time.Second)
+	first.expect(t, 0, 760)
+	if err := first.lane.Ack(700); err != nil {
+		t.Fatal(err)
+	}
+	waitLag(t, first.lane, 100)
+	first.lane.mu.Lock()
+	late := first.lane.mu.owed[49] // message 750
+	first.lane.mu.Unlock()
+	first.stop()
+	<-first.done
+
+	next := startReader(t, connectTo(t, b, "next"))
+	next.claimed(t, 5*time.Second)
+	next.expect(t, 700, 780)
+	if late.seq != 750 {
+		t.Fatalf("the late ack is of %d", late.seq)
+	}
+	if err := conn.nc.Publish(late.reply, ackAll); err != nil { // as it was sent before; a lane that is closed sends none
+		t.Fatal(err)
+	}
+	waitLag(t, next.lane, 50)
+	before := first.lane.owing()
+	if err := first.lane.Ack(760); err != nil || first.lane.owing() != before {
+		t.Errorf("a closed lane acknowledges: %v, %d of %d owed", err, first.lane.owing(), before)
+	}
+	_ = next.lane.Ack(780)
+	next.claimed(t, 5*time.Second)
+	next.expect(t, 750, 800)
+	_ = next.lane.Ack(800)
+	waitLag(t, next.lane, 0)
+}

@@ -19,7 +19,8 @@ import (
 // behind, until the next version is.
 type Policies struct {
 	Number uint64    `json:"-"`
-	From   uint64    `json:"from"` // a sequence of SPANS
+	From   uint64    `json:"from"`  // a sequence of SPANS
+	Spans  time.Time `json:"spans"` // when that SPANS was made: in force from the start of another one
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Text   string    `json:"text"` // what stands under tail_sampling
@@ -55,10 +56,9 @@ func (c *Conn) PushPolicies(ctx context.Context, t Topology, text, by string) (P
 	if err != nil {
 		return fail(err)
 	}
-	p := Policies{Number: 1, From: spans.LastSeq + 1, At: time.Now().UTC(), By: by, Text: text}
+	p := Policies{Number: 1, From: spans.LastSeq + 1, Spans: spans.Created.UTC(), At: time.Now().UTC(), By: by, Text: text}
 	if n := len(all); n > 0 {
 		p.Number = all[n-1].Number + 1
-		p.From = max(p.From, all[n-1].From)
 	}
 	value, err := json.Marshal(p)
 	if err != nil {
@@ -130,6 +130,10 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 	if err != nil {
 		return err
 	}
+	spans, err := h.Conn.State(ctx, Spans)
+	if err != nil {
+		return err
+	}
 	w, err := kv.Watch(ctx, "*", jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
@@ -148,6 +152,9 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 				if err != nil {
 					h.log.Error("policies are passed over", "err", err)
 					continue
+				}
+				if !p.Spans.Equal(spans.Created) {
+					p.From = 0
 				}
 				changed(&p)
 			}

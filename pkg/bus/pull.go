@@ -79,6 +79,23 @@ func newPull(nc *nats.Conn, stream, consumer, pin string) (*pull, error) {
 // connection behind the end of our interest: it is not sent.
 func (p *pull) stop() { _ = p.sub.Unsubscribe() }
 
+// unread returns the pin of a message that has come and was not read, if there is
+// one.
+func (p *pull) unread() (pin string) {
+	for pin == "" {
+		select {
+		case msg := <-p.msgs:
+			pin = msg.Header.Get(pinHeader)
+		default:
+			return ""
+		}
+	}
+	return pin
+}
+
+// pinHeader stands on every message of a pinned consumer.
+const pinHeader = "Nats-Pin-Id"
+
 // next returns a message, or nil when none came within quiet. It ends with
 // errPinLost when the reader is to forget.
 func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan struct{}) (*nats.Msg, error) {

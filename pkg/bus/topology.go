@@ -223,6 +223,7 @@ func (c *Conn) EnsureSpool(ctx context.Context, maxBytes [len(otlpwire.Signals)]
 // StreamState is what a stream holds.
 type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
+	Created                            time.Time // another one: other messages under the same sequences
 }
 
 // State asks the stream's leader what it holds.
@@ -233,8 +234,9 @@ func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
 	if err != nil {
 		return StreamState{}, fmt.Errorf("state of stream %s: %w", stream, err)
 	}
-	st := s.CachedInfo().State
-	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq}, nil
+	info := s.CachedInfo()
+	st := info.State
+	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, Created: info.Created}, nil
 }
 
 // PurgeBelow deletes the messages of a stream with a sequence below seq.

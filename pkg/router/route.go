@@ -184,7 +184,7 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 	items := max(in.Header.Items, 1)
 	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
-			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-traces-%d", in.Seq)},
+			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
 			Body:   in.Body, Reason: ledger.DeadUndecodable, Detail: why.Error(),
 		})
 	})
@@ -195,20 +195,44 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 }
 
 // send publishes a batch, as often as it takes, and settles its inputs. It
-// returns false when ctx ended first.
+// returns false when ctx ended first. A partition's messages go one after the other,
+// each when the one before is stored: one that was refused and sent again would come
+// behind a later one, and the sampler takes what comes so for a repetition.
 func (r *route) send(ctx context.Context, b *batch) bool {
-	msgs := make([]bus.Message, 0, len(b.outs))
-	for p, outs := range b.outs {
-		for _, o := range outs {
-			r.seq++
-			m := bus.Message{Subject: bus.SpansSubject(p), Header: envelope.Header{
-				ContentType: envelope.ContentTypeFrames, Items: o.items, Arrival: o.arrival, ID: r.idBase + "-" + strconv.FormatUint(r.seq, 10),
-			}}
-			m.Body, m.Header.Encoding = envelope.Compress(nil, o.body, envelope.S2)
-			msgs = append(msgs, m)
+	for round, more := 0, true; more; round++ {
+		more = false
+		var msgs []bus.Message
+		for p, outs := range b.outs {
+			if round < len(outs) {
+				msgs = append(msgs, r.message(p, outs[round]))
+			}
+			more = more || round+1 < len(outs)
+		}
+		if !r.publish(ctx, msgs) {
+			return false
 		}
 	}
-	ok := proc.Retry(ctx, r.log, "publish spans", func() error {
+	r.led.Of(otlpwire.Traces).Routed.Add(float64(b.items))
+	for lane, seq := range b.floors {
+		if err := lane.Ack(seq); err != nil {
+			r.log.Debug("ack lost, a later one makes up for it", "err", err)
+		}
+	}
+	return true
+}
+
+func (r *route) message(partition int, o out) bus.Message {
+	r.seq++
+	m := bus.Message{Subject: bus.SpansSubject(partition), Header: envelope.Header{
+		ContentType: envelope.ContentTypeFrames, Items: o.items, Arrival: o.arrival, ID: r.idBase + "-" + strconv.FormatUint(r.seq, 10),
+	}}
+	m.Body, m.Header.Encoding = envelope.Compress(nil, o.body, envelope.S2)
+	return m
+}
+
+// publish returns when all messages, one a partition, are stored.
+func (r *route) publish(ctx context.Context, msgs []bus.Message) bool {
+	return proc.Retry(ctx, r.log, "publish spans", func() error {
 		pending := make([]bus.Pending, len(msgs))
 		for i, m := range msgs {
 			pending[i] = r.hub.Conn.PublishAsync(m)
@@ -224,16 +248,6 @@ func (r *route) send(ctx context.Context, b *batch) bool {
 		msgs = left // the same id again: the hub stores it once
 		return failed
 	})
-	if !ok {
-		return false
-	}
-	r.led.Of(otlpwire.Traces).Routed.Add(float64(b.items))
-	for lane, seq := range b.floors {
-		if err := lane.Ack(seq); err != nil {
-			r.log.Debug("ack lost, a later one makes up for it", "err", err)
-		}
-	}
-	return true
 }
 
 // splitter turns the payload of one instance into frames by partition.

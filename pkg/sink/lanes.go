@@ -84,7 +84,11 @@ func (l *lanes) lane(sig otlpwire.Signal, w Writer, p int) bus.Shared {
 		}
 		return s
 	}
-	s.Run = func(ctx context.Context, lane *bus.Lane) { (&directLane{lane: lane, delivery: d}).run(ctx) }
+	s.Run = func(ctx context.Context, lane *bus.Lane) {
+		own := *d
+		own.owned = lane.Owned
+		(&directLane{lane: lane, delivery: &own}).run(ctx)
+	}
 	return s
 }
 
@@ -129,6 +133,9 @@ type delivery struct {
 	conn func() *bus.Conn // there once the hub's stage has started
 	led  *ledger.Ledger
 	log  *slog.Logger
+	// owned, where it is set, is asked before something is tried again or given up:
+	// an owner that has slept must not bring old items behind newer ones.
+	owned func() bool
 }
 
 // origin is where a payload came from, for the id of its dead letters.
@@ -151,7 +158,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, f
 			d.led.Of(d.sig).Delivered(d.w.Name()).Add(float64(otlpwire.Count(d.sig, payload)))
 			return true
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || (d.owned != nil && !d.owned()) {
 			return false
 		}
 		if reason, permanent := fault.Reason(err); permanent {
@@ -187,7 +194,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 	items := max(m.Header.Items, 1)
 	d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why)
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
-		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", d.sig, m.Seq)},
+		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.w.Name(), d.sig, m.Seq)},
 		Body:   m.Body, Reason: ledger.DeadUndecodable, Detail: why.Error(),
 	})
 }

@@ -120,8 +120,8 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 // Validate reports every mistake at once, also those in the policies.
 func (c *Config) Validate() error {
 	errs := []error{c.Streams.Validate(), bus.CheckName(c.Member)}
-	if c.Sampling.MaxBytes < 1<<20 {
-		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 1MiB", c.Sampling.MaxBytes))
+	if c.Sampling.MaxBytes < 8<<20 { // several messages of the bus
+		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 8MiB", c.Sampling.MaxBytes))
 	}
 	if c.Sampling.KeptSpans < 0 || c.Sampling.InstanceShare < 1 || c.Sampling.InstanceShare > 100 {
 		errs = append(errs, fmt.Errorf("sampling.kept_spans_per_second is %d, sampling.instance_share_percent is %d: want 0 or more, and 1 to 100", c.Sampling.KeptSpans, c.Sampling.InstanceShare))

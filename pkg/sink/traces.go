@@ -37,8 +37,9 @@ type traceLane struct {
 	scratch   []byte
 	rewind    bool // once all is sent, begin anew at the floor
 	horizon   *bus.Horizon
-	mark      bus.Mark // of the horizon, not reached yet
-	used      int      // how many changes of the rules the sampler knows
+	mark      bus.Mark  // of the horizon, not reached yet
+	used      int       // how many changes of the rules the sampler knows
+	written   time.Time // when the journal was last written
 }
 
 const (
@@ -49,6 +50,10 @@ const (
 	// bytes, a name of up to 128 and a few for each budget they stay below a stock
 	// server's 1 MiB.
 	maxDecisions = 2048
+
+	// journalInterval is how often a journal is written at the least: a message of
+	// DECISIONS lives for two hours, and the last one is what fences.
+	journalInterval = 30 * time.Minute
 
 	// maxRequest is how many bytes go to the backend in one request; Tempo takes
 	// 4 MiB by default.
@@ -95,6 +100,9 @@ func (l *traceLane) run(ctx context.Context) {
 				continue
 			}
 			l.use()
+			if time.Since(l.written) > journalInterval {
+				l.checkpoint(finish)
+			}
 			if planted.WallTime {
 				l.note(l.sampler.Idle(time.Now(), time.Now()))
 			}
@@ -118,10 +126,10 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
-		sampler := sample.New(l.rules.base, l.maxBytes)
+		sampler := sample.New(l.rules.base, l.maxBytes, l.lane.Floor())
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
-			l.sampler, l.used = sampler, -1
+			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
 		}
 		return err
@@ -173,7 +181,7 @@ func (l *traceLane) record(ctx context.Context) bool {
 			l.lane.Forget()
 			return false
 		}
-		body = body[:0]
+		body, l.written = body[:0], time.Now()
 	}
 	l.decisions = l.decisions[:0]
 	return true
@@ -185,6 +193,7 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	if l.sampler == nil {
 		return
 	}
+	l.written = time.Now()
 	msg := l.journal.Entry(l.decisionsMessage(0))
 	msg.Body = envelope.AppendDecision(nil, envelope.Decision{})
 	if err := l.journal.Append(ctx, msg); err != nil {

@@ -95,7 +95,7 @@ func (w *world) judge(ctx context.Context) (Summary, error) {
 			w.say("split: %x, %d of %d spans, decisions %+v, sent %v", id, here, len(t.ackedIDs), d, t.sent.Sub(w.start))
 		}
 		if inTempo[id] && !d.kept {
-			s.Leaked += here
+			s.Leaked += max(here, 1)
 			w.say("leaked: %x has no recorded decision to keep, sent %v", id, t.sent.Sub(w.start))
 		}
 		if len(t.ackedIDs) < t.spans || !w.calm(t) {

@@ -25,9 +25,10 @@ type ottlCondition struct {
 	strict bool
 }
 
-// volatile are functions whose value is another one each time: with them the same
-// trace would be decided otherwise the next time.
-var volatile = []string{"Now", "UUID", "UUIDv7"}
+// volatile are functions whose value may be another one the next time, or on
+// another machine: the time and random numbers, the local time zone, and the order
+// of a map that a function has made.
+var volatile = []string{"Now", "UUID", "UUIDv7", "Time", "Keys", "Values", "ToKeyValueString"}
 
 func newOTTL(spans, events []string) (ottlCondition, error) {
 	var (

@@ -127,6 +127,7 @@ type instance struct {
 	name    string
 	clock   int64     // in Unix nanoseconds of the edge
 	arrival int64     // the highest one seen since the edge's clock was set back
+	back    int64     // by how much the clock was last set back
 	origin  uint64    // highest sequence of TRACES seen
 	active  bool      // since the last Idle
 	silent  time.Time // the reader's clock had come so far when nothing more had been added
@@ -165,14 +166,17 @@ type trace struct {
 const idleGrace = time.Second
 
 // New returns an empty sampler that holds up to maxBytes of spans.
-func New(policies *policy.Set, maxBytes int) *Sampler {
+//
+// floor is the sequence that reading begins behind: all decisions about traces that
+// are read again are remembered, however many.
+func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 	return &Sampler{
 		versions:  []policy.Version{{Set: policies}},
 		maxBytes:  maxBytes,
 		instances: make(map[string]*instance),
 		restored:  make(map[string]budgets),
 		heads:     make(map[*otlpwire.Heads]int),
-		decided:   newMemory(policies.Kept, policies.Dropped),
+		decided:   newMemory(policies.Kept, policies.Dropped, floor),
 	}
 }
 
@@ -210,6 +214,7 @@ func (t *trace) setDue() {
 // a message may have many.
 func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
+	s.decided.reached(seq)
 	in := s.instances[f.Instance]
 	if in == nil {
 		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
@@ -251,20 +256,34 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 // its clock: requests that are published side by side.
 const maxBack = int64(time.Second)
 
-// tell sets the clock of an instance by an arrival stamp.
+// tell sets the clock of an instance by an arrival stamp. Stamps that come from two
+// clocks in turn, as those of two gateways, set it back and on again by the same
+// amount, and the windows with it.
 func (in *instance) tell(arrival int64) {
-	if back := in.arrival - arrival; back > maxBack {
-		for _, t := range in.queue {
-			t.first -= back
-			t.due -= back
-			if t.root != 0 {
-				t.root -= back
-			}
-		}
+	step := arrival - in.arrival
+	switch {
+	case in.arrival == 0:
+	case step < -maxBack:
+		in.back = -step
+		in.shift(step)
 		in.arrival = arrival
+	case in.back > 0 && step > maxBack && max(step-in.back, in.back-step) <= maxBack:
+		in.shift(in.back)
+		in.back = 0
 	}
 	in.arrival = max(in.arrival, arrival)
 	in.clock = in.arrival // also when silence had moved it on
+}
+
+// shift moves all open windows.
+func (in *instance) shift(by int64) {
+	for _, t := range in.queue {
+		t.first += by
+		t.due += by
+		if t.root != 0 {
+			t.root += by
+		}
+	}
 }
 
 // addPiece adds spans of one trace that share a resource.
@@ -291,8 +310,8 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	t := in.traces[id]
 	if t == nil && (s.passed || s.bytes > s.maxBytes) {
 		if !s.passed {
-			s.passed, out.Full = true, true
 			s.owed.add(seq) // for ever: the floor stays below
+			s.passOver(in, arrival, out)
 		}
 		return
 	}
@@ -327,7 +346,11 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	if own := t.rules.MaxTraceBytes; own > 0 {
 		largest = min(largest, own)
 	}
-	if t.size > largest {
+	if s.bytes > s.maxBytes+s.maxBytes/2 {
+		s.passOver(in, arrival, out)
+		s.putBack()
+	}
+	if t.size > largest && t.place >= 0 {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
 		s.conclude(in, t, policy.Verdict{}, out)
@@ -432,6 +455,53 @@ func (s *Sampler) Remember(message []byte) error {
 		}
 	}
 	return nil
+}
+
+// passOver begins to pass over new traces, in the middle of a frame of in. Those that
+// began with it are put back, too: traces are decided in the order of their due and
+// ID, and what is passed over comes later than what is held.
+func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
+	if s.passed {
+		return
+	}
+	s.passed, out.Full = true, true
+	for _, t := range slices.Clone(in.queue) {
+		if t.first == arrival {
+			s.release(in, t)
+		}
+	}
+}
+
+// release lets go of a trace that is to be read again: what is owed for it stays.
+func (s *Sampler) release(in *instance, t *trace) {
+	heap.Remove(&in.queue, t.place)
+	delete(in.traces, t.id)
+	s.letGo(t)
+	t.place = -1
+}
+
+// putBack lets go of the youngest traces until what is held is within the bound:
+// traces that are held may grow, and many do.
+func (s *Sampler) putBack() {
+	type held struct {
+		*instance
+		*trace
+	}
+	var all []held
+	for _, in := range s.instances {
+		for _, t := range in.queue {
+			all = append(all, held{in, t})
+		}
+	}
+	slices.SortFunc(all, func(a, b held) int {
+		return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
+	})
+	for _, h := range all[:max(len(all)-1, 0)] {
+		if s.bytes <= s.maxBytes {
+			return
+		}
+		s.release(h.instance, h.trace)
+	}
 }
 
 // room reports whether traces were passed over for which there is room now.

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -83,7 +84,7 @@ func runScript(t *testing.T, text string) string {
 				policies.WriteString(strings.TrimPrefix(line, "\t") + "\n")
 				set, err := policy.Parse("script", []byte(policies.String()))
 				if err == nil {
-					sc.s = New(set, 1<<20)
+					sc.s = New(set, 1<<20, 0)
 				}
 			}
 			out.WriteString(line + "\n")
@@ -233,7 +234,7 @@ policies:
 	base := time.Unix(1_000_000, 0)
 	run := func(seed uint64) (kept map[string]int) {
 		rng := rand.New(rand.NewPCG(seed, 7))
-		s := New(set, 1<<30)
+		s := New(set, 1<<30, 0)
 		kept = map[string]int{}
 		seen := 0
 		note := func(o Output) {
@@ -298,7 +299,7 @@ policies:
 
 func TestFloorStaysBelowWhatIsOwed(t *testing.T) {
 	set := policy.KeepAll(10 * time.Second)
-	s := New(set, 1<<20)
+	s := New(set, 1<<20, 0)
 	base := time.Unix(1000, 0)
 	add := func(seq uint64, trace string, at time.Duration) Output {
 		o, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: base.Add(at).UnixNano(), Payload: spanOf(trace, fmt.Sprint(seq), 0, false)})
@@ -336,7 +337,7 @@ func TestFloorStaysBelowWhatIsOwed(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	const bound = 10_000
-	s := New(policy.KeepAll(10*time.Second), bound)
+	s := New(policy.KeepAll(10*time.Second), bound, 0)
 	base := time.Unix(1000, 0)
 	full, rewind := 0, 0
 	for i := range 2000 {
@@ -362,7 +363,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if full == 0 || rewind < 500 || s.Floor() >= uint64(full) {
 		t.Errorf("full at %d, room again at %d, floor %d", full, rewind, s.Floor())
 	}
-	m := newMemory(10, 10)
+	m := newMemory(10, 10, 1<<40)
 	for i := range 1000 {
 		k := key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}
 		if m.keep(k, keptTrace{}); i%2 == 0 {
@@ -380,7 +381,7 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := time.Unix(1000, 0)
-	first := New(set, 1<<20)
+	first := New(set, 1<<20, 0)
 	feed := func(s *Sampler, seq uint64, trace string, failed bool) Output {
 		o, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Payload: spanOf(trace, "x", 0, failed)})
 		if err != nil {
@@ -407,7 +408,7 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 		"sent":                     {[][]byte{nil, record, checkpoint}, false},
 		"sent by the owner before": {[][]byte{nil, record, nil, checkpoint}, true},
 	} {
-		next := New(set, 1<<20)
+		next := New(set, 1<<20, 0)
 		for _, m := range tc.journal {
 			if err := next.Remember(m); err != nil {
 				t.Fatal(err)
@@ -424,8 +425,103 @@ func TestRecordedDecisionsAreNotReversed(t *testing.T) {
 			t.Errorf("%s: kept trace, late: %+v", name, o)
 		}
 	}
-	if err := New(set, 1<<20).Remember(record[:len(record)-1]); err == nil {
+	if err := New(set, 1<<20, 0).Remember(record[:len(record)-1]); err == nil {
 		t.Error("a record that was cut is no error")
+	}
+}
+
+// TestHeldTracesMayGrow: traces that are held grow beyond all bounds together; the
+// youngest are put back, and what is decided is what a sampler with room decides.
+func TestHeldTracesMayGrow(t *testing.T) {
+	const bound = 20_000
+	base := time.Unix(1000, 0)
+	run := func(room int) map[string]bool {
+		decided := map[string]bool{}
+		var journal [][]byte
+		floor := uint64(0)
+		for range 100 {
+			s := New(policy.KeepAll(10*time.Second), room, floor)
+			for _, m := range append(journal, nil) {
+				if err := s.Remember(m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			rewind := false
+			note := func(o Output) {
+				m := envelope.AppendDecision(nil, envelope.Decision{})
+				for _, d := range o.Decisions {
+					m = envelope.AppendDecision(m, d)
+				}
+				journal = append(journal, m)
+				for _, e := range o.Exports {
+					decided[fmt.Sprint(e.Policy, e.Spans, e.Late)] = true
+					s.Release(e.Seq)
+				}
+				rewind = rewind || o.Rewind
+			}
+			for seq := floor + 1; seq <= 400 && !rewind; seq++ { // 40 traces, each grows ten times
+				o, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq) * 20 * time.Millisecond).UnixNano(), Seq: seq, Payload: spanOf(fmt.Sprintf("%x", 1+seq%40), strings.Repeat("x", 150)+fmt.Sprint(seq), 0, false)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				note(o)
+				if _, bytes := s.Held(); bytes > room+room/2+1000 {
+					t.Fatalf("%d bytes held", bytes)
+				}
+			}
+			for range 2 {
+				if !rewind {
+					note(silence(s, base, base.Add(time.Hour)))
+				}
+			}
+			floor = s.Floor()
+			if !rewind {
+				return decided
+			}
+			journal = append(journal, envelope.AppendDecision(nil, envelope.Decision{}))
+		}
+		t.Fatal("never finished")
+		return nil
+	}
+	if got, want := run(bound), run(1<<30); !maps.Equal(got, want) || len(want) != 1 {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// TestTakeOverRemembersAllAboveTheFloor: a cache that is too small for what stands
+// above the floor reverses no decision.
+func TestTakeOverRemembersAllAboveTheFloor(t *testing.T) {
+	set, err := policy.Parse("p", []byte("decision_cache: {sampled_cache_size: 10, non_sampled_cache_size: 10}\npolicies: [{name: e, type: status_code, status_code: {status_codes: [ERROR]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var journal []byte
+	for i := range 1000 {
+		journal = envelope.AppendDecision(journal, envelope.Decision{Instance: "i", TraceID: otlpwire.TraceID{14: byte(i >> 8), 15: byte(i)}, Kept: i%2 == 0, Upto: uint64(100 + i)})
+	}
+	next := New(set, 1<<20, 100)
+	if err := next.Remember(journal); err != nil {
+		t.Fatal(err)
+	}
+	base := time.Unix(1000, 0)
+	add := func(seq uint64, trace string) Output {
+		o, err := next.Add(seq, envelope.Frame{Instance: "i", Arrival: base.UnixNano(), Seq: seq, Payload: spanOf(trace, "late", 0, true)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	if o := add(101, "3"); o.Duplicates != 1 {
+		t.Errorf("a dropped trace's span that was read before: %+v", o)
+	}
+	if o := add(110, "5"); o.SampledOut != 1 {
+		t.Errorf("a late span of a dropped trace: %+v", o)
+	}
+	if o := add(111, "4"); len(o.Exports) != 1 || !o.Exports[0].Late {
+		t.Errorf("a span of a kept trace: %+v", o)
+	}
+	if add(2000, "3e8"); next.decided.above != nil {
+		t.Error("what is passed is remembered for ever")
 	}
 }
 
@@ -445,7 +541,7 @@ func TestPoliciesSwitchAtASequence(t *testing.T) {
 	}
 	base := time.Unix(1000, 0)
 	for name, at := range map[string]int{"known before": 0, "known after": 6, "known in between": 4} {
-		s := New(policy.KeepAll(10*time.Second), 1<<20)
+		s := New(policy.KeepAll(10*time.Second), 1<<20, 0)
 		var got []string
 		note := func(o Output) {
 			for i, d := range o.Decisions {
@@ -477,7 +573,7 @@ func TestPoliciesSwitchAtASequence(t *testing.T) {
 // also when their traces have been decided.
 func TestRoutedAgain(t *testing.T) {
 	base := time.Unix(1000, 0)
-	s := New(policy.KeepAll(time.Second), 1<<20)
+	s := New(policy.KeepAll(time.Second), 1<<20, 0)
 	var total Output
 	feed := func(at time.Duration, origin uint64, trace string) {
 		o, err := s.Add(uint64(at), envelope.Frame{Instance: "i", Arrival: base.Add(at).UnixNano(), Seq: origin, Payload: spanOf(trace, "x", 0, false)})
@@ -518,7 +614,7 @@ func TestTracesShareTheirResource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(set, 1<<30)
+	s := New(set, 1<<30, 0)
 	base := time.Unix(1_000_000, 0)
 	var before, after runtime.MemStats
 	runtime.GC()

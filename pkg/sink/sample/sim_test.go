@@ -150,7 +150,7 @@ func (w *world) run(t *testing.T) (crashes int) {
 // sink reads from the floor on. It returns true when it has died.
 func (w *world) sink(t *testing.T) (died bool) {
 	dies := func() bool { return w.rng.IntN(40) == 0 }
-	s := New(w.policies, w.room)
+	s := New(w.policies, w.room, w.floor)
 	w.recorded = append(w.recorded, nil) // our mark
 	for _, m := range w.recorded {
 		if err := s.Remember(m); err != nil {

@@ -101,6 +101,17 @@ type memory struct {
 	kept    generations[key, *keptTrace]
 	dropped generations[uint64, uint64] // the sequence up to which the spans counted
 	seed    maphash.Seed
+
+	// Of the sampler before, and with spans above the floor: these are read again,
+	// and forgotten only when the reader has come past them all.
+	floor uint64
+	above map[key]aboveFloor
+	end   uint64 // the highest upto in above
+}
+
+type aboveFloor struct {
+	kept *keptTrace // nil: dropped
+	upto uint64
 }
 
 // keptTrace is what is known of a trace that was kept.
@@ -116,20 +127,45 @@ type keptTrace struct {
 // bytes each and the name of the instance, of others 16 bytes, and what a map adds.
 const defaultMemory = 100_000
 
-func newMemory(kept, dropped int) memory {
+func newMemory(kept, dropped int, floor uint64) memory {
 	return memory{
-		newGenerations[key, *keptTrace](cmp.Or(kept, defaultMemory)),
-		newGenerations[uint64, uint64](cmp.Or(dropped, defaultMemory)),
-		maphash.MakeSeed(),
+		kept:    newGenerations[key, *keptTrace](cmp.Or(kept, defaultMemory)),
+		dropped: newGenerations[uint64, uint64](cmp.Or(dropped, defaultMemory)),
+		seed:    maphash.MakeSeed(),
+		floor:   floor, above: make(map[key]aboveFloor),
 	}
 }
 
-func (m *memory) keep(k key, t keptTrace) { m.kept.add(k, &t) }
+// pin keeps a decision of the sampler before in mind until it is passed.
+func (m *memory) pin(k key, kept *keptTrace, upto uint64) {
+	if upto > m.floor && m.above != nil {
+		m.above[k] = aboveFloor{kept, upto}
+		m.end = max(m.end, upto)
+	}
+}
 
-func (m *memory) drop(k key, upto uint64) { m.dropped.add(maphash.Comparable(m.seed, k), upto) }
+// reached lets go of what is passed.
+func (m *memory) reached(seq uint64) {
+	if seq > m.end {
+		m.above = nil
+	}
+}
+
+func (m *memory) keep(k key, t keptTrace) {
+	m.kept.add(k, &t)
+	m.pin(k, &t, t.upto)
+}
+
+func (m *memory) drop(k key, upto uint64) {
+	m.dropped.add(maphash.Comparable(m.seed, k), upto)
+	m.pin(k, nil, upto)
+}
 
 // sent notes that the backend has a kept trace.
 func (m *memory) sent(k key) {
+	if a, ok := m.above[k]; ok && a.kept != nil {
+		a.kept.sent = true
+	}
 	if t, ok := m.kept.get(k); ok {
 		t.sent = true
 	}
@@ -138,14 +174,19 @@ func (m *memory) sent(k key) {
 // recall returns what is remembered of a trace, kept nil when it was dropped, and
 // up to which sequence nothing of its spans is left to be done.
 func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
-	if t, ok := m.kept.get(k); ok {
-		if t.sent {
-			upto = t.upto
-		}
-		return t, true, upto
+	kept, known = m.kept.get(k)
+	if !known {
+		upto, known = m.dropped.get(maphash.Comparable(m.seed, k))
 	}
-	upto, known = m.dropped.get(maphash.Comparable(m.seed, k))
-	return nil, known, upto
+	if a, ok := m.above[k]; ok && !known {
+		kept, upto, known = a.kept, a.upto, true
+	}
+	if kept != nil {
+		if upto = 0; kept.sent {
+			upto = kept.upto
+		}
+	}
+	return kept, known, upto
 }
 
 type generations[K comparable, V any] struct {
