@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -217,8 +219,31 @@ func (w *world) restart(ctx context.Context, p *proc) error {
 	return w.recovered(ctx, "kill -9 "+p.role, time.Now(), false)
 }
 
+// watchMachine notes when the machine itself stands still: this process, or its disk.
+func (w *world) watchMachine(ctx context.Context) {
+	const beat, still = 50 * time.Millisecond, 500 * time.Millisecond
+	f, err := os.Create(filepath.Join(w.dir, "beat"))
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	for last := time.Now(); ctx.Err() == nil; {
+		_, _ = f.WriteAt([]byte("x"), 0)
+		_ = f.Sync()
+		now := time.Now()
+		if now.Sub(last) > still {
+			w.say("the machine stood still for %v", now.Sub(last).Truncate(time.Millisecond))
+			w.disturb(last)
+		}
+		last = now
+		time.Sleep(beat)
+	}
+}
+
 // disturb notes that since from the way to the hub was not as usual.
 func (w *world) disturb(from time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.disturbed = append(w.disturbed, interval{from, time.Now().Add(2 * time.Second)})
 }
 

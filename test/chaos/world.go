@@ -198,6 +198,7 @@ func (w *world) run(ctx context.Context) error {
 	giving, giveUp := context.WithCancel(ctx)
 	defer giveUp()
 	defer stopSending()
+	go w.watchMachine(ctx)
 	var apps sync.WaitGroup
 	for i, e := range w.of("edge") {
 		rng := rand.New(rand.NewPCG(w.Seed, uint64(i)))
