@@ -2,10 +2,13 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http/httptest"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -267,10 +270,18 @@ func TestDeployedCluster(t *testing.T) {
 	stages, err := edge.Build(p, ec)
 	e := start(t, p, stages, err)
 
+	// Two sinks share the lanes; the server that dies leads their bucket.
+	read := newShared(t, urls, topology)
+
 	const n = 400
 	for i := range n {
 		if i == n/2 {
 			victim := servers[0]
+			for _, s := range servers {
+				if s.JetStreamIsStreamLeader("$G", "KV_MEMBERS") {
+					victim = s
+				}
+			}
 			victim.Shutdown()
 			victim.WaitForShutdown()
 		}
@@ -288,4 +299,82 @@ func TestDeployedCluster(t *testing.T) {
 	if err != nil || st.Messages == 0 {
 		t.Errorf("LOGS: %+v, %v", st, err)
 	}
+	eventually(t, 60*time.Second, "two sinks share the lanes and have read everything", func() error { return read.done(n) })
+}
+
+// sharedLanes are two members that share the lanes of METRICS and LOGS.
+type sharedLanes struct {
+	members []*bus.Members
+
+	mu    sync.Mutex
+	items map[uint64]int // by sequence of LOGS
+}
+
+func newShared(t *testing.T, urls string, topology bus.Topology) *sharedLanes {
+	t.Helper()
+	s := &sharedLanes{items: map[uint64]int{}}
+	log, _ := newLog(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	for _, name := range []string{"one", "two"} {
+		hub := bus.NewHub(bus.Config{}, topology, log)
+		hub.Conn = openAs(t, urls, "sink", topology)
+		m := bus.NewMembers(hub, "sink", name, ledger.New(prometheus.NewRegistry()), log)
+		s.members = append(s.members, m)
+		var lanes []bus.Shared
+		for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
+			for p := range topology.Partitions {
+				lanes = append(lanes, bus.Shared{Signal: sig.String(), Partition: p, Backend: "test", Run: s.read, LaneConfig: bus.LaneConfig{
+					Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: "test-" + strconv.Itoa(p),
+				}})
+			}
+		}
+		wg.Go(func() { m.Run(ctx, lanes) })
+	}
+	return s
+}
+
+func (s *sharedLanes) read(ctx context.Context, l *bus.Lane) {
+	defer l.Close()
+	l.Run(ctx, func(d bus.Delivery) bool {
+		if d.Seq > 0 {
+			s.mu.Lock()
+			s.items[d.Seq] = d.Header.Items
+			s.mu.Unlock()
+			_ = l.Ack(d.Seq)
+		}
+		return true
+	})
+}
+
+// done wants every lane to have one owner, both sinks to own half of them, and n
+// items read.
+func (s *sharedLanes) done(n int) error {
+	w := httptest.NewRecorder()
+	s.members[0].Page().ServeHTTP(w, httptest.NewRequest("GET", "/partitions?format=json", nil))
+	var status bus.Partitions
+	if err := json.Unmarshal(w.Body.Bytes(), &status); err != nil {
+		return err
+	}
+	owns := map[string]int{}
+	for _, l := range status.Lanes {
+		if len(l.Owners) != 1 || l.Error != "" || l.Lag > 0 {
+			return fmt.Errorf("lane %+v", l)
+		}
+		owns[l.Owners[0]]++
+	}
+	if owns["one"] != 2 || owns["two"] != 2 {
+		return fmt.Errorf("owners %v", owns)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	items := 0
+	for _, n := range s.items {
+		items += n
+	}
+	if items < n {
+		return fmt.Errorf("%d of %d items read", items, n)
+	}
+	return nil
 }
