@@ -284,3 +284,25 @@ func TestLateAckOfALongOwner(t *testing.T) {
 	_ = next.lane.Ack(800)
 	waitLag(t, next.lane, 0)
 }
+
+// TestGapsAreNotPassedOn: a message that is not the next one, or has another pin, is
+// not handed out: the lane goes back to its floor.
+func TestGapsAreNotPassedOn(t *testing.T) {
+	t.Parallel()
+	for name, harm := range map[string]func(*Lane){
+		"one is missing": func(l *Lane) { l.next-- },
+		"another pin":    func(l *Lane) { l.pin = "of somebody else" },
+	} {
+		c := testHub(t, testBroker(t), 1)
+		publish(t, c, "as-1", 0, 10)
+		l := openLane(t, c)
+		expect(t, l, 0, 4)
+		harm(l)
+		ctx, cancel := context.WithTimeout(t.Context(), pinTTL+10*time.Second)
+		defer cancel()
+		if d, err := l.Next(ctx); err != nil || !d.Claimed {
+			t.Errorf("%s: %+v, %v", name, d, err)
+		}
+		expect(t, l, 0, 10)
+	}
+}

@@ -22,9 +22,11 @@ import (
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func tokensPath(t *testing.T, text string) string {
@@ -271,5 +273,53 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 	again, err := js.Stream(wait, bus.Spans)
 	if err != nil || again.CachedInfo().State.Msgs != 1 {
 		t.Errorf("SPANS holds %+v, %v; want one message", again.CachedInfo().State, err)
+	}
+}
+
+// TestMessagesOfAPartitionKeepTheirOrder sends a batch with several messages a
+// partition: all are stored, each partition's in their order.
+func TestMessagesOfAPartitionKeepTheirOrder(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bk.Stop()
+	cfg := DefaultConfig()
+	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 2, 64<<20
+	hub := bus.NewHub(bus.Config{}, cfg.Streams, quiet)
+	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, cfg.Streams, quiet); err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Conn.Close()
+	r := newRoute(cfg, hub, ledger.New(prometheus.NewRegistry()), quiet)
+	b := r.newBatch()
+	for i := range 5 {
+		b.outs[0] = append(b.outs[0], out{body: []byte{byte(i)}, items: 1})
+	}
+	b.outs[1] = append(b.outs[1], out{body: []byte("x"), items: 1})
+	if !r.send(t.Context(), b) {
+		t.Fatal("not sent")
+	}
+	lane, err := hub.Conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lane.Close()
+	for want := 0; want < 5; {
+		d, err := lane.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Seq == 0 {
+			continue
+		}
+		if !bytes.Equal(d.Body, []byte{byte(want)}) {
+			t.Fatalf("got %v, want %d", d.Body, want)
+		}
+		want++
+	}
+	if st, err := hub.Conn.State(t.Context(), bus.Spans); err != nil || st.Messages != 6 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }

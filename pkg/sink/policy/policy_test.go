@@ -250,10 +250,11 @@ func TestThresholdTellsTheChance(t *testing.T) {
 		most  = `{name: m, type: probabilistic, probabilistic: {sampling_percentage: 99.9}}`
 		few   = `{name: f, type: rate_limiting, rate_limiting: {spans_per_second: 1000}}`
 		slow  = `{name: s, type: and, and: {and_sub_policy: [{name: l, type: latency, latency: {threshold_ms: 1}}, {name: h, type: probabilistic, probabilistic: {sampling_percentage: 50}}]}}`
+		both  = `{name: b, type: and, and: {and_sub_policy: [{name: h, type: probabilistic, probabilistic: {sampling_percentage: 50}}, {name: g, type: probabilistic, probabilistic: {sampling_percentage: 20}}]}}`
 		other = `{name: o, type: not, not: {not_sub_policy: {name: h, type: probabilistic, probabilistic: {sampling_percentage: 75}}}}`
 	)
 	for policies, want := range map[string]float64{
-		half: 0.5, most: 0.999, few: 0, slow: 0.5, other: 0.25,
+		half: 0.5, most: 0.999, few: 0, slow: 0.5, both: 0.2, other: 0.25,
 		`{name: a, type: always_sample}`: 1,
 		half + "," + most:                0.999,
 		errs + "," + half:                0.5, // no trace here is an error
@@ -286,6 +287,28 @@ func TestThresholdTellsTheChance(t *testing.T) {
 		if kept == 0 {
 			t.Errorf("%s: nothing is kept", policies)
 		}
+	}
+}
+
+// TestLastValueOfAKeyCounts: of a key that a span has twice, as everywhere.
+func TestLastValueOfAKeyCounts(t *testing.T) {
+	set, err := Parse("t", []byte("policies: [{name: a, type: string_attribute, string_attribute: {key: k, values: [second]}}, {name: b, type: string_attribute, string_attribute: {key: k, values: [first]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	str := func(v string) *commonpb.KeyValue {
+		return &commonpb.KeyValue{Key: "k", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: v}}}
+	}
+	b, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{Attributes: []*commonpb.KeyValue{str("first"), str("second")}}}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := set.Decide(&Trace{Spans: 1, Payload: b}, &Budgets{}); v.By != "a" {
+		t.Errorf("%+v", v)
+	}
+	set.policies = set.policies[1:]
+	if v := set.Decide(&Trace{Spans: 1, Payload: b}, &Budgets{}); v.Keep {
+		t.Errorf("the first value counts: %+v", v)
 	}
 }
 

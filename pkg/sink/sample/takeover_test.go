@@ -82,7 +82,7 @@ func TestHeldTracesMayGrow(t *testing.T) {
 				rewind = rewind || o.Rewind
 			}
 			for seq := floor + 1; seq <= 400 && !rewind; seq++ { // 40 traces, each grows ten times
-				o, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq) * 20 * time.Millisecond).UnixNano(), Seq: seq, Payload: spanOf(fmt.Sprintf("%x", 1+seq%40), strings.Repeat("x", 150)+fmt.Sprint(seq), 0, false)})
+				o, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq) * 20 * time.Millisecond).UnixNano(), Seq: seq, Payload: spanOf(fmt.Sprintf("%x", 1+seq%40), fmt.Sprint(seq)+strings.Repeat("x", 150), 0, false)})
 				if err != nil {
 					t.Fatal(err)
 				}
