@@ -57,9 +57,8 @@ type Delivery struct {
 	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
-	Body    []byte    // decompressed, unless the lane is raw
-	Pending uint64    // messages behind this one
-	Stored  time.Time // by the hub's clock
+	Body    []byte // decompressed, unless the lane is raw
+	Pending uint64 // messages behind this one
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
@@ -92,9 +91,8 @@ func (d Delivery) Instance() string { return d.Subject[strings.LastIndexByte(d.S
 // lane again.
 //
 // An owner that was paused beyond its pin and wakes has lost the lane: Next asks
-// the server before it hands out a message when the pin was not renewed in time.
-// What such an owner acknowledges is true nevertheless, for it says only what was
-// finished.
+// the server before it hands out a message when the pin was not renewed in time,
+// and Ack is silent.
 type Lane struct {
 	conn *Conn
 	cfg  LaneConfig
@@ -426,7 +424,7 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 }
 
 func (l *Lane) delivery(msg *nats.Msg, meta *nats.MsgMetadata) Delivery {
-	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Stored: meta.Timestamp, Body: msg.Data}
+	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Body: msg.Data}
 	h, err := envelope.ParseHeader(msg.Header.Get)
 	if err == nil {
 		body := msg.Data

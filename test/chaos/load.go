@@ -27,14 +27,13 @@ const (
 
 // trace is what the oracle knows of one trace.
 type trace struct {
-	id        [16]byte
-	instance  string
-	spans     int
-	failing   bool      // has an error, wherever it stands
-	sent      time.Time // first attempt
-	answered  time.Time // last success
-	ackedIDs  []uint64
-	uncertain bool // a span was never answered with success
+	id       [16]byte
+	instance string
+	spans    int
+	failing  bool      // has an error, wherever it stands
+	sent     time.Time // first attempt
+	answered time.Time // last success
+	ackedIDs []uint64
 }
 
 // kept is the policy, as the oracle reads it.
@@ -141,7 +140,6 @@ func (j *journal) send(give context.Context, addr string, batch []outgoing) {
 		if o.sent.IsZero() {
 			o.sent = now
 		}
-		o.uncertain = true
 		scope.Spans = append(scope.Spans, o.span)
 	}
 	j.mu.Unlock()

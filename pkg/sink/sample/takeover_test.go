@@ -229,3 +229,32 @@ func TestRoutedAgain(t *testing.T) {
 		t.Errorf("%d exports, %d duplicates; want 4 and 2", len(total.Exports), total.Duplicates)
 	}
 }
+
+// TestAFrameIsHeldAsAWholeOrNot: when the room ends within a frame, none of the
+// traces that begin with it is held. One that was would be decided before its
+// neighbours that have the same due and a lower ID.
+func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
+	base := time.Unix(1000, 0)
+	s := New(policy.KeepAll(10*time.Second), 900, 0)
+	frame := func(seq uint64, traces ...string) Output {
+		f := envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq)).UnixNano(), Seq: seq}
+		for _, id := range traces {
+			f.Payload = append(f.Payload, spanOf(id, strings.Repeat("x", 250), 0, false)...)
+		}
+		o, err := s.Add(seq, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	if frame(1, "a1"); s.bytes < 250 || s.bytes > 450 {
+		t.Fatalf("a trace is %d bytes: the test tests nothing", s.bytes)
+	}
+	o := frame(2, "f6", "e5", "d4", "c3", "b2")
+	if traces, _ := s.Held(); traces != 1 || !o.Full {
+		t.Errorf("%d traces are held, full %v; want the first one only", traces, o.Full)
+	}
+	if s.Floor() != 0 {
+		t.Errorf("floor %d, although all is owed", s.Floor())
+	}
+}
