@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler docs sim chaos fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler docs sim chaos chaos-edge fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplica
 
 chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count what is lost
 	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
+
+chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
+	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
 
 fuzz: ## fuzz the wire path, a minute a target
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \

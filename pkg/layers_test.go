@@ -19,7 +19,7 @@ var layers = [][]string{
 	// the bus
 	{"pkg/bus"},
 	// stages
-	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"},
+	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient"},
 	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},
@@ -32,6 +32,7 @@ var layers = [][]string{
 var walls = map[string][]string{
 	"github.com/nats-io/nats.go":               {"pkg/bus"},
 	"github.com/nats-io/nats-server":           {"pkg/broker"},
+	"github.com/minio/highwayhash":             {"pkg/broker"},
 	"go.opentelemetry.io/proto/otlp":           {"pkg/sink/attr", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/generate"},
 	"github.com/klauspost/compress/s2":         {"pkg/envelope"},
 	"github.com/open-telemetry/":               {"pkg/sink/policy"},

@@ -23,11 +23,13 @@ package bus
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,11 +42,17 @@ import (
 
 // Config says how to reach the hub.
 type Config struct {
-	URL   string      `yaml:"url"`      // nats:// or tls://, several separated by commas
-	Creds string      `yaml:"creds"`    // file with a NATS credential
-	User  string      `yaml:"user"`     // where there are no credential files
-	Pass  proc.Secret `yaml:"password"` // never printed; write ${HUB_PASSWORD}
-	TLS   TLSConfig   `yaml:"tls"`
+	// URL is nats:// or tls://, or ws:// or wss:// (WebSocket) where only port 443 is
+	// let out; several are separated by commas.
+	URL   string         `yaml:"url"`
+	Creds string         `yaml:"creds"`    // file with a NATS credential
+	User  string         `yaml:"user"`     // where there are no credential files
+	Pass  proc.Secret    `yaml:"password"` // never printed; write ${HUB_PASSWORD}
+	Token proc.Secret    `yaml:"token"`    // for a server with authorization.token
+	TLS   proc.ClientTLS `yaml:"tls"`
+	// HandshakeFirst is for a server with tls.handshake_first, which offers no plain
+	// text at all.
+	HandshakeFirst bool `yaml:"tls_handshake_first"`
 	// InboxPrefix is where answers come to; a credential that may only publish
 	// its own subjects has an inbox of its own. Empty: _INBOX_<name>.
 	InboxPrefix string `yaml:"inbox_prefix"`
@@ -55,12 +63,35 @@ type Config struct {
 	InProcess interface{ InProcessConn() (net.Conn, error) } `yaml:"-"`
 }
 
-// TLSConfig holds files in PEM; empty means the system's roots and no client
-// certificate.
-type TLSConfig struct {
-	CA   string `yaml:"ca_file"`   // who signed the server's certificate; default: the system's roots
-	Cert string `yaml:"cert_file"` // client certificate
-	Key  string `yaml:"key_file"`  // its private key
+// Validate reports every mistake at once; section is the key that c stands under.
+func (cfg Config) Validate(section string) error {
+	if cfg.InProcess != nil {
+		return nil
+	}
+	var errs []error
+	for u := range strings.SplitSeq(cfg.URL, ",") {
+		parsed, err := url.Parse(strings.TrimSpace(u))
+		if err == nil && (parsed.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, parsed.Scheme)) {
+			err = errors.New("want nats://host:4222, tls://host:4222, ws://host or wss://host:443")
+		}
+		if err != nil {
+			if parsed != nil {
+				u = parsed.Redacted()
+			}
+			errs = append(errs, fmt.Errorf("%s.url: %q: %w", section, u, err))
+		}
+	}
+	ways := 0
+	for _, set := range []bool{cfg.Creds != "", cfg.User != "", cfg.Token != ""} {
+		if set {
+			ways++
+		}
+	}
+	if ways > 1 {
+		errs = append(errs, fmt.Errorf("%s.creds, %s.user and %s.token are three ways to say who this is: set one", section, section, section))
+	}
+	_, err := cfg.TLS.Load(section + ".tls")
+	return errors.Join(append(errs, err)...)
 }
 
 // Conn is a connection to one NATS system.
@@ -87,12 +118,16 @@ const (
 // there yet: what is published meanwhile fails at once.
 func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	log = log.With("component", "bus", "server", cfg.target())
+	connected := slog.LevelInfo
+	if cfg.InProcess != nil {
+		connected = slog.LevelDebug
+	}
 	return connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
-		nats.ConnectHandler(func(*nats.Conn) { log.Info("hub connected") }),
+		nats.ConnectHandler(func(*nats.Conn) { log.Log(context.Background(), connected, "hub connected") }),
 		nats.ReconnectHandler(func(*nats.Conn) { log.Info("hub back") }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
@@ -110,6 +145,9 @@ func Dial(cfg Config, log *slog.Logger) (*Conn, error) {
 func (cfg Config) target() string {
 	if cfg.InProcess != nil {
 		return "in process"
+	}
+	if u, err := url.Parse(cfg.URL); err == nil {
+		return u.Redacted()
 	}
 	return cfg.URL
 }
@@ -138,14 +176,18 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.User != "" {
 		opts = append(opts, nats.UserInfo(cfg.User, string(cfg.Pass)))
 	}
-	if cfg.TLS.CA != "" {
-		opts = append(opts, nats.RootCAs(cfg.TLS.CA))
+	if cfg.Token != "" {
+		opts = append(opts, nats.Token(string(cfg.Token)))
 	}
-	if cfg.TLS.Cert != "" {
-		opts = append(opts, nats.ClientCert(cfg.TLS.Cert, cfg.TLS.Key))
+	if cfg.TLS != (proc.ClientTLS{}) {
+		tlsConfig, err := cfg.TLS.Load("tls")
+		if err != nil {
+			return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+		}
+		opts = append(opts, nats.Secure(tlsConfig))
 	}
-	if cfg.TLS != (TLSConfig{}) {
-		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	if cfg.HandshakeFirst {
+		opts = append(opts, nats.TLSHandshakeFirst())
 	}
 	nc, err := nats.Connect(cfg.URL, opts...)
 	if err != nil {
@@ -195,12 +237,20 @@ func (m Message) nats() *nats.Msg {
 // ErrFull reports that the stream has reached its bound and stored nothing.
 var ErrFull = errors.New("stream is full")
 
+// ErrStore reports that the stream's files cannot be written: it stores nothing
+// more until its server is opened anew (nats-server 2.15.2, fileStore.werr).
+var ErrStore = errors.New("stream cannot write its files")
+
 // ErrNoStream reports that nobody stores the subject: the hub has no such
 // stream, or JetStream is not up yet.
 var ErrNoStream = errors.New("no stream stores the subject")
 
-// storeFailed is the server's error code for a message that a bound kept out.
-const storeFailed = 10077
+// storeFailed is the server's error code for a message that it has not stored;
+// maxBytes is what it says when the stream's bound was the reason.
+const (
+	storeFailed = 10077
+	maxBytes    = "maximum bytes exceeded"
+)
 
 func publishError(subject string, err error) error {
 	switch {
@@ -210,7 +260,11 @@ func publishError(subject string, err error) error {
 		err = fmt.Errorf("%w: %w", ErrNoStream, err)
 	default:
 		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == storeFailed {
-			err = fmt.Errorf("%w: %w", ErrFull, err)
+			what := ErrStore
+			if api.Description == maxBytes {
+				what = ErrFull
+			}
+			err = fmt.Errorf("%w: %w", what, err)
 		}
 	}
 	return fmt.Errorf("publish to %s: %w", subject, err)
@@ -241,18 +295,31 @@ func (c *Conn) PublishAsync(m Message) Pending {
 	return Pending{subject: m.Subject, future: f, err: err}
 }
 
+// Stored is what the stream says about a message that it has.
+type Stored struct {
+	Seq uint64 // of the stream
+	// Duplicate: it has one with this id already, under Seq, and kept that.
+	Duplicate bool
+}
+
 // Wait blocks until the stream has stored the message or will not.
 func (p Pending) Wait(ctx context.Context) error {
+	_, err := p.Stored(ctx)
+	return err
+}
+
+// Stored is Wait for those who want to know where.
+func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	if p.err != nil {
-		return publishError(p.subject, p.err)
+		return Stored{}, publishError(p.subject, p.err)
 	}
 	select {
-	case <-p.future.Ok():
-		return nil
+	case ack := <-p.future.Ok():
+		return Stored{ack.Sequence, ack.Duplicate}, nil
 	case err := <-p.future.Err():
-		return publishError(p.subject, err)
+		return Stored{}, publishError(p.subject, err)
 	case <-ctx.Done():
-		return ctx.Err()
+		return Stored{}, ctx.Err()
 	}
 }
 

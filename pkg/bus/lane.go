@@ -23,8 +23,6 @@ type LaneConfig struct {
 	Stream string
 	Filter string // the stored subjects of the partition; empty for all
 	Name   string // the durable consumer: <backend>-<partition>
-	// Raw leaves bodies compressed, for a reader that only passes them on.
-	Raw bool
 }
 
 const (
@@ -57,7 +55,7 @@ type Delivery struct {
 	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
-	Body    []byte // decompressed, unless the lane is raw
+	Body    []byte // decompressed, unless a [Reader] returns it
 	Pending uint64 // messages behind this one
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
@@ -213,7 +211,7 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	l.mu.Lock()
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
-	return l.delivery(msg, meta), nil
+	return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, false), nil
 }
 
 func (l *Lane) failed(err error) error {
@@ -423,12 +421,11 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 	}
 }
 
-func (l *Lane) delivery(msg *nats.Msg, meta *nats.MsgMetadata) Delivery {
-	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Body: msg.Data}
-	h, err := envelope.ParseHeader(msg.Header.Get)
+func newDelivery(subject string, seq, pending uint64, get func(string) string, body []byte, raw bool) Delivery {
+	d := Delivery{Seq: seq, Subject: subject, Pending: pending, Body: body}
+	h, err := envelope.ParseHeader(get)
 	if err == nil {
-		body := msg.Data
-		if !l.cfg.Raw {
+		if !raw {
 			body, err = envelope.Decompress(body, h.Encoding)
 		}
 		if err == nil {

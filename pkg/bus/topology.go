@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -205,19 +206,39 @@ func SpoolStream(sig otlpwire.Signal) string { return "SPOOL_" + Stream(sig) }
 func SpoolSubject(sig otlpwire.Signal) string { return "spool." + sig.String() }
 
 // EnsureSpool creates the three streams of an edge's spool: no age limit, so
-// that a clock step expires nothing; full means refuse.
+// that a clock step expires nothing; full means refuse. One that is as it should be is
+// left alone: to change it would need room on the disk.
 func (c *Conn) EnsureSpool(ctx context.Context, maxBytes [len(otlpwire.Signals)]int64) error {
 	for _, sig := range otlpwire.Signals {
-		_, err := c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		want := jetstream.StreamConfig{
 			Name: SpoolStream(sig), Subjects: []string{SpoolSubject(sig)},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage,
 			MaxBytes: maxBytes[sig], DenyDelete: true,
-		})
-		if err != nil {
-			return fmt.Errorf("spool stream %s: %w", SpoolStream(sig), err)
+		}
+		s, err := c.js.Stream(ctx, want.Name)
+		if err == nil && s.CachedInfo().Config.MaxBytes == want.MaxBytes {
+			continue
+		}
+		if _, err = c.js.CreateOrUpdateStream(ctx, want); err != nil {
+			return fmt.Errorf("spool stream %s: %w", want.Name, err)
 		}
 	}
 	return nil
+}
+
+// Restore publishes a message as a stream's files hold it: header is as on the wire.
+func (c *Conn) Restore(ctx context.Context, subject string, header, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	m := &nats.Msg{Subject: subject, Data: body}
+	var err error
+	if len(header) > 0 {
+		m.Header, err = nats.DecodeHeadersMsg(header)
+	}
+	if err == nil {
+		_, err = c.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
+	}
+	return publishError(subject, err)
 }
 
 // StreamState is what a stream holds.

@@ -7,9 +7,14 @@
 //
 //   - A request is answered with success when its items are in the spool, with
 //     fsync (spool.durability).
-//   - A spooled message leaves the spool only when the hub has acknowledged it;
-//     the hub may be away for as long as there is room.
+//   - A spooled message leaves the spool only when the hub has acknowledged it, and
+//     spool.retain_after_ack later; the hub may be away for as long as there is room.
+//     A hub that shows that it has lost some gets all that is held again.
 //   - Per signal the hub gets messages in the order in which they were spooled.
+//   - Full means refuse, with a code by which senders try again, unless the operator
+//     has chosen spool.on_full: drop_oldest.
+//   - Files that are damaged are put aside and reported; what is whole in them is
+//     forwarded. A disk that does not write makes senders wait, not the edge fail.
 //
 // # Not here
 //
@@ -23,6 +28,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 )
@@ -35,6 +41,7 @@ type Config struct {
 	Receive  receive.Config `yaml:"receive"`
 	Spool    SpoolConfig    `yaml:"spool"`
 	Hub      bus.Config     `yaml:"hub"`
+	Central  CentralConfig  `yaml:"central"`
 	// Drain is how long a stop may wait for the hub to take what is spooled.
 	// What is left stays in the spool.
 	Drain time.Duration `yaml:"drain_timeout"`
@@ -57,17 +64,93 @@ func (c InstanceConfig) Instance() envelope.Instance {
 // SpoolConfig bounds the spool.
 type SpoolConfig struct {
 	Dir string `yaml:"dir"` // one edge, one directory, on a local disk
-	// MaxBytes is shared by the signals in equal parts. At the bound senders are
-	// told to retry.
+	// MaxBytes is for all signals together, with what is held back. At the bound
+	// OnFull says what happens.
 	MaxBytes proc.Bytes `yaml:"max_bytes"`
+	// Shares is how much of MaxBytes each signal has, in percent: a storm of one
+	// does not take the room of the others.
+	Shares SharesConfig `yaml:"shares"`
 	// Reserve is how much of the disk stays free: below it senders are told to
 	// retry, because a spool that meets a full disk cannot be trusted.
 	Reserve proc.Bytes `yaml:"disk_reserve"`
+	// OnFull is refuse (senders are told to retry, nothing is lost) or drop_oldest
+	// (what is dropped is lost, and counted).
+	OnFull string `yaml:"on_full"`
 	// Durability is fsync (survives a power cut) or os (survives kill -9).
 	Durability string `yaml:"durability"`
+	// Linger is how long a request waits for others to share its fsync when none are
+	// waiting. They share it anyway while the one before is written.
+	Linger time.Duration `yaml:"linger"`
+	// MaxItems bounds the items of a group; a single request may have more.
+	MaxItems int `yaml:"max_group_items"`
 	// Compression is s2 (quick) or zstd (a quarter to a third fewer bytes on disk
 	// and on the way to the hub, for three to five times the CPU time).
 	Compression envelope.Encoding `yaml:"compression"`
+	// Retain is how long messages are kept that the hub has: three times the
+	// sync_interval of its servers, and 0 where they sync always and are never
+	// restored from a backup. They are the first to go when there is no room.
+	Retain time.Duration `yaml:"retain_after_ack"`
+}
+
+// SharesConfig is in percent of spool.max_bytes.
+type SharesConfig struct {
+	Traces  int64 `yaml:"traces"`
+	Metrics int64 `yaml:"metrics"`
+	Logs    int64 `yaml:"logs"`
+}
+
+// What happens when the spool is full.
+const (
+	Refuse     = "refuse"
+	DropOldest = "drop_oldest"
+)
+
+// share returns the bytes that a signal may take.
+func (c SpoolConfig) share(sig otlpwire.Signal) proc.Bytes {
+	percent := [...]int64{otlpwire.Traces: c.Shares.Traces, otlpwire.Metrics: c.Shares.Metrics, otlpwire.Logs: c.Shares.Logs}[sig]
+	return c.MaxBytes / 100 * proc.Bytes(percent)
+}
+
+func (c SpoolConfig) shares() (all [len(otlpwire.Signals)]int64) {
+	for _, sig := range otlpwire.Signals {
+		all[sig] = int64(c.share(sig))
+	}
+	return all
+}
+
+// minShare holds a few messages of the largest size.
+const minShare = 4 << 20
+
+func (c SpoolConfig) validate() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf("spool."+format, args...)) }
+	if c.Dir == "" {
+		wrong("dir is not set")
+	}
+	if c.Durability != "fsync" && c.Durability != "os" {
+		wrong("durability is %q, want fsync or os", c.Durability)
+	}
+	if c.OnFull != Refuse && c.OnFull != DropOldest {
+		wrong("on_full is %q, want %s or %s", c.OnFull, Refuse, DropOldest)
+	}
+	if c.Compression != envelope.S2 && c.Compression != envelope.Zstd {
+		wrong("compression is %q, want s2 or zstd", c.Compression)
+	}
+	if sum := c.Shares.Traces + c.Shares.Metrics + c.Shares.Logs; sum > 100 || c.Shares.Traces < 1 || c.Shares.Metrics < 1 || c.Shares.Logs < 1 {
+		wrong("shares are %d, %d and %d percent, want at least 1 each and 100 together", c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs)
+	} else if least := (minShare*100/proc.Bytes(min(c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs))>>20 + 1) << 20; c.MaxBytes < least {
+		wrong("max_bytes is %v, want at least %v, so that the smallest share holds %v", c.MaxBytes, least, proc.Bytes(minShare))
+	}
+	if c.Linger < 0 || c.Linger > 100*time.Millisecond {
+		wrong("linger is %v, want 0 to 100ms", c.Linger)
+	}
+	if c.MaxItems < 1 {
+		wrong("max_group_items is %d, want at least 1", c.MaxItems)
+	}
+	if c.Retain < 0 || c.Retain > 24*time.Hour {
+		wrong("retain_after_ack is %v, want 0 to 24h", c.Retain)
+	}
+	return errors.Join(errs...)
 }
 
 // DefaultConfig runs with the environment alone.
@@ -76,9 +159,12 @@ func DefaultConfig() Config {
 		Config:   proc.DefaultConfig(9661),
 		Instance: InstanceConfig{Namespace: "appserver"},
 		Receive:  receive.DefaultConfig(),
-		Spool:    SpoolConfig{Dir: "penstock-data/spool", MaxBytes: 3 << 30, Reserve: 512 << 20, Durability: "fsync", Compression: envelope.S2},
-		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
-		Drain:    10 * time.Second,
+		Spool: SpoolConfig{
+			Dir: "penstock-data/spool", MaxBytes: 3 << 30, Shares: SharesConfig{Traces: 40, Metrics: 30, Logs: 30}, Reserve: 512 << 20,
+			OnFull: Refuse, Durability: "fsync", MaxItems: 1 << 16, Compression: envelope.S2, Retain: 6 * time.Minute,
+		},
+		Hub:   bus.Config{URL: "nats://127.0.0.1:4222"},
+		Drain: 10 * time.Second,
 	}
 }
 
@@ -94,29 +180,20 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 	proc.Env(getenv, "DEPLOYMENT_ENVIRONMENT", &c.Instance.Environment)
 	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
 	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	proc.Env(getenv, "CENTRAL_OTEL_ENDPOINT", &c.Central.Endpoint)
+	proc.Env(getenv, "CENTRAL_OTEL_TOKEN", (*string)(&c.Central.Token))
 }
-
-const minSpool = 16 << 20 // three streams of a few messages each
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Receive.Validate("receive")}
+	errs := []error{c.Receive.Validate("receive"), c.Spool.validate(), c.Central.validate()}
+	if c.Central.Endpoint == "" {
+		errs = append(errs, c.Hub.Validate("hub"))
+	}
 	if c.Instance.ID == "" {
 		errs = append(errs, errors.New("instance.id is not set; set it in the configuration or as INSTANCE_ID"))
 	} else if err := c.Instance.Instance().Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("instance.id: %w", err))
-	}
-	if c.Spool.Durability != "fsync" && c.Spool.Durability != "os" {
-		errs = append(errs, fmt.Errorf("spool.durability is %q, want fsync or os", c.Spool.Durability))
-	}
-	if c.Spool.Compression != envelope.S2 && c.Spool.Compression != envelope.Zstd {
-		errs = append(errs, fmt.Errorf("spool.compression is %q, want s2 or zstd", c.Spool.Compression))
-	}
-	if c.Spool.MaxBytes < minSpool {
-		errs = append(errs, fmt.Errorf("spool.max_bytes is %v, want at least 16MiB", c.Spool.MaxBytes))
-	}
-	if c.Spool.Dir == "" {
-		errs = append(errs, errors.New("spool.dir is not set"))
 	}
 	return errors.Join(errs...)
 }
@@ -129,7 +206,10 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if cfg.Hub.InboxPrefix == "" {
 		cfg.Hub.InboxPrefix = "_INBOX_" + cfg.Instance.ID
 	}
-	fwd := newForward(cfg, sp, p.Ledger, p.Log)
+	fwd, err := newForward(cfg, sp, p.Ledger, p.Log)
+	if err != nil {
+		return nil, err
+	}
 	sender := receive.NewSender(cfg.Instance.Instance())
 	rcv, err := receive.New(cfg.Receive, receive.Deps{
 		Identify:   func(string) (*receive.Sender, error) { return sender, nil },

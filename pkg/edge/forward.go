@@ -3,7 +3,6 @@ package edge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -15,32 +14,53 @@ import (
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
-const (
-	// window is how many messages of a signal may be on their way to the hub: at
-	// 100 ms round trip and 1 MiB a message it fills 640 MiB/s.
-	window = 64
+// purgeInterval is how often what the hub has is noted and, when its time is over,
+// deleted from the spool. A crash in between sends up to that again, which the hub
+// recognises by id.
+const purgeInterval = 250 * time.Millisecond
 
-	// purgeInterval is how often what the hub has is deleted from the spool. A
-	// crash in between sends up to that again, which the hub recognises by id.
-	purgeInterval = 250 * time.Millisecond
-)
-
-// forward moves messages from the spool to the hub, each signal on its own.
+// forward moves messages from the spool to the centre, each signal on its own.
 type forward struct {
-	cfg      Config
-	spool    *spool
-	led      *ledger.Ledger
-	log      *slog.Logger
-	instance string
-	dialer   dialer
+	cfg   Config
+	spool *spool
+	led   *ledger.Ledger
+	log   *slog.Logger
+	way   way
 }
 
-func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) *forward {
+// way is one kind of transport to the centre.
+type way interface {
+	// session sends messages of a signal, in order, from behind seq on, until
+	// something breaks or ctx ends. It reports to done what the centre has, in
+	// order, too.
+	session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error
+	// connected reports whether the centre could be reached last time.
+	connected() bool
+	close()
+}
+
+// arrived says that the centre has everything of a signal up to a message.
+type arrived struct {
+	seq   uint64 // of the spool
+	hub   uint64 // of the hub's stream; 0 when it is not known
+	items int    // since the last report
+	bytes int64
+}
+
+func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) (*forward, error) {
 	log = log.With("component", "forward")
-	return &forward{cfg: cfg, spool: sp, led: led, log: log, instance: cfg.Instance.ID, dialer: dialer{cfg: cfg.Hub, log: log}}
+	f := &forward{cfg: cfg, spool: sp, led: led, log: log}
+	if cfg.Central.Endpoint == "" {
+		f.way = &hubWay{instance: cfg.Instance.ID, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}}
+		return f, nil
+	}
+	var err error
+	f.way, err = newGatewayWay(cfg.Central, sp, led, log)
+	return f, err
 }
 
 func (f *forward) service() services.Service {
@@ -48,22 +68,16 @@ func (f *forward) service() services.Service {
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))
 		defer stop()
 		var wg sync.WaitGroup
-		errs := make([]error, len(otlpwire.Signals))
-		for i, sig := range otlpwire.Signals {
-			wg.Go(func() {
-				errs[i] = f.run(work, sig)
-				stop() // one that cannot go on ends the stage
-			})
+		for _, sig := range otlpwire.Signals {
+			wg.Go(func() { f.run(work, sig) })
 		}
-		select {
-		case <-ctx.Done():
-			f.drain(work)
-		case <-work.Done():
-		}
+		wg.Go(func() { f.say(work) })
+		<-ctx.Done()
+		f.drain(work)
 		stop()
 		wg.Wait()
-		f.dialer.close()
-		return errors.Join(errs...)
+		f.way.close()
+		return nil
 	})
 }
 
@@ -75,7 +89,7 @@ func (f *forward) drain(ctx context.Context) {
 	proc.Until(ctx, func() bool {
 		for _, sig := range otlpwire.Signals {
 			if !f.spool.empty(ctx, sig) {
-				return !f.dialer.connected()
+				return !f.way.connected()
 			}
 		}
 		return true
@@ -83,165 +97,82 @@ func (f *forward) drain(ctx context.Context) {
 }
 
 // run forwards one signal until ctx ends.
-func (f *forward) run(ctx context.Context, sig otlpwire.Signal) error {
-	lane, err := f.spool.conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.SpoolStream(sig), Name: "forward", Raw: true})
-	if err != nil {
-		return err
-	}
-	defer lane.Close()
+func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 	for attempt := 1; ; attempt++ {
-		conn, err := f.dialer.dial()
-		if err == nil {
-			var sent int
-			if sent, err = f.session(ctx, conn, lane, sig); sent > 0 {
-				attempt = 1
-			}
-			// Whatever broke, the order is only certain on a new connection.
-			conn.Close()
-			lane.Forget()
+		st, err := f.spool.await(ctx)
+		if err != nil {
+			return
+		}
+		h := &handing{spool: f.spool, store: st, sig: sig, counter: f.led.Of(sig).Forwarded.Add}
+		work, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { h.purge(work, f.log) })
+		err = f.way.session(ctx, st, sig, h.done)
+		stop()
+		wg.Wait()
+		if h.any {
+			attempt = 1
 		}
 		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
-			return nil
+			return
 		}
 		f.log.Debug("forwarding again", "signal", sig, "err", err)
 	}
 }
 
-// sent is a message on its way to the hub.
-type sent struct {
-	seq     uint64 // of the spool
-	items   int
-	pending bus.Pending
+// handing takes down what the centre has, and deletes it when its time is over.
+type handing struct {
+	spool   *spool
+	store   *store
+	sig     otlpwire.Signal
+	counter func(float64)
+	any     bool
 }
 
-// session forwards on one connection until something breaks. It publishes in
-// order with a window in flight; the spool lets go of the acknowledged prefix
-// only. It returns how many messages the hub acknowledged.
-func (f *forward) session(ctx context.Context, conn *bus.Conn, lane *bus.Lane, sig otlpwire.Signal) (acked int, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	flight := make(chan sent, window)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		var err error
-		if acked, err = f.settle(ctx, lane, sig, flight); err != nil {
-			cancel(err)
-		}
-	})
-	err = f.publish(ctx, conn, lane, sig, flight)
-	close(flight)
-	cancel(err)
-	wg.Wait()
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-		err = cause
-	}
-	return acked, err
+func (h *handing) done(a arrived) {
+	planted.Point("before-spool-ack")
+	h.any = true
+	h.counter(float64(a.items))
+	h.spool.marks.advance(hubReader, h.sig, a.seq, a.hub)
+	held := &h.spool.held[h.sig]
+	held.Lock()
+	held.add(h.spool.now(), a.seq, a.bytes)
+	held.Unlock()
 }
 
-func (f *forward) publish(ctx context.Context, conn *bus.Conn, lane *bus.Lane, sig otlpwire.Signal, flight chan<- sent) error {
+func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 	for {
-		d, err := lane.Next(ctx)
-		if err != nil {
-			return err
+		goOn := proc.Sleep(ctx, purgeInterval)
+		held := &h.spool.held[h.sig]
+		held.Lock()
+		upto := held.expire(h.spool.now())
+		held.Unlock()
+		if upto > 0 {
+			if err := h.store.conn.PurgeBelow(context.WithoutCancel(ctx), bus.SpoolStream(h.sig), upto+1); err != nil {
+				log.Warn("spool keeps what the hub already has", "signal", h.sig, "err", err)
+			}
 		}
-		if d.Seq == 0 {
-			continue // nothing is held here but what is in flight
+		if err := h.spool.marks.save(); err != nil {
+			log.Debug("not saved", "err", err)
 		}
-		if d.Err != nil {
-			// Only this process writes the spool: the file is damaged.
-			f.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", d.Err)
-			f.led.Of(sig).Dead(ledger.DeadUndecodable).Inc()
-			continue
-		}
-		d.Header.ID = fmt.Sprintf("%s-%d", f.spool.epoch, d.Seq)
-		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, f.instance), Header: d.Header, Body: d.Body})
-		select {
-		case flight <- sent{d.Seq, d.Header.Items, p}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// settle takes the hub's acknowledgements in order and frees the spool.
-func (f *forward) settle(ctx context.Context, lane *bus.Lane, sig otlpwire.Signal, flight <-chan sent) (acked int, err error) {
-	var done, purged uint64
-	purge := func() {
-		if done == purged {
+		if !goOn {
 			return
 		}
-		purged = done
-		ctx := context.WithoutCancel(ctx)
-		if err := errors.Join(lane.Ack(done), f.spool.conn.PurgeBelow(ctx, bus.SpoolStream(sig), done+1)); err != nil {
-			f.log.Warn("spool keeps what the hub already has", "signal", sig, "err", err)
+	}
+}
+
+// sayInterval is how often a line tells what an outage has piled up.
+const sayInterval = 30 * time.Second
+
+// say writes a line now and then while the centre is away.
+func (f *forward) say(ctx context.Context) {
+	for proc.Sleep(ctx, sayInterval) {
+		if f.way.connected() {
+			continue
 		}
-	}
-	defer purge()
-	tick := time.NewTicker(purgeInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case s, ok := <-flight:
-			if !ok {
-				return acked, nil
-			}
-			if err := s.pending.Wait(ctx); err != nil {
-				return acked, err
-			}
-			done = s.seq
-			acked++
-			f.led.Of(sig).Forwarded.Add(float64(s.items))
-		case <-tick.C:
-			purge()
-		}
+		f.log.Warn("hub still unreachable, spooling", "spooled_bytes", f.spool.owed.Load(), "of", f.cfg.Spool.MaxBytes)
 	}
 }
 
-// dialer shares one connection to the hub among the signals and makes a new one
-// when it has ended.
-type dialer struct {
-	cfg bus.Config
-	log *slog.Logger
-
-	mu struct {
-		sync.Mutex
-		conn *bus.Conn
-		lost bool // the last thing that was logged
-	}
-}
-
-func (d *dialer) dial() (*bus.Conn, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mu.conn != nil && d.mu.conn.Connected() {
-		return d.mu.conn, nil
-	}
-	conn, err := bus.Dial(d.cfg, d.log)
-	if err != nil {
-		if !d.mu.lost {
-			d.log.Warn("hub unreachable, spooling", "err", err)
-		}
-		d.mu.lost = true
-		return nil, err
-	}
-	if d.mu.lost {
-		d.log.Info("hub back, draining")
-	}
-	d.mu.lost = false
-	d.mu.conn = conn
-	return conn, nil
-}
-
-func (d *dialer) connected() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.conn != nil && d.mu.conn.Connected()
-}
-
-func (d *dialer) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mu.conn != nil {
-		d.mu.conn.Close()
-	}
-}
+// errRewind ends a session after which the next one begins at another place.
+var errRewind = errors.New("sending again")

@@ -79,6 +79,14 @@ const (
 	ContentTypeDecisions = "application/x-penstock-decisions"
 )
 
+// What an edge says of a request that it sends to a gateway, in headers or metadata:
+// the message id, which counts within its own instance, and the arrival at the edge
+// in Unix nanoseconds. Without them the gateway makes its own.
+const (
+	OriginID      = "penstock-id"
+	OriginArrival = "penstock-arrival"
+)
+
 // Header is what a message says of its body.
 type Header struct {
 	ContentType string

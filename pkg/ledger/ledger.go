@@ -1,7 +1,9 @@
 // Package ledger counts every item on its way, so that at any time and for
 // every signal
 //
-//	accepted = delivered + sampled_out + dead_lettered + in flight
+//	accepted = delivered + sampled_out + dead_lettered + dropped + in flight
+//
+// where dropped is zero unless an edge was told to drop (spool.on_full).
 //
 // All counts are in items: spans, data points, log records. Every label value
 // exists from the start, so that zero is seen as zero.
@@ -42,8 +44,13 @@ var backends = []string{"tempo", "prometheus", "loki", "file"}
 // Ledger holds the counters. Use the methods of [Ledger.Of].
 type Ledger struct {
 	signals [len(otlpwire.Signals)]Signal
-	// SpoolBytes is the size of the edge's spool on disk.
+	// SpoolBytes is what the edge's spool holds and the hub does not have.
 	SpoolBytes prometheus.Gauge
+	// SpoolHeld is what both have: it is sent again should the hub lose it.
+	SpoolHeld prometheus.Gauge
+	// HubAlarms counts how often a hub showed that it has lost what it acknowledged.
+	HubAlarms prometheus.Counter
+	spoolLost *prometheus.CounterVec
 	// SamplerFull counts how often a partition had no room for new traces.
 	SamplerFull prometheus.Counter
 	// PoliciesVersion is the number of the sampling policies in force for new traces.
@@ -64,6 +71,7 @@ type Signal struct {
 	Routed     prometheus.Counter
 	SampledOut prometheus.Counter
 	Duplicate  prometheus.Counter
+	Dropped    prometheus.Counter
 	Sanitised  prometheus.Counter
 	Crowded    prometheus.Counter
 	refused    *prometheus.CounterVec
@@ -85,6 +93,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
+	dropped := counter("penstock_dropped_items_total", "Acknowledged items that were lost on purpose: the edge's spool was full, and spool.on_full is drop_oldest.")
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
@@ -92,6 +101,9 @@ func New(reg prometheus.Registerer) *Ledger {
 		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that new traces are judged by; 0 is the configuration's."}),
 		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
 		SpoolBytes:      f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
+		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again should it lose them."}),
+		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub showed that it has lost what it had acknowledged, or knew an id that was never sent. The edge sent again what it held."}),
+		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
@@ -107,12 +119,14 @@ func New(reg prometheus.Registerer) *Ledger {
 			Routed:     routed.WithLabelValues(n),
 			SampledOut: sampledOut.WithLabelValues(n),
 			Duplicate:  duplicate.WithLabelValues(n),
+			Dropped:    dropped.WithLabelValues(n),
 			Sanitised:  sanitised.WithLabelValues(n),
 			Crowded:    crowded.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
 			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
 		}
+		l.spoolLost.WithLabelValues(n)
 		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalid, RefusedTimeout, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
 			s.refused.WithLabelValues(r)
 		}
@@ -128,6 +142,11 @@ func New(reg prometheus.Registerer) *Ledger {
 
 // Of returns the part of one signal.
 func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
+
+// SpoolLost returns the counter of messages that a spool's disk has lost.
+func (l *Ledger) SpoolLost(sig otlpwire.Signal) prometheus.Counter {
+	return l.spoolLost.WithLabelValues(sig.String())
+}
 
 // Refused returns the counter of refusals for a reason.
 func (s *Signal) Refused(reason string) prometheus.Counter { return s.refused.WithLabelValues(reason) }

@@ -24,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
 )
 
 const (
@@ -76,6 +77,7 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
 	out, ref := r.exportGRPC(sig, stream)
 	if ref == nil {
+		planted.During("after-answer")
 		return stream.SendMsg(appendResponse(nil, out))
 	}
 	r.refused(sig, ref)
@@ -89,13 +91,14 @@ func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
 }
 
 func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (outcome, *refusal) {
-	auth := ""
-	if md, ok := metadata.FromIncomingContext(stream.Context()); ok {
-		if vals := md.Get("authorization"); len(vals) == 1 {
-			auth = vals[0]
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	one := func(name string) string {
+		if vals := md.Get(name); len(vals) == 1 {
+			return vals[0]
 		}
+		return ""
 	}
-	sender, ref := r.identify(auth)
+	sender, ref := r.identify(one("authorization"))
 	if ref != nil {
 		return outcome{}, ref
 	}
@@ -126,7 +129,7 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		raw.Free()
 		raw = nil
 	}
-	return r.take(stream.Context(), sig, sender, joined.ReadOnlyData())
+	return r.take(stream.Context(), sig, sender, r.origin(one), joined.ReadOnlyData())
 }
 
 // unread is the answer to a request that grpc could not read. INTERNAL, by which

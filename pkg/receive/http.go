@@ -21,6 +21,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
 )
 
 const (
@@ -107,11 +108,12 @@ func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", ctype)
+	answer := appendResponse(nil, out)
 	if ctype == typeJSON {
-		_, _ = w.Write(jsonResponse(sig, out))
-		return
+		answer = jsonResponse(sig, out)
 	}
-	_, _ = w.Write(appendResponse(nil, out))
+	_, _ = w.Write(answer)
+	planted.During("after-answer")
 }
 
 func contentType(req *http.Request) (string, bool) {
@@ -156,7 +158,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 		}
 		payload = *conv
 	}
-	return r.take(ctx, sig, sender, payload)
+	return r.take(ctx, sig, sender, r.origin(req.Header.Get), payload)
 }
 
 // fromJSON converts a body. It returns how many bytes more it holds of

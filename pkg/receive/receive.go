@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -154,6 +155,32 @@ type Batch struct {
 	Instance string
 	Items    int
 	Payload  []byte
+	// Origin is what the sender says of the request, where Deps.Origin allows it.
+	Origin Origin
+}
+
+// Origin is where a request comes from when its sender is an edge.
+type Origin struct {
+	ID      string // the same when it is sent again; "" when there is none
+	Arrival int64  // at the edge, in Unix nanoseconds; 0 when there is none
+}
+
+// maxOriginID is longer than the ids that edges make.
+const maxOriginID = 128
+
+// origin reads the headers of a request. What cannot be is left out: it would harm
+// the sender only, whose instance the credential names.
+func (r *Receiver) origin(get func(string) string) (o Origin) {
+	if !r.deps.Origin {
+		return o
+	}
+	if id := get(envelope.OriginID); len(id) <= maxOriginID {
+		o.ID = id
+	}
+	if at, err := strconv.ParseInt(get(envelope.OriginArrival), 10, 64); err == nil && at > 0 && at < time.Now().Add(time.Minute).UnixNano() {
+		o.Arrival = at
+	}
+	return o
 }
 
 // ErrFull is what Accept wraps when there is no room.
@@ -167,6 +194,8 @@ type Deps struct {
 	// Accept takes a batch over. It must be durable when Accept returns nil. It
 	// does not keep the payload. Anything but nil makes the sender try again.
 	Accept func(context.Context, Batch) error
+	// Origin allows senders to say where a request comes from ([Batch.Origin]).
+	Origin bool
 	// MaxPayload is the largest payload that Accept takes; larger requests are
 	// cut, and a single item that is larger is rejected.
 	MaxPayload int
@@ -312,7 +341,7 @@ var requirement = [...]string{
 
 // take is the one way of all requests: check, mend, stamp, cut, accept. It
 // keeps nothing.
-func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, payload []byte) (outcome, *refusal) {
+func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, from Origin, payload []byte) (outcome, *refusal) {
 	led := r.deps.Ledger.Of(sig)
 	rep, err := otlpwire.Scan(sig, payload, r.limits)
 	if err == nil && !rep.Sound() {
@@ -328,7 +357,7 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 		if *buf, err = sender.Stamp.Append((*buf)[:0], payload); err != nil {
 			return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 		}
-		large, err = r.accept(ctx, Batch{Signal: sig, Instance: sender.Instance.ID, Items: items, Payload: *buf})
+		large, err = r.accept(ctx, Batch{Signal: sig, Instance: sender.Instance.ID, Items: items, Payload: *buf, Origin: from})
 		switch {
 		case errors.Is(err, ErrFull):
 			return outcome{}, busy(ledger.RefusedFull, err.Error())
@@ -358,11 +387,15 @@ func (r *Receiver) why(sig otlpwire.Signal, invalid, large int) string {
 // accept hands b on, cut where it is too large, and counts what is taken. It
 // returns how many items no message can hold.
 func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, err error) {
+	id, count := b.Origin.ID, 0
 	piece := func(payload []byte, items int) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		b.Payload, b.Items = payload, items
+		if count++; id != "" && count > 1 {
+			b.Origin.ID = id + "-" + strconv.Itoa(count) // a request is always cut in the same way
+		}
 		if err := r.deps.Accept(ctx, b); err != nil {
 			return err
 		}

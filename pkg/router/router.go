@@ -111,6 +111,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
 		Identify:   tokens.Identify,
 		Accept:     newGateway(hub).accept,
+		Origin:     true,
 		MaxPayload: envelope.MaxPayload,
 		Ledger:     p.Ledger,
 		Log:        p.Log,
@@ -143,6 +144,12 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
 		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
 	}}
+	if b.Origin.ID != "" {
+		msg.Header.ID = b.Instance + "/" + b.Origin.ID // nobody else's: the token names the instance
+	}
+	if b.Origin.Arrival != 0 {
+		msg.Header.Arrival = b.Origin.Arrival
+	}
 	msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2)
 	_, err := g.hub.Conn.Publish(ctx, msg)
 	return err

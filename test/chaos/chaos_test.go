@@ -4,12 +4,14 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/penstock/penstock/test/daemon"
 )
 
 // TestMain is the hub's process, too, when it is called as one.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "-hub" {
-		os.Exit(runHub(os.Args[2]))
+		os.Exit(daemon.RunHub(os.Args[2]))
 	}
 	os.Exit(m.Run())
 }

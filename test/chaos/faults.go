@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -16,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/test/daemon"
 )
 
 // chaos injects one fault after the other, each when the pipeline has recovered
@@ -78,14 +75,14 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 	w.faults++
 	w.say("SIGTERM %s", p.name)
 	from := time.Now()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	p.Signal(syscall.SIGTERM)
 	w.mu.Lock()
 	delete(w.procs, p.name) // it owns nothing from now on
 	w.mu.Unlock()
 	select {
-	case <-p.done:
+	case <-p.Done:
 	case <-time.After(30 * time.Second):
-		_ = p.cmd.Process.Kill()
+		p.Signal(syscall.SIGKILL)
 		return fmt.Errorf("%s does not stop", p.name)
 	}
 	return w.recovered(ctx, "SIGTERM "+p.role, from, true)
@@ -177,7 +174,7 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	w.mu.Lock()
 	p.stopped = true
 	w.mu.Unlock()
-	_ = p.cmd.Process.Signal(syscall.SIGSTOP)
+	p.Signal(syscall.SIGSTOP)
 	end := time.After(d)
 	if p.role != "edge" && len(w.of(p.role)) > 1 && d > pinLife {
 		if err := w.recovered(ctx, "SIGSTOP "+p.role, from, false); err != nil {
@@ -188,7 +185,7 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	case <-end:
 	case <-ctx.Done():
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	p.Signal(syscall.SIGCONT)
 	w.mu.Lock()
 	p.stopped = false
 	w.mu.Unlock()
@@ -249,7 +246,7 @@ func (w *world) disturb(from time.Time) {
 
 // recovered waits until every lane has an owner that runs.
 func (w *world) recovered(ctx context.Context, what string, from time.Time, planned bool) error {
-	if err := w.until(ctx, time.Minute, w.healthy); err != nil {
+	if err := daemon.Until(ctx, time.Minute, w.healthy); err != nil {
 		return fmt.Errorf("no recovery from %s: %w", what, err)
 	}
 	w.recovery = append(w.recovery, recovery{what, time.Since(from), planned})
@@ -258,22 +255,9 @@ func (w *world) recovered(ctx context.Context, what string, from time.Time, plan
 
 // emptySpool wants an edge to have nothing that the hub does not have.
 func emptySpool(p *proc) error {
-	res, err := impatient.Get("http://" + p.admin + "/metrics")
-	if err != nil {
-		return err
+	n, err := daemon.Metric(p.admin, "penstock_spool_bytes")
+	if err == nil && n != "0" {
+		err = fmt.Errorf("%s has %s bytes in its spool", p.name, n)
 	}
-	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode != http.StatusOK {
-		return errors.New(res.Status)
-	}
-	counts := map[string]string{}
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
-		if name, value, ok := strings.Cut(lines.Text(), " "); ok {
-			counts[name] = value
-		}
-	}
-	if n := counts["penstock_spool_bytes"]; n != "0" {
-		return fmt.Errorf("%s has %s bytes in its spool", p.name, n)
-	}
-	return nil
+	return err
 }

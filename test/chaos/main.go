@@ -20,15 +20,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/test/daemon"
 )
 
 func main() {
@@ -39,7 +36,7 @@ func main() {
 	hub := flag.String("hub", "", "run as the hub: `directory,address` (for chaos itself)")
 	flag.Parse()
 	if *hub != "" {
-		os.Exit(runHub(*hub))
+		os.Exit(daemon.RunHub(*hub))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -52,22 +49,6 @@ func main() {
 	if sum.Broken() {
 		os.Exit(1)
 	}
-}
-
-// runHub is the hub's process: the embedded server of `penstock up`, with fsync
-// for every message.
-func runHub(arg string) int {
-	dir, addr, _ := strings.Cut(arg, ",")
-	b, err := broker.Start(broker.Config{Name: "hub", Dir: dir, Listen: addr, Sync: true, MaxPayload: 8 << 20}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer b.Stop()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	<-ctx.Done()
-	return 0
 }
 
 // Options says what to run.
@@ -90,9 +71,8 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	bin := filepath.Join(dir, "bin")
-	build := exec.CommandContext(ctx, "go", "build", "-C", moduleRoot(), "-tags", o.Tags, "-o", bin+"/", "./cmd/edge", "./cmd/router", "./cmd/sink")
-	if out, err := build.CombinedOutput(); err != nil {
-		return Summary{}, fmt.Errorf("build: %w\n%s", err, out)
+	if err := daemon.Build(ctx, bin, o.Tags, "edge", "router", "sink"); err != nil {
+		return Summary{}, err
 	}
 	if len(o.Hub) == 0 {
 		self, err := os.Executable()
@@ -110,16 +90,4 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		return Summary{}, fmt.Errorf("%w; logs are in %s (-keep keeps them)", err, dir)
 	}
 	return w.judge(ctx)
-}
-
-// moduleRoot is the product's module, above this one.
-func moduleRoot() string {
-	dir, err := os.Getwd()
-	for err == nil && dir != "/" {
-		if _, err := os.Stat(filepath.Join(dir, "cmd", "sink")); err == nil {
-			return dir
-		}
-		dir = filepath.Dir(dir)
-	}
-	return "."
 }

@@ -2,16 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,6 +15,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/test/backend/tempo"
+	"github.com/penstock/penstock/test/daemon"
 )
 
 const partitions = 8
@@ -60,10 +56,8 @@ type proc struct {
 	born       int
 	admin      string
 	otlp       string
-	cmd        *exec.Cmd
-	args       []string
 	stopped    bool // by SIGSTOP
-	done       chan struct{}
+	daemon.Process
 }
 
 func newWorld(o Options, dir, bin string) (*world, error) {
@@ -74,20 +68,11 @@ func newWorld(o Options, dir, bin string) (*world, error) {
 		return nil, err
 	}
 	w.tempo.Slow(100 * time.Millisecond) // so that a kill finds traces on their way
-	w.hubAddr = freeAddr()
+	w.hubAddr = daemon.FreeAddr()
 	if err := os.WriteFile(filepath.Join(dir, "sampling.yaml"), []byte(policies), 0o600); err != nil {
 		return nil, err
 	}
 	return w, nil
-}
-
-func freeAddr() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
 }
 
 func (w *world) say(format string, args ...any) {
@@ -97,17 +82,17 @@ func (w *world) say(format string, args ...any) {
 // add starts a process of a role under a name of its own.
 func (w *world) add(role string) (*proc, error) {
 	w.born++
-	p := &proc{role: role, born: w.born, name: fmt.Sprintf("%s-%d", role, w.born), admin: freeAddr()}
+	p := &proc{role: role, born: w.born, name: fmt.Sprintf("%s-%d", role, w.born), admin: daemon.FreeAddr()}
 	common := fmt.Sprintf("log: {level: debug}\nadmin: {listen: %q}\nhub: {url: %q}\n", p.admin, "nats://"+w.hubAddr)
 	shared := common + fmt.Sprintf("member: %s\nstreams: {partitions: %d, max_bytes: 1GiB}\n", p.name, partitions)
 	config := ""
 	switch role {
 	case "hub":
-		p.args = append(slices.Clone(w.Hub), filepath.Join(w.dir, "hub")+","+w.hubAddr)
+		p.Args = append(slices.Clone(w.Hub), filepath.Join(w.dir, "hub")+","+w.hubAddr)
 	case "edge":
-		p.otlp = freeAddr()
+		p.otlp = daemon.FreeAddr()
 		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
-			p.name, filepath.Join(w.dir, p.name, "spool"), freeAddr(), p.otlp)
+			p.name, filepath.Join(w.dir, p.name, "spool"), daemon.FreeAddr(), p.otlp)
 	case "router":
 		config = shared
 	case "sink":
@@ -119,7 +104,7 @@ func (w *world) add(role string) (*proc, error) {
 		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 			return nil, err
 		}
-		p.args = []string{filepath.Join(w.bin, role), "-config.file", path}
+		p.Args = []string{filepath.Join(w.bin, role), "-config.file", path}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,29 +117,13 @@ func (w *world) add(role string) (*proc, error) {
 
 // launch starts p, for the first time or again.
 func (w *world) launch(p *proc) error {
-	log, err := os.OpenFile(filepath.Join(w.dir, p.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	p.cmd = exec.Command(p.args[0], p.args[1:]...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.stopped = false
-	if err := p.cmd.Start(); err != nil {
-		return err
-	}
-	p.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan<- struct{}) {
-		defer close(done)
-		_ = cmd.Wait()
-		_ = log.Close()
-	}(p.cmd, p.done)
-	return nil
+	p.Log, p.stopped = filepath.Join(w.dir, p.name+".log"), false
+	return p.Start()
 }
 
 // end kills p, or asks it to stop, and waits.
 func (w *world) end(p *proc, sig syscall.Signal) {
-	_ = p.cmd.Process.Signal(sig)
-	<-p.done
+	p.End(sig)
 	w.mu.Lock()
 	delete(w.procs, p.name)
 	w.mu.Unlock()
@@ -176,7 +145,7 @@ func (w *world) of(role string) (all []*proc) {
 func (w *world) close() {
 	for _, role := range []string{"edge", "router", "sink", "hub"} {
 		for _, p := range w.of(role) {
-			_ = p.cmd.Process.Signal(syscall.SIGCONT)
+			p.Signal(syscall.SIGCONT)
 			w.end(p, syscall.SIGKILL)
 		}
 	}
@@ -190,7 +159,7 @@ func (w *world) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := w.until(ctx, time.Minute, w.healthy); err != nil {
+	if err := daemon.Until(ctx, time.Minute, w.healthy); err != nil {
 		return fmt.Errorf("the pipeline does not start: %w", err)
 	}
 	w.say("a hub, two edges, two routers, one sink; seed %d, faults for %v", w.Seed, w.For)
@@ -219,25 +188,11 @@ func (w *world) run(ctx context.Context) error {
 	return w.drain(ctx)
 }
 
-// until waits for ok.
-func (w *world) until(ctx context.Context, patience time.Duration, ok func() error) error {
-	for deadline := time.Now().Add(patience); ; {
-		err := ok()
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil || time.Now().After(deadline) {
-			return err
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
-
 // healthy wants every running edge ready, and every lane owned by one member that
 // runs.
 func (w *world) healthy() error {
 	for _, e := range w.of("edge") {
-		if !e.stopped && fetch(e.admin, "/ready", nil) != nil {
+		if !e.stopped && daemon.Fetch(e.admin, "/ready", nil) != nil {
 			return fmt.Errorf("%s is not ready", e.name)
 		}
 	}
@@ -258,7 +213,7 @@ func (w *world) owned(role string) error {
 		return fmt.Errorf("no %s runs", role)
 	}
 	var status bus.Partitions
-	if err := fetch(ask.admin, "/partitions?format=json", &status); err != nil {
+	if err := daemon.Fetch(ask.admin, "/partitions?format=json", &status); err != nil {
 		return err
 	}
 	if len(status.Lanes) < partitions {
@@ -272,42 +227,24 @@ func (w *world) owned(role string) error {
 	return nil
 }
 
-var impatient = &http.Client{Timeout: 2 * time.Second}
-
-func fetch(addr, path string, into any) error {
-	res, err := impatient.Get("http://" + addr + path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(res.Body)
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", res.Status, body)
-	}
-	if err == nil && into != nil {
-		err = json.Unmarshal(body, into)
-	}
-	return err
-}
-
 // heal wakes and starts what should run.
 func (w *world) heal(ctx context.Context) error {
 	w.tempo.Fail(nil)
 	w.mu.Lock()
 	for _, p := range w.procs {
 		if p.stopped {
-			_ = p.cmd.Process.Signal(syscall.SIGCONT)
+			p.Signal(syscall.SIGCONT)
 			p.stopped = false
 		}
 	}
 	w.mu.Unlock()
-	return w.until(ctx, time.Minute, w.healthy)
+	return daemon.Until(ctx, time.Minute, w.healthy)
 }
 
 // drain waits until no lane owes anything.
 func (w *world) drain(ctx context.Context) error {
 	last := ""
-	return w.until(ctx, 2*time.Minute, func() error {
+	return daemon.Until(ctx, 2*time.Minute, func() error {
 		for _, e := range w.of("edge") {
 			if err := emptySpool(e); err != nil {
 				return err
@@ -316,7 +253,7 @@ func (w *world) drain(ctx context.Context) error {
 		for _, role := range []string{"router", "sink"} {
 			p := w.of(role)[0]
 			var status bus.Partitions
-			if err := fetch(p.admin, "/partitions?format=json", &status); err != nil {
+			if err := daemon.Fetch(p.admin, "/partitions?format=json", &status); err != nil {
 				return err
 			}
 			var lag uint64

@@ -323,7 +323,7 @@ func TestBadStarts(t *testing.T) {
 		{"no instance id", nil, []string{"edge", "-config.check"}, 2, "instance.id is not set"},
 		{"instance id that is no token", []string{"INSTANCE_ID=a.b"}, []string{"edge", "-config.check"}, 2, "NATS subject"},
 		{"unknown key", []string{"INSTANCE_ID=a"}, []string{"edge", "-config.check", "-config.file", writeFile(t, "e.yaml", "spool:\n  dri: x\n")}, 2, "e.yaml:2: spool.dri: unknown key; known here: compression, dir, disk_reserve"},
-		{"value out of bounds", []string{"INSTANCE_ID=a"}, []string{"edge", "-config.check", "-config.file", writeFile(t, "e.yaml", "spool:\n  max_bytes: 1MiB\nreceive:\n  http: {listen: \"0.0.0.0:4318\"}\n")}, 2, "e.yaml:2: spool.max_bytes is 1MiB, want at least 16MiB"},
+		{"value out of bounds", []string{"INSTANCE_ID=a"}, []string{"edge", "-config.check", "-config.file", writeFile(t, "e.yaml", "spool:\n  max_bytes: 1MiB\nreceive:\n  http: {listen: \"0.0.0.0:4318\"}\n")}, 2, "e.yaml:2: spool.max_bytes is 1MiB, want at least 14MiB"},
 		{"listening to all without TLS", []string{"INSTANCE_ID=a"}, []string{"edge", "-config.check", "-config.file", writeFile(t, "e.yaml", "receive:\n\n  http: {listen: \"0.0.0.0:4318\"}\n")}, 2, "e.yaml:3: receive.http.listen is 0.0.0.0:4318, which others can reach"},
 		{"backend that is no URL", nil, []string{"sink", "-config.check", "-config.file", writeFile(t, "s.yaml", "loki:\n  url: nonsense\n")}, 2, "s.yaml:2: loki.url: backend URL"},
 		{"no such file", nil, []string{"edge", "-config.file", "/does/not/exist.yaml"}, 2, "/does/not/exist.yaml"},

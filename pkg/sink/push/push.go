@@ -15,8 +15,10 @@ package push
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -68,26 +70,38 @@ func New(base, path string, headers map[string]string) (*Client, error) {
 	}}, nil
 }
 
+// TLS sets what servers are trusted and which certificate is shown; nil leaves the
+// system's roots.
+func (c *Client) TLS(cfg *tls.Config) { c.http.Transport.(*http.Transport).TLSClientConfig = cfg }
+
 // Post returns nil on any 2xx.
 func (c *Client) Post(ctx context.Context, body []byte) error {
+	_, err := c.Send(ctx, body, nil)
+	return err
+}
+
+// Send posts with further headers and returns the answer of a 2xx, as much of it as
+// could be read.
+func (c *Client) Send(ctx context.Context, body []byte, headers http.Header) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("request: %w", err)
+		return nil, fmt.Errorf("request: %w", err)
 	}
 	req.Header = c.headers.Clone()
+	maps.Copy(req.Header, headers)
 	res, err := c.http.Do(req)
 	if err != nil {
-		return err // names method and URL
+		return nil, err // names method and URL
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	_ = res.Body.Close()
 	if res.StatusCode/100 == 2 {
-		return nil // what follows a success is not our business
+		return text, nil // what follows a success is not our business
 	}
 	if err != nil {
-		return fmt.Errorf("answer of %s: %w", c.url, err)
+		return nil, fmt.Errorf("answer of %s: %w", c.url, err)
 	}
-	return c.meaning(res, clean(string(text)))
+	return nil, c.meaning(res, clean(string(text)))
 }
 
 func (c *Client) meaning(res *http.Response, text string) error {

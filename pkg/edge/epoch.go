@@ -1,0 +1,73 @@
+package edge
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// epoch is the nonce that begins the ids of a spool's messages; no other instance
+// can guess it. The hub takes two messages with one id for the same message, so a
+// nonce is used only as long as a sequence of the spool cannot be given twice:
+// for the same directory, on the same boot of the machine. A copy of the
+// directory has another inode; a power cut may take messages that the hub has
+// seen, but not without a boot.
+type epoch struct {
+	Nonce string `json:"nonce"`
+	Boot  string `json:"boot"`  // of the kernel
+	Inode uint64 `json:"inode"` // of the directory
+}
+
+// loadEpoch returns the nonce of a spool directory, a new one where it must be, or
+// where anew says so.
+func loadEpoch(dir string, anew bool) (string, error) {
+	path := filepath.Join(dir, "epoch")
+	now, err := newEpoch(dir)
+	if err != nil {
+		return "", fmt.Errorf("spool epoch: %w", err)
+	}
+	var old epoch
+	if text, err := os.ReadFile(path); err == nil && !anew && json.Unmarshal(text, &old) == nil {
+		if now.Boot != "" && old.Nonce != "" && old.Boot == now.Boot && old.Inode == now.Inode {
+			return old.Nonce, nil
+		}
+	}
+	text, err := json.Marshal(now)
+	if err == nil {
+		err = writeSynced(path, text)
+	}
+	if err != nil {
+		return "", fmt.Errorf("spool epoch: %w", err)
+	}
+	return now.Nonce, nil
+}
+
+func newEpoch(dir string) (e epoch, err error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		return e, err
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var nonce [16]byte
+	_, _ = rand.Read(nonce[:])
+	return epoch{Nonce: hex.EncodeToString(nonce[:]), Boot: strings.TrimSpace(string(boot)), Inode: st.Ino}, nil
+}
+
+// writeSynced replaces a file as a whole or not at all.
+func writeSynced(path string, text []byte) error {
+	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".tmp", path)
+}

@@ -1,0 +1,410 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/receive"
+)
+
+// TestForwardKeepsOrderAcrossHubRestarts forwards while the hub is stopped and
+// started; the stream holds every message once, in order.
+func TestForwardKeepsOrderAcrossHubRestarts(t *testing.T) {
+	hubCfg := broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: true, MaxPayload: 8 << 20}
+	hub, err := broker.Start(hubCfg, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hubCfg.Listen = strings.TrimPrefix(hub.URL(), "nats://")
+	top := bus.DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 256<<20
+	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", URL: hub.URL()}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://" + hubCfg.Listen, Name: "edge-as-1"}
+	s, _ := startSpool(t, cfg.Spool)
+	led := ledger.New(prometheus.NewRegistry())
+	fw, err := newForward(cfg, s, led, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fwd := fw.service()
+	if err := services.StartAndAwaitRunning(t.Context(), fwd); err != nil {
+		t.Fatal(err)
+	}
+	const n = 300
+	for i := range n {
+		if i%100 == 50 {
+			hub.Stop()
+		}
+		if i%100 == 80 {
+			if hub, err = broker.Start(hubCfg, quiet); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer func() { hub.Stop() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return s.empty(ctx, otlpwire.Logs) && conn.Connected() }) {
+		t.Error("the hub is back, but the spool is not empty")
+	}
+	if err := services.StopAndAwaitTerminated(context.Background(), fwd); err != nil {
+		t.Fatal(err)
+	}
+	if got := testutil.ToFloat64(led.Of(otlpwire.Logs).Forwarded); got != n {
+		t.Errorf("forwarded counter %v, want %d", got, n)
+	}
+	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: "LOGS", Name: "check"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lane.Close()
+	for i := 0; i < n; {
+		d, err := lane.Next(ctx)
+		if err != nil {
+			t.Fatalf("item %d: %v", i, err)
+		}
+		if d.Claimed {
+			i = 0
+		}
+		if d.Seq == 0 {
+			continue
+		}
+		for item := range otlpwire.Items(d.Body) {
+			if !strings.Contains(string(item), fmt.Sprintf("n=%d ", i)) {
+				t.Fatalf("item %d: got %q", i, item)
+			}
+			i++
+		}
+		if d.Pending == 0 && i < n {
+			t.Fatalf("the stream ends after %d of %d items", i, n)
+		}
+	}
+}
+
+// testHub is a hub whose data can be lost.
+type testHub struct {
+	t      *testing.T
+	cfg    broker.Config
+	broker *broker.Broker
+}
+
+func newHub(t *testing.T) *testHub {
+	h := &testHub{t: t, cfg: broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 8 << 20}}
+	h.start(h.cfg.Dir)
+	h.cfg.Listen = strings.TrimPrefix(h.broker.URL(), "nats://")
+	t.Cleanup(func() { h.broker.Stop() })
+	return h
+}
+
+func (h *testHub) start(dir string) {
+	h.t.Helper()
+	var err error
+	h.cfg.Dir = dir
+	if h.broker, err = broker.Start(h.cfg, quiet); err != nil {
+		h.t.Fatal(err)
+	}
+	h.conn().Close()
+}
+
+// conn connects as an operator, and makes the streams.
+func (h *testHub) conn() *bus.Conn {
+	h.t.Helper()
+	top := bus.DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 256<<20
+	conn, err := bus.OpenHub(h.t.Context(), bus.Config{Name: "test", URL: h.broker.URL()}, top, quiet)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return conn
+}
+
+// logs returns the numbers of the log records that the hub holds, in order.
+func (h *testHub) logs() (all []int) {
+	h.t.Helper()
+	conn := h.conn()
+	defer conn.Close()
+	state, err := conn.State(h.t.Context(), "LOGS")
+	if err != nil || state.Messages == 0 {
+		return nil
+	}
+	r, err := conn.OpenReader(h.t.Context(), "LOGS", 1)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer r.Close()
+	for {
+		d, err := r.Next(h.t.Context())
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for item := range otlpwire.Items(body) {
+			all = append(all, number(item))
+		}
+		if d.Pending == 0 {
+			return all
+		}
+	}
+}
+
+// startForward forwards from s; it ends with the test or with the function returned.
+func startForward(t *testing.T, cfg Config, s *spool) (stop func()) {
+	t.Helper()
+	fw, err := newForward(cfg, s, s.led, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := fw.service()
+	if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	stop = func() { once.Do(func() { _ = services.StopAndAwaitTerminated(context.Background(), svc) }) }
+	t.Cleanup(stop)
+	return stop
+}
+
+func accept(t *testing.T, s *spool, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func drained(t *testing.T, s *spool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return s.empty(ctx, otlpwire.Logs) }) {
+		t.Fatal("the hub is there, but the spool is not empty")
+	}
+}
+
+// want is the numbers from 0 to n.
+func want(n int) (all []int) {
+	for i := range n {
+		all = append(all, i)
+	}
+	return all
+}
+
+// TestHubThatLostDataGetsItAgain loses the hub's data in every way that it shows.
+func TestHubThatLostDataGetsItAgain(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, h *testHub, old string) (dir string){
+		"made anew":            func(t *testing.T, _ *testHub, _ string) string { return t.TempDir() },
+		"restored from backup": func(_ *testing.T, _ *testHub, old string) string { return old },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHub(t)
+			cfg := testConfig(t, t.TempDir())
+			cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+			s, _ := startSpool(t, cfg.Spool)
+			startForward(t, cfg, s)
+			accept(t, s, 0, 20)
+			drained(t, s)
+			// A backup of now.
+			h.broker.Stop()
+			backup := t.TempDir()
+			if err := os.CopyFS(backup, os.DirFS(h.cfg.Dir)); err != nil {
+				t.Fatal(err)
+			}
+			h.start(h.cfg.Dir)
+			accept(t, s, 20, 50)
+			drained(t, s)
+			h.broker.Stop()
+			h.start(lose(t, h, backup))
+			// One more message shows it.
+			accept(t, s, 50, 51)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			found := func() []int { got := h.logs(); slices.Sort(got); return slices.Compact(got) }
+			if !proc.Until(ctx, func() bool { return len(found()) == 51 }) {
+				t.Fatalf("the hub holds %v of 0 to 50", found())
+			}
+			if n := testutil.ToFloat64(s.led.HubAlarms); n != 1 {
+				t.Errorf("%v alarms, want 1", n)
+			}
+			// It goes on in order, and a restart of the edge sends nothing again.
+			drained(t, s)
+			before := len(h.logs())
+			accept(t, s, 51, 60)
+			drained(t, s)
+			if got := h.logs(); len(got) != before+9 || !slices.IsSorted(got[before:]) {
+				t.Errorf("afterwards: %v", got[before:])
+			}
+		})
+	}
+}
+
+// TestRestartSendsNothingAgain: what the hub has is marked, also across a stop.
+func TestRestartSendsNothingAgain(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	for round := range 3 {
+		s, stop := startSpool(t, cfg.Spool)
+		stopForward := startForward(t, cfg, s)
+		accept(t, s, round*10, round*10+10)
+		drained(t, s)
+		stopForward()
+		stop()
+		if got := testutil.ToFloat64(s.led.Of(otlpwire.Logs).Forwarded); got != 10 {
+			t.Errorf("round %d: %v forwarded, want 10", round, got)
+		}
+	}
+	if got := h.logs(); !slices.Equal(got, want(30)) {
+		t.Errorf("the hub holds %v", got)
+	}
+}
+
+// TestKnownIDsAreAnAlarm: the hub says duplicate of a message that was never sent, as
+// for a copy of the spool's directory that somebody uses.
+func TestKnownIDsAreAnAlarm(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	s, _ := startSpool(t, cfg.Spool)
+	conn := h.conn()
+	defer conn.Close()
+	nonce := s.current.Load().nonce()
+	for seq := 3; seq < 6; seq++ {
+		b := logBatch(t, 100+seq, 10)
+		_, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, "as-1"), Body: b.Payload, Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: fmt.Sprintf("%s-%d", nonce, seq),
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	startForward(t, cfg, s)
+	accept(t, s, 0, 10)
+	drained(t, s)
+	got := h.logs()
+	slices.Sort(got)
+	if got = slices.Compact(got); !slices.Equal(got[:10], want(10)) {
+		t.Errorf("the hub holds %v, want all of 0 to 9", got)
+	}
+	if n := testutil.ToFloat64(s.led.HubAlarms); n != 1 || s.current.Load().nonce() == nonce {
+		t.Errorf("%v alarms, want 1 and a new nonce", n)
+	}
+}
+
+// TestDroppedIsNotForwarded drops while the hub is away.
+func TestDroppedIsNotForwarded(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	cfg.Spool.OnFull = DropOldest
+	s, _ := startSpool(t, cfg.Spool)
+	for i := range 20 {
+		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	startForward(t, cfg, s)
+	drained(t, s)
+	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped))
+	if got := h.logs(); dropped == 0 || !slices.Equal(got, want(20)[dropped:]) {
+		t.Errorf("%d dropped, the hub holds %v", dropped, got)
+	}
+}
+
+// TestGatewayWay forwards over OTLP, with both protocols, to a gateway that is away,
+// refuses, loses answers and comes back.
+func TestGatewayWay(t *testing.T) {
+	for _, protocol := range []string{"grpc", "http"} {
+		t.Run(protocol, func(t *testing.T) {
+			var mu sync.Mutex
+			var got []int
+			ids := map[string]int{}
+			fail := 3
+			led := ledger.New(prometheus.NewRegistry())
+			rc := receive.DefaultConfig()
+			rc.GRPC.Listen, rc.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
+			gateway, err := receive.New(rc, receive.Deps{
+				Identify: func(auth string) (*receive.Sender, error) {
+					if auth != "Bearer secret" {
+						return nil, errors.New("no such token")
+					}
+					return receive.NewSender(envelope.Instance{ID: "as-1"}), nil
+				},
+				Origin: true, MaxPayload: envelope.MaxPayload, Ledger: led, Log: quiet,
+				Accept: func(_ context.Context, b receive.Batch) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if fail--; fail > 0 {
+						return errors.New("not now")
+					}
+					if b.Origin.ID == "" || time.Since(time.Unix(0, b.Origin.Arrival)) > time.Minute {
+						t.Errorf("the origin is %+v", b.Origin)
+					}
+					if ids[b.Origin.ID]++; ids[b.Origin.ID] > 1 {
+						return nil
+					}
+					for item := range otlpwire.Items(b.Payload) {
+						got = append(got, number(item))
+					}
+					return nil
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			svc := gateway.Service()
+			if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = services.StopAndAwaitTerminated(context.Background(), svc) }()
+			addr := gateway.Addrs()[map[string]int{"grpc": 0, "http": 1}[protocol]]
+			cfg := testConfig(t, t.TempDir())
+			cfg.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: protocol, Insecure: true}
+			if err := cfg.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			s, _ := startSpool(t, cfg.Spool)
+			accept(t, s, 0, 100) // a backlog
+			startForward(t, cfg, s)
+			accept(t, s, 100, 200)
+			drained(t, s)
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(got, want(200)) {
+				t.Errorf("the gateway got %v", got)
+			}
+			if len(ids) > 150 {
+				t.Errorf("%d requests for 200 messages: a backlog is not merged", len(ids))
+			}
+		})
+	}
+}

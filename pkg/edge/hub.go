@@ -1,0 +1,211 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
+)
+
+// window is how many messages of a signal may be on their way to the hub: at
+// 100 ms round trip and 1 MiB a message it fills 640 MiB/s.
+const window = 64
+
+// hubWay publishes into the hub's JetStream.
+type hubWay struct {
+	instance string
+	spool    *spool
+	led      *ledger.Ledger
+	log      *slog.Logger
+	dialer   dialer
+}
+
+func (w *hubWay) connected() bool { return w.dialer.connected() }
+func (w *hubWay) close()          { w.dialer.close() }
+
+// flight is a message on its way to the hub.
+type flight struct {
+	seq     uint64 // of the spool
+	items   int
+	bytes   int64
+	again   bool // it may have been sent before
+	pending bus.Pending
+}
+
+// session forwards on one connection until something breaks.
+func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) (err error) {
+	conn, err := w.dialer.dial()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// A hub that answers has had everything that was sent before, in order. One that
+		// does not may get it later: never on the connection that is used next.
+		if !errors.Is(err, errRewind) && !errors.Is(err, bus.ErrNoStream) && !errors.Is(err, bus.ErrFull) && !errors.Is(err, bus.ErrStore) {
+			conn.Close()
+		}
+	}()
+	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), w.spool.marks.get(hubReader, sig).Done+1)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	flights := make(chan flight, window)
+	first := make(chan struct{}) // closed when the hub has acknowledged the first message
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(w.settle(ctx, st, sig, flights, first, done)) })
+	err = w.publish(ctx, conn, st, r, sig, flights, first)
+	close(flights)
+	wg.Wait()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	return err
+}
+
+// publish sends in order with a window in flight. The window opens with the first
+// acknowledgement: a hub that has lost its data shows it there.
+func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.Reader, sig otlpwire.Signal, flights chan<- flight, first <-chan struct{}) error {
+	for sent := 0; ; {
+		d, err := r.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if d.Seq <= w.spool.marks.get(hubReader, sig).Done {
+			continue // dropped since it was read
+		}
+		if d.Err != nil {
+			// Only this process writes the spool: the file is damaged.
+			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", d.Err)
+			w.led.Of(sig).Dead(ledger.DeadUndecodable).Inc()
+			continue
+		}
+		d.Header.ID = fmt.Sprintf("%s-%d", st.nonce(), d.Seq)
+		again := d.Seq <= st.sent[sig].Load()
+		st.sent[sig].Store(max(st.sent[sig].Load(), d.Seq))
+		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: d.Header, Body: d.Body})
+		planted.Point("after-forward")
+		select {
+		case flights <- flight{d.Seq, d.Header.Items, int64(len(d.Body)), again, p}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if sent++; sent == 1 {
+			select {
+			case <-first:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// settle takes the hub's acknowledgements in order.
+func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, flights <-chan flight, first chan<- struct{}, done func(arrived)) error {
+	for n := 0; ; n++ {
+		var f flight
+		select {
+		case m, ok := <-flights:
+			if !ok {
+				return nil
+			}
+			f = m
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		stored, err := f.pending.Stored(ctx)
+		if err != nil {
+			return err
+		}
+		if err := w.check(st, sig, f, stored); err != nil {
+			return err
+		}
+		a := arrived{seq: f.seq, items: f.items, bytes: f.bytes}
+		if !stored.Duplicate {
+			a.hub = stored.Seq
+		}
+		done(a)
+		if n == 0 {
+			close(first)
+		}
+	}
+}
+
+// check looks for signs that the hub does not have what it has acknowledged: its
+// sequences only rise, unless its stream was made anew or restored from a backup,
+// or has lost its end in a power cut; and it cannot know an id before it is sent.
+func (w *hubWay) check(st *store, sig otlpwire.Signal, f flight, stored bus.Stored) error {
+	before := w.spool.marks.get(hubReader, sig).Hub
+	switch {
+	case stored.Duplicate && !f.again:
+		w.log.Error("the hub knows the id of a message that was never sent: somebody uses this spool's ids, perhaps a copy of its directory; all that is held is sent again under new ids", "signal", sig, "seq", f.seq)
+		if err := st.renew(w.spool.cfg.Dir); err != nil {
+			return err
+		}
+	case !stored.Duplicate && stored.Seq <= before:
+		w.log.Error("the hub's stream has gone back: it was made anew or restored, or has lost its end; all that is held is sent again", "signal", sig, "from", before, "to", stored.Seq)
+	default:
+		return nil
+	}
+	w.led.HubAlarms.Inc()
+	w.spool.rewind(sig)
+	return errRewind
+}
+
+// dialer shares one connection to the hub among the signals and makes a new one
+// when it has ended.
+type dialer struct {
+	cfg bus.Config
+	log *slog.Logger
+
+	mu struct {
+		sync.Mutex
+		conn  *bus.Conn
+		since time.Time // when the hub was lost; zero when it is there
+	}
+}
+
+func (d *dialer) dial() (*bus.Conn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.conn != nil && d.mu.conn.Connected() {
+		return d.mu.conn, nil
+	}
+	conn, err := bus.Dial(d.cfg, d.log)
+	if err != nil {
+		if d.mu.since.IsZero() {
+			d.log.Warn("hub unreachable, spooling", "err", err)
+			d.mu.since = time.Now()
+		}
+		return nil, err
+	}
+	if !d.mu.since.IsZero() {
+		d.log.Info("hub back, draining", "away", time.Since(d.mu.since).Truncate(time.Millisecond))
+	}
+	d.mu.since = time.Time{}
+	d.mu.conn = conn
+	return conn, nil
+}
+
+func (d *dialer) connected() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.conn != nil && d.mu.conn.Connected()
+}
+
+func (d *dialer) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.conn != nil {
+		d.mu.conn.Close()
+	}
+}

@@ -1,0 +1,161 @@
+package edge
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// mark is how far a reader of the spool has come with one signal.
+type mark struct {
+	Done uint64 `json:"done"` // sequence of the spool up to which it owes nothing
+	// Hub is the sequence that the hub's stream gave to the last message that it
+	// acknowledged; 0 when none has been, or with other readers.
+	Hub uint64 `json:"hub,omitempty"`
+}
+
+// marks hold the marks of all readers, in a file beside the streams. The file is
+// not synced: what it says too little is sent again, and is known by its id.
+type marks struct {
+	path string
+
+	mu struct {
+		sync.Mutex
+		state markFile
+		dirty bool
+	}
+}
+
+type markFile struct {
+	// Appended is the last sequence of each signal that was seen in its stream.
+	Appended map[string]uint64 `json:"appended"`
+	// Readers are by name and signal: hub/traces.
+	Readers map[string]mark `json:"readers"`
+}
+
+// loadMarks reads the file; what cannot be read counts as not there.
+func loadMarks(path string) (*marks, error) {
+	m := &marks{path: path}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &m.mu.state)
+	}
+	if m.mu.state.Appended == nil {
+		m.mu.state.Appended = map[string]uint64{}
+	}
+	if m.mu.state.Readers == nil {
+		m.mu.state.Readers = map[string]mark{}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("marks of the spool: %w", err)
+	}
+	return m, err
+}
+
+func (m *marks) get(reader string, sig otlpwire.Signal) mark {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.state.Readers[reader+"/"+sig.String()]
+}
+
+// advance moves a mark forward, never back.
+func (m *marks) advance(reader string, sig otlpwire.Signal, done, hub uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := reader + "/" + sig.String()
+	now := m.mu.state.Readers[key]
+	now.Done = max(now.Done, done)
+	if hub > 0 {
+		now.Hub = hub
+	}
+	m.mu.state.Readers[key], m.mu.dirty = now, true
+}
+
+// rewind moves a mark to where it is told.
+func (m *marks) rewind(reader string, sig otlpwire.Signal, to mark) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.state.Readers[reader+"/"+sig.String()], m.mu.dirty = to, true
+}
+
+// appended notes the last sequence of a stream.
+func (m *marks) appended(sig otlpwire.Signal, seq uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.state.Appended[sig.String()] < seq {
+		m.mu.state.Appended[sig.String()], m.mu.dirty = seq, true
+	}
+}
+
+// end returns the last sequence that was ever noted.
+func (m *marks) end(sig otlpwire.Signal) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.state.Appended[sig.String()]
+}
+
+// begin puts all marks of a signal at the start of a stream that ends at last.
+func (m *marks) begin(sig otlpwire.Signal, last uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.state.Appended[sig.String()], m.mu.dirty = last, true
+	for key, mk := range m.of(sig) {
+		m.mu.state.Readers[key] = mark{Hub: mk.Hub}
+	}
+}
+
+// reconcile compares the marks with a stream that was opened and ends at last. It
+// returns how many messages were in it once and are gone from its end: their
+// sequences will be given to others, so no mark may stand above it.
+func (m *marks) reconcile(sig otlpwire.Signal, last uint64) (missing uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	highest := m.mu.state.Appended[sig.String()]
+	for key, mk := range m.of(sig) {
+		highest = max(highest, mk.Done)
+		m.mu.state.Readers[key] = mark{Done: min(mk.Done, last), Hub: mk.Hub}
+	}
+	m.mu.state.Appended[sig.String()], m.mu.dirty = last, true
+	return max(highest, last) - last
+}
+
+// of returns the marks of a signal by key.
+func (m *marks) of(sig otlpwire.Signal) map[string]mark {
+	all := map[string]mark{}
+	for key, mk := range m.mu.state.Readers {
+		if strings.HasSuffix(key, "/"+sig.String()) {
+			all[key] = mk
+		}
+	}
+	return all
+}
+
+// save writes the file when something has changed.
+func (m *marks) save() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.mu.dirty {
+		return nil
+	}
+	text, err := json.MarshalIndent(m.mu.state, "", "  ")
+	if err == nil {
+		err = os.WriteFile(m.path+".tmp", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(m.path+".tmp", m.path)
+	}
+	if err != nil {
+		return fmt.Errorf("marks of the spool: %w", err)
+	}
+	m.mu.dirty = false
+	return nil
+}

@@ -1,0 +1,485 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/receive"
+)
+
+// numbers reads what a spool holds of logs: the numbers of the records, in order.
+func numbers(t *testing.T, s *spool) (all []int) {
+	t.Helper()
+	st := s.current.Load()
+	state, err := st.conn.State(t.Context(), bus.SpoolStream(otlpwire.Logs))
+	if err != nil || state.Messages == 0 {
+		return nil
+	}
+	r, err := st.conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for {
+		d, err := r.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for item := range otlpwire.Items(body) {
+			all = append(all, number(item))
+		}
+		if d.Pending == 0 {
+			return all
+		}
+	}
+}
+
+// number reads the number of a record of logBatch.
+func number(item []byte) (n int) {
+	_, text, _ := strings.Cut(string(item), "n=")
+	for ; text != "" && text[0] >= '0' && text[0] <= '9'; text = text[1:] {
+		n = n*10 + int(text[0]-'0')
+	}
+	return n
+}
+
+const perDamageTest = 16
+
+// TestDamagedFiles damages a spool in every way that disks know, and opens it: what
+// is whole is there, in order, and what is not is counted and put aside.
+func TestDamagedFiles(t *testing.T) {
+	blocks := func(t *testing.T, dir string) []string {
+		t.Helper()
+		all, err := filepath.Glob(filepath.Join(broker.StreamDir(dir, "SPOOL_LOGS"), "msgs", "*.blk"))
+		if err != nil || len(all) < 2 {
+			t.Fatalf("%v %v: the test wants several blocks", all, err)
+		}
+		slices.SortFunc(all, func(a, b string) int {
+			if len(a) != len(b) {
+				return len(a) - len(b)
+			}
+			return strings.Compare(a, b)
+		})
+		return all
+	}
+	edit := func(t *testing.T, path string, do func([]byte) []byte) {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(path, do(b), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream := func(dir string, path ...string) string {
+		return filepath.Join(append([]string{broker.StreamDir(dir, "SPOOL_LOGS")}, path...)...)
+	}
+	for name, tc := range map[string]struct {
+		damage func(t *testing.T, dir string)
+		// lost is how many messages may be gone at the most, and whether one must be.
+		lost  int
+		must  bool
+		aside bool
+	}{
+		"nothing":          {func(*testing.T, string) {}, 0, false, false},
+		"bit flip":         {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[0], flip(1000)) }, 1, true, true},
+		"bit in a length":  {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[0], flip(1)) }, 1, true, true},
+		"flip in youngest": {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[len(blocks(t, dir))-1], flip(1000)) }, 1, true, true},
+		"zero page": {func(t *testing.T, dir string) {
+			edit(t, blocks(t, dir)[0], func(b []byte) []byte { clear(b[8192:12288]); return b })
+		}, 1, true, true},
+		"block truncated": {func(t *testing.T, dir string) {
+			edit(t, blocks(t, dir)[0], func(b []byte) []byte { return b[:len(b)-10] })
+		}, 1, true, true},
+		"tail torn": {func(t *testing.T, dir string) {
+			edit(t, blocks(t, dir)[len(blocks(t, dir))-1], func(b []byte) []byte { return b[:len(b)-10] })
+		}, 1, true, true},
+		"garbage behind the tail": {func(t *testing.T, dir string) {
+			edit(t, blocks(t, dir)[len(blocks(t, dir))-1], func(b []byte) []byte { return append(b, "garbage that is no record"...) })
+		}, 0, false, true},
+		"block deleted": {func(t *testing.T, dir string) {
+			if err := os.Remove(blocks(t, dir)[1]); err != nil {
+				t.Fatal(err)
+			}
+		}, 25, true, true},
+		"last block deleted": {func(t *testing.T, dir string) {
+			all := blocks(t, dir)
+			if err := os.Remove(all[len(all)-1]); err != nil {
+				t.Fatal(err)
+			}
+		}, 25, true, false},
+		"index garbage": {func(t *testing.T, dir string) { edit(t, stream(dir, "msgs", "index.db"), flip(20)) }, 0, false, false},
+		"index gone":    {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "msgs", "index.db")) }, 0, false, false},
+		"meta garbage":  {func(t *testing.T, dir string) { edit(t, stream(dir, "meta.inf"), flip(20)) }, 0, false, true},
+		"meta gone":     {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "meta.inf")) }, 0, false, true},
+		"checksum gone": {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "meta.sum")) }, 0, false, true},
+		"marks garbage": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, "marks"), flip(0)) }, 0, false, false},
+		"epoch garbage": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, "epoch"), flip(0)) }, 0, false, false},
+		"two bits": {func(t *testing.T, dir string) {
+			edit(t, blocks(t, dir)[0], flip(1000))
+			edit(t, blocks(t, dir)[1], flip(1000))
+		}, 2, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t, t.TempDir()).Spool
+			cfg.MaxBytes, cfg.Durability = 48<<20, "os"
+			s, stop := startSpool(t, cfg)
+			for i := range perDamageTest {
+				if err := s.Accept(t.Context(), logBatch(t, i, 600<<10)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.watch(t.Context())
+			before := s.current.Load().nonce()
+			stop()
+			tc.damage(t, cfg.Dir)
+
+			s, stop = startSpool(t, cfg)
+			got := numbers(t, s)
+			if lost := perDamageTest - len(got); lost < 0 || lost > tc.lost || (tc.must && lost == 0) {
+				t.Errorf("%d messages are gone, want up to %d", lost, tc.lost)
+			}
+			if !slices.IsSorted(got) {
+				t.Errorf("out of order: %v", got)
+			}
+			if n := int(testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs))); n != perDamageTest-len(got) && name != "marks garbage" {
+				t.Errorf("%d reported as lost, %d are", n, perDamageTest-len(got))
+			}
+			aside, _ := filepath.Glob(filepath.Join(cfg.Dir, damagedDir, "SPOOL_LOGS@*"))
+			if (len(aside) > 0) != tc.aside {
+				t.Errorf("put aside: %v, want some: %v", aside, tc.aside)
+			}
+			if len(got) < perDamageTest && s.current.Load().nonce() == before {
+				t.Error("sequences are given again, under the same ids")
+			}
+			// It goes on, and the next start finds nothing to complain of.
+			if err := s.Accept(t.Context(), logBatch(t, 99, 10)); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			s, _ = startSpool(t, cfg)
+			if again := numbers(t, s); len(again) != len(got)+1 || again[len(again)-1] != 99 {
+				t.Errorf("after another start: %v", again)
+			}
+			if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
+				t.Errorf("after another start: %v reported as lost", n)
+			}
+		})
+	}
+}
+
+func flip(at int) func([]byte) []byte {
+	return func(b []byte) []byte { b[at] ^= 0x10; return b }
+}
+
+// TestTakingOverIsRepeatable ends a start in the middle of taking over a damaged
+// spool.
+func TestTakingOverIsRepeatable(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	for i := range 10 {
+		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	// As it stands when the files were put aside and three messages taken over.
+	dir := broker.StreamDir(cfg.Dir, "SPOOL_LOGS")
+	aside := filepath.Join(cfg.Dir, damagedDir, "SPOOL_LOGS@20260101T000000.000000"+pendingSuffix)
+	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(cfg.Dir, "marks"), filepath.Join(cfg.Dir, "marks.kept")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(aside, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(aside, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	if got := numbers(t, s); len(got) != 10 || !slices.IsSorted(got) {
+		t.Errorf("got %v", got)
+	}
+	if left, _ := filepath.Glob(filepath.Join(cfg.Dir, damagedDir, "*"+pendingSuffix)); len(left) > 0 {
+		t.Errorf("still pending: %v", left)
+	}
+}
+
+// TestCopiedDirectoryHasOtherIDs: two edges on copies of one spool must not look like
+// one to the hub.
+func TestCopiedDirectoryHasOtherIDs(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+		t.Fatal(err)
+	}
+	mine := s.current.Load().nonce()
+	stop()
+	clone := cfg
+	clone.Dir = filepath.Join(t.TempDir(), "copy")
+	if err := os.CopyFS(clone.Dir, os.DirFS(cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := startSpool(t, clone)
+	if c.current.Load().nonce() == mine {
+		t.Error("the copy uses the ids of the original")
+	}
+	if got := numbers(t, c); len(got) != 1 {
+		t.Errorf("the copy holds %v", got)
+	}
+	s, _ = startSpool(t, cfg)
+	if s.current.Load().nonce() != mine {
+		t.Error("the original has other ids after a restart: what it sends again is not known by id")
+	}
+}
+
+// TestWriteErrorsOpenTheStoreAnew reports a write error as commit does.
+func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, _ := startSpool(t, cfg)
+	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+		t.Fatal(err)
+	}
+	first := s.current.Load()
+	s.report(first, errors.New("input/output error"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+		t.Fatal("the store was not opened anew")
+	}
+	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+		t.Fatal("nothing is taken after the store was opened anew")
+	}
+	if s.current.Load().nonce() == first.nonce() {
+		t.Error("after a write error a sequence may be given twice: the ids must change")
+	}
+	if got := numbers(t, s); !slices.Equal(got, []int{0, 1}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+// TestRemovedDirectoryIsNoticed: files that nobody can open again hold nothing.
+func TestRemovedDirectoryIsNoticed(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, _ := startSpool(t, cfg)
+	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+		t.Fatal(err)
+	}
+	s.watch(t.Context())
+	first := s.current.Load()
+	if err := os.RemoveAll(cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	s.watch(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+		t.Fatal("nobody noticed")
+	}
+	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 1 {
+		t.Errorf("%v messages reported as lost, want 1", n)
+	}
+}
+
+// TestDropOldest drops, counts and takes the newest.
+func TestDropOldest(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	cfg.OnFull = DropOldest
+	s, _ := startSpool(t, cfg)
+	const n = 20
+	for i := range n {
+		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+			t.Fatalf("batch %d: %v", i, err)
+		}
+	}
+	got := numbers(t, s)
+	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped))
+	if len(got)+dropped != n || dropped == 0 || got[len(got)-1] != n-1 || !slices.IsSorted(got) {
+		t.Errorf("holds %v, %d dropped of %d", got, dropped, n)
+	}
+}
+
+// TestHeldBackGoesFirst: what the hub has makes room before anybody is refused.
+func TestHeldBackGoesFirst(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, _ := startSpool(t, cfg)
+	for i := range 40 {
+		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+			t.Fatalf("batch %d: %v", i, err)
+		}
+		s.marks.advance(hubReader, otlpwire.Logs, uint64(i+1), 0) // the hub has it
+	}
+	s.watch(t.Context())
+	if owed, held := testutil.ToFloat64(s.led.SpoolBytes), testutil.ToFloat64(s.led.SpoolHeld); owed != 0 || held == 0 {
+		t.Errorf("%v bytes owed, %v held; want none owed, some held", owed, held)
+	}
+}
+
+func TestRetention(t *testing.T) {
+	at := time.Unix(1_790_000_000, 0)
+	r := retention{keep: time.Minute}
+	for i := range 600 { // ten a second
+		r.add(at.Add(time.Duration(i)*100*time.Millisecond), uint64(i+1), 10)
+	}
+	if len(r.points) > 60 || r.held != 6000 {
+		t.Errorf("%d points for 60 s, %d bytes held", len(r.points), r.held)
+	}
+	if upto := r.expire(at.Add(59 * time.Second)); upto != 0 {
+		t.Errorf("%d expired early", upto)
+	}
+	if upto := r.expire(at.Add(90 * time.Second)); upto < 290 || upto > 310 || r.held != 6000-int64(upto)*10 {
+		t.Errorf("expired up to %d, %d bytes held", upto, r.held)
+	}
+	if upto := r.expire(at.Add(time.Hour)); upto != 600 || r.held != 0 || len(r.points) != 0 {
+		t.Errorf("expired up to %d, %d bytes held", upto, r.held)
+	}
+	none := retention{}
+	none.add(at, 7, 1)
+	if upto := none.expire(at); upto != 7 {
+		t.Errorf("without hold-back: expired up to %d", upto)
+	}
+}
+
+// TestClockSteps: neither an hour forward nor an hour back deletes, reorders or stops
+// anything, and the stream's clock rises.
+func TestClockSteps(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	var last int64
+	for i, step := range []time.Duration{0, time.Hour, -time.Hour, 24 * 365 * 10 * time.Hour} {
+		s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
+		var offset atomic.Int64
+		offset.Store(int64(step))
+		s.now = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
+		svc := s.service()
+		if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+			t.Fatal(err)
+		}
+		for n := range 3 {
+			if err := s.Accept(t.Context(), logBatch(t, i*3+n, 10)); err != nil {
+				t.Fatal(err)
+			}
+			offset.Add(-int64(time.Hour)) // while it runs
+		}
+		s.watch(t.Context())
+		if got := numbers(t, s); len(got) != (i+1)*3 || !slices.IsSorted(got) {
+			t.Errorf("clock at %v: the spool holds %v", step, got)
+		}
+		r, err := s.current.Load().conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), uint64(i*3+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = 0
+		for range 3 {
+			d, err := r.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Header.Arrival <= last {
+				t.Errorf("the stream's clock went from %d to %d", last, d.Header.Arrival)
+			}
+			last = d.Header.Arrival
+		}
+		r.Close()
+		if err := services.StopAndAwaitTerminated(context.Background(), svc); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestFullDisk fills a small file system from outside: senders are told to retry, what
+// was acknowledged stays, and it goes on when there is room again.
+func TestFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: mounting a tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=24m"); err != nil {
+		t.Skipf("SKIPPED: mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	cfg := testConfig(t, dir).Spool
+	s, stop := startSpool(t, cfg)
+	defer stop()
+	acked := 0
+	for i := range 4 {
+		if err := s.Accept(t.Context(), logBatch(t, i, 100<<10)); err != nil {
+			t.Fatal(err)
+		}
+		acked++
+	}
+	stranger := filepath.Join(dir, "stranger")
+	f, err := os.Create(stranger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for buf := make([]byte, 64<<10); err == nil; _, err = f.Write(buf) {
+	}
+	_ = f.Close()
+	refused := 0
+	for i := range 50 {
+		err := s.Accept(t.Context(), logBatch(t, acked, 100<<10))
+		if err == nil {
+			acked++ // there was a little room in a file
+			continue
+		}
+		refused++
+		if errors.Is(err, receive.ErrFull) && i == 0 {
+			t.Logf("the first refusal: %v", err)
+		}
+		if refused == 3 {
+			break
+		}
+	}
+	if refused == 0 {
+		t.Fatal("a full disk takes everything")
+	}
+	if err := os.Remove(stranger); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
+		t.Fatal("there is room, and the spool does not go on")
+	}
+	acked++
+	check := func(when string) {
+		got := slices.Compact(numbers(t, s)) // one that was refused may have been stored
+		if len(got) != acked || !slices.IsSorted(got) {
+			t.Errorf("%s: %d were acknowledged, the spool holds %v", when, acked, got)
+		}
+	}
+	check("afterwards")
+	stop()
+	s, _ = startSpool(t, cfg)
+	check("after a restart")
+}
