@@ -48,7 +48,7 @@ func defaultUp() upConfig {
 	s := sink.DefaultConfig()
 	c := upConfig{
 		Config: proc.DefaultConfig(9660), DataDir: "penstock-data", Instance: edge.DefaultConfig().Instance, Receive: receive.DefaultConfig(),
-		Streams: s.Streams, Sampling: s.Sampling, Prometheus: s.Prometheus, Loki: s.Loki, Report: 5 * time.Second,
+		Streams: s.Streams, Sampling: s.Sampling, Prometheus: s.Backends.Prometheus, Loki: s.Backends.Loki, Report: 5 * time.Second,
 	}
 	c.NATS.Listen = "127.0.0.1:4222"
 	c.Instance.ID = "local"
@@ -62,7 +62,7 @@ func (c *upConfig) ApplyEnv(getenv func(string) string) {
 	e, s := c.edge(), c.sink()
 	e.ApplyEnv(getenv)
 	s.ApplyEnv(getenv)
-	c.Instance, c.Tempo, c.Prometheus, c.Loki = e.Instance, s.Tempo, s.Prometheus, s.Loki
+	c.Instance, c.Tempo, c.Prometheus, c.Loki = e.Instance, s.Backends.Tempo, s.Backends.Prometheus, s.Backends.Loki
 }
 
 func (c *upConfig) Validate() error {
@@ -92,8 +92,9 @@ func (c *upConfig) router() router.Config {
 
 func (c *upConfig) sink() sink.Config {
 	s := sink.DefaultConfig()
-	s.Streams, s.Sampling, s.Tempo, s.Prometheus, s.Loki = c.Streams, c.Sampling, c.Tempo, c.Prometheus, c.Loki
-	s.File.Dir = c.DataDir
+	s.Streams, s.Sampling = c.Streams, c.Sampling
+	s.Backends.Tempo, s.Backends.Prometheus, s.Backends.Loki = c.Tempo, c.Prometheus, c.Loki
+	s.Backends.File.Dir = c.DataDir
 	s.Drain, s.DrainTraces = drain, true
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,6 +204,30 @@ func TestLaneGoesOnAfterTheHubWasAway(t *testing.T) {
 	}
 	if next != 10 {
 		t.Errorf("stopped at %d", next)
+	}
+}
+
+// TestLargeMessagesFlow: a request that is full of bytes before it has its messages is
+// followed by another like it, not by requests for single messages, whose end the
+// server does not tell.
+func TestLargeMessagesFlow(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	const n = 40
+	for i := range n {
+		m := logsMessage("as-1", i)
+		m.Body = make([]byte, 700<<10)
+		if err := c.PublishAsync(m).Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := openLane(t, c)
+	for i := range n {
+		if d := message(t.Context(), t, l); d.Header.Arrival != int64(i) {
+			t.Fatalf("got message %d, want %d", d.Header.Arrival, i)
+		}
+		if asked := l.pull.asked; len(asked) > 0 && !slices.ContainsFunc(asked, func(r request) bool { return !r.single }) {
+			t.Fatalf("after message %d the lane asks for single messages only", i)
+		}
 	}
 }
 

@@ -32,8 +32,8 @@ type pull struct {
 
 // request is a pull request that has not ended.
 type request struct {
-	reply string
-	left  int
+	reply  string
+	single bool // for one message: the server does not say that it has ended
 }
 
 // pullRequest is the server's format (ADR-13, ADR-42).
@@ -115,10 +115,10 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 				}
 				continue
 			}
-			if i >= 0 {
-				if p.asked[i].left--; p.asked[i].left == 0 {
-					p.asked = slices.Delete(p.asked, i, i+1)
-				}
+			// A message bears its own subject, not that of the request; requests are
+			// served in order.
+			if i := slices.IndexFunc(p.asked, func(r request) bool { return r.single }); i >= 0 {
+				p.asked = slices.Delete(p.asked, i, i+1)
 			}
 			p.single = false
 			return msg, nil
@@ -141,10 +141,10 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 func (p *pull) ask() error {
 	for len(p.asked) < requests && (p.pin != "" || len(p.asked) == 0) {
 		p.count++
-		r := request{p.inbox + "." + strconv.Itoa(p.count), requestCount}
+		r := request{p.inbox + "." + strconv.Itoa(p.count), p.single}
 		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: pinGroup, Pin: p.pin}
 		if p.single {
-			r.left, body.Batch, body.MaxBytes = 1, 1, 0
+			body.Batch, body.MaxBytes = 1, 0
 		}
 		if err := p.nc.PublishRequest(p.subject, r.reply, marshal(body)); err != nil {
 			return err
@@ -172,7 +172,7 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 		if strings.Contains(what, "Consumer Deleted") {
 			return errors.New("the consumer was deleted")
 		}
-		if strings.Contains(what, "Exceeds MaxBytes") && i >= 0 && p.asked[i].left == requestCount {
+		if strings.Contains(what, "Exceeds MaxBytes") && msg.Header.Get("Nats-Pending-Messages") == strconv.Itoa(requestCount) {
 			p.single = true
 		}
 		if strings.Contains(what, "Leadership") || strings.Contains(what, "Shutdown") {

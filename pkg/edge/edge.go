@@ -2,6 +2,7 @@
 // with the instance, keeps it in a spool on disk and forwards it to the hub.
 //
 //	receive → stamp → spool → forward → hub
+//	                        → local → backends beside the edge
 //
 // # Promises
 //
@@ -31,6 +32,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 // Config is what an operator may set.
@@ -42,6 +44,9 @@ type Config struct {
 	Spool    SpoolConfig    `yaml:"spool"`
 	Hub      bus.Config     `yaml:"hub"`
 	Central  CentralConfig  `yaml:"central"`
+	// Local are backends beside the edge, which get everything, unsampled, whether the
+	// hub is there or not. None of them holds anything back.
+	Local backend.Config `yaml:"local"`
 	// Drain is how long a stop may wait for the hub to take what is spooled.
 	// What is left stays in the spool.
 	Drain time.Duration `yaml:"drain_timeout"`
@@ -94,9 +99,9 @@ type SpoolConfig struct {
 
 // SharesConfig is in percent of spool.max_bytes.
 type SharesConfig struct {
-	Traces  int64 `yaml:"traces"`
-	Metrics int64 `yaml:"metrics"`
-	Logs    int64 `yaml:"logs"`
+	Traces  int64 `yaml:"traces"`  // percent of spool.max_bytes
+	Metrics int64 `yaml:"metrics"` // likewise
+	Logs    int64 `yaml:"logs"`    // likewise
 }
 
 // What happens when the spool is full.
@@ -163,8 +168,10 @@ func DefaultConfig() Config {
 			Dir: "penstock-data/spool", MaxBytes: 3 << 30, Shares: SharesConfig{Traces: 40, Metrics: 30, Logs: 30}, Reserve: 512 << 20,
 			OnFull: Refuse, Durability: "fsync", MaxItems: 1 << 16, Compression: envelope.S2, Retain: 6 * time.Minute,
 		},
-		Hub:   bus.Config{URL: "nats://127.0.0.1:4222"},
-		Drain: 10 * time.Second,
+		Hub:     bus.Config{URL: "nats://127.0.0.1:4222"},
+		Central: CentralConfig{Protocol: "grpc"},
+		Local:   backend.DefaultConfig(),
+		Drain:   10 * time.Second,
 	}
 }
 
@@ -186,7 +193,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Receive.Validate("receive"), c.Spool.validate(), c.Central.validate()}
+	errs := []error{c.Receive.Validate("receive"), c.Spool.validate(), c.Central.validate(), c.Local.Validate("local.")}
 	if c.Central.Endpoint == "" {
 		errs = append(errs, c.Hub.Validate("hub"))
 	}
@@ -195,10 +202,16 @@ func (c *Config) Validate() error {
 	} else if err := c.Instance.Instance().Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("instance.id: %w", err))
 	}
+	if l := c.Local; l.Tempo.Endpoint+l.Prometheus.URL+l.Loki.URL+l.File.Dir != "" && c.Spool.Retain < minLocalRetain {
+		errs = append(errs, fmt.Errorf("spool.retain_after_ack is %v, want at least %v where there are local backends: they read what the hub has already", c.Spool.Retain, minLocalRetain))
+	}
 	return errors.Join(errs...)
 }
 
-// Build makes the stages: spool, forward, receive. They stop in reverse order,
+// minLocalRetain lets a local backend be slow for a moment.
+const minLocalRetain = 10 * time.Second
+
+// Build makes the stages: spool, local, forward, receive. They stop in reverse order,
 // so that nothing is taken that could not be kept.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	sp := newSpool(cfg.Spool, p.Ledger, p.Log)
@@ -214,6 +227,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	rcv, err := receive.New(cfg.Receive, receive.Deps{
 		Identify:   func(string) (*receive.Sender, error) { return sender, nil },
 		Accept:     sp.Accept,
+		Over:       p.Memory.Over,
 		MaxPayload: envelope.MaxPayload,
 		Ledger:     p.Ledger,
 		Log:        p.Log,
@@ -223,6 +237,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	}
 	return []proc.Stage{
 		{Name: "spool", Service: sp.service()},
+		{Name: "local", Service: newLocal(cfg, sp, p.Ledger, p.Log).service()},
 		{Name: "forward", Service: fwd.service()},
 		{Name: "receive", Service: rcv.Service()},
 	}, nil

@@ -215,6 +215,8 @@ func TestConfig(t *testing.T) {
 		"hub.tls.ca_file":             func(c *Config) { c.Hub.TLS.CA = "nowhere" },
 		"central.token":               func(c *Config) { c.Central.Endpoint = "https://h:4317" },
 		"central.insecure":            func(c *Config) { c.Central.Endpoint, c.Central.Token = "http://h:4317", "t" },
+		"local backends":              func(c *Config) { c.Local.File.Dir, c.Spool.Retain = "x", 0 },
+		"local.loki.url":              func(c *Config) { c.Local.Loki.URL = "nonsense" },
 		"central.protocol":            func(c *Config) { c.Central = CentralConfig{Endpoint: "https://h:1", Token: "t", Protocol: "x"} },
 		"receive.http.listen":         func(c *Config) { c.Receive.HTTP.Listen = "0.0.0.0:4318" },
 		"receive.max_in_flight_bytes": func(c *Config) { c.Receive.MaxInFlight = 1 },

@@ -38,6 +38,13 @@ const (
 	DeadUnsupported = "unsupported" // no translation for the backend, such as delta temporality
 )
 
+// What became of items for a backend beside an edge.
+const (
+	LocalDelivered = "delivered"
+	LocalRefused   = "refused" // the backend will never take them
+	LocalMissed    = "missed"  // the spool has let go of them before: in messages, not items
+)
+
 // Backends by name; a label of the delivered counter.
 var backends = []string{"tempo", "prometheus", "loki", "file"}
 
@@ -51,6 +58,7 @@ type Ledger struct {
 	// HubAlarms counts how often a hub showed that it has lost what it acknowledged.
 	HubAlarms prometheus.Counter
 	spoolLost *prometheus.CounterVec
+	local     *prometheus.CounterVec
 	// SamplerFull counts how often a partition had no room for new traces.
 	SamplerFull prometheus.Counter
 	// PoliciesVersion is the number of the sampling policies in force for new traces.
@@ -104,6 +112,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again should it lose them."}),
 		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub showed that it has lost what it had acknowledged, or knew an id that was never sent. The edge sent again what it held."}),
 		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
+		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
@@ -132,6 +141,9 @@ func New(reg prometheus.Registerer) *Ledger {
 		}
 		for _, b := range backends {
 			s.delivered.WithLabelValues(b)
+			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {
+				l.local.WithLabelValues(n, b, o)
+			}
 		}
 		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported} {
 			s.dead.WithLabelValues(r)
@@ -146,6 +158,13 @@ func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
 // SpoolLost returns the counter of messages that a spool's disk has lost.
 func (l *Ledger) SpoolLost(sig otlpwire.Signal) prometheus.Counter {
 	return l.spoolLost.WithLabelValues(sig.String())
+}
+
+// Local returns the counters, by outcome, of a backend beside an edge.
+func (l *Ledger) Local(sig otlpwire.Signal, backend string) func(outcome string) prometheus.Counter {
+	return func(outcome string) prometheus.Counter {
+		return l.local.WithLabelValues(sig.String(), backend, outcome)
+	}
 }
 
 // Refused returns the counter of refusals for a reason.

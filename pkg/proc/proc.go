@@ -37,6 +37,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/memlimit"
 )
 
 // Version is set by the linker.
@@ -44,8 +45,9 @@ var Version = "devel"
 
 // Config is what every role's configuration holds.
 type Config struct {
-	Log   LogConfig   `yaml:"log"`
-	Admin AdminConfig `yaml:"admin"`
+	Log    LogConfig       `yaml:"log"`
+	Admin  AdminConfig     `yaml:"admin"`
+	Memory memlimit.Config `yaml:"memory_limiter"`
 }
 
 // LogConfig says what is logged to standard error, and how.
@@ -57,8 +59,9 @@ type LogConfig struct {
 // DefaultConfig listens for admin requests on the loopback port.
 func DefaultConfig(adminPort int) Config {
 	return Config{
-		Log:   LogConfig{Format: "text"},
-		Admin: AdminConfig{Listen: fmt.Sprintf("127.0.0.1:%d", adminPort)},
+		Log:    LogConfig{Format: "text"},
+		Admin:  AdminConfig{Listen: fmt.Sprintf("127.0.0.1:%d", adminPort)},
+		Memory: memlimit.DefaultConfig(),
 	}
 }
 
@@ -67,7 +70,7 @@ func (c Config) Validate() error {
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return fmt.Errorf("log.format is %q, want text or json", c.Log.Format)
 	}
-	return nil
+	return c.Memory.Validate("memory_limiter")
 }
 
 // Settings is a pointer to a role's configuration.
@@ -86,6 +89,7 @@ type Process struct {
 	Registry *prometheus.Registry
 	Ledger   *ledger.Ledger
 	Settings Settings
+	Memory   *memlimit.Limiter // nil for no limit
 
 	pages map[string]http.Handler
 }
@@ -187,6 +191,10 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 func (c Command) run(p *Process) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	var err error
+	if p.Memory, err = memlimit.New(c.Settings.Process().Memory, p.Log); err != nil {
+		return err
+	}
 	stages, err := c.Build(p)
 	if err != nil {
 		return err
@@ -195,7 +203,7 @@ func (c Command) run(p *Process) error {
 	if err != nil {
 		return err
 	}
-	stages = append([]Stage{{"admin", admin}}, stages...)
+	stages = append([]Stage{{"admin", admin}, {"memory", Service(p.Memory.Run)}}, stages...)
 	go func() {
 		<-ctx.Done()
 		stop() // a second signal ends the process at once

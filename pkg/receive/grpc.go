@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -31,6 +32,10 @@ const (
 	maxConcurrentStreams = 100      // per connection
 	maxHeaderBytes       = 16 << 10 // of metadata
 
+	// readAhead is what a client may send of a request before it is read. It counts
+	// as in flight from then on, the rest of a larger request when it has been read.
+	readAhead = 256 << 10
+
 	// Collectors ping every 10 s by default; grpc-go's own minimum of 5 min
 	// would answer them with GOAWAY too_many_pings.
 	minPing        = 5 * time.Second
@@ -42,6 +47,9 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 		grpc.ForceServerCodecV2(otlpgrpc.Codec{}),
 		grpc.MaxRecvMsgSize(int(r.cfg.MaxRequest)), // after decompression, too
 		grpc.MaxConcurrentStreams(maxConcurrentStreams),
+		grpc.StatsHandler(encodings{}),
+		grpc.StaticStreamWindowSize(readAhead), // otherwise it grows to 16 MiB
+		grpc.StaticConnWindowSize(4 * readAhead),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(10 * time.Second),
 		// A stream that is opened and never finished ends with its deadline.
@@ -102,16 +110,30 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
+	held := min(readAhead, int(r.cfg.MaxRequest))
+	if window := windowOf(stream.Context()); window > 0 {
+		if ref := r.admit(window); ref != nil {
+			return outcome{}, ref
+		}
+		defer r.release(window)
+	}
+	if ref := r.admit(held); ref != nil {
+		return outcome{}, ref
+	}
+	defer func() { r.release(held) }()
 	var raw mem.BufferSlice
 	if err := stream.RecvMsg(&raw); err != nil {
 		return outcome{}, unread(err)
 	}
 	defer func() { raw.Free() }()
-	size := raw.Len()
-	if ref := r.admit(size); ref != nil {
+	if more := raw.Len() - held; more <= 0 {
+		r.release(-more)
+		held += more
+	} else if ref := r.admit(more); ref != nil {
 		return outcome{}, ref
+	} else {
+		held += more
 	}
-	defer r.release(size)
 	var more mem.BufferSlice
 	if err := stream.RecvMsg(&more); !errors.Is(err, io.EOF) {
 		more.Free()
@@ -150,6 +172,35 @@ func unread(err error) *refusal {
 		code = codes.InvalidArgument
 	}
 	return refuse(code, 400, reason, "%s", st.Message())
+}
+
+// encodings notes what a request's header says of its compression; the decompressor
+// itself is not told whose request it reads.
+type encodings struct{}
+
+type windowKey struct{}
+
+func (encodings) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
+	return context.WithValue(ctx, windowKey{}, new(int))
+}
+
+func (encodings) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	if h, ok := s.(*stats.InHeader); ok && h.Compression == "zstd" {
+		if window, ok := ctx.Value(windowKey{}).(*int); ok {
+			*window = maxZstdWindow
+		}
+	}
+}
+
+func (encodings) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (encodings) HandleConn(context.Context, stats.ConnStats)                       {}
+
+// windowOf returns what the decompressor of a request may hold, in bytes.
+func windowOf(ctx context.Context) int {
+	if window, ok := ctx.Value(windowKey{}).(*int); ok {
+		return *window
+	}
+	return 0
 }
 
 func init() { encoding.RegisterCompressor(zstdCompressor{}) }

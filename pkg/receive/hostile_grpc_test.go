@@ -20,9 +20,12 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // frame is a gRPC message with its prefix.
@@ -158,6 +161,52 @@ func TestHeldMessagesCount(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+	d.probe(t)
+}
+
+// TestWindowsCountBeforeReading: requests that have sent nothing but their headers
+// hold what their decompressors may take.
+func TestWindowsCountBeforeReading(t *testing.T) {
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 1<<20, 17<<20, 10*time.Second })
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	codesSeen := make(chan codes.Code, 3)
+	for range 3 { // two windows of 8 MiB fit
+		body, w := io.Pipe()
+		t.Cleanup(func() { _ = w.Close() })
+		wg.Go(func() {
+			code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body, "Grpc-Encoding", "zstd")
+			if err == nil {
+				codesSeen <- code
+			}
+		})
+		_, _ = w.Write([]byte{1})
+	}
+	if code := <-codesSeen; code != codes.Unavailable {
+		t.Errorf("%v, want %v", code, codes.Unavailable)
+	}
+	if len(codesSeen) > 0 {
+		t.Errorf("another was answered, too: %v", <-codesSeen)
+	}
+	cancel()
+	wg.Wait()
+	d.probe(t)
+}
+
+// TestMemoryLimitRefuses: over both protocols, with a code that says again.
+func TestMemoryLimitRefuses(t *testing.T) {
+	d := open(t, false, nil)
+	d.over.Store(true)
+	if res, _ := d.do(t, req{body: good(t)}); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
+		t.Errorf("HTTP: %s", res.Status)
+	}
+	if st := status.Convert(d.export(t, good(t))); st.Code() != codes.Unavailable || len(st.Details()) != 1 {
+		t.Errorf("gRPC: %v", st)
+	}
+	if n := testutil.ToFloat64(d.led.Of(otlpwire.Traces).Refused(ledger.RefusedOverload)); n != 2 {
+		t.Errorf("refused{overload} is %v, want 2", n)
+	}
+	d.over.Store(false)
 	d.probe(t)
 }
 

@@ -196,6 +196,9 @@ type Deps struct {
 	Accept func(context.Context, Batch) error
 	// Origin allows senders to say where a request comes from ([Batch.Origin]).
 	Origin bool
+	// Over reports that memory is short: requests are refused before they are read.
+	// nil for never.
+	Over func() bool
 	// MaxPayload is the largest payload that Accept takes; larger requests are
 	// cut, and a single item that is larger is rejected.
 	MaxPayload int
@@ -427,8 +430,11 @@ func (r *Receiver) recycle(buf *[]byte) {
 	}
 }
 
-// identify finds the sender or refuses.
+// identify finds the sender or refuses, before anything is read.
 func (r *Receiver) identify(authorization string) (*Sender, *refusal) {
+	if r.deps.Over != nil && r.deps.Over() {
+		return nil, busy(ledger.RefusedOverload, "the memory limit is reached")
+	}
 	sender, err := r.deps.Identify(authorization)
 	if err != nil {
 		return nil, refuse(codes.Unauthenticated, 401, ledger.RefusedUnauthorized, "%v", err)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ import (
 
 // door is a running receiver and what came through it.
 type door struct {
+	over       atomic.Bool
 	grpc, http string
 	led        *ledger.Ledger
 
@@ -91,7 +93,7 @@ func open(t *testing.T, auth bool, change func(*Config)) *door {
 			}
 			return nil
 		},
-		MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Over: d.over.Load, MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

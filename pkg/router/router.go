@@ -112,6 +112,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 		Identify:   tokens.Identify,
 		Accept:     newGateway(hub).accept,
 		Origin:     true,
+		Over:       p.Memory.Over,
 		MaxPayload: envelope.MaxPayload,
 		Ledger:     p.Ledger,
 		Log:        p.Log,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"strconv"
 	"sync"
 
@@ -13,10 +12,10 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
@@ -33,11 +32,11 @@ type lanes struct {
 func (l *lanes) service() services.Service {
 	var (
 		shared  []bus.Shared
-		writers []Writer
+		writers []backend.Writer
 	)
 	start := func(context.Context) error {
 		for _, sig := range otlpwire.Signals {
-			w, err := l.cfg.writer(sig)
+			w, err := l.cfg.Backends.Open(sig)
 			if err != nil {
 				return err
 			}
@@ -71,7 +70,7 @@ func (l *lanes) service() services.Service {
 	return services.NewBasicService(start, run, end)
 }
 
-func (l *lanes) lane(sig otlpwire.Signal, w Writer, p int) bus.Shared {
+func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
 	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p),
 	}}
@@ -126,15 +125,15 @@ func (l *directLane) run(ctx context.Context) {
 	})
 }
 
-// delivery brings payloads to one backend, whatever it takes.
+// delivery brings payloads to one backend, and dead-letters what that refuses for
+// good.
 type delivery struct {
 	sig  otlpwire.Signal
-	w    Writer
+	w    backend.Writer
 	conn func() *bus.Conn // there once the hub's stage has started
 	led  *ledger.Ledger
 	log  *slog.Logger
-	// owned, where it is set, is asked before something is tried again or given up:
-	// an owner that has slept must not bring old items behind newer ones.
+	// owned is [backend.Delivery.Owned].
 	owned func() bool
 }
 
@@ -145,39 +144,16 @@ type origin struct {
 }
 
 // write returns true when every item of the payload is stored or dead-lettered,
-// and false when ctx ended first. What may heal is tried again for ever; what
-// will not is halved until the culprits are found, and they alone are put into
-// DEADLETTER.
+// and false when ctx ended first.
 func (d *delivery) write(ctx context.Context, instance string, payload []byte, from origin) bool {
-	for attempt := 1; ; attempt++ {
-		err := d.w.Write(ctx, instance, payload)
-		if err == nil {
-			if attempt > 1 {
-				d.log.Info("backend takes data again", "attempts", attempt)
-			}
-			d.led.Of(d.sig).Delivered(d.w.Name()).Add(float64(otlpwire.Count(d.sig, payload)))
-			return true
-		}
-		if ctx.Err() != nil || (d.owned != nil && !d.owned()) {
-			return false
-		}
-		if reason, permanent := fault.Reason(err); permanent {
-			first, second, ok := otlpwire.Halve(d.sig, payload)
-			if ok {
-				return d.write(ctx, instance, first, from) && d.write(ctx, instance, second, from)
-			}
-			return d.deadLetter(ctx, instance, payload, from, reason, err)
-		}
-		switch {
-		case fault.IsConfiguration(err) && attempt == 1:
-			d.log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
-		case attempt == 1:
-			d.log.Warn("backend does not take data, will try again", "err", err)
-		}
-		if !proc.Sleep(ctx, fault.Pause(err, attempt, rand.Float64())) {
-			return false
-		}
+	b := backend.Delivery{
+		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
+		Delivered: func(items int) { d.led.Of(d.sig).Delivered(d.w.Name()).Add(float64(items)) },
+		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
+			return d.deadLetter(ctx, instance, payload, from, reason, why)
+		},
 	}
+	return b.Write(ctx, instance, payload)
 }
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {

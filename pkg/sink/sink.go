@@ -20,33 +20,28 @@
 package sink
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/file"
-	"github.com/penstock/penstock/pkg/sink/loki"
+	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/policy"
-	"github.com/penstock/penstock/pkg/sink/remotewrite"
-	"github.com/penstock/penstock/pkg/sink/tempo"
 )
+
+// Backends are tempo, prometheus, loki and file.
+type Backends = backend.Config
 
 // Config is what an operator may set. A signal that has no backend goes to the
 // file backend.
 type Config struct {
 	proc.Config `yaml:",inline"`
 
-	Hub        bus.Config         `yaml:"hub"`
-	Streams    bus.Topology       `yaml:"streams"`
-	Sampling   SamplingConfig     `yaml:"sampling"`
-	Tempo      tempo.Config       `yaml:"tempo"`
-	Prometheus remotewrite.Config `yaml:"prometheus"`
-	Loki       loki.Config        `yaml:"loki"`
-	File       file.Config        `yaml:"file"`
+	Hub      bus.Config     `yaml:"hub"`
+	Streams  bus.Topology   `yaml:"streams"`
+	Sampling SamplingConfig `yaml:"sampling"`
+	Backends `yaml:",inline"`
 	// Member is this process's name among the sinks that share the partitions;
 	// unique. Default: the host's name with something random behind.
 	Member string `yaml:"member"`
@@ -93,16 +88,16 @@ func (c SamplingConfig) policies() (*policy.Set, error) {
 
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
-	return Config{
-		Config:     proc.DefaultConfig(9663),
-		Hub:        bus.Config{URL: "nats://127.0.0.1:4222"},
-		Streams:    bus.DefaultTopology(),
-		Sampling:   SamplingConfig{MaxBytes: 256 << 20, InstanceShare: 25},
-		Prometheus: remotewrite.Config{Labels: remotewrite.DefaultLabels()},
-		Loki:       loki.Config{Labels: loki.DefaultLabels()},
-		File:       file.Config{Dir: "penstock-data", MaxBytes: 1 << 30},
-		Drain:      5 * time.Second,
+	c := Config{
+		Config:   proc.DefaultConfig(9663),
+		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
+		Streams:  bus.DefaultTopology(),
+		Sampling: SamplingConfig{MaxBytes: 256 << 20, InstanceShare: 25},
+		Backends: backend.DefaultConfig(),
+		Drain:    5 * time.Second,
 	}
+	c.Backends.File.Dir = "penstock-data"
+	return c
 }
 
 // Process returns the part that is common to all roles.
@@ -112,9 +107,9 @@ func (c *Config) Process() *proc.Config { return &c.Config }
 func (c *Config) ApplyEnv(getenv func(string) string) {
 	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
 	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
-	proc.Env(getenv, "TEMPO_ENDPOINT", &c.Tempo.Endpoint)
-	proc.Env(getenv, "PROMETHEUS_URL", &c.Prometheus.URL)
-	proc.Env(getenv, "LOKI_URL", &c.Loki.URL)
+	proc.Env(getenv, "TEMPO_ENDPOINT", &c.Backends.Tempo.Endpoint)
+	proc.Env(getenv, "PROMETHEUS_URL", &c.Backends.Prometheus.URL)
+	proc.Env(getenv, "LOKI_URL", &c.Backends.Loki.URL)
 }
 
 // Validate reports every mistake at once, also those in the policies.
@@ -126,62 +121,19 @@ func (c *Config) Validate() error {
 	if c.Sampling.KeptSpans < 0 || c.Sampling.InstanceShare < 1 || c.Sampling.InstanceShare > 100 {
 		errs = append(errs, fmt.Errorf("sampling.kept_spans_per_second is %d, sampling.instance_share_percent is %d: want 0 or more, and 1 to 100", c.Sampling.KeptSpans, c.Sampling.InstanceShare))
 	}
-	if c.File.MaxBytes < 1<<20 {
-		errs = append(errs, fmt.Errorf("file.max_bytes is %v, want at least 1MiB", c.File.MaxBytes))
-	}
-	if c.File.Dir == "" {
+	if c.Backends.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
+	errs = append(errs, c.Backends.Validate(""))
 	if _, err := c.Sampling.policies(); err != nil {
 		errs = append(errs, err) // names the file of the policies
 	}
-	if c.Tempo.Endpoint != "" {
-		errs = append(errs, check(tempo.New(c.Tempo)))
-	}
-	if c.Prometheus.URL != "" {
-		errs = append(errs, check(remotewrite.New(c.Prometheus)))
-	}
-	if c.Loki.URL != "" {
-		errs = append(errs, check(loki.New(c.Loki)))
-	}
 	return errors.Join(errs...)
-}
-
-func check(w interface{ Close() error }, err error) error {
-	if err == nil {
-		err = w.Close()
-	}
-	return err
 }
 
 // keepAllWait is the decision wait of those who sample nothing: long enough
 // for the spans of a request to come together in one write.
 const keepAllWait = 2 * time.Second
-
-// Writer writes the payloads of one signal to one backend.
-type Writer interface {
-	// Name is the backend's label.
-	Name() string
-	// Write returns nil when the backend has stored every item of a payload of
-	// one instance. It does not keep the payload. Errors are marked as package
-	// fault says. It is called from several goroutines, for one instance from
-	// one only.
-	Write(ctx context.Context, instance string, payload []byte) error
-	Close() error
-}
-
-// writer builds the backend of a signal.
-func (c *Config) writer(sig otlpwire.Signal) (Writer, error) {
-	switch {
-	case sig == otlpwire.Traces && c.Tempo.Endpoint != "":
-		return tempo.New(c.Tempo)
-	case sig == otlpwire.Metrics && c.Prometheus.URL != "":
-		return remotewrite.New(c.Prometheus)
-	case sig == otlpwire.Logs && c.Loki.URL != "":
-		return loki.New(c.Loki)
-	}
-	return file.New(c.File, sig)
-}
 
 // Build makes the stages: hub, lanes.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {

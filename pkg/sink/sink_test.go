@@ -22,6 +22,7 @@ import (
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 // picky refuses payloads that hold a poisoned line, and fails as often as told.
@@ -52,7 +53,7 @@ func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
 	return nil
 }
 
-func testDelivery(t *testing.T, w Writer) (*delivery, *bus.Conn) {
+func testDelivery(t *testing.T, w backend.Writer) (*delivery, *bus.Conn) {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)

@@ -1,0 +1,130 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/grafana/dskit/services"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/backend"
+)
+
+// local writes what is spooled to backends beside the edge, all of it, unsampled: who
+// looks for a fault on site finds it while the hub is away. It holds nothing back:
+// what the spool has let go of before a local backend took it, that backend misses.
+type local struct {
+	cfg      backend.Config
+	instance string
+	spool    *spool
+	led      *ledger.Ledger
+	log      *slog.Logger
+}
+
+// localReader begins the names of the marks of local backends.
+const localReader = "local-"
+
+func newLocal(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) *local {
+	return &local{cfg: cfg.Local, instance: cfg.Instance.ID, spool: sp, led: led, log: log.With("component", "local")}
+}
+
+func (l *local) service() services.Service {
+	var writers [len(otlpwire.Signals)]backend.Writer
+	start := func(context.Context) (err error) {
+		for _, sig := range otlpwire.Signals {
+			if writers[sig], err = l.cfg.Open(sig); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	run := func(ctx context.Context) error {
+		var wg sync.WaitGroup
+		for _, sig := range otlpwire.Signals {
+			if w := writers[sig]; w != nil {
+				wg.Go(func() { l.run(ctx, sig, w) })
+			}
+		}
+		<-ctx.Done()
+		wg.Wait()
+		return nil
+	}
+	end := func(error) error {
+		var errs []error
+		for _, w := range writers {
+			if w != nil {
+				errs = append(errs, w.Close())
+			}
+		}
+		return errors.Join(errs...)
+	}
+	return services.NewBasicService(start, run, end)
+}
+
+// run writes one signal until ctx ends.
+func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) {
+	log := l.log.With("signal", sig, "backend", w.Name())
+	for attempt := 1; ; attempt++ {
+		st, err := l.spool.await(ctx)
+		if err != nil {
+			return
+		}
+		var wrote atomic.Bool
+		err = l.session(ctx, st, sig, w, log, &wrote)
+		if wrote.Load() {
+			attempt = 1
+		}
+		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+			return
+		}
+		log.Debug("reading the spool again", "err", err)
+	}
+}
+
+func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger, wrote *atomic.Bool) error {
+	name := localReader + w.Name()
+	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), l.spool.marks.get(name, sig).Done+1)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	count := l.led.Local(sig, w.Name())
+	d := backend.Delivery{
+		Signal: sig, Writer: w, Log: log, Delivered: func(items int) { count(ledger.LocalDelivered).Add(float64(items)) },
+		GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
+			log.Warn("local backend refuses an item for good", "reason", reason, "err", why)
+			count(ledger.LocalRefused).Add(float64(otlpwire.Count(sig, payload)))
+			return true
+		},
+	}
+	for {
+		m, err := r.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if done := l.spool.marks.get(name, sig).Done; done > 0 && m.Seq > done+1 {
+			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", m.Seq-done-1)
+			count(ledger.LocalMissed).Add(float64(m.Seq - done - 1))
+		}
+		body, err := envelope.Decompress(m.Body, m.Header.Encoding)
+		if err == nil {
+			err = m.Err
+		}
+		if err != nil {
+			log.Error("spooled message is damaged and was left out", "seq", m.Seq, "err", err)
+		} else if !d.Write(ctx, l.instance, body) {
+			return ctx.Err()
+		}
+		wrote.Store(true)
+		l.spool.marks.advance(name, sig, m.Seq, 0)
+	}
+}

@@ -1,0 +1,101 @@
+package edge
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// TestLocalBackendsReadTheSpool: the hub is away and one local backend is dead, and
+// the others get everything, once, also across a restart.
+func TestLocalBackendsReadTheSpool(t *testing.T) {
+	var asked atomic.Int64
+	dead := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer dead.Close()
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://127.0.0.1:1", Name: "edge-as-1"}
+	cfg.Local.Loki.URL, cfg.Local.File.Dir = dead.URL, t.TempDir()
+	lines := func() int {
+		text, _ := os.ReadFile(filepath.Join(cfg.Local.File.Dir, "traces.jsonl"))
+		return strings.Count(string(text), "\n")
+	}
+	trace := []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"0102030405060708090a0b0c0d0e0f10","spanId":"0102030405060708","name":"x"}]}]}]}`)
+	for round := range 2 {
+		s, stop := startSpool(t, cfg.Spool)
+		svc := newLocal(cfg, s, s.led, quiet).service()
+		if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			b := logBatch(t, 0, 10)
+			b.Signal = otlpwire.Traces
+			var err error
+			if b.Payload, _, err = otlpwire.FromJSON(nil, otlpwire.Traces, trace, otlpwire.DefaultLimits); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Accept(t.Context(), b); err != nil {
+				t.Fatal(err)
+			}
+			accept(t, s, 0, 1) // a log record for the dead one
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		counted := func() float64 { return testutil.ToFloat64(s.led.Local(otlpwire.Traces, "file")(ledger.LocalDelivered)) }
+		if !proc.Until(ctx, func() bool { return lines() == 10*(round+1) && counted() == 10 && asked.Load() > 0 }) {
+			t.Errorf("round %d: %d lines of traces, %v counted, the dead backend was asked %d times", round, lines(), counted(), asked.Load())
+		}
+		cancel()
+		// The hub's side does not care.
+		s.marks.advance(hubReader, otlpwire.Logs, 10, 0)
+		if !s.empty(t.Context(), otlpwire.Logs) && round == 0 {
+			t.Error("a dead local backend holds the spool back")
+		}
+		if err := services.StopAndAwaitTerminated(context.Background(), svc); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+	}
+}
+
+// TestLocalBackendMissesWhatIsGone: a backend that was away finds a gap, and it is
+// counted.
+func TestLocalBackendMissesWhatIsGone(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Local.File.Dir = t.TempDir()
+	s, _ := startSpool(t, cfg.Spool)
+	accept(t, s, 0, 10)
+	s.marks.advance(localReader+"file", otlpwire.Logs, 2, 0)
+	if err := s.current.Load().conn.PurgeBelow(t.Context(), bus.SpoolStream(otlpwire.Logs), 6); err != nil {
+		t.Fatal(err)
+	}
+	svc := newLocal(cfg, s, s.led, quiet).service()
+	if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = services.StopAndAwaitTerminated(context.Background(), svc) }()
+	count := s.led.Local(otlpwire.Logs, "file")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return testutil.ToFloat64(count(ledger.LocalDelivered)) == 5 }) {
+		t.Errorf("%v delivered, want 5", testutil.ToFloat64(count(ledger.LocalDelivered)))
+	}
+	if n := testutil.ToFloat64(count(ledger.LocalMissed)); n != 3 {
+		t.Errorf("%v messages counted as missed, want 3", n)
+	}
+}

@@ -1,0 +1,173 @@
+// Package memlimit keeps a process within its memory, in the terms of the
+// collector's memory_limiter: above the soft limit new data is refused, and the
+// garbage collector is made to run.
+//
+// # Not here
+//
+// The refusal: whoever takes data asks [Limiter.Over].
+package memlimit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync/atomic"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+// Config is what an operator may set. The names are the collector's.
+type Config struct {
+	// LimitMiB is the hard limit of the heap. Without it and limit_percentage it is
+	// nine tenths of the cgroup's limit, and without one of those there is none.
+	LimitMiB int64 `yaml:"limit_mib"`
+	// SpikeMiB is how far below the hard limit new data is refused; default: a fifth
+	// of it.
+	SpikeMiB int64 `yaml:"spike_limit_mib"`
+	// LimitPercentage is the hard limit in percent of the cgroup's memory, or of the
+	// machine's.
+	LimitPercentage int64 `yaml:"limit_percentage"`
+	SpikePercentage int64 `yaml:"spike_limit_percentage"` // likewise
+	// CheckInterval is how often memory is looked at.
+	CheckInterval time.Duration `yaml:"check_interval"`
+}
+
+// DefaultConfig follows the cgroup.
+func DefaultConfig() Config { return Config{CheckInterval: time.Second} }
+
+// Validate reports every mistake at once; section is the key that c stands under.
+func (c Config) Validate(section string) error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(section+"."+format, args...)) }
+	if c.LimitMiB < 0 || (c.LimitMiB > 0 && c.LimitMiB < 32) {
+		wrong("limit_mib is %d, want at least 32, or 0 for the cgroup's", c.LimitMiB)
+	}
+	if c.LimitPercentage < 0 || c.LimitPercentage > 100 {
+		wrong("limit_percentage is %d, want 1 to 100", c.LimitPercentage)
+	}
+	if c.LimitMiB > 0 && c.LimitPercentage > 0 {
+		wrong("limit_mib and limit_percentage are both set: set one")
+	}
+	if c.SpikeMiB < 0 || (c.SpikeMiB > 0 && c.SpikeMiB >= c.LimitMiB) {
+		wrong("spike_limit_mib is %d, want less than limit_mib (%d)", c.SpikeMiB, c.LimitMiB)
+	}
+	if c.SpikePercentage < 0 || (c.SpikePercentage > 0 && c.SpikePercentage >= c.LimitPercentage) {
+		wrong("spike_limit_percentage is %d, want less than limit_percentage (%d)", c.SpikePercentage, c.LimitPercentage)
+	}
+	if c.CheckInterval < 10*time.Millisecond || c.CheckInterval > time.Minute {
+		wrong("check_interval is %v, want 10ms to 1m", c.CheckInterval)
+	}
+	return errors.Join(errs...)
+}
+
+// Limits are in bytes of the heap; 0 for none.
+type Limits struct{ Soft, Hard uint64 }
+
+// limits resolves the configuration. total and cgroup return the memory of the
+// cgroup or the machine, and of the cgroup alone.
+func (c Config) limits(total, cgroup memlimit.Provider) (l Limits, err error) {
+	switch {
+	case c.LimitMiB > 0:
+		l.Hard = uint64(c.LimitMiB) << 20
+		l.Soft = l.Hard - uint64(c.SpikeMiB)<<20
+	case c.LimitPercentage > 0:
+		bytes, err := total()
+		if err != nil {
+			return l, fmt.Errorf("memory_limiter.limit_percentage: how much memory there is: %w", err)
+		}
+		l.Hard = bytes / 100 * uint64(c.LimitPercentage)
+		l.Soft = l.Hard - bytes/100*uint64(c.SpikePercentage)
+	default:
+		bytes, err := cgroup()
+		if err != nil {
+			return l, nil // no cgroup, or one without a limit
+		}
+		l.Hard = bytes / 10 * 9
+		l.Soft = l.Hard
+	}
+	if l.Soft == l.Hard {
+		l.Soft = l.Hard - l.Hard/5
+	}
+	return l, nil
+}
+
+// Limiter watches the memory of this process.
+type Limiter struct {
+	Limits
+	every time.Duration
+	log   *slog.Logger
+	over  atomic.Bool
+	last  time.Time // of the last forced collection
+}
+
+// New resolves the limits and sets GOMEMLIMIT to the soft one, unless the
+// environment has it.
+func New(cfg Config, log *slog.Logger) (*Limiter, error) {
+	limits, err := cfg.limits(memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem), memlimit.FromCgroup)
+	if err != nil {
+		return nil, err
+	}
+	l := &Limiter{Limits: limits, every: cfg.CheckInterval, log: log.With("component", "memory")}
+	if limits.Hard > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(int64(limits.Soft))
+		l.log.Debug("memory limited", "soft_bytes", limits.Soft, "hard_bytes", limits.Hard)
+	}
+	return l, nil
+}
+
+// Over reports whether new data is to be refused. A nil Limiter has no limit.
+func (l *Limiter) Over() bool { return l != nil && l.over.Load() }
+
+// Run looks at memory until ctx ends.
+func (l *Limiter) Run(ctx context.Context) error {
+	if l.Hard == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(l.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			l.check(now, heap, runtime.GC)
+		}
+	}
+}
+
+// gcInterval is between forced collections while memory is below the hard limit.
+const gcInterval = 10 * time.Second
+
+// check compares what the heap holds with the limits. A heap above a limit is
+// collected first: much of it may be garbage.
+func (l *Limiter) check(now time.Time, heap func() uint64, collect func()) {
+	used := heap()
+	if used > l.Hard || (used > l.Soft && now.Sub(l.last) >= gcInterval) {
+		collect()
+		l.last = now
+		used = heap()
+	}
+	over := used > l.Soft
+	if l.over.Swap(over) == over {
+		return
+	}
+	if over {
+		l.log.Warn("memory limit reached, new data is refused", "heap_bytes", used, "soft_bytes", l.Soft)
+	} else {
+		l.log.Info("memory is below its limit again", "heap_bytes", used)
+	}
+}
+
+// heap returns the bytes of live objects and of those that are not collected yet.
+func heap() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}

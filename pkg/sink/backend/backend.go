@@ -1,0 +1,151 @@
+// Package backend puts the writers of all backends behind one interface, and brings
+// payloads to one of them, whatever it takes. Sinks use it, and edges that have
+// backends of their own.
+//
+// # Promises
+//
+//   - What may heal is tried again for ever; what will not is halved until the
+//     culprits are found, and they alone are given up.
+//
+// # Not here
+//
+// Where payloads come from, and what becomes of those that are given up.
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/file"
+	"github.com/penstock/penstock/pkg/sink/loki"
+	"github.com/penstock/penstock/pkg/sink/remotewrite"
+	"github.com/penstock/penstock/pkg/sink/tempo"
+)
+
+// Config says where the signals go: traces to Tempo, metrics to Prometheus, logs to
+// Loki, and to files what has no other.
+type Config struct {
+	Tempo      tempo.Config       `yaml:"tempo"`
+	Prometheus remotewrite.Config `yaml:"prometheus"`
+	Loki       loki.Config        `yaml:"loki"`
+	File       file.Config        `yaml:"file"`
+}
+
+// DefaultConfig has no backend but the labels of those that may be set.
+func DefaultConfig() Config {
+	return Config{
+		Prometheus: remotewrite.Config{Labels: remotewrite.DefaultLabels()},
+		Loki:       loki.Config{Labels: loki.DefaultLabels()},
+		File:       file.Config{MaxBytes: 1 << 30},
+	}
+}
+
+// Validate reports every mistake at once; section is the key that c stands under,
+// with a dot behind, or empty.
+func (c Config) Validate(section string) error {
+	var errs []error
+	check := func(w interface{ Close() error }, err error) {
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil && section != "" {
+			err = fmt.Errorf("%s%w", section, err)
+		}
+		errs = append(errs, err)
+	}
+	if c.File.MaxBytes < 1<<20 {
+		errs = append(errs, fmt.Errorf("%sfile.max_bytes is %v, want at least 1MiB", section, c.File.MaxBytes))
+	}
+	if c.Tempo.Endpoint != "" {
+		check(tempo.New(c.Tempo))
+	}
+	if c.Prometheus.URL != "" {
+		check(remotewrite.New(c.Prometheus))
+	}
+	if c.Loki.URL != "" {
+		check(loki.New(c.Loki))
+	}
+	return errors.Join(errs...)
+}
+
+// Writer writes the payloads of one signal to one backend.
+type Writer interface {
+	// Name is the backend's label.
+	Name() string
+	// Write returns nil when the backend has stored every item of a payload of
+	// one instance. It does not keep the payload. Errors are marked as package
+	// fault says. It is called from several goroutines, for one instance from
+	// one only.
+	Write(ctx context.Context, instance string, payload []byte) error
+	Close() error
+}
+
+// Open returns the writer of a signal; nil when there is none.
+func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
+	switch {
+	case sig == otlpwire.Traces && c.Tempo.Endpoint != "":
+		return tempo.New(c.Tempo)
+	case sig == otlpwire.Metrics && c.Prometheus.URL != "":
+		return remotewrite.New(c.Prometheus)
+	case sig == otlpwire.Logs && c.Loki.URL != "":
+		return loki.New(c.Loki)
+	case c.File.Dir != "":
+		return file.New(c.File, sig)
+	}
+	return nil, nil
+}
+
+// Delivery brings payloads of one signal to one backend.
+type Delivery struct {
+	Signal otlpwire.Signal
+	Writer Writer
+	Log    *slog.Logger
+	// Delivered counts items that the backend has.
+	Delivered func(items int)
+	// GiveUp takes a payload that the backend will never take, in which no half is
+	// better than the other. It returns false when ctx ended first.
+	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
+	// Owned, where it is set, is asked before something is tried again or given up:
+	// an owner that has slept must not bring old items behind newer ones.
+	Owned func() bool
+}
+
+// Write returns true when every item of the payload is stored or given up, and
+// false when ctx ended first.
+func (d *Delivery) Write(ctx context.Context, instance string, payload []byte) bool {
+	for attempt := 1; ; attempt++ {
+		err := d.Writer.Write(ctx, instance, payload)
+		if err == nil {
+			if attempt > 1 {
+				d.Log.Info("backend takes data again", "attempts", attempt)
+			}
+			d.Delivered(otlpwire.Count(d.Signal, payload))
+			return true
+		}
+		if ctx.Err() != nil || (d.Owned != nil && !d.Owned()) {
+			return false
+		}
+		if reason, permanent := fault.Reason(err); permanent {
+			first, second, ok := otlpwire.Halve(d.Signal, payload)
+			if ok {
+				return d.Write(ctx, instance, first) && d.Write(ctx, instance, second)
+			}
+			return d.GiveUp(ctx, instance, payload, reason, err)
+		}
+		switch {
+		case fault.IsConfiguration(err) && attempt == 1:
+			d.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
+		case attempt == 1:
+			d.Log.Warn("backend does not take data, will try again", "err", err)
+		}
+		if !proc.Sleep(ctx, fault.Pause(err, attempt, rand.Float64())) {
+			return false
+		}
+	}
+}
