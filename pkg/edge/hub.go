@@ -80,6 +80,12 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.
 		if err != nil {
 			return err
 		}
+		if planted.ForwardSwapped && d.Seq%50 == 7 {
+			if next, err := r.Next(ctx); err == nil {
+				next.Header.ID = fmt.Sprintf("%s-%d", st.nonce(), next.Seq)
+				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.Header, Body: next.Body})
+			}
+		}
 		if d.Seq <= w.spool.marks.get(hubReader, sig).Done {
 			continue // dropped since it was read
 		}
@@ -121,6 +127,9 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 			f = m
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if planted.ForwardUnacked {
+			done(arrived{seq: f.seq, items: f.items, bytes: f.bytes})
 		}
 		stored, err := f.pending.Stored(ctx)
 		if err != nil {

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -187,6 +188,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 	st, err := b.store, b.err
 	for attempt := 1; proc.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
 		s.led.SpoolBytes.Set(math.NaN()) // not known
+		s.led.SpoolWritable.Set(0)
 		if s.current.Store(nil); st != nil {
 			st.close()
 		}
@@ -198,6 +200,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 		}
 		if openErr == nil {
 			s.log.Info("the spool takes writes again")
+			s.writable(st)
 			return
 		}
 		if err = openErr; st != nil {
@@ -229,12 +232,18 @@ func (s *spool) Accept(ctx context.Context, b receive.Batch) error {
 		return fmt.Errorf("%w: less than %v free on the spool's disk", receive.ErrFull, s.cfg.Reserve)
 	}
 	r := &request{batch: b, done: make(chan error, 1)}
+	if planted.AnswerBeforeSpool {
+		r.batch.Payload = bytes.Clone(r.batch.Payload)
+	}
 	select {
 	case s.queues[b.Signal] <- r:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.stopped:
 		return errStopping
+	}
+	if planted.AnswerBeforeSpool {
+		return nil
 	}
 	select {
 	case err := <-r.done:
@@ -389,6 +398,7 @@ func (s *spool) checkDisk() {
 	}
 	free := int64(fs.Bavail) * fs.Bsize
 	noRoom := free < int64(s.cfg.Reserve)
+	defer func() { s.writable(s.current.Load()) }()
 	if s.noRoom.Swap(noRoom) == noRoom {
 		return
 	}
@@ -397,6 +407,15 @@ func (s *spool) checkDisk() {
 	} else {
 		s.log.Info("disk has room again", "free_bytes", free)
 	}
+}
+
+// writable says whether the spool takes writes.
+func (s *spool) writable(st *store) {
+	ok := 0.0
+	if st != nil && st.refusing() == nil && !s.noRoom.Load() {
+		ok = 1
+	}
+	s.led.SpoolWritable.Set(ok)
 }
 
 // empty reports whether the hub has everything of a signal.

@@ -300,7 +300,7 @@ func (o *opener) restore(ctx context.Context, st *store, sig otlpwire.Signal) (r
 // fatal reports whether a person has to mend the configuration before a spool can
 // be opened: then the process ends with the reason instead of trying again.
 func fatal(err error) bool {
-	return errors.Is(err, broker.ErrOwned) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
+	return errors.Is(err, broker.ErrOwned) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
 }
 
 func copyFile(from, to string) error {

@@ -55,6 +55,8 @@ type Ledger struct {
 	SpoolBytes prometheus.Gauge
 	// SpoolHeld is what both have: it is sent again should the hub lose it.
 	SpoolHeld prometheus.Gauge
+	// SpoolWritable is 1 while the edge's spool takes writes.
+	SpoolWritable prometheus.Gauge
 	// HubAlarms counts how often a hub showed that it has lost what it acknowledged.
 	HubAlarms prometheus.Counter
 	spoolLost *prometheus.CounterVec
@@ -110,6 +112,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
 		SpoolBytes:      f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
 		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again should it lose them."}),
+		SpoolWritable:   f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_writable", Help: "1 while the edge's spool takes writes; 0 while its disk fails or has less than spool.disk_reserve free, and senders are told to retry."}),
 		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub showed that it has lost what it had acknowledged, or knew an id that was never sent. The edge sent again what it held."}),
 		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
 		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),

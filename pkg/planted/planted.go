@@ -1,5 +1,5 @@
 // Package planted holds bugs on purpose, one behind each build tag: they show that
-// `make chaos` finds what it must find (docs/testing.md). Without a tag all are
+// `make chaos` and `make chaos-edge` find what they must find (docs/testing.md). Without a tag all are
 // off.
 package planted
 
@@ -14,4 +14,10 @@ var (
 	WallTime bool // -tags bug_wall_time
 	// FloorTooHigh lets the floor pass the oldest message that something is owed of.
 	FloorTooHigh bool // -tags bug_floor_too_high
+	// AnswerBeforeSpool tells senders success when their request is in memory.
+	AnswerBeforeSpool bool // -tags bug_answer_before_spool
+	// ForwardUnacked lets the spool go of what was sent, not of what was acknowledged.
+	ForwardUnacked bool // -tags bug_forward_unacked
+	// ForwardSwapped sends a message behind the next one, now and then.
+	ForwardSwapped bool // -tags bug_forward_swapped
 )

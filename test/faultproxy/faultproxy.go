@@ -61,6 +61,13 @@ func (p *Proxy) Reset() {
 	}
 }
 
+// Connections is how many clients are connected.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns) / 2
+}
+
 // Close ends everything.
 func (p *Proxy) Close() {
 	p.mu.Lock()

@@ -1,0 +1,5 @@
+//go:build bug_answer_before_spool
+
+package planted
+
+func init() { AnswerBeforeSpool = true }

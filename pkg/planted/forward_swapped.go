@@ -1,0 +1,5 @@
+//go:build bug_forward_swapped
+
+package planted
+
+func init() { ForwardSwapped = true }

@@ -1,0 +1,5 @@
+//go:build bug_forward_unacked
+
+package planted
+
+func init() { ForwardUnacked = true }
