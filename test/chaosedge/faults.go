@@ -62,15 +62,8 @@ func (w *world) fault(ctx context.Context) error {
 		w.say("slow link")
 		w.proxy.Set(faultproxy.Fault{Rate: 64 << 10, Delay: 50 * time.Millisecond})
 		w.pause(ctx, time.Second, 4*time.Second)
-	case n < 16:
-		w.say("connections are reset")
-		w.proxy.Reset()
 	case n < 17:
-		w.say("a bit flips on the wire")
-		w.proxy.Set(faultproxy.Fault{Flip: w.rng.IntN(2) == 0, Delay: time.Millisecond})
-		w.proxy.Reset()
-		w.pause(ctx, 100*time.Millisecond, time.Second)
-		w.proxy.Set(faultproxy.Fault{})
+		w.say("connections are reset")
 		w.proxy.Reset()
 	case n < 18:
 		w.say("SIGSTOP edge")

@@ -313,3 +313,41 @@ func TestHalfOpenConnection(t *testing.T) {
 		e.arrived(bus.Config{URL: hub})
 	}
 }
+
+// TestBitsFlipOnTheWire: with TLS a flipped bit is a broken connection, and nothing
+// else.
+func TestBitsFlipOnTheWire(t *testing.T) {
+	a := newAuthority(t)
+	s := serve(t, func(o *server.Options) { o.TLSConfig, o.TLS, o.TLSTimeout = a.server(), true, 5 })
+	proxy, err := faultproxy.Start(s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Close)
+	cfg := bus.Config{URL: "tls://" + s.Addr().String(), TLS: proc.ClientTLS{CA: a.ca}}
+	as := cfg
+	as.Name = "operator"
+	operator(t, as)
+	through := cfg
+	through.URL = "tls://" + proxy.Addr()
+	e := newEdge(t, "", t.TempDir(), hubSection(through))
+	e.start()
+	for range 3 {
+		e.sendAll(10)
+		proxy.Set(faultproxy.Fault{Flip: true})
+		e.sendAll(10)
+		if err := daemon.Until(t.Context(), 20*time.Second, func() error {
+			if proxy.Connections() == 0 {
+				return nil
+			}
+			return fmt.Errorf("a connection with flipped bits goes on")
+		}); err != nil {
+			t.Error(err)
+		}
+		proxy.Set(faultproxy.Fault{})
+	}
+	e.arrived(cfg)
+	if n := metric(t, e, "penstock_forwarded_items_total", otlpwire.Logs); n != "60" {
+		t.Errorf("%s items forwarded, want 60", n)
+	}
+}
