@@ -204,6 +204,10 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 // Connected reports whether the server answers now.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 
+// MaxPayload is the largest message that the server takes, body and headers, in
+// bytes.
+func (c *Conn) MaxPayload() int64 { return c.nc.MaxPayload() }
+
 // Close ends the connection; acknowledgements that were sent are flushed.
 func (c *Conn) Close() {
 	_ = c.nc.FlushTimeout(time.Second)

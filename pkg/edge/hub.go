@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
@@ -17,6 +18,9 @@ import (
 // window is how many messages of a signal may be on their way to the hub: at
 // 100 ms round trip and 1 MiB a message it fills 640 MiB/s.
 const window = 64
+
+// minHubPayload is a message of the largest size, with its headers.
+const minHubPayload = envelope.MaxPayload + 4<<10
 
 // hubWay publishes into the hub's JetStream.
 type hubWay struct {
@@ -190,6 +194,10 @@ func (d *dialer) dial() (*bus.Conn, error) {
 		return d.mu.conn, nil
 	}
 	conn, err := bus.Dial(d.cfg, d.log)
+	if err == nil && conn.MaxPayload() < minHubPayload {
+		err = fmt.Errorf("the hub takes messages of up to %d bytes, and the spool holds some of up to %d: set its max_payload to 8MB, as deploy/nats does", conn.MaxPayload(), minHubPayload)
+		conn.Close()
+	}
 	if err != nil {
 		if d.mu.since.IsZero() {
 			d.log.Warn("hub unreachable, spooling", "err", err)

@@ -351,3 +351,23 @@ func TestBitsFlipOnTheWire(t *testing.T) {
 		t.Errorf("%s items forwarded, want 60", n)
 	}
 }
+
+// TestHubWithASmallPayload: a hub that takes small messages only would hold the spool's
+// first large one for ever. The log says what to set, and nothing is lost meanwhile.
+func TestHubWithASmallPayload(t *testing.T) {
+	s := serve(t, func(o *server.Options) { o.MaxPayload = 512 << 10 })
+	e := newEdge(t, s.ClientURL(), t.TempDir(), "")
+	e.start()
+	e.sendAll(3)
+	if err := daemon.Until(t.Context(), 10*time.Second, func() error {
+		if !strings.Contains(e.log(), "set its max_payload") {
+			return fmt.Errorf("the log does not say what to do")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if n := metric(t, e, "penstock_forwarded_items_total", otlpwire.Logs); n != "0" {
+		t.Errorf("%s items forwarded", n)
+	}
+}

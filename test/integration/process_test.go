@@ -21,8 +21,6 @@ import (
 
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend"
 	"github.com/penstock/penstock/test/backend/loki"
@@ -376,69 +374,6 @@ func TestEdgeWithoutHub(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// TestGateway sends with a bearer token to the router, without an edge.
-func TestGateway(t *testing.T) {
-	out, err := exec.Command("sh", "-c", penstockBinary(t)+" token -instance-id as-7 -customer-id acme 2>token.txt && cat token.txt >&2").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Cleanup(func() { _ = os.Remove("token.txt") })
-	entry, tokenLine, _ := strings.Cut(string(out), "token (shown once): ")
-	token := strings.TrimSpace(tokenLine)
-	tokens := writeFile(t, "tokens.yaml", "tokens:\n"+entry)
-	lok := loki.Start(t)
-	p := startPipeline(t, func(c *sink.Config) { c.Loki.URL = lok.URL })
-	p.router.stop()
-	rc := router.DefaultConfig()
-	rc.Hub.URL, rc.Gateway.TokensFile = p.hub.url, tokens
-	rc.Gateway.GRPC.Listen, rc.Gateway.HTTP.Listen = backend.FreeAddr(t), backend.FreeAddr(t)
-	pr := proc.NewProcess(p.log, &rc)
-	stages, err := router.Build(pr, rc)
-	r := start(t, pr, stages, err)
-
-	send := func(auth string) int {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+rc.Gateway.HTTP.Listen+"/v1/logs",
-			strings.NewReader(`{"resourceLogs":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"forged"}}]},"scopeLogs":[{"logRecords":[{"timeUnixNano":"`+fmt.Sprint(time.Now().UnixNano())+`","body":{"stringValue":"hello"}}]}]}]}`))
-		req.Header.Set("Content-Type", "application/json")
-		if auth != "" {
-			req.Header.Set("Authorization", auth)
-		}
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = res.Body.Close()
-		return res.StatusCode
-	}
-	for auth, want := range map[string]int{"": 401, "Bearer wrong": 401, "Bearer " + token: 200} {
-		if code := send(auth); code != want {
-			t.Errorf("authorization %.10q…: %d, want %d", auth, code, want)
-		}
-	}
-	eventually(t, 30*time.Second, "the record arrives", func() error {
-		if es := lok.Entries(); len(es) != 1 || es[0].Labels["instance_id"] != "as-7" || es[0].Metadata["customer_id"] != "acme" {
-			return fmt.Errorf("got %+v", es)
-		}
-		return nil
-	})
-	if strings.Contains(p.text.String(), token) {
-		t.Error("the token stands in the log")
-	}
-	// Without the hub the gateway must not say success.
-	p.hub.stop()
-	if code := send("Bearer " + token); code != 503 {
-		t.Errorf("without a hub: %d, want 503", code)
-	}
-	p.hub.start(t)
-	eventually(t, 30*time.Second, "the gateway takes data again", func() error {
-		if code := send("Bearer " + token); code != 200 {
-			return fmt.Errorf("status %d", code)
-		}
-		return nil
-	})
-	r.stop()
 }
 
 func penstockBinary(t *testing.T) string {
