@@ -100,6 +100,45 @@ func TestRequestsShareMessages(t *testing.T) {
 	t.Logf("%d requests in %d messages", n, st.Messages)
 }
 
+// TestGroupIsCut: by bytes, items and linger; what does not fit begins the next one.
+func TestGroupIsCut(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	cfg.MaxItems = 10
+	s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
+	put := func(items, bytes int) *request {
+		return &request{batch: receive.Batch{Signal: otlpwire.Logs, Items: items, Payload: make([]byte, bytes)}}
+	}
+	gather := func(first *request, more ...*request) (int, int, *request) {
+		for _, r := range more {
+			s.queues[otlpwire.Logs] <- r
+		}
+		group, body, next := s.gather(otlpwire.Logs, []*request{first}, append([]byte(nil), first.batch.Payload...))
+		for len(s.queues[otlpwire.Logs]) > 0 {
+			<-s.queues[otlpwire.Logs]
+		}
+		return len(group), len(body), next
+	}
+	if n, size, next := gather(put(4, 100), put(4, 100), put(2, 100)); n != 3 || size != 300 || next != nil {
+		t.Errorf("what fits: %d requests, %d bytes, next %v", n, size, next)
+	}
+	third := put(4, 100)
+	if n, _, next := gather(put(4, 100), put(4, 100), third); n != 2 || next != third {
+		t.Errorf("too many items: %d requests, next %v", n, next)
+	}
+	if n, size, next := gather(put(1, envelope.MaxPayload-10), put(1, 11)); n != 1 || size > envelope.MaxPayload || next == nil {
+		t.Errorf("too many bytes: %d requests, %d bytes, next %v", n, size, next)
+	}
+	if n, _, next := gather(put(100, 10), put(1, 10)); n != 1 || next == nil {
+		t.Errorf("one with more items than a group: %d requests, next %v", n, next)
+	}
+	s.cfg.Linger = 50 * time.Millisecond
+	late := time.AfterFunc(5*time.Millisecond, func() { s.queues[otlpwire.Logs] <- put(1, 10) })
+	defer late.Stop()
+	if n, _, _ := gather(put(1, 10)); n != 2 {
+		t.Errorf("%d requests in a group that waits for 50 ms", n)
+	}
+}
+
 // TestSpoolKeepsWhatItAcknowledged stops the spool, opens it again and reads.
 func TestSpoolKeepsWhatItAcknowledged(t *testing.T) {
 	cfg := testConfig(t, t.TempDir()).Spool

@@ -104,12 +104,15 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 			return
 		}
 		h := &handing{spool: f.spool, store: st, sig: sig, counter: f.led.Of(sig).Forwarded.Add}
-		work, stop := context.WithCancel(ctx)
-		var wg sync.WaitGroup
-		wg.Go(func() { h.purge(work, f.log) })
-		err = f.way.session(ctx, st, sig, h.done)
-		stop()
-		wg.Wait()
+		if work, leave, ok := st.enter(ctx); ok {
+			purging, stop := context.WithCancel(work)
+			var wg sync.WaitGroup
+			wg.Go(func() { h.purge(purging, f.log) })
+			err = f.way.session(work, st, sig, h.done)
+			stop()
+			wg.Wait()
+			leave()
+		}
 		if h.any {
 			attempt = 1
 		}

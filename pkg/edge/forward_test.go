@@ -408,3 +408,53 @@ func TestGatewayWay(t *testing.T) {
 		})
 	}
 }
+
+// lateWay reports what the centre has after its store should have been closed.
+type lateWay struct {
+	spool   *spool
+	entered chan struct{}
+	once    sync.Once
+}
+
+func (w *lateWay) session(ctx context.Context, st *store, _ otlpwire.Signal, done func(arrived)) error {
+	w.once.Do(func() { close(w.entered) })
+	<-ctx.Done()
+	late, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	proc.Until(late, func() bool { now := w.spool.current.Load(); return now != nil && now != st })
+	done(arrived{seq: 500})
+	return ctx.Err()
+}
+
+func (*lateWay) connected() bool { return false }
+func (*lateWay) close()          {}
+
+// TestLateAcksDoNotMoveANewStore: a session of a store that was closed reports sequences
+// of that store; in the next one they belong to other messages.
+func TestLateAcksDoNotMoveANewStore(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	s, _ := startSpool(t, cfg.Spool)
+	accept(t, s, 0, 5)
+	w := &lateWay{spool: s, entered: make(chan struct{})}
+	fw := &forward{cfg: cfg, spool: s, led: s.led, log: quiet, way: w}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { fw.run(ctx, otlpwire.Logs) })
+	<-w.entered
+	first := s.current.Load()
+	if err := os.RemoveAll(cfg.Spool.Dir); err != nil { // the next store counts from 1
+		t.Fatal(err)
+	}
+	s.watch(ctx)
+	patience, stop := context.WithTimeout(ctx, 10*time.Second)
+	defer stop()
+	if !proc.Until(patience, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+		t.Fatal("the store was not opened anew")
+	}
+	accept(t, s, 0, 3)
+	if done := s.marks.get(hubReader, otlpwire.Logs).Done; done > 0 {
+		t.Errorf("the hub is said to have messages up to %d of a store that holds 3 new ones", done)
+	}
+	cancel()
+	wg.Wait()
+}

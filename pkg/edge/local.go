@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 
 	"github.com/grafana/dskit/services"
 
@@ -78,10 +77,12 @@ func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) 
 		if err != nil {
 			return
 		}
-		var wrote atomic.Bool
-		err = l.session(ctx, st, sig, w, log, &wrote)
-		if wrote.Load() {
-			attempt = 1
+		if work, leave, ok := st.enter(ctx); ok {
+			var wrote bool
+			if wrote, err = l.session(work, st, sig, w, log); wrote {
+				attempt = 1
+			}
+			leave()
 		}
 		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return
@@ -90,11 +91,11 @@ func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) 
 	}
 }
 
-func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger, wrote *atomic.Bool) error {
+func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger) (wrote bool, err error) {
 	name := localReader + w.Name()
 	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), l.spool.marks.get(name, sig).Done+1)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.Close()
 	count := l.led.Local(sig, w.Name())
@@ -109,7 +110,7 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 	for {
 		m, err := r.Next(ctx)
 		if err != nil {
-			return err
+			return wrote, err
 		}
 		if done := l.spool.marks.get(name, sig).Done; done > 0 && m.Seq > done+1 {
 			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", m.Seq-done-1)
@@ -122,9 +123,9 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 		if err != nil {
 			log.Error("spooled message is damaged and was left out", "seq", m.Seq, "err", err)
 		} else if !d.Write(ctx, l.instance, body) {
-			return ctx.Err()
+			return wrote, ctx.Err()
 		}
-		wrote.Store(true)
+		wrote = true
 		l.spool.marks.advance(name, sig, m.Seq, 0)
 	}
 }

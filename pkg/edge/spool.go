@@ -338,7 +338,11 @@ func (s *spool) commit(ctx context.Context, sig otlpwire.Signal, group []*reques
 		out = msg.Body
 	}
 	// What was accepted is written also while the process stops.
-	ctx = context.WithoutCancel(ctx)
+	ctx, leave, ok := st.enter(context.WithoutCancel(ctx))
+	if !ok {
+		return out, errClosed
+	}
+	defer leave()
 	planted.Point("before-append")
 	planted.During("in-append")
 	err := st.publish(ctx, msg)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -32,6 +33,14 @@ type store struct {
 	// writing ends when the server says that it cannot write.
 	writing context.Context
 	stop    context.CancelFunc
+	// users are those who read the store, and move marks by what they read. None is
+	// left when it has been closed: the next one may give sequences again.
+	users struct {
+		sync.Mutex
+		sync.WaitGroup
+		ctx  context.Context
+		stop context.CancelFunc
+	}
 	// refuses is why nothing is written, though it is read and forwarded: the
 	// youngest file could not be made sure of. nil for a store that works.
 	refuses atomic.Pointer[error]
@@ -61,6 +70,7 @@ const pendingSuffix = ".pending"
 func (o *opener) open(ctx context.Context, after error) (st *store, err error) {
 	st = &store{}
 	st.writing, st.stop = context.WithCancel(context.Background())
+	st.users.ctx, st.users.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			st.close()
@@ -145,8 +155,27 @@ func (st *store) publish(ctx context.Context, msg bus.Message) error {
 	return err
 }
 
+// enter makes the caller a user, until leave. The context that it works under ends
+// with ctx, and when the store is to be closed; ok is false when it is already.
+func (st *store) enter(ctx context.Context) (work context.Context, leave func(), ok bool) {
+	st.users.Lock()
+	defer st.users.Unlock()
+	if st.users.ctx.Err() != nil {
+		return nil, nil, false
+	}
+	st.users.Add(1)
+	work, cancel := context.WithCancel(ctx)
+	unlink := context.AfterFunc(st.users.ctx, cancel)
+	return work, func() { unlink(); cancel(); st.users.Done() }, true
+}
+
+// close waits until nobody uses the store.
 func (st *store) close() {
 	st.stop()
+	st.users.Lock()
+	st.users.stop()
+	st.users.Unlock()
+	st.users.Wait()
 	if st.conn != nil {
 		st.conn.Close()
 	}

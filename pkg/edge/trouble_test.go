@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -257,9 +258,28 @@ func TestCopiedDirectoryHasOtherIDs(t *testing.T) {
 	if got := numbers(t, c); len(got) != 1 {
 		t.Errorf("the copy holds %v", got)
 	}
-	s, _ = startSpool(t, cfg)
+	s, stop = startSpool(t, cfg)
 	if s.current.Load().nonce() != mine {
 		t.Error("the original has other ids after a restart: what it sends again is not known by id")
+	}
+	stop()
+	// As after a power cut.
+	path := filepath.Join(cfg.Dir, "epoch")
+	text, err := os.ReadFile(path)
+	var e epoch
+	if err == nil {
+		err = json.Unmarshal(text, &e)
+	}
+	e.Boot = "another"
+	if text, _ = json.Marshal(e); err == nil {
+		err = os.WriteFile(path, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	if s.current.Load().nonce() == mine {
+		t.Error("after a boot a sequence may be given twice: the ids must change")
 	}
 }
 
