@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/minio/highwayhash"
 )
@@ -52,7 +53,7 @@ type Condition struct {
 	// at either end cannot be seen.
 	Damage []Damage
 	// Torn is the youngest block when its end is no whole record: a write that was
-	// cut off. TornBytes is how much of it that is.
+	// cut off, or damage in the last record. TornBytes is how much of it that is.
 	Torn      string
 	TornBytes int64
 }
@@ -88,7 +89,9 @@ func Examine(streamDir string, visit func(Record) error) (Condition, error) {
 	if _, err := os.Stat(streamDir); errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
-	if err := checkMeta(streamDir, stream); err != nil {
+	if err := checkMeta(streamDir, stream); errors.Is(err, fs.ErrPermission) {
+		return c, fmt.Errorf("examine: %w", err)
+	} else if err != nil {
 		c.Damage = append(c.Damage, Damage{File: filepath.Join(streamDir, "meta.inf"), What: err.Error()})
 	}
 	blocks, err := blockFiles(streamDir)
@@ -107,11 +110,11 @@ func Examine(streamDir string, visit func(Record) error) (Condition, error) {
 func checkMeta(dir, stream string) error {
 	text, err := os.ReadFile(filepath.Join(dir, "meta.inf"))
 	if err != nil {
-		return errors.New("the stream's configuration cannot be read")
+		return fmt.Errorf("the stream's configuration cannot be read: %w", err)
 	}
 	sum, err := os.ReadFile(filepath.Join(dir, "meta.sum"))
 	if err != nil {
-		return errors.New("the checksum of the stream's configuration cannot be read")
+		return fmt.Errorf("the checksum of the stream's configuration cannot be read: %w", err)
 	}
 	if key := sha256.Sum256([]byte(stream)); hex.EncodeToString(hash(key[:], text)) != string(sum) {
 		return errors.New("the stream's configuration does not match its checksum")
@@ -157,9 +160,12 @@ func blockFiles(dir string) (all []blockFile, err error) {
 // block reads one file of records.
 func (c *Condition) block(b blockFile, stream string, youngest bool, visit func(Record) error) error {
 	buf, err := os.ReadFile(b.path)
-	if err != nil {
+	if errors.Is(err, syscall.EIO) {
 		c.Damage = append(c.Damage, Damage{File: b.path, What: err.Error()})
 		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("examine: %w", err) // it may be mended
 	}
 	key := sha256.Sum256([]byte(stream + "-" + strconv.Itoa(b.index)))
 	damage := func(at int, what string) {
@@ -205,7 +211,7 @@ func (c *Condition) block(b blockFile, stream string, youngest bool, visit func(
 func (c *Condition) resync(key, buf []byte, at int) int {
 	const farthest = 1 << 20 // messages
 	for ; at+recordHead+recordHash <= len(buf); at++ {
-		if seq := binary.LittleEndian.Uint64(buf[at+4:]); seq <= c.Last || seq > c.Last+farthest {
+		if seq := binary.LittleEndian.Uint64(buf[at+4:]); seq <= c.Last || (c.Last > 0 && seq > c.Last+farthest) {
 			continue
 		}
 		if _, _, sound := parseRecord(key, buf[at:]); sound {

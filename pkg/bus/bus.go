@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,11 +75,11 @@ func (cfg Config) Validate(section string) error {
 		if err == nil && (parsed.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, parsed.Scheme)) {
 			err = errors.New("want nats://host:4222, tls://host:4222, ws://host or wss://host:443")
 		}
+		if wrong, is := errors.AsType[*url.Error](err); is {
+			err = wrong.Err // it would print the URL, password and all
+		}
 		if err != nil {
-			if parsed != nil {
-				u = parsed.Redacted()
-			}
-			errs = append(errs, fmt.Errorf("%s.url: %q: %w", section, u, err))
+			errs = append(errs, fmt.Errorf("%s.url: %q: %w", section, redacted(u), err))
 		}
 	}
 	ways := 0
@@ -146,10 +147,22 @@ func (cfg Config) target() string {
 	if cfg.InProcess != nil {
 		return "in process"
 	}
-	if u, err := url.Parse(cfg.URL); err == nil {
-		return u.Redacted()
+	return strings.Join(slices.Collect(func(yield func(string) bool) {
+		for u := range strings.SplitSeq(cfg.URL, ",") {
+			if !yield(redacted(u)) {
+				return
+			}
+		}
+	}), ",")
+}
+
+// redacted returns a URL without a password.
+func redacted(text string) string {
+	u, err := url.Parse(strings.TrimSpace(text))
+	if err != nil {
+		return "a URL that does not parse"
 	}
-	return cfg.URL
+	return u.Redacted()
 }
 
 func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
@@ -219,6 +232,9 @@ type Message struct {
 	Subject string
 	Header  envelope.Header
 	Body    []byte
+	// After is the sequence that the subject's last message must have in the stream,
+	// or [LastSequenceError] is the answer. 0: whatever it has.
+	After uint64
 	// Reason and Detail are set on dead letters only.
 	Reason, Detail string
 }
@@ -232,6 +248,9 @@ const (
 func (m Message) nats() *nats.Msg {
 	h := make(nats.Header, 6)
 	m.Header.Fields(func(name, value string) { h[name] = []string{value} })
+	if m.After > 0 {
+		h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(m.After, 10)}
+	}
 	if m.Reason != "" {
 		h[headerReason], h[headerDetail] = []string{m.Reason}, []string{m.Detail}
 	}
@@ -244,6 +263,19 @@ var ErrFull = errors.New("stream is full")
 // ErrStore reports that the stream's files cannot be written: it stores nothing
 // more until its server is opened anew (nats-server 2.15.2, fileStore.werr).
 var ErrStore = errors.New("stream cannot write its files")
+
+// LastSequenceError reports that a subject's last message is not the one that was
+// expected ([Message.After]).
+type LastSequenceError struct {
+	Last uint64 // what it is; 0 for no message
+}
+
+func (e *LastSequenceError) Error() string {
+	return fmt.Sprintf("the subject's last message has sequence %d", e.Last)
+}
+
+// wrongLast is how the server's description of that begins.
+const wrongLast = "wrong last sequence: "
 
 // ErrNoStream reports that nobody stores the subject: the hub has no such
 // stream, or JetStream is not up yet.
@@ -269,6 +301,12 @@ func publishError(subject string, err error) error {
 				what = ErrFull
 			}
 			err = fmt.Errorf("%w: %w", what, err)
+		} else if ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+			if last, ok := strings.CutPrefix(api.Description, wrongLast); ok {
+				if n, parseErr := strconv.ParseUint(last, 10, 64); parseErr == nil {
+					err = &LastSequenceError{n}
+				}
+			}
 		}
 	}
 	return fmt.Errorf("publish to %s: %w", subject, err)

@@ -25,7 +25,8 @@ type epoch struct {
 }
 
 // loadEpoch returns the nonce of a spool directory, a new one where it must be, or
-// where anew says so.
+// where anew says so. A new one is good also when it cannot be written down, with an
+// error: the next start makes another.
 func loadEpoch(dir string, anew bool) (string, error) {
 	path := filepath.Join(dir, "epoch")
 	now, err := newEpoch(dir)
@@ -43,7 +44,8 @@ func loadEpoch(dir string, anew bool) (string, error) {
 		err = writeSynced(path, text)
 	}
 	if err != nil {
-		return "", fmt.Errorf("spool epoch: %w", err)
+		_ = os.Remove(path)
+		return now.Nonce, fmt.Errorf("spool epoch: %w", err)
 	}
 	return now.Nonce, nil
 }

@@ -18,9 +18,8 @@ import (
 	"github.com/penstock/penstock/pkg/proc"
 )
 
-// purgeInterval is how often what the hub has is noted and, when its time is over,
-// deleted from the spool. A crash in between sends up to that again, which the hub
-// recognises by id.
+// purgeInterval is how often what the hub has is deleted from the spool when its time
+// is over.
 const purgeInterval = 250 * time.Millisecond
 
 // forward moves messages from the spool to the centre, each signal on its own.
@@ -151,12 +150,13 @@ func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 		upto := held.expire(h.spool.now())
 		held.Unlock()
 		if upto > 0 {
-			if err := h.store.conn.PurgeBelow(context.WithoutCancel(ctx), bus.SpoolStream(h.sig), upto+1); err != nil {
+			err := h.spool.marks.save()
+			if err == nil {
+				err = h.store.conn.PurgeBelow(context.WithoutCancel(ctx), bus.SpoolStream(h.sig), upto+1)
+			}
+			if err != nil {
 				log.Warn("spool keeps what the hub already has", "signal", h.sig, "err", err)
 			}
-		}
-		if err := h.spool.marks.save(); err != nil {
-			log.Debug("not saved", "err", err)
 		}
 		if !goOn {
 			return

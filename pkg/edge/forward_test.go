@@ -144,6 +144,21 @@ func (h *testHub) conn() *bus.Conn {
 	return conn
 }
 
+// others lets another instance store n messages.
+func (h *testHub) others(n int) {
+	h.t.Helper()
+	conn := h.conn()
+	defer conn.Close()
+	for i := range n {
+		_, err := conn.Publish(h.t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, "as-2"), Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Arrival: 1, ID: fmt.Sprint("other-", i),
+		}})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 // logs returns the numbers of the log records that the hub holds, in order.
 func (h *testHub) logs() (all []int) {
 	h.t.Helper()
@@ -221,9 +236,14 @@ func want(n int) (all []int) {
 
 // TestHubThatLostDataGetsItAgain loses the hub's data in every way that it shows.
 func TestHubThatLostDataGetsItAgain(t *testing.T) {
-	for name, lose := range map[string]func(t *testing.T, h *testHub, old string) (dir string){
-		"made anew":            func(t *testing.T, _ *testHub, _ string) string { return t.TempDir() },
-		"restored from backup": func(_ *testing.T, _ *testHub, old string) string { return old },
+	for name, tc := range map[string]struct {
+		lose   func(t *testing.T, backup string) (dir string)
+		others int // messages that another instance has stored since
+	}{
+		"made anew":                         {func(t *testing.T, _ string) string { return t.TempDir() }, 0},
+		"restored from backup":              {func(_ *testing.T, backup string) string { return backup }, 0},
+		"made anew, others were faster":     {func(t *testing.T, _ string) string { return t.TempDir() }, 100},
+		"restored, and others were faster,": {func(_ *testing.T, backup string) string { return backup }, 100},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHub(t)
@@ -243,7 +263,8 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 			accept(t, s, 20, 50)
 			drained(t, s)
 			h.broker.Stop()
-			h.start(lose(t, h, backup))
+			h.start(tc.lose(t, backup))
+			h.others(tc.others)
 			// One more message shows it.
 			accept(t, s, 50, 51)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -334,7 +355,7 @@ func TestDroppedIsNotForwarded(t *testing.T) {
 	}
 	startForward(t, cfg, s)
 	drained(t, s)
-	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped))
+	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped(ledger.DroppedFull)))
 	if got := h.logs(); dropped == 0 || !slices.Equal(got, want(20)[dropped:]) {
 		t.Errorf("%d dropped, the hub holds %v", dropped, got)
 	}
@@ -363,17 +384,19 @@ func TestGatewayWay(t *testing.T) {
 				Accept: func(_ context.Context, b receive.Batch) error {
 					mu.Lock()
 					defer mu.Unlock()
-					if fail--; fail > 0 {
+					if fail--; fail > 1 {
 						return errors.New("not now")
 					}
 					if b.Origin.ID == "" || time.Since(time.Unix(0, b.Origin.Arrival)) > time.Minute {
 						t.Errorf("the origin is %+v", b.Origin)
 					}
-					if ids[b.Origin.ID]++; ids[b.Origin.ID] > 1 {
-						return nil
+					if ids[b.Origin.ID]++; ids[b.Origin.ID] == 1 { // the hub stores an id once
+						for item := range otlpwire.Items(b.Payload) {
+							got = append(got, number(item))
+						}
 					}
-					for item := range otlpwire.Items(b.Payload) {
-						got = append(got, number(item))
+					if fail%5 == 0 {
+						return errors.New("the answer is lost")
 					}
 					return nil
 				},
@@ -457,4 +480,113 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestGatewayMergesWhatIsClose: messages that wait become one request, as long as they
+// fit and have arrived within a second; one that does not begins the next.
+func TestGatewayMergesWhatIsClose(t *testing.T) {
+	s, _ := startSpool(t, testConfig(t, t.TempDir()).Spool)
+	st := s.current.Load()
+	for i, m := range []struct {
+		at   time.Duration
+		size int
+	}{{0, 10}, {time.Second / 2, 10}, {2 * time.Second, 10}, {2 * time.Second, 600 << 10}, {2 * time.Second, 600 << 10}} {
+		b := logBatch(t, i, m.size)
+		_, err := st.conn.Publish(t.Context(), bus.Message{Subject: bus.SpoolSubject(otlpwire.Logs), Body: b.Payload, Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1_790_000_000_000_000_000 + int64(m.at),
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := st.conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w := &gatewayWay{spool: s, led: s.led, log: quiet}
+	var next *bus.Delivery
+	var got [][]int
+	for seq := uint64(0); seq < 5; {
+		var m merged
+		if m, next, err = w.gather(t.Context(), st, otlpwire.Logs, r, next); err != nil {
+			t.Fatal(err)
+		}
+		var ns []int
+		for item := range otlpwire.Items(m.body) {
+			ns = append(ns, number(item))
+		}
+		if m.items != len(ns) || m.seq <= seq || len(m.body) > envelope.MaxPayload {
+			t.Errorf("%d items up to message %d, %d bytes, hold %v", m.items, m.seq, len(m.body), ns)
+		}
+		got, seq = append(got, ns), m.seq
+	}
+	if fmt.Sprint(got) != "[[0 1] [2 3] [4]]" {
+		t.Errorf("requests of %v", got)
+	}
+}
+
+// TestDropReachesWhatIsRead drops messages that the forwarder has read already and not
+// sent: they are not sent, for they count as lost.
+func TestDropReachesWhatIsRead(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	s, _ := startSpool(t, cfg.Spool)
+	accept(t, s, 0, 20)
+	st := s.current.Load()
+	r, err := st.conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s.marks.advance(hubReader, otlpwire.Logs, 15, 0) // dropped meanwhile
+	conn, err := bus.Dial(bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	w := &hubWay{instance: "as-1", spool: s, led: s.led, log: quiet}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	flights, first := make(chan flight, window), make(chan struct{})
+	close(first)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = w.publish(ctx, conn, st, r, otlpwire.Logs, flights, first) })
+	for range 5 {
+		if f := <-flights; f.seq <= 15 {
+			t.Errorf("message %d was sent", f.seq)
+		}
+	}
+	cancel()
+	wg.Wait()
+}
+
+// TestTwoPublishersOfASubject: the gateway, or another edge, publishes for the same
+// instance. That is no alarm.
+func TestTwoPublishersOfASubject(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	s, _ := startSpool(t, cfg.Spool)
+	conn := h.conn()
+	defer conn.Close()
+	for round := range 4 {
+		stop := startForward(t, cfg, s)
+		accept(t, s, round*10, round*10+10)
+		drained(t, s)
+		stop()
+		b := logBatch(t, 1000+round, 10)
+		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, "as-1"), Body: b.Payload, Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: fmt.Sprint("gateway-", round),
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := testutil.ToFloat64(s.led.HubAlarms); n != 0 {
+		t.Errorf("%v alarms", n)
+	}
+	mine := slices.DeleteFunc(h.logs(), func(n int) bool { return n >= 1000 })
+	if !slices.Equal(mine, want(40)) {
+		t.Errorf("the hub holds %v", mine)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -110,19 +111,33 @@ func (w *gatewayWay) session(ctx context.Context, st *store, sig otlpwire.Signal
 		if m, next, err = w.gather(ctx, st, sig, r, next); err != nil {
 			return err
 		}
-		if len(m.body) > 0 {
-			if err := w.send(ctx, sig, m); err != nil {
-				if !w.away.Swap(true) {
-					w.log.Warn("gateway does not take data, spooling", "err", err)
-				}
-				return err
-			}
-			if w.away.Swap(false) {
-				w.log.Info("gateway takes data")
-			}
+		if err := w.deliver(ctx, sig, &m); err != nil {
+			return err
 		}
 		done(m.arrived)
 	}
+}
+
+// deliver sends the same request until the gateway has taken it or ctx ends: another
+// one of the same messages would not be known by its id.
+func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged) error {
+	for attempt := 1; len(m.body) > 0; attempt++ {
+		refused, err := w.send(ctx, sig, *m)
+		if err == nil {
+			m.items -= refused
+			if w.away.Swap(false) {
+				w.log.Info("gateway takes data")
+			}
+			return nil
+		}
+		if !w.away.Swap(true) || attempt == 1 {
+			w.log.Warn("gateway does not take data, spooling", "signal", sig, "err", err)
+		}
+		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // gather waits for a message and adds those that are there already, up to the size
@@ -146,8 +161,8 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 		}
 		if err != nil {
 			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", err)
-			w.led.Of(sig).Dead(ledger.DeadUndecodable).Inc()
-			body = nil
+			w.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(max(d.Header.Items, 1)))
+			body, d.Header.Items = nil, 0
 		}
 		if m.seq > 0 && (len(m.body)+len(body) > envelope.MaxPayload || d.Header.Arrival-m.arrival > int64(maxMerge)) {
 			return m, d, nil
@@ -163,8 +178,9 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 	}
 }
 
-// send returns nil when the gateway has everything that it will ever take.
-func (w *gatewayWay) send(ctx context.Context, sig otlpwire.Signal, m merged) error {
+// send returns nil when the gateway has everything that it will ever take, and how many
+// items it refuses for good.
+func (w *gatewayWay) send(ctx context.Context, sig otlpwire.Signal, m merged) (refused int, err error) {
 	rejected, message, err := w.client.Export(ctx, sig, m.body, map[string]string{
 		envelope.OriginID: m.id + "-" + strconv.FormatUint(m.seq, 10), envelope.OriginArrival: strconv.FormatInt(m.arrival, 10),
 	})
@@ -176,20 +192,23 @@ func (w *gatewayWay) send(ctx context.Context, sig otlpwire.Signal, m merged) er
 			a, b := m, m
 			a.id, a.body = m.id+"a", first
 			b.id, b.body = m.id+"b", second
-			if err := w.send(ctx, sig, a); err != nil {
-				return err
+			one, err := w.send(ctx, sig, a)
+			if err != nil {
+				return one, err
 			}
-			return w.send(ctx, sig, b)
+			other, err := w.send(ctx, sig, b)
+			return one + other, err
 		}
-		items := otlpwire.Count(sig, m.body)
-		w.log.Error("the gateway refuses an item for good: it is lost", "signal", sig, "items", items, "reason", reason, "err", err)
-		w.led.Of(sig).Dead(reason).Add(float64(items))
-		return nil
+		refused = otlpwire.Count(sig, m.body)
+		message = fmt.Sprintf("%s: %v", reason, err)
 	case err != nil:
-		return err
-	case rejected > 0:
-		w.log.Error("the gateway has refused items of a request: they are lost", "signal", sig, "items", rejected, "why", message)
-		w.led.Of(sig).Dead(ledger.DeadRefused).Add(float64(rejected))
+		return 0, err
+	default:
+		refused = int(rejected)
 	}
-	return nil
+	if refused > 0 {
+		w.log.Error("the gateway refuses items for good: they are lost", "signal", sig, "items", refused, "why", message)
+		w.led.Of(sig).Dropped(ledger.DroppedRefused).Add(float64(refused))
+	}
+	return refused, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
@@ -29,6 +30,9 @@ type hubWay struct {
 	led      *ledger.Ledger
 	log      *slog.Logger
 	dialer   dialer
+	// shared is set while others are seen to publish the same subject of ours: what its
+	// last message should be cannot be said then.
+	shared [len(otlpwire.Signals)]atomic.Bool
 }
 
 func (w *hubWay) connected() bool { return w.dialer.connected() }
@@ -40,6 +44,7 @@ type flight struct {
 	items   int
 	bytes   int64
 	again   bool // it may have been sent before
+	skip    bool // it was left out
 	pending bus.Pending
 }
 
@@ -77,7 +82,9 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 }
 
 // publish sends in order with a window in flight. The window opens with the first
-// acknowledgement: a hub that has lost its data shows it there.
+// acknowledgement: a hub that has lost its data shows it there. The first message is
+// sent on the condition that the subject's last message is the one that the hub has
+// acknowledged last, for others may have filled up the stream's sequences since.
 func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.Reader, sig otlpwire.Signal, flights chan<- flight, first <-chan struct{}) error {
 	for sent := 0; ; {
 		d, err := r.Next(ctx)
@@ -96,16 +103,25 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.
 		if d.Err != nil {
 			// Only this process writes the spool: the file is damaged.
 			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", d.Err)
-			w.led.Of(sig).Dead(ledger.DeadUndecodable).Inc()
-			continue
+			w.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(max(d.Header.Items, 1)))
+			select {
+			case flights <- flight{seq: d.Seq, skip: true}:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		var after uint64
+		if sent == 0 && w.spool.holds(sig) && !w.shared[sig].Swap(false) {
+			after = w.spool.marks.get(hubReader, sig).Hub
 		}
 		d.Header.ID = fmt.Sprintf("%s-%d", st.nonce(), d.Seq)
 		again := d.Seq <= st.sent[sig].Load()
 		st.sent[sig].Store(max(st.sent[sig].Load(), d.Seq))
-		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: d.Header, Body: d.Body})
+		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: d.Header, Body: d.Body, After: after})
 		planted.Point("after-forward")
 		select {
-		case flights <- flight{d.Seq, d.Header.Items, int64(len(d.Body)), again, p}:
+		case flights <- flight{seq: d.Seq, items: d.Header.Items, bytes: int64(len(d.Body)), again: again, pending: p}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -121,7 +137,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.
 
 // settle takes the hub's acknowledgements in order.
 func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, flights <-chan flight, first chan<- struct{}, done func(arrived)) error {
-	for n := 0; ; n++ {
+	for opened := false; ; {
 		var f flight
 		select {
 		case m, ok := <-flights:
@@ -135,7 +151,14 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 		if planted.ForwardUnacked {
 			done(arrived{seq: f.seq, items: f.items, bytes: f.bytes})
 		}
+		if f.skip {
+			done(arrived{seq: f.seq})
+			continue
+		}
 		stored, err := f.pending.Stored(ctx)
+		if other, is := errors.AsType[*bus.LastSequenceError](err); is {
+			return w.compare(sig, other.Last)
+		}
 		if err != nil {
 			return err
 		}
@@ -147,10 +170,26 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 			a.hub = stored.Seq
 		}
 		done(a)
-		if n == 0 {
+		if !opened {
 			close(first)
+			opened = true
 		}
 	}
+}
+
+// compare is asked when the last message of our subject is another than the last that
+// the hub has acknowledged: last is its sequence, 0 for none.
+func (w *hubWay) compare(sig otlpwire.Signal, last uint64) error {
+	before := w.spool.marks.get(hubReader, sig).Hub
+	if last > before {
+		// Our own, with its acknowledgement lost, or another edge's or a gateway's.
+		w.shared[sig].Store(true)
+		return errRewind
+	}
+	w.log.Error("the hub does not have what it has acknowledged: its stream was made anew or restored, or has lost its end; all that is held is sent again", "signal", sig, "acknowledged", before, "last", last)
+	w.led.HubAlarms.Inc()
+	w.spool.rewind(sig)
+	return errRewind
 }
 
 // check looks for signs that the hub does not have what it has acknowledged: its

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"strings"
@@ -20,10 +21,12 @@ type mark struct {
 	Hub uint64 `json:"hub,omitempty"`
 }
 
-// marks hold the marks of all readers, in a file beside the streams. The file is
-// not synced: what it says too little is sent again, and is known by its id.
+// marks hold the marks of all readers, in a file beside the streams: a checksum, and
+// the state in JSON. It is written every second. What it says too little is sent again;
+// the hub knows that by its id, unless the machine was booted in between.
 type marks struct {
-	path string
+	path   string
+	saving sync.Mutex // one writer of the file
 
 	mu struct {
 		sync.Mutex
@@ -44,7 +47,12 @@ func loadMarks(path string) (*marks, error) {
 	m := &marks{path: path}
 	text, err := os.ReadFile(path)
 	if err == nil {
-		err = json.Unmarshal(text, &m.mu.state)
+		sum, state, _ := strings.Cut(string(text), "\n")
+		if sum != fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(state))) {
+			err = errors.New("the checksum does not match")
+		} else if err = json.Unmarshal([]byte(state), &m.mu.state); err != nil {
+			m.mu.state = markFile{}
+		}
 	}
 	if m.mu.state.Appended == nil {
 		m.mu.state.Appended = map[string]uint64{}
@@ -139,23 +147,27 @@ func (m *marks) of(sig otlpwire.Signal) map[string]mark {
 	return all
 }
 
-// save writes the file when something has changed.
+// save writes the file when something has changed, and returns when it is on the
+// disk: what is deleted from the spool must be marked before.
 func (m *marks) save() error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if !m.mu.dirty {
+		m.mu.Unlock()
 		return nil
 	}
-	text, err := json.MarshalIndent(m.mu.state, "", "  ")
+	state, err := json.Marshal(m.mu.state)
+	m.mu.dirty = false
+	m.mu.Unlock()
 	if err == nil {
-		err = os.WriteFile(m.path+".tmp", text, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(m.path+".tmp", m.path)
+		err = writeSynced(m.path, append(fmt.Appendf(nil, "%08x\n", crc32.ChecksumIEEE(state)), state...))
 	}
 	if err != nil {
+		m.mu.Lock()
+		m.mu.dirty = true
+		m.mu.Unlock()
 		return fmt.Errorf("marks of the spool: %w", err)
 	}
-	m.mu.dirty = false
 	return nil
 }

@@ -3,30 +3,32 @@ package edge
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 // makeRoom deletes from a full stream what the hub has, then, with on_full:
 // drop_oldest, what it has not, and tries to publish again after each. It returns
 // [bus.ErrFull] when nothing may be deleted.
-func (s *spool) makeRoom(ctx context.Context, st *store, sig otlpwire.Signal, need int64, publish func() error) error {
+func (s *spool) makeRoom(ctx context.Context, st *store, sig otlpwire.Signal, msg bus.Message) (seq uint64, err error) {
 	if err := s.release(ctx, st, sig); err != nil {
-		return err
+		return 0, err
 	}
-	err := publish()
+	seq, err = st.publish(ctx, msg)
 	for errors.Is(err, bus.ErrFull) && s.cfg.OnFull == DropOldest {
-		dropped, dropErr := s.dropOldest(ctx, st, sig, need)
+		dropped, dropErr := s.dropOldest(ctx, st, sig, int64(len(msg.Body)))
 		if dropErr != nil {
-			return dropErr
+			return 0, dropErr
 		}
 		if dropped == 0 {
 			break
 		}
-		err = publish()
+		seq, err = st.publish(ctx, msg)
 	}
-	return err
+	return seq, err
 }
 
 // release deletes what the hub has.
@@ -35,13 +37,22 @@ func (s *spool) release(ctx context.Context, st *store, sig otlpwire.Signal) err
 	h.Lock()
 	h.forget()
 	h.Unlock()
+	if err := s.marks.save(); err != nil {
+		return err
+	}
 	return st.conn.PurgeBelow(ctx, bus.SpoolStream(sig), s.marks.get(hubReader, sig).Done+1)
 }
+
+// dropTimeout bounds the search for what may go: while it lasts, the hub may have taken
+// it all.
+const dropTimeout = 5 * time.Second
 
 // dropOldest deletes messages that the hub does not have, the oldest first, until
 // there is room for need bytes, and counts their items as lost. One that is on its
 // way to the hub at this moment counts, too.
 func (s *spool) dropOldest(ctx context.Context, st *store, sig otlpwire.Signal, need int64) (messages int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dropTimeout)
+	defer cancel()
 	stream := bus.SpoolStream(sig)
 	state, err := st.conn.State(ctx, stream)
 	if err != nil || state.Messages == 0 {
@@ -66,7 +77,10 @@ func (s *spool) dropOldest(ctx context.Context, st *store, sig otlpwire.Signal, 
 		items += max(d.Header.Items, 1)
 	}
 	s.log.Warn("spool full, the oldest is dropped", "signal", sig, "items", items, "messages", messages)
-	s.led.Of(sig).Dropped.Add(float64(items))
+	s.led.Of(sig).Dropped(ledger.DroppedFull).Add(float64(items))
 	s.marks.advance(hubReader, sig, last, 0)
+	if err := s.marks.save(); err != nil {
+		return 0, err
+	}
 	return messages, st.conn.PurgeBelow(ctx, stream, last+1)
 }

@@ -182,17 +182,31 @@ func (s *spool) run(ctx context.Context) error {
 	}
 }
 
+// reopenInterval is how often a store is opened anew on a disk that does not write: what
+// was forwarded can be deleted then, which may be all that the disk needs.
+const reopenInterval = 30 * time.Second
+
 // reopen closes a store that does not write and opens others until one does or ctx
 // ends. In between what is spooled is forwarded.
 func (s *spool) reopen(ctx context.Context, b brokenStore) {
 	st, err := b.store, b.err
+	s.led.SpoolWritable.Set(0)
+	if st != nil {
+		st.refuse(err)
+	}
+	opened := time.Time{}
 	for attempt := 1; proc.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
+		probeErr := s.probe()
+		if st != nil && probeErr != nil && !st.broker.Gone() && time.Since(opened) < reopenInterval {
+			s.watch(ctx)
+			continue // it is read as it is
+		}
 		s.led.SpoolBytes.Set(math.NaN()) // not known
-		s.led.SpoolWritable.Set(0)
 		if s.current.Store(nil); st != nil {
 			st.close()
 		}
 		openErr := s.open(ctx, err)
+		opened = time.Now()
 		if st = s.current.Load(); openErr == nil {
 			if openErr = st.refusing(); openErr == nil {
 				openErr = s.probe()
@@ -345,10 +359,11 @@ func (s *spool) commit(ctx context.Context, sig otlpwire.Signal, group []*reques
 	defer leave()
 	planted.Point("before-append")
 	planted.During("in-append")
-	err := st.publish(ctx, msg)
+	seq, err := st.publish(ctx, msg)
 	if errors.Is(err, bus.ErrFull) {
-		err = s.makeRoom(ctx, st, sig, int64(len(msg.Body)), func() error { return st.publish(ctx, msg) })
+		seq, err = s.makeRoom(ctx, st, sig, msg)
 	}
+	s.marks.appended(sig, seq)
 	planted.Point("after-fsync")
 	switch {
 	case errors.Is(err, bus.ErrFull):
@@ -366,7 +381,7 @@ func (s *spool) watch(ctx context.Context) {
 	if st == nil {
 		return
 	}
-	if st.broker.Gone() {
+	if st.broker.Gone() && st.refusing() == nil {
 		s.report(st, fmt.Errorf("the directory %s was removed or replaced", s.cfg.Dir))
 		return
 	}
@@ -430,6 +445,14 @@ func (s *spool) empty(ctx context.Context, sig otlpwire.Signal) bool {
 	}
 	state, err := st.conn.State(ctx, bus.SpoolStream(sig))
 	return err == nil && (state.Messages == 0 || s.marks.get(hubReader, sig).Done >= state.LastSeq)
+}
+
+// holds reports whether there is anything that could be sent again.
+func (s *spool) holds(sig otlpwire.Signal) bool {
+	h := &s.held[sig]
+	h.Lock()
+	defer h.Unlock()
+	return h.held > 0
 }
 
 // rewind makes forwarding begin again with the oldest message there is.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -116,8 +117,13 @@ func (o *opener) open(ctx context.Context, after error) (st *store, err error) {
 		st.sent[sig].Store(state.LastSeq)
 	}
 	nonce, err := loadEpoch(o.cfg.Dir, anew)
-	st.epoch.Store(&nonce)
-	return st, errors.Join(err, o.marks.save())
+	if st.epoch.Store(&nonce); nonce == "" {
+		return st, err
+	}
+	if err = errors.Join(err, o.marks.save()); err != nil {
+		st.refuse(err) // a full disk: what it holds can be forwarded
+	}
+	return st, nil
 }
 
 // nonce begins the ids of the messages that are sent now.
@@ -143,16 +149,17 @@ func (st *store) refusing() error {
 	return nil
 }
 
-// publish returns when msg is durable, or the store is found not to write.
-func (st *store) publish(ctx context.Context, msg bus.Message) error {
+// publish returns when msg is durable, with its sequence, or the store is found not to
+// write.
+func (st *store) publish(ctx context.Context, msg bus.Message) (seq uint64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(st.writing, func() { cancel(bus.ErrStore) })()
-	_, err := st.conn.Publish(ctx, msg)
+	seq, err = st.conn.Publish(ctx, msg)
 	if err != nil && st.writing.Err() != nil {
 		err = bus.ErrStore
 	}
-	return err
+	return seq, err
 }
 
 // enter makes the caller a user, until leave. The context that it works under ends
@@ -205,6 +212,11 @@ func (o *opener) prepare(st *store, renew bool) error {
 			return err
 		}
 		o.log.Debug("spool examined", "signal", sig, "messages", c.Records, "bytes", c.Bytes, "took", time.Since(began))
+		if end, done := o.marks.end(sig), o.marks.get(hubReader, sig).Done; end > 0 && c.First > done+1 {
+			o.log.Error("messages are gone from the start of the spool", "signal", sig, "messages", c.First-done-1)
+			o.lost(sig, c.First-done-1)
+			o.marks.advance(hubReader, sig, c.First-1, 0) // told once
+		}
 		switch damage := o.serious(sig, c); {
 		case len(damage) > 0:
 			aside := o.aside(sig) + pendingSuffix
@@ -271,27 +283,48 @@ func (o *opener) pending(sig otlpwire.Signal) []string {
 	return all
 }
 
-// maxDamaged bounds what is kept of a signal's damaged files; the oldest goes first.
-const maxDamaged = 4
-
+// sweep bounds what is kept of a signal's damaged files by the signal's share; the
+// oldest goes first. What is not taken over yet stays.
 func (o *opener) sweep(sig otlpwire.Signal) error {
 	all, err := filepath.Glob(filepath.Join(o.cfg.Dir, damagedDir, bus.SpoolStream(sig)+"@*")) // in order of time
-	if err != nil || len(all) <= maxDamaged {
-		return err
-	}
-	for _, path := range all[:len(all)-maxDamaged] {
-		o.log.Warn("damaged files from long ago are removed", "files", path)
-		if err := os.RemoveAll(path); err != nil {
-			return err
+	kept := int64(0)
+	for _, path := range slices.Backward(all) {
+		if strings.HasSuffix(path, pendingSuffix) {
+			continue
+		}
+		if kept += size(path); kept > int64(o.cfg.share(sig)) {
+			o.log.Warn("damaged files from long ago are removed", "files", path)
+			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}
-	return nil
+	return err
+}
+
+// size adds up the files of a directory, in bytes.
+func size(path string) (total int64) {
+	_ = filepath.WalkDir(path, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil {
+			if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
+				total += info.Size()
+			}
+		}
+		return nil
+	})
+	return total
 }
 
 // restore takes over what is whole in the files put aside, and reports the rest. What
 // it takes over has new sequences.
 func (o *opener) restore(ctx context.Context, st *store, sig otlpwire.Signal) (restored bool, err error) {
-	for _, dir := range o.pending(sig) {
+	pending := o.pending(sig)
+	if len(pending) > 0 {
+		// What was taken is not refused now, though max_bytes may have become less.
+		if err := st.conn.EnsureSpool(ctx, [len(otlpwire.Signals)]int64{1 << 40, 1 << 40, 1 << 40}); err != nil {
+			return false, err
+		}
+		defer func() { err = errors.Join(err, st.conn.EnsureSpool(ctx, o.cfg.shares())) }()
+	}
+	for _, dir := range pending {
 		was := o.marks.get(hubReader, sig)
 		next, missing, n := was.Done+1, uint64(0), uint64(0)
 		_, err := broker.Examine(dir, func(r broker.Record) error {

@@ -23,7 +23,6 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/receive"
 )
 
 // numbers reads what a spool holds of logs: the numbers of the records, in order.
@@ -128,6 +127,11 @@ func TestDamagedFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, 25, true, true},
+		"first block deleted": {func(t *testing.T, dir string) {
+			if err := os.Remove(blocks(t, dir)[0]); err != nil {
+				t.Fatal(err)
+			}
+		}, 25, true, false},
 		"last block deleted": {func(t *testing.T, dir string) {
 			all := blocks(t, dir)
 			if err := os.Remove(all[len(all)-1]); err != nil {
@@ -175,7 +179,7 @@ func TestDamagedFiles(t *testing.T) {
 			if (len(aside) > 0) != tc.aside {
 				t.Errorf("put aside: %v, want some: %v", aside, tc.aside)
 			}
-			if len(got) < perDamageTest && s.current.Load().nonce() == before {
+			if len(got) < perDamageTest && name != "first block deleted" && s.current.Load().nonce() == before {
 				t.Error("sequences are given again, under the same ids")
 			}
 			// It goes on, and the next start finds nothing to complain of.
@@ -198,6 +202,27 @@ func flip(at int) func([]byte) []byte {
 	return func(b []byte) []byte { b[at] ^= 0x10; return b }
 }
 
+// TestMarksAreBelievedWhole: a bit that flips in a mark must not skip messages.
+func TestMarksAreBelievedWhole(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	accept(t, s, 0, 9)
+	s.marks.advance(hubReader, otlpwire.Logs, 1, 0)
+	stop()
+	path := filepath.Join(cfg.Dir, "marks")
+	text, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(text), `"done":1`) {
+		t.Fatalf("%v: %s", err, text)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), `"done":1`, `"done":9`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	if done := s.marks.get(hubReader, otlpwire.Logs).Done; done != 0 {
+		t.Errorf("the hub is said to have messages up to %d", done)
+	}
+}
+
 // TestTakingOverIsRepeatable ends a start in the middle of taking over a damaged
 // spool.
 func TestTakingOverIsRepeatable(t *testing.T) {
@@ -209,7 +234,7 @@ func TestTakingOverIsRepeatable(t *testing.T) {
 		}
 	}
 	stop()
-	// As it stands when the files were put aside and three messages taken over.
+	// As it stands when the files were put aside and the messages taken over.
 	dir := broker.StreamDir(cfg.Dir, "SPOOL_LOGS")
 	aside := filepath.Join(cfg.Dir, damagedDir, "SPOOL_LOGS@20260101T000000.000000"+pendingSuffix)
 	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
@@ -343,7 +368,7 @@ func TestDropOldest(t *testing.T) {
 		}
 	}
 	got := numbers(t, s)
-	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped))
+	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped(ledger.DroppedFull)))
 	if len(got)+dropped != n || dropped == 0 || got[len(got)-1] != n-1 || !slices.IsSorted(got) {
 		t.Errorf("holds %v, %d dropped of %d", got, dropped, n)
 	}
@@ -466,23 +491,29 @@ func TestFullDisk(t *testing.T) {
 	}
 	_ = f.Close()
 	refused := 0
-	for i := range 50 {
-		err := s.Accept(t.Context(), logBatch(t, acked, 100<<10))
-		if err == nil {
+	for range 50 {
+		if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
 			acked++ // there was a little room in a file
-			continue
-		}
-		refused++
-		if errors.Is(err, receive.ErrFull) && i == 0 {
-			t.Logf("the first refusal: %v", err)
-		}
-		if refused == 3 {
+		} else if refused++; refused == 3 {
 			break
 		}
 	}
 	if refused == 0 {
 		t.Fatal("a full disk takes everything")
 	}
+	// What it holds is forwarded meanwhile.
+	h := newHub(t)
+	full := testConfig(t, dir)
+	full.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	stopForward := startForward(t, full, s)
+	drained(t, s)
+	if got := slices.Compact(h.logs()); len(got) != acked || !slices.IsSorted(got) {
+		t.Errorf("%d were acknowledged, the hub holds %v", acked, got)
+	}
+	if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
+		t.Error("taken, though the disk is full")
+	}
+	stopForward()
 	if err := os.Remove(stranger); err != nil {
 		t.Fatal(err)
 	}

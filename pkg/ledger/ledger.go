@@ -3,7 +3,7 @@
 //
 //	accepted = delivered + sampled_out + dead_lettered + dropped + in flight
 //
-// where dropped is zero unless an edge was told to drop (spool.on_full).
+// where dropped is zero unless an edge was told to drop or its disk or gateway failed it.
 //
 // All counts are in items: spans, data points, log records. Every label value
 // exists from the start, so that zero is seen as zero.
@@ -36,6 +36,13 @@ const (
 	DeadRefused     = "refused"     // the backend will never take them
 	DeadUndecodable = "undecodable" // a message that is no envelope of ours
 	DeadUnsupported = "unsupported" // no translation for the backend, such as delta temporality
+)
+
+// Why an edge lost items that it had acknowledged.
+const (
+	DroppedFull    = "full"    // the spool was full, and spool.on_full is drop_oldest
+	DroppedRefused = "refused" // the gateway will never take them
+	DroppedDamaged = "damaged" // the spool's disk gives back something else
 )
 
 // What became of items for a backend beside an edge.
@@ -81,12 +88,12 @@ type Signal struct {
 	Routed     prometheus.Counter
 	SampledOut prometheus.Counter
 	Duplicate  prometheus.Counter
-	Dropped    prometheus.Counter
 	Sanitised  prometheus.Counter
 	Crowded    prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
 	dead       *prometheus.CounterVec
+	dropped    *prometheus.CounterVec
 }
 
 // New registers the ledger.
@@ -103,7 +110,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
-	dropped := counter("penstock_dropped_items_total", "Acknowledged items that were lost on purpose: the edge's spool was full, and spool.on_full is drop_oldest.")
+	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk.", "reason")
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
@@ -131,12 +138,12 @@ func New(reg prometheus.Registerer) *Ledger {
 			Routed:     routed.WithLabelValues(n),
 			SampledOut: sampledOut.WithLabelValues(n),
 			Duplicate:  duplicate.WithLabelValues(n),
-			Dropped:    dropped.WithLabelValues(n),
 			Sanitised:  sanitised.WithLabelValues(n),
 			Crowded:    crowded.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
 			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
+			dropped:    dropped.MustCurryWith(prometheus.Labels{"signal": n}),
 		}
 		l.spoolLost.WithLabelValues(n)
 		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalid, RefusedTimeout, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
@@ -147,6 +154,9 @@ func New(reg prometheus.Registerer) *Ledger {
 			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {
 				l.local.WithLabelValues(n, b, o)
 			}
+		}
+		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged} {
+			s.dropped.WithLabelValues(r)
 		}
 		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported} {
 			s.dead.WithLabelValues(r)
@@ -180,6 +190,9 @@ func (s *Signal) Delivered(backend string) prometheus.Counter {
 
 // Dead returns the counter of dead letters for a reason.
 func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabelValues(reason) }
+
+// Dropped returns the counter of items that an edge has lost, for a reason.
+func (s *Signal) Dropped(reason string) prometheus.Counter { return s.dropped.WithLabelValues(reason) }
 
 // Lane returns the gauges of one lane: its lag in messages and whether it is
 // owned here.

@@ -36,7 +36,7 @@ func TestSummaryIsBroken(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Summary){
 		"lost": func(s *Summary) { s.Lost = 1 }, "phantom": func(s *Summary) { s.Phantom = 1 }, "misordered": func(s *Summary) { s.Misordered = 1 },
-		"refused": func(s *Summary) { s.Refused = 1 }, "nothing sent": func(s *Summary) { s.Acked = 0 }, "nothing found": func(s *Summary) { s.Found = 0 },
+		"refused": func(s *Summary) { s.Refused = 1 }, "false alarm": func(s *Summary) { s.FalseAlarms = 1 }, "nothing sent": func(s *Summary) { s.Acked = 0 }, "nothing found": func(s *Summary) { s.Found = 0 },
 	} {
 		s := good
 		if change(&s); !s.Broken() {
