@@ -206,7 +206,7 @@ func SpoolStream(sig otlpwire.Signal) string { return "SPOOL_" + Stream(sig) }
 func SpoolSubject(sig otlpwire.Signal) string { return "spool." + sig.String() }
 
 // EnsureSpool creates the three streams of an edge's spool: no age limit, so
-// that a clock step expires nothing; full means refuse. One that is as it should be is
+// that a clock step expires nothing; full means refuse. One that has its bound is
 // left alone: to change it would need room on the disk.
 func (c *Conn) EnsureSpool(ctx context.Context, maxBytes [len(otlpwire.Signals)]int64) error {
 	for _, sig := range otlpwire.Signals {

@@ -11,7 +11,8 @@
 //   - A spooled message leaves the spool only when the hub has acknowledged it, and
 //     spool.retain_after_ack later; the hub may be away for as long as there is room.
 //     A hub that shows that it has lost some gets all that is held again.
-//   - Per signal the hub gets messages in the order in which they were spooled.
+//   - Per signal the hub gets messages in the order in which they were spooled, but
+//     for one that the hub's own cluster refuses between others (docs/adr/0001).
 //   - Full means refuse, with a code by which senders try again, unless the operator
 //     has chosen spool.on_full: drop_oldest.
 //   - Files that are damaged are put aside and reported; what is whole in them is

@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/receive"
 )
 
 // numbers reads what a spool holds of logs: the numbers of the records, in order.
@@ -371,6 +372,27 @@ func TestDropOldest(t *testing.T) {
 	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped(ledger.DroppedFull)))
 	if len(got)+dropped != n || dropped == 0 || got[len(got)-1] != n-1 || !slices.IsSorted(got) {
 		t.Errorf("holds %v, %d dropped of %d", got, dropped, n)
+	}
+}
+
+// TestLowerBoundKeepsWhatIsThere: less max_bytes than the spool holds deletes nothing.
+func TestLowerBoundKeepsWhatIsThere(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	cfg.MaxBytes = 48 << 20
+	s, stop := startSpool(t, cfg)
+	for i := range 12 {
+		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	cfg.MaxBytes = 14 << 20
+	s, _ = startSpool(t, cfg)
+	if got := numbers(t, s); len(got) != 12 {
+		t.Errorf("the spool holds %v of 12", got)
+	}
+	if err := s.Accept(t.Context(), logBatch(t, 12, 10)); !errors.Is(err, receive.ErrFull) {
+		t.Errorf("got %v, want %v", err, receive.ErrFull)
 	}
 }
 
