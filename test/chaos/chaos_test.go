@@ -1,24 +1,18 @@
 package main
 
 import (
-	"os"
 	"testing"
 	"time"
 
 	"github.com/penstock/penstock/test/daemon"
 )
 
-// TestMain is the hub's process, too, when it is called as one.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "-hub" {
-		os.Exit(daemon.RunHub(os.Args[2]))
-	}
-	os.Exit(m.Run())
-}
+// TestMain is the hub's process, too.
+func TestMain(m *testing.M) { daemon.TestMain(m) }
 
 // TestChaos is a short `make chaos`.
 func TestChaos(t *testing.T) {
-	sum, err := Run(t.Context(), Options{Seed: 3, For: 25 * time.Second, Out: t.Output()})
+	sum, err := Run(t.Context(), daemon.Options{Seed: 3, For: 25 * time.Second, Out: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}

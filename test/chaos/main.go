@@ -17,52 +17,17 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"time"
 
 	"github.com/penstock/penstock/test/daemon"
 )
 
-func main() {
-	seed := flag.Uint64("seed", 1, "of the schedule and the traces")
-	length := flag.Duration("for", 2*time.Minute, "how long faults are injected")
-	keep := flag.Bool("keep", false, "keep the directory with logs and data")
-	tags := flag.String("tags", "", "build tags of the binaries: a bug planted on purpose (docs/testing.md)")
-	hub := flag.String("hub", "", "run as the hub: `directory,address` (for chaos itself)")
-	flag.Parse()
-	if *hub != "" {
-		os.Exit(daemon.RunHub(*hub))
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	sum, err := Run(ctx, Options{Seed: *seed, For: *length, Keep: *keep, Tags: *tags, Out: os.Stdout})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
-		os.Exit(1)
-	}
-	fmt.Println(sum)
-	if sum.Broken() {
-		os.Exit(1)
-	}
-}
-
-// Options says what to run.
-type Options struct {
-	Seed uint64
-	For  time.Duration
-	Keep bool
-	Tags string
-	Hub  []string  // command of the hub; empty: this program with -hub
-	Out  io.Writer // for progress
-}
+func main() { daemon.Main("chaos", Run) }
 
 // Run builds the binaries, lets the world run and judges it.
-func Run(ctx context.Context, o Options) (Summary, error) {
+func Run(ctx context.Context, o daemon.Options) (Summary, error) {
 	dir, err := os.MkdirTemp("", "penstock-chaos-")
 	if err != nil {
 		return Summary{}, err
@@ -73,13 +38,6 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	bin := filepath.Join(dir, "bin")
 	if err := daemon.Build(ctx, bin, o.Tags, "edge", "router", "sink"); err != nil {
 		return Summary{}, err
-	}
-	if len(o.Hub) == 0 {
-		self, err := os.Executable()
-		if err != nil {
-			return Summary{}, err
-		}
-		o.Hub = []string{self, "-hub"}
 	}
 	w, err := newWorld(o, dir, bin)
 	if err != nil {

@@ -22,7 +22,7 @@ const partitions = 8
 
 // world is the pipeline under test and what happens to it.
 type world struct {
-	Options
+	daemon.Options
 	dir, bin string
 	rng      *rand.Rand
 	start    time.Time
@@ -60,7 +60,7 @@ type proc struct {
 	daemon.Process
 }
 
-func newWorld(o Options, dir, bin string) (*world, error) {
+func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 	w := &world{Options: o, dir: dir, bin: bin, rng: rand.New(rand.NewPCG(o.Seed, 4)), procs: map[string]*proc{}, start: time.Now()}
 	w.journal.traces = map[[16]byte]*trace{}
 	var err error
@@ -88,7 +88,11 @@ func (w *world) add(role string) (*proc, error) {
 	config := ""
 	switch role {
 	case "hub":
-		p.Args = append(slices.Clone(w.Hub), filepath.Join(w.dir, "hub")+","+w.hubAddr)
+		args, err := daemon.Hub(filepath.Join(w.dir, "hub"), w.hubAddr)
+		if err != nil {
+			return nil, err
+		}
+		p.Args = args
 	case "edge":
 		p.otlp = daemon.FreeAddr()
 		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",

@@ -19,51 +19,18 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
 	"github.com/penstock/penstock/test/daemon"
 )
 
-func main() {
-	seed := flag.Uint64("seed", 1, "of the schedule and the load")
-	length := flag.Duration("for", 2*time.Minute, "how long faults are injected")
-	keep := flag.Bool("keep", false, "keep the directory with logs and data")
-	tags := flag.String("tags", "", "further build tags: a bug planted on purpose (docs/testing.md)")
-	hub := flag.String("hub", "", "run as the hub: `directory,address` (for chaosedge itself)")
-	flag.Parse()
-	if *hub != "" {
-		os.Exit(daemon.RunHub(*hub))
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	sum, err := Run(ctx, Options{Seed: *seed, For: *length, Keep: *keep, Tags: *tags, Out: os.Stdout})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaosedge:", err)
-		os.Exit(1)
-	}
-	fmt.Println(sum)
-	if sum.Broken() {
-		os.Exit(1)
-	}
-}
-
-// Options says what to run.
-type Options struct {
-	Seed uint64
-	For  time.Duration
-	Keep bool
-	Tags string
-	Out  io.Writer // for progress
-}
+func main() { daemon.Main("chaosedge", Run) }
 
 // Run builds the edge, lets the world run and judges it.
-func Run(ctx context.Context, o Options) (Summary, error) {
+func Run(ctx context.Context, o daemon.Options) (Summary, error) {
 	dir, err := os.MkdirTemp("", "penstock-chaosedge-")
 	if err != nil {
 		return Summary{}, err

@@ -24,7 +24,7 @@ const (
 
 // world is an edge and its hub, and what happens to them.
 type world struct {
-	Options
+	daemon.Options
 	dir, disk string
 	small     bool // disk is a small file system of its own
 	rng       *rand.Rand
@@ -37,7 +37,7 @@ type world struct {
 	faults    int
 }
 
-func newWorld(ctx context.Context, o Options, dir string) (*world, error) {
+func newWorld(ctx context.Context, o daemon.Options, dir string) (*world, error) {
 	w := &world{Options: o, dir: dir, disk: filepath.Join(dir, "disk"), rng: rand.New(rand.NewPCG(o.Seed, 5)), start: time.Now(), hubAddr: daemon.FreeAddr(), admin: daemon.FreeAddr()}
 	if err := os.MkdirAll(w.disk, 0o700); err != nil {
 		return nil, err
@@ -47,11 +47,11 @@ func newWorld(ctx context.Context, o Options, dir string) (*world, error) {
 	} else {
 		w.say("no tmpfs of our own (%v): the disk is not filled", err)
 	}
-	self, err := os.Executable()
+	hub, err := daemon.Hub(filepath.Join(dir, "hub"), w.hubAddr)
 	if err != nil {
 		return nil, err
 	}
-	w.hub = daemon.Process{Args: []string{self, "-hub", filepath.Join(dir, "hub") + "," + w.hubAddr}, Log: filepath.Join(dir, "hub.log")}
+	w.hub = daemon.Process{Args: hub, Log: filepath.Join(dir, "hub.log")}
 	if err := w.hub.Start(); err != nil {
 		return nil, err
 	}

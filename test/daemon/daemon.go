@@ -44,9 +44,9 @@ func moduleRoot() string {
 	return "."
 }
 
-// RunHub is the hub's process: the embedded server of `penstock up`, with fsync
+// runHub is the hub's process: the embedded server of `penstock up`, with fsync
 // for every message. arg is directory,address.
-func RunHub(arg string) int {
+func runHub(arg string) int {
 	dir, addr, _ := strings.Cut(arg, ",")
 	b, err := broker.Start(broker.Config{Name: "hub", Dir: dir, Listen: addr, Sync: true, MaxPayload: 8 << 20}, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
