@@ -203,6 +203,64 @@ func flip(at int) func([]byte) []byte {
 	return func(b []byte) []byte { b[at] ^= 0x10; return b }
 }
 
+// TestTakingOverLeavesOutWhatTheHubHas: of a damaged spool only what is owed is taken
+// over, and only what was owed can be lost.
+func TestTakingOverLeavesOutWhatTheHubHas(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	accept(t, s, 0, 10)
+	s.marks.advance(hubReader, otlpwire.Logs, 4, 77)
+	stop()
+	block := filepath.Join(broker.StreamDir(cfg.Dir, "SPOOL_LOGS"), "msgs", "1.blk")
+	b, err := os.ReadFile(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := len(b) / 10
+	b[2*size+size/2] ^= 1 // the third: the hub has it
+	b[6*size+size/2] ^= 1 // the seventh
+	if err := os.WriteFile(block, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	if got := numbers(t, s); !slices.Equal(got, []int{4, 5, 7, 8, 9}) {
+		t.Errorf("the spool holds %v", got)
+	}
+	if lost := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); lost != 1 {
+		t.Errorf("%v reported as lost, want 1", lost)
+	}
+	if m := s.marks.get(hubReader, otlpwire.Logs); m != (mark{Done: 0, Hub: 77}) {
+		t.Errorf("the mark is %+v: all of it is owed, and the hub's sequence still counts", m)
+	}
+}
+
+func TestMarks(t *testing.T) {
+	m, err := loadMarks(filepath.Join(t.TempDir(), "marks"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.advance("a", otlpwire.Logs, 5, 50)
+	m.advance("a", otlpwire.Logs, 3, 0)
+	m.advance("b", otlpwire.Logs, 9, 0)
+	m.advance("a", otlpwire.Traces, 7, 70)
+	if got := m.get("a", otlpwire.Logs); got != (mark{5, 50}) {
+		t.Errorf("a mark went back: %+v", got)
+	}
+	m.appended(otlpwire.Logs, 12)
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = loadMarks(m.path); err != nil || m.get("b", otlpwire.Logs).Done != 9 || m.end(otlpwire.Logs) != 12 {
+		t.Errorf("%v: read back %+v", err, m.mu.state)
+	}
+	if missing := m.reconcile(otlpwire.Logs, 6); missing != 6 {
+		t.Errorf("%d missing, want 6", missing)
+	}
+	if a, b, other := m.get("a", otlpwire.Logs), m.get("b", otlpwire.Logs), m.get("a", otlpwire.Traces); a.Done != 5 || b.Done != 6 || other.Done != 7 {
+		t.Errorf("after an end was lost: %+v, %+v, %+v", a, b, other)
+	}
+}
+
 // TestMarksAreBelievedWhole: a bit that flips in a mark must not skip messages.
 func TestMarksAreBelievedWhole(t *testing.T) {
 	cfg := testConfig(t, t.TempDir()).Spool

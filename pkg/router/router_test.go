@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/receive"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -321,5 +323,49 @@ func TestMessagesOfAPartitionKeepTheirOrder(t *testing.T) {
 	}
 	if st, err := hub.Conn.State(t.Context(), bus.Spans); err != nil || st.Messages != 6 {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestGatewayKeepsTheOrigin: what an edge sends again is stored once, with the time of
+// its arrival at the edge, and the id of one instance means nothing for another.
+func TestGatewayKeepsTheOrigin(t *testing.T) {
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bk.Stop()
+	cfg := DefaultConfig()
+	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 1, 64<<20
+	hub := bus.NewHub(bus.Config{}, cfg.Streams, quiet)
+	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, cfg.Streams, quiet); err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Conn.Close()
+	g := newGateway(hub)
+	origin := receive.Origin{ID: "nonce-1-4", Arrival: 1_790_000_000_000_000_000}
+	for _, b := range []receive.Batch{
+		{Instance: "as-1", Origin: origin}, {Instance: "as-1", Origin: origin}, {Instance: "as-2", Origin: origin}, {Instance: "as-1"}, {Instance: "as-1"},
+	} {
+		b.Signal, b.Items, b.Payload = otlpwire.Logs, 1, []byte("x")
+		if err := g.accept(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := hub.Conn.OpenReader(t.Context(), bus.Stream(otlpwire.Logs), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var got []string
+	for pending := uint64(1); pending > 0; {
+		d, err := r.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pending = d.Pending
+		got = append(got, fmt.Sprint(d.Instance(), d.Header.Arrival == origin.Arrival))
+	}
+	if want := []string{"as-1true", "as-2true", "as-1false", "as-1false"}; !slices.Equal(got, want) {
+		t.Errorf("stored %v, want %v", got, want)
 	}
 }

@@ -141,7 +141,7 @@ func TestEdgeThroughGateway(t *testing.T) {
 				t.Errorf("%d items forwarded with a wrong token", n)
 			}
 			ec.Central.Token = proc.Secret(token)
-			e = run()
+			run()
 			send(30)
 			p.hub.stop()
 			send(30)
