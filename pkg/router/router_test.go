@@ -329,15 +329,15 @@ func TestMessagesOfAPartitionKeepTheirOrder(t *testing.T) {
 // TestGatewayKeepsTheOrigin: what an edge sends again is stored once, with the time of
 // its arrival at the edge, and the id of one instance means nothing for another.
 func TestGatewayKeepsTheOrigin(t *testing.T) {
-	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer bk.Stop()
 	cfg := DefaultConfig()
 	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 1, 64<<20
-	hub := bus.NewHub(bus.Config{}, cfg.Streams, quiet)
-	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, cfg.Streams, quiet); err != nil {
+	hub := bus.NewHub(bus.Config{}, cfg.Streams, slog.New(slog.DiscardHandler))
+	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, cfg.Streams, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	defer hub.Conn.Close()
