@@ -231,6 +231,54 @@ func TestLargeMessagesFlow(t *testing.T) {
 	}
 }
 
+// TestReader reads from a sequence on, whatever was deleted, however slow it is, and says
+// when its place is gone.
+func TestReader(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	publish(t, c, "as-1", 0, 600)
+	read := func(r *Reader, from, to int) {
+		t.Helper()
+		for n := from; n < to; n++ {
+			d, err := r.Next(t.Context())
+			if err != nil || d.Header.Arrival != int64(n) || d.Seq != uint64(n+1) || d.Pending > 600 {
+				t.Fatalf("got %+v, %v; want message %d", d, err, n)
+			}
+		}
+	}
+	r, err := c.OpenReader(t.Context(), "LOGS", 101)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read(r, 100, 101)
+	// Far more is on its way than is read.
+	publish(t, c, "as-2", 0, 10)
+	slow, err := c.OpenReader(t.Context(), "LOGS", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	for n := range 600 {
+		if d, err := slow.Next(t.Context()); err != nil || d.Seq != uint64(n+1) {
+			t.Fatalf("got %+v, %v; want message %d", d, err, n)
+		}
+	}
+	if err := c.js.DeleteConsumer(t.Context(), "LOGS", r.consumer); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for err == nil {
+		_, err = r.Next(ctx)
+	}
+	if ctx.Err() != nil {
+		t.Error("a reader whose place is gone waits for ever")
+	}
+	r.Close()
+	if _, err := c.OpenReader(t.Context(), "NOWHERE", 1); err == nil {
+		t.Error("reads a stream that is not there")
+	}
+}
+
 func TestForeignMessagesAreMarked(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	if err := c.nc.Publish("otlp.logs.as-1", []byte("no envelope")); err != nil {

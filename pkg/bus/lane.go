@@ -325,7 +325,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := newPull(l.conn.nc, l.cfg.Stream, l.cfg.Name, l.pin)
+	p, err := newPull(l.conn.nc, l.cfg.Stream, l.cfg.Name, pinGroup, l.pin)
 	if err != nil {
 		return err
 	}

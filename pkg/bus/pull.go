@@ -23,6 +23,7 @@ type pull struct {
 	sub     *nats.Subscription
 	msgs    chan *nats.Msg
 	inbox   string
+	group   string // of a lane; a reader has none
 	pin     string // empty until the server has served us
 	asked   []request
 	count   int
@@ -43,7 +44,7 @@ type pullRequest struct {
 	Expires   time.Duration `json:"expires,omitempty"`
 	Heartbeat time.Duration `json:"idle_heartbeat,omitempty"`
 	NoWait    bool          `json:"no_wait,omitempty"`
-	Group     string        `json:"group"`
+	Group     string        `json:"group,omitempty"`
 	Pin       string        `json:"id,omitempty"`
 }
 
@@ -67,8 +68,8 @@ const (
 var errPinLost = errors.New("the pin is lost")
 
 // newPull subscribes; pin is the pin that is still ours, or empty.
-func newPull(nc *nats.Conn, stream, consumer, pin string) (*pull, error) {
-	p := &pull{nc: nc, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
+func newPull(nc *nats.Conn, stream, consumer, group, pin string) (*pull, error) {
+	p := &pull{nc: nc, group: group, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
 	p.msgs = make(chan *nats.Msg, requests*(requestCount+16)) // messages, and what is said about a request
 	var err error
 	p.sub, err = nc.ChanSubscribe(p.inbox+".*", p.msgs)
@@ -142,7 +143,7 @@ func (p *pull) ask() error {
 	for len(p.asked) < requests && (p.pin != "" || len(p.asked) == 0) {
 		p.count++
 		r := request{p.inbox + "." + strconv.Itoa(p.count), p.single}
-		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: pinGroup, Pin: p.pin}
+		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: p.group, Pin: p.pin}
 		if p.single {
 			body.Batch, body.MaxBytes = 1, 0
 		}

@@ -2,7 +2,9 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -14,24 +16,28 @@ import (
 // A [Lane] is for the hub, where owners change; a Reader for a stream that one
 // process owns.
 type Reader struct {
-	stream string
-	it     jetstream.MessagesContext
+	conn     *Conn
+	stream   string
+	consumer string
+	pull     *pull
+	next     uint64 // expected delivery sequence
 }
 
-const (
-	// A reader asks for so much at a time; one message is at most a megabyte or so.
-	readCount = 64
-	readBytes = 8 << 20
-)
+// readerIdle is how long the server keeps the place of a reader that asks for nothing.
+const readerIdle = time.Minute
 
 // OpenReader begins at sequence from, or at the first message behind it.
 func (c *Conn) OpenReader(ctx context.Context, stream string, from uint64) (*Reader, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	r := &Reader{stream: stream}
-	cons, err := c.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1)})
+	r := &Reader{conn: c, stream: stream, next: 1}
+	cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
+		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readerIdle, MemoryStorage: true, Replicas: 1,
+	})
 	if err == nil {
-		r.it, err = cons.Messages(jetstream.PullMaxMessagesWithBytesLimit(readCount, readBytes))
+		r.consumer = cons.CachedInfo().Name
+		r.pull, err = newPull(c.nc, stream, r.consumer, "", "")
 	}
 	if err != nil {
 		return nil, r.failed(err)
@@ -41,19 +47,35 @@ func (c *Conn) OpenReader(ctx context.Context, stream string, from uint64) (*Rea
 
 func (r *Reader) failed(err error) error { return fmt.Errorf("read %s: %w", r.stream, err) }
 
+var errGap = errors.New("a message was not delivered")
+
 // Next blocks for the next message or until ctx ends. Its body is as it was
 // published, compressed. After an error the reader is closed and a new one opened.
 func (r *Reader) Next(ctx context.Context) (Delivery, error) {
-	msg, err := r.it.Next(jetstream.NextContext(ctx))
-	if err != nil {
-		return Delivery{}, r.failed(err)
+	for {
+		msg, err := r.pull.next(ctx, quietIdle, nil)
+		if err != nil {
+			return Delivery{}, r.failed(err)
+		}
+		if msg == nil {
+			continue // quiet
+		}
+		meta, err := msg.Metadata()
+		if err == nil && meta.Sequence.Consumer != r.next {
+			err = errGap
+		}
+		if err != nil {
+			return Delivery{}, r.failed(err)
+		}
+		r.next++
+		return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, true), nil
 	}
-	meta, err := msg.Metadata()
-	if err != nil {
-		return Delivery{}, r.failed(err)
-	}
-	return newDelivery(msg.Subject(), meta.Sequence.Stream, meta.NumPending, msg.Headers().Get, msg.Data(), true), nil
 }
 
 // Close ends reading.
-func (r *Reader) Close() { r.it.Stop() }
+func (r *Reader) Close() {
+	r.pull.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	_ = r.conn.js.DeleteConsumer(ctx, r.stream, r.consumer) // or it ends by itself
+}

@@ -27,11 +27,11 @@ func TestFsyncFails(t *testing.T) {
 	if out, err := exec.Command(strace, "-o", "/dev/null", "true").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: strace may not trace here: %s", out)
 	}
-	for name, inject := range map[string]string{
-		"fsync, EIO":          "fsync:error=EIO:when=40..43",
-		"write, EIO":          "pwrite64:error=EIO:when=40..43",
-		"write, ENOSPC":       "pwrite64:error=ENOSPC:when=40..43",
-		"every seventh fsync": "fsync:error=EIO:when=40+7",
+	for name, inject := range map[string]string{ // each thread counts by itself
+		"fsync, EIO":          "fsync:error=EIO:when=12..14",
+		"write, EIO":          "pwrite64:error=EIO:when=12..14",
+		"write, ENOSPC":       "pwrite64:error=ENOSPC:when=12..14",
+		"every seventh fsync": "fsync:error=EIO:when=12+7",
 	} {
 		t.Run(name, func(t *testing.T) {
 			hub := startHub(t)
@@ -39,7 +39,7 @@ func TestFsyncFails(t *testing.T) {
 			e := newEdge(t, hub, t.TempDir(), "", strace, "-f", "-D", "-qq", "-o", filepath.Join(t.TempDir(), "trace"), "-e", "trace="+call, "-e", "inject="+inject)
 			e.start()
 			refused := 0
-			for range 150 {
+			for n := 0; n < 150 || (refused == 0 && n < 2000); n++ {
 				switch code := e.send(); code {
 				case http.StatusOK:
 				case http.StatusServiceUnavailable:
