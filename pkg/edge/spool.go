@@ -90,14 +90,15 @@ func newSpool(cfg SpoolConfig, led *ledger.Ledger, log *slog.Logger) *spool {
 func (s *spool) service() services.Service {
 	return services.NewBasicService(s.start, s.run, func(error) error {
 		s.stopOnce.Do(func() { close(s.stopped) })
-		var err error
 		if s.marks != nil {
-			err = s.marks.save()
+			if err := s.marks.save(); err != nil {
+				s.log.Warn("the next start sends again what the hub may have", "err", err)
+			}
 		}
 		if st := s.current.Swap(nil); st != nil {
 			st.close()
 		}
-		return err
+		return nil
 	})
 }
 
@@ -113,6 +114,8 @@ func (s *spool) start(ctx context.Context) error {
 			return err
 		}
 		s.broken <- brokenStore{nil, err}
+	} else if st := s.current.Load(); st.refusing() != nil {
+		s.broken <- brokenStore{st, st.refusing()}
 	}
 	return nil
 }

@@ -554,7 +554,7 @@ func TestFullDisk(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 	cfg := testConfig(t, dir).Spool
 	s, stop := startSpool(t, cfg)
-	defer stop()
+	defer func() { stop() }()
 	acked := 0
 	for i := range 4 {
 		if err := s.Accept(t.Context(), logBatch(t, i, 100<<10)); err != nil {
@@ -594,6 +594,15 @@ func TestFullDisk(t *testing.T) {
 		t.Error("taken, though the disk is full")
 	}
 	stopForward()
+	// A start on the full disk: what is there can be read, nothing is taken.
+	stop()
+	s, stop = startSpool(t, cfg)
+	if got := slices.Compact(numbers(t, s)); len(got) != acked {
+		t.Errorf("started on a full disk, the spool holds %v, want %d", got, acked)
+	}
+	if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
+		t.Error("taken after a start, though the disk is full")
+	}
 	if err := os.Remove(stranger); err != nil {
 		t.Fatal(err)
 	}
