@@ -283,8 +283,8 @@ func (o *opener) pending(sig otlpwire.Signal) []string {
 	return all
 }
 
-// sweep bounds what is kept of a signal's damaged files by the signal's share; the
-// oldest goes first. What is not taken over yet stays.
+// sweep bounds what is kept of a signal's damaged files by twice the signal's share;
+// the oldest goes first. What is not taken over yet stays.
 func (o *opener) sweep(sig otlpwire.Signal) error {
 	all, err := filepath.Glob(filepath.Join(o.cfg.Dir, damagedDir, bus.SpoolStream(sig)+"@*")) // in order of time
 	kept := int64(0)
@@ -292,7 +292,7 @@ func (o *opener) sweep(sig otlpwire.Signal) error {
 		if strings.HasSuffix(path, pendingSuffix) {
 			continue
 		}
-		if kept += size(path); kept > int64(o.cfg.share(sig)) {
+		if kept += size(path); kept > 2*int64(o.cfg.share(sig)) {
 			o.log.Warn("damaged files from long ago are removed", "files", path)
 			err = errors.Join(err, os.RemoveAll(path))
 		}
