@@ -86,13 +86,13 @@ func (o *opener) open(ctx context.Context, after error) (st *store, err error) {
 	if err != nil {
 		return st, err
 	}
-	go func() {
+	go func(broken <-chan struct{}, writing context.Context, stop func()) {
 		select {
-		case <-st.broker.Broken():
-		case <-st.writing.Done():
+		case <-broken:
+		case <-writing.Done():
 		}
-		st.stop()
-	}()
+		stop()
+	}(st.broker.Broken(), st.writing, st.stop)
 	if st.conn, err = bus.Connect(bus.Config{Name: "spool", InProcess: st.broker}, o.log); err != nil {
 		return st, err
 	}
