@@ -72,7 +72,9 @@ func New(base, path string, headers map[string]string) (*Client, error) {
 
 // TLS sets what servers are trusted and which certificate is shown; nil leaves the
 // system's roots. The configuration is copied: a transport writes into its own.
-func (c *Client) TLS(cfg *tls.Config) { c.http.Transport.(*http.Transport).TLSClientConfig = cfg.Clone() }
+func (c *Client) TLS(cfg *tls.Config) {
+	c.http.Transport.(*http.Transport).TLSClientConfig = cfg.Clone()
+}
 
 // Post returns nil on any 2xx.
 func (c *Client) Post(ctx context.Context, body []byte) error {
