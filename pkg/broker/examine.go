@@ -257,33 +257,35 @@ func Renew(streamDir string) error {
 		return err
 	}
 	path := blocks[len(blocks)-1].path
-	if err := copySynced(path, path+".tmp"); err != nil {
-		_ = os.Remove(path + ".tmp")
+	body, err := os.ReadFile(path)
+	if err == nil {
+		err = WriteSynced(path, body)
+	}
+	if err != nil {
 		return fmt.Errorf("write %s anew: %w", path, err)
 	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
 
-func copySynced(from, to string) error {
-	body, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// WriteSynced replaces a file as a whole or not at all, and returns when it is on the
+// disk, name and all.
+func WriteSynced(path string, body []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(body)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(dir.Sync(), dir.Close())
 }

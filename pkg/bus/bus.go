@@ -5,6 +5,7 @@
 //	conn, err := bus.Connect(cfg, log)
 //	ack := conn.PublishAsync(msg)                // in order; ack.Wait is the promise
 //	lane, err := conn.OpenLane(ctx, laneConfig)  // one ordered reader of one partition
+//	r, err := conn.OpenReader(ctx, stream, seq)  // of a stream that one process owns
 //
 // # Promises
 //

@@ -4,12 +4,13 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/penstock/penstock/pkg/broker"
 )
 
 // epoch is the nonce that begins the ids of a spool's messages; no other instance
@@ -41,7 +42,7 @@ func loadEpoch(dir string, anew bool) (string, error) {
 	}
 	text, err := json.Marshal(now)
 	if err == nil {
-		err = writeSynced(path, text)
+		err = broker.WriteSynced(path, text)
 	}
 	if err != nil {
 		_ = os.Remove(path)
@@ -59,17 +60,4 @@ func newEpoch(dir string) (e epoch, err error) {
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:])
 	return epoch{Nonce: hex.EncodeToString(nonce[:]), Boot: strings.TrimSpace(string(boot)), Inode: st.Ino}, nil
-}
-
-// writeSynced replaces a file as a whole or not at all.
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".tmp", path)
 }

@@ -33,8 +33,8 @@ type forward struct {
 
 // way is one kind of transport to the centre.
 type way interface {
-	// session sends messages of a signal, in order, from behind seq on, until
-	// something breaks or ctx ends. It reports to done what the centre has, in
+	// session sends messages of a signal, in order, from behind the hub's mark on,
+	// until something breaks or ctx ends. It reports to done what the centre has, in
 	// order, too.
 	session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error
 	// connected reports whether the centre could be reached last time.

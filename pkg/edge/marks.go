@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -161,7 +162,7 @@ func (m *marks) save() error {
 	m.mu.dirty = false
 	m.mu.Unlock()
 	if err == nil {
-		err = writeSynced(m.path, append(fmt.Appendf(nil, "%08x\n", crc32.ChecksumIEEE(state)), state...))
+		err = broker.WriteSynced(m.path, append(fmt.Appendf(nil, "%08x\n", crc32.ChecksumIEEE(state)), state...))
 	}
 	if err != nil {
 		m.mu.Lock()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
@@ -230,7 +231,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 // probe reports whether the disk takes a write.
 func (s *spool) probe() error {
 	path := filepath.Join(s.cfg.Dir, "probe")
-	return errors.Join(writeSynced(path, make([]byte, 64<<10)), os.Remove(path))
+	return errors.Join(broker.WriteSynced(path, make([]byte, 64<<10)), os.Remove(path))
 }
 
 // report tells run that a store does not write.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -230,7 +229,7 @@ func (o *opener) prepare(st *store, renew bool) error {
 		case c.Torn != "":
 			aside := o.aside(sig) + ".blk"
 			o.log.Warn("the spool's youngest file ends with a write that was cut off; a copy is kept", "signal", sig, "bytes", c.TornBytes, "copy", aside)
-			if err := errors.Join(copyFile(c.Torn, aside), forgetIndex(dir)); err != nil {
+			if err := errors.Join(keep(c.Torn, aside), forgetIndex(dir)); err != nil {
 				return err
 			}
 		case o.short(sig, c):
@@ -365,19 +364,14 @@ func fatal(err error) bool {
 	return errors.Is(err, broker.ErrOwned) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
 }
 
-func copyFile(from, to string) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-		return err
+// keep copies a file, one block at the most, to where it can be looked at.
+func keep(from, to string) error {
+	body, err := os.ReadFile(from)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o700)
 	}
-	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = src.Close() }()
-	dst, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Close())
+	return broker.WriteSynced(to, body)
 }
