@@ -3,26 +3,25 @@ package receive
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // every OTLP server must take gzip
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
@@ -32,8 +31,7 @@ const (
 	maxConcurrentStreams = 100      // per connection
 	maxHeaderBytes       = 16 << 10 // of metadata
 
-	// readAhead is what a client may send of a request before it is read. It counts
-	// as in flight from then on, the rest of a larger request when it has been read.
+	// readAhead is what a client may send of a request before we read it.
 	readAhead = 256 << 10
 
 	// Collectors ping every 10 s by default; grpc-go's own minimum of 5 min
@@ -45,9 +43,7 @@ const (
 func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(otlpgrpc.Codec{}),
-		grpc.MaxRecvMsgSize(int(r.cfg.MaxRequest)), // after decompression, too
 		grpc.MaxConcurrentStreams(maxConcurrentStreams),
-		grpc.StatsHandler(encodings{}),
 		grpc.StaticStreamWindowSize(readAhead), // otherwise it grows to 16 MiB
 		grpc.StaticConnWindowSize(4 * readAhead),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -68,8 +64,7 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 	}
 	srv := grpc.NewServer(opts...)
 	for _, sig := range otlpwire.Signals {
-		// As a stream of one message: the handler runs before the message is read,
-		// so that a sender is known first, and words what is wrong with it.
+		// As a stream of one message: the handler runs before the message is read.
 		srv.RegisterService(&grpc.ServiceDesc{
 			ServiceName: otlpgrpc.Service(sig),
 			HandlerType: (*any)(nil),
@@ -110,97 +105,106 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
-	held := min(readAhead, int(r.cfg.MaxRequest))
-	if window := windowOf(stream.Context()); window > 0 {
-		if ref := r.admit(window); ref != nil {
-			return outcome{}, ref
-		}
-		defer r.release(window)
-	}
-	if ref := r.admit(held); ref != nil {
+	msg, ref := openMessage(stream.Context())
+	if ref != nil {
 		return outcome{}, ref
 	}
-	defer func() { r.release(held) }()
-	var raw mem.BufferSlice
-	if err := stream.RecvMsg(&raw); err != nil {
-		return outcome{}, unread(err)
-	}
-	defer func() { raw.Free() }()
-	if more := raw.Len() - held; more <= 0 {
-		r.release(-more)
-		held += more
-	} else if ref := r.admit(more); ref != nil {
+	// What has come, or may come, before we read is with grpc, and counts until it is read.
+	ahead := min(readAhead, msg.left)
+	if ref := r.admit(ahead); ref != nil {
 		return outcome{}, ref
-	} else {
-		held += more
 	}
-	var more mem.BufferSlice
-	if err := stream.RecvMsg(&more); !errors.Is(err, io.EOF) {
-		more.Free()
-		if err == nil {
-			err = errors.New("more than one message in an export")
+	buf := r.buffer()
+	defer r.recycle(buf)
+	held, ref := r.readBody(msg, msg.encoding, int64(msg.left), buf)
+	defer r.release(held)
+	r.release(ahead)
+	if ref == nil {
+		ref = msg.end()
+	}
+	if ref != nil {
+		return outcome{}, ref
+	}
+	return r.take(stream.Context(), sig, sender, r.origin(one), *buf)
+}
+
+// message is the one message of a gRPC request, read from the stream piece by piece
+// and decompressed by [Receiver.readBody], as a body of HTTP is. RecvMsg of grpc-go
+// would read and decompress it whole before we learn how large it is (docs/adr/0006).
+type message struct {
+	stream   wire
+	encoding string
+	left     int // bytes not read yet
+}
+
+// wire is the stream of grpc-go's transport. Its type is internal to grpc-go, its
+// methods are exported; TestGRPCIsAdmittedBeforeItIsRead would notice a change.
+type wire interface {
+	ReadMessageHeader([]byte) error
+	Read(int) (mem.BufferSlice, error)
+	RecvCompress() string
+}
+
+// openMessage reads the prefix of a message: whether it is compressed, and its
+// length (gRPC over HTTP/2, section on requests).
+func openMessage(ctx context.Context) (*message, *refusal) {
+	stream, ok := grpc.ServerTransportStreamFromContext(ctx).(wire)
+	if !ok {
+		panic("BUG: a gRPC stream that cannot be read piece by piece")
+	}
+	m := &message{stream: stream}
+	var prefix [5]byte
+	if err := stream.ReadMessageHeader(prefix[:]); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("no message in an export")
 		}
-		return outcome{}, unread(err)
+		return nil, bodyError(err)
 	}
-	// A request of one HTTP/2 frame (16 KiB) is worked on where it was read; a
-	// larger one is joined in a buffer of the pool that the frames came from, and
-	// they go back.
-	joined := raw.MaterializeToBuffer(mem.DefaultBufferPool())
-	defer joined.Free()
-	if len(raw) > 1 {
-		raw.Free()
-		raw = nil
+	if prefix[0] > 1 {
+		return nil, bodyError(fmt.Errorf("a message prefix that begins with %d, want 0 or 1", prefix[0]))
 	}
-	return r.take(stream.Context(), sig, sender, r.origin(one), joined.ReadOnlyData())
-}
-
-// unread is the answer to a request that grpc could not read. INTERNAL, by which
-// it means a broken frame, would read as a fault of ours; where it has answered
-// already, this is for the ledger.
-func unread(err error) *refusal {
-	if errors.Is(err, io.EOF) {
-		err = errors.New("no message in an export")
-	}
-	st := status.Convert(err)
-	code, reason := st.Code(), ledger.RefusedMalformed
-	switch code {
-	case codes.ResourceExhausted:
-		reason = ledger.RefusedTooLarge
-	case codes.DeadlineExceeded, codes.Canceled:
-		reason = ledger.RefusedTimeout
-	case codes.Internal, codes.Unknown:
-		code = codes.InvalidArgument
-	}
-	return refuse(code, 400, reason, "%s", st.Message())
-}
-
-// encodings notes what a request's header says of its compression; the decompressor
-// itself is not told whose request it reads.
-type encodings struct{}
-
-type windowKey struct{}
-
-func (encodings) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
-	return context.WithValue(ctx, windowKey{}, new(int))
-}
-
-func (encodings) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	if h, ok := s.(*stats.InHeader); ok && h.Compression == "zstd" {
-		if window, ok := ctx.Value(windowKey{}).(*int); ok {
-			*window = maxZstdWindow
+	if prefix[0] == 1 {
+		if m.encoding = stream.RecvCompress(); m.encoding == "" {
+			return nil, bodyError(errors.New("a compressed message without grpc-encoding"))
 		}
 	}
+	m.left = int(binary.BigEndian.Uint32(prefix[1:]))
+	return m, nil
 }
 
-func (encodings) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-func (encodings) HandleConn(context.Context, stats.ConnStats)                       {}
-
-// windowOf returns what the decompressor of a request may hold, in bytes.
-func windowOf(ctx context.Context) int {
-	if window, ok := ctx.Value(windowKey{}).(*int); ok {
-		return *window
+func (m *message) Read(p []byte) (int, error) {
+	if m.left == 0 {
+		return 0, io.EOF
 	}
-	return 0
+	n := min(len(p), m.left, readAhead/2) // the transport asks the client for as much as we do
+	data, err := m.stream.Read(n)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, err
+	}
+	data.CopyTo(p)
+	data.Free()
+	m.left -= n
+	return n, nil
+}
+
+func (m *message) Close() error { return nil }
+
+// end reads the end of the request: an export is one message.
+func (m *message) end() *refusal {
+	var prefix [5]byte
+	if m.left > 0 {
+		return bodyError(errors.New("something follows the compressed data"))
+	}
+	switch err := m.stream.ReadMessageHeader(prefix[:]); {
+	case err == nil:
+		return bodyError(errors.New("more than one message in an export"))
+	case !errors.Is(err, io.EOF):
+		return bodyError(err)
+	}
+	return nil
 }
 
 func init() { encoding.RegisterCompressor(zstdCompressor{}) }
@@ -214,26 +218,5 @@ func (zstdCompressor) Compress(w io.Writer) (io.WriteCloser, error) {
 	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
 }
 
-// Decompress returns a reader that goes back to the pool at its end. One that is
-// not read to its end is left to the garbage collector.
-func (zstdCompressor) Decompress(src io.Reader) (io.Reader, error) {
-	z, err := openZstd(src)
-	if err != nil {
-		return nil, err
-	}
-	return &untilEOF{z}, nil
-}
-
-type untilEOF struct{ z *zstdBody }
-
-func (u *untilEOF) Read(p []byte) (int, error) {
-	if u.z == nil {
-		return 0, io.EOF
-	}
-	n, err := u.z.Read(p)
-	if err == io.EOF {
-		u.z.close()
-		u.z = nil
-	}
-	return n, err
-}
+// Decompress serves clients in this process; requests are read by [message].
+func (zstdCompressor) Decompress(src io.Reader) (io.Reader, error) { return openZstd(src) }

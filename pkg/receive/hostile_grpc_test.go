@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -88,9 +89,8 @@ func TestBrokenGRPC(t *testing.T) {
 	d := open(t, false, func(c *Config) { c.RequestTimeout = 500 * time.Millisecond })
 	p := good(t)
 	export := otlpgrpc.Method(otlpwire.Traces)
-	// What breaks before a message is whole grpc answers itself, with INTERNAL: no
-	// client tries that again.
-	refused := []codes.Code{codes.InvalidArgument, codes.Unimplemented, codes.Internal}
+	refused := []codes.Code{codes.InvalidArgument}
+	byGRPC := []codes.Code{codes.Unimplemented, codes.Internal} // before we are asked
 	for _, tc := range []struct {
 		name, method string
 		body         []byte
@@ -105,6 +105,8 @@ func TestBrokenGRPC(t *testing.T) {
 		{"gzip cut short", export, frame(1, gz(p)[:20]), []string{"Grpc-Encoding", "gzip"}, refused, 0},
 		{"unknown encoding", export, frame(1, p), []string{"Grpc-Encoding", "lzma"}, []codes.Code{codes.Unimplemented}, 0},
 		{"unknown flag", export, frame(7, p), nil, refused, 0},
+		{"gzip with something behind", export, frame(1, append(gz(p), p...)), []string{"Grpc-Encoding", "gzip"}, refused, 0},
+		{"message cut short", export, frame(0, p)[:len(p)], nil, refused, 0},
 		{"two messages", export, append(frame(0, p), frame(0, p)...), nil, refused, 0},
 		{"no message", export, nil, nil, refused, 0},
 		{"prefix alone", export, []byte{0, 0, 0, 0, 9}, nil, refused, 0},
@@ -113,9 +115,9 @@ func TestBrokenGRPC(t *testing.T) {
 		{"zstd bomb", export, frame(1, zs(make([]byte, 8<<20))), []string{"Grpc-Encoding", "zstd"}, []codes.Code{codes.ResourceExhausted}, 0},
 		{"zstd window of 2 GiB", export, frame(1, []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00}), []string{"Grpc-Encoding", "zstd"}, refused, 0},
 		{"binary metadata", export, frame(0, p), []string{"X-Bin", base64.StdEncoding.EncodeToString([]byte{0, 255})}, []codes.Code{codes.OK}, 1},
-		{"broken binary metadata", export, frame(0, p), []string{"X-Bin", "%%%"}, refused, 0},
+		{"broken binary metadata", export, frame(0, p), []string{"X-Bin", "%%%"}, byGRPC, 0},
 		{"deadline that is over", export, frame(0, p), []string{"Grpc-Timeout", "1n"}, []codes.Code{codes.DeadlineExceeded}, 0},
-		{"deadline that is none", export, frame(0, p), []string{"Grpc-Timeout", "soon"}, refused, 0},
+		{"deadline that is none", export, frame(0, p), []string{"Grpc-Timeout", "soon"}, byGRPC, 0},
 		{"wrong method", "/" + otlpgrpc.Service(otlpwire.Traces) + "/Import", frame(0, p), nil, []codes.Code{codes.Unimplemented}, 0},
 		{"path without a service", "/x", frame(0, p), nil, []codes.Code{codes.Unimplemented}, 0},
 		{"reflection", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", frame(0, nil), nil, []codes.Code{codes.Unimplemented}, 0},
@@ -164,8 +166,49 @@ func TestHeldMessagesCount(t *testing.T) {
 	d.probe(t)
 }
 
-// TestWindowsCountBeforeReading: requests that have sent nothing but their headers
-// hold what their decompressors may take.
+// TestGRPCIsAdmittedBeforeItIsRead: where there is no room for a request, its client
+// sends no more of it than it may send unasked.
+func TestGRPCIsAdmittedBeforeItIsRead(t *testing.T) {
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 9<<20, 17<<20, 10*time.Second })
+	for _, tc := range []struct {
+		name string
+		free int // bytes of MaxInFlight
+		want codes.Code
+		sent int // bytes at the most
+	}{
+		{"room for the request", 17 << 20, codes.InvalidArgument, 9 << 20}, // read whole, and found to be no OTLP
+		{"room for a part of it", 2 << 20, codes.Unavailable, 3 << 20},
+		{"no room", 100 << 10, codes.Unavailable, 1 << 20},
+	} {
+		taken := int(d.r.cfg.MaxInFlight) - tc.free
+		d.r.inFlight.Add(int64(taken))
+		body := &counted{Reader: bytes.NewReader(frame(0, bytes.Repeat([]byte{0xff}, 8<<20)))}
+		code, _, err := d.tryGRPC(t.Context(), otlpgrpc.Method(otlpwire.Traces), body)
+		if err != nil || code != tc.want || body.n.Load() > int64(tc.sent) {
+			t.Errorf("%s: %v, %v after %d bytes; want %v after at most %d", tc.name, code, err, body.n.Load(), tc.want, tc.sent)
+		}
+		d.r.release(taken)
+		if n := d.r.inFlight.Load(); n != 0 {
+			t.Errorf("%s: %d bytes are still held", tc.name, n)
+		}
+	}
+	d.probe(t)
+}
+
+// counted counts what was read of it.
+type counted struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// TestWindowsCountBeforeReading: requests that have sent nothing but the length of
+// their message hold what their decompressors may take.
 func TestWindowsCountBeforeReading(t *testing.T) {
 	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 1<<20, 17<<20, 10*time.Second })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -180,7 +223,7 @@ func TestWindowsCountBeforeReading(t *testing.T) {
 				codesSeen <- code
 			}
 		})
-		_, _ = w.Write([]byte{1})
+		_, _ = w.Write(frame(1, make([]byte, 1000))[:6])
 	}
 	if code := <-codesSeen; code != codes.Unavailable {
 		t.Errorf("%v, want %v", code, codes.Unavailable)

@@ -4,13 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,7 +139,8 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	defer cancel()
 	buf := r.buffer()
 	defer r.recycle(buf)
-	held, ref := r.readBody(req, buf)
+	encoding := strings.ToLower(strings.Join(req.Header.Values("Content-Encoding"), ","))
+	held, ref := r.readBody(req.Body, encoding, req.ContentLength, buf)
 	defer r.release(held)
 	if ref != nil {
 		return outcome{}, ref
@@ -183,94 +181,6 @@ func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (hel
 	}
 	r.deps.Ledger.Of(sig).Sanitised.Add(float64(sanitised))
 	return held, nil
-}
-
-// readBody reads and decompresses the body into buf, within the bounds. It
-// returns how many bytes it holds of MaxInFlight, also when it refuses.
-func (r *Receiver) readBody(req *http.Request, buf *[]byte) (held int, ref *refusal) {
-	limit := int(r.cfg.MaxRequest)
-	if req.ContentLength > int64(limit) {
-		return 0, tooLarge(int64(limit))
-	}
-	body, ref := openBody(req, int64(limit))
-	if ref != nil {
-		return 0, ref
-	}
-	defer body.close()
-	if ref := r.admit(body.window()); ref != nil {
-		return 0, ref
-	}
-	defer r.release(body.window())
-	b := (*buf)[:0]
-	defer func() { *buf = b }()
-	if ref := r.admit(cap(b)); ref != nil {
-		return 0, ref
-	}
-	held = cap(b)
-	for {
-		if len(b) == cap(b) {
-			grow := max(32<<10, min(cap(b), limit+1-cap(b)))
-			if ref := r.admit(grow); ref != nil {
-				return held, ref
-			}
-			held += grow
-			b = slices.Grow(b, grow)
-			if extra := cap(b) - held; extra > 0 { // the allocator rounds up
-				r.inFlight.Add(int64(extra))
-				held += extra
-			}
-		}
-		n, err := body.Read(b[len(b):min(cap(b), limit+1)])
-		if b = b[:len(b)+n]; len(b) > limit {
-			return held, tooLarge(int64(limit))
-		}
-		if errors.Is(err, io.EOF) {
-			if err = body.finish(); err == nil {
-				return held, nil
-			}
-		}
-		if err != nil {
-			return held, bodyError(err, int64(limit))
-		}
-	}
-}
-
-// openBody returns the body as its Content-Encoding says.
-func openBody(req *http.Request, limit int64) (body, *refusal) {
-	src := http.MaxBytesReader(nil, req.Body, limit)
-	var (
-		b   body
-		err error
-	)
-	switch enc := strings.ToLower(strings.Join(req.Header.Values("Content-Encoding"), ",")); enc {
-	case "", "identity":
-		return plainBody{src}, nil
-	case "gzip":
-		b, err = openGzip(src)
-	case "zstd":
-		b, err = openZstd(src)
-	default:
-		return nil, refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "content encoding %.40q is not supported; use gzip, zstd or none", enc)
-	}
-	if err != nil {
-		return nil, bodyError(err, limit)
-	}
-	return b, nil
-}
-
-// bodyError is the answer to a body that could not be read.
-func bodyError(err error, limit int64) *refusal {
-	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		return tooLarge(limit)
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return refuse(codes.DeadlineExceeded, http.StatusRequestTimeout, ledger.RefusedTimeout, "the body did not arrive in time")
-	}
-	return refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "read body: %v", err)
-}
-
-func tooLarge(limit int64) *refusal {
-	return refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
 }
 
 // appendResponse appends an Export*ServiceResponse; the three have the same

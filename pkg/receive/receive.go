@@ -13,8 +13,7 @@
 //     specification, sections on failures and retries): what may heal is
 //     UNAVAILABLE or 503 with a pause of a second, never INTERNAL or 500.
 //   - Bodies are bounded as they are read, before and after decompression, and
-//     the bytes of all requests together by Config.MaxInFlight; over gRPC a
-//     request counts when it has been read (docs/adr/0002).
+//     the bytes of all requests together by Config.MaxInFlight (docs/adr/0006).
 //
 // # Not here
 //

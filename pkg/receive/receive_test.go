@@ -38,6 +38,7 @@ import (
 
 // door is a running receiver and what came through it.
 type door struct {
+	r          *Receiver
 	over       atomic.Bool
 	grpc, http string
 	led        *ledger.Ledger
@@ -113,6 +114,7 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 			t.Error(err)
 		}
 	})
+	d.r = r
 	d.grpc, d.http = r.Addrs()[0], "http://"+r.Addrs()[1]
 	return d
 }
