@@ -20,8 +20,9 @@ var layers = [][]string{
 	{"pkg/bus"},
 	// stages
 	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient"},
+	{"pkg/replay"},
 	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
-	{"pkg/sink/backend"},
+	{"pkg/sink/backend", "pkg/sink/whatif"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},
 	// commands

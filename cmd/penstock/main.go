@@ -17,6 +17,8 @@ Usage: penstock <command> [flags]
 Commands:
   up        run edge, hub, router and sink in this process
   generate  send the telemetry of a small shop to an OTLP endpoint
+  replay    bring a stretch of the past to the backends once more
+  whatif    show what other sampling policies would keep of the past
   policies  give the sinks new sampling policies, without a restart
   token     make a bearer token for an instance without an edge
   version   print the version
@@ -37,6 +39,10 @@ func main() {
 		os.Exit(generateTraffic(args[1:]))
 	case "policies":
 		os.Exit(policies(args[1:]))
+	case "replay":
+		os.Exit(replays(args[1:]))
+	case "whatif":
+		os.Exit(whatIf(args[1:]))
 	case "token":
 		os.Exit(token(args[1:]))
 	case "version", "-version", "--version":

@@ -4,14 +4,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
-	"os/user"
 	"text/tabwriter"
 	"time"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -30,37 +27,25 @@ Flags:
 // policies puts sampling policies into the hub, and shows them.
 func policies(args []string) int {
 	fs := flag.NewFlagSet("penstock policies", flag.ContinueOnError)
-	cfg := bus.Config{URL: os.Getenv("HUB_URL"), Creds: os.Getenv("HUB_CREDS"), Name: "policies"}
-	if cfg.URL == "" {
-		cfg.URL = "nats://127.0.0.1:4222"
-	}
-	top := bus.DefaultTopology()
-	fs.StringVar(&cfg.URL, "hub", cfg.URL, "`URL` of the hub; default: HUB_URL")
-	fs.StringVar(&cfg.Creds, "creds", cfg.Creds, "`file` with a NATS credential; default: HUB_CREDS")
-	fs.IntVar(&top.Replicas, "replicas", top.Replicas, "replicas of the bucket, when it is not there yet")
+	var hub hubFlags
+	hub.add(fs, "policies")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), policiesUsage); fs.PrintDefaults() }
-	// The command and its argument stand before the flags.
-	var words []string
-	for len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
-		words, args = append(words, args[0]), args[1:]
-	}
-	if err := fs.Parse(args); err != nil {
+	words, err := words(fs, args)
+	if err != nil {
 		return parseExit(err)
 	}
-	words = append(words, fs.Args()...)
 	want := map[string]int{"push": 2, "list": 1, "show": 2}
 	if len(words) == 0 || want[words[0]] != len(words) {
 		fs.Usage()
 		return 2
 	}
-	if err := runPolicies(cfg, top, words); err != nil {
-		fmt.Fprintf(os.Stderr, "penstock policies: %v\n", err)
-		return 1
+	if err := runPolicies(&hub, words); err != nil {
+		return failed("policies", err)
 	}
 	return 0
 }
 
-func runPolicies(cfg bus.Config, top bus.Topology, words []string) error {
+func runPolicies(hub *hubFlags, words []string) error {
 	var text []byte
 	if words[0] == "push" {
 		var err error
@@ -75,23 +60,19 @@ func runPolicies(cfg bus.Config, top bus.Topology, words []string) error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	conn, err := bus.Dial(cfg, slog.New(slog.DiscardHandler))
+	conn, err := hub.dial()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	if words[0] == "push" {
-		by := os.Getenv("USER")
-		if u, err := user.Current(); err == nil {
-			by = u.Username
-		}
-		p, err := conn.PushPolicies(ctx, top, string(text), by)
+		p, err := conn.PushPolicies(ctx, hub.top, string(text), caller())
 		if err == nil {
 			fmt.Printf("version %d is in force for traces from message %d of SPANS on\n", p.Number, p.From)
 		}
 		return err
 	}
-	all, err := conn.AllPolicies(ctx, top)
+	all, err := conn.AllPolicies(ctx, hub.top)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -78,18 +79,46 @@ const lagInterval = 2 * time.Second
 
 // watchLag keeps a lane's gauges until ctx ends.
 func watchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, partition, backend string) {
-	lag, owned := led.Lane(signal, partition, backend)
+	lag, owned, eta := led.Lane(signal, partition, backend)
+	var pace pace
 	for goOn := true; goOn; {
 		goOn = proc.Sleep(ctx, lagInterval)
 		if !lane.Owned() {
 			owned.Set(0)
 			lag.Set(0) // its owner says it
+			eta.Set(0)
+			pace.past = nil
 			continue
 		}
 		owned.Set(1)
 		if n, err := lane.Lag(context.WithoutCancel(ctx)); err == nil {
 			lag.Set(float64(n)) // once more at the end: what is left for the next owner
+			eta.Set(pace.left(time.Now(), lane.Waiting()))
 		}
 	}
 	owned.Set(0)
+	eta.Set(0)
+}
+
+// pace tells from how many messages waited a while ago when none will.
+type pace struct{ past []waited }
+
+type waited struct {
+	at       time.Time
+	messages uint64
+}
+
+// left takes in how many messages wait, and returns the seconds until none does.
+func (p *pace) left(now time.Time, waiting uint64) float64 {
+	if p.past = append(p.past, waited{now, waiting}); len(p.past) > 6 { // ten seconds
+		p.past = p.past[1:]
+	}
+	first := p.past[0]
+	switch {
+	case waiting == 0:
+		return 0
+	case first.messages <= waiting:
+		return math.Inf(1)
+	}
+	return float64(waiting) * now.Sub(first.at).Seconds() / float64(first.messages-waiting)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,10 @@ type LaneConfig struct {
 	Stream string
 	Filter string // the stored subjects of the partition; empty for all
 	Name   string // the durable consumer: <backend>-<partition>
+
+	Filters []string // subjects, instead of Filter
+	// Start is where a consumer that is not there yet begins; 0 for the first message.
+	Start uint64
 }
 
 const (
@@ -57,6 +62,7 @@ type Delivery struct {
 	Header  envelope.Header
 	Body    []byte // decompressed, unless a [Reader] returns it
 	Pending uint64 // messages behind this one
+	Size    int    // bytes of the body as stored
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
@@ -112,6 +118,8 @@ type Lane struct {
 		// held is until when nobody else can have the pin, on this process's clock.
 		held time.Time
 		lost bool
+		// waiting is how many messages stood behind when that was last said.
+		waiting uint64
 	}
 }
 
@@ -132,7 +140,7 @@ func (c *Conn) OpenLane(ctx context.Context, cfg LaneConfig) (*Lane, error) {
 }
 
 func (l *Lane) create(ctx context.Context) error {
-	_, err := l.conn.js.CreateOrUpdateConsumer(ctx, l.cfg.Stream, jetstream.ConsumerConfig{
+	cfg := jetstream.ConsumerConfig{
 		Durable:        l.cfg.Name,
 		FilterSubject:  l.cfg.Filter,
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
@@ -142,7 +150,15 @@ func (l *Lane) create(ctx context.Context) error {
 		PriorityPolicy: jetstream.PriorityPolicyPinned,
 		PriorityGroups: []string{pinGroup},
 		PinnedTTL:      pinTTL,
-	})
+	}
+	if cfg.FilterSubjects = l.cfg.Filters; len(l.cfg.Filters) == 1 {
+		// The server's name of the request then holds the subject, for permissions.
+		cfg.FilterSubject, cfg.FilterSubjects = l.cfg.Filters[0], nil
+	}
+	if l.cfg.Start > 0 {
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, l.cfg.Start
+	}
+	_, err := l.conn.js.CreateOrUpdateConsumer(ctx, l.cfg.Stream, cfg)
 	return err
 }
 
@@ -209,6 +225,7 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	l.next++
 	l.after, l.behind = meta.Sequence.Stream, 0
 	l.mu.Lock()
+	l.mu.waiting = meta.NumPending
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
 	return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, false), nil
@@ -421,8 +438,14 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 	}
 }
 
+// headerSize is what the server says of a body that it keeps.
+const headerSize = "Nats-Msg-Size"
+
 func newDelivery(subject string, seq, pending uint64, get func(string) string, body []byte, raw bool) Delivery {
-	d := Delivery{Seq: seq, Subject: subject, Pending: pending, Body: body}
+	d := Delivery{Seq: seq, Subject: subject, Pending: pending, Body: body, Size: len(body)}
+	if size, err := strconv.Atoi(get(headerSize)); err == nil && len(body) == 0 {
+		d.Size = size // a reader of headers
+	}
 	h, err := envelope.ParseHeader(get)
 	if err == nil {
 		if !raw {
@@ -482,7 +505,33 @@ func (l *Lane) Lag(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("lag of lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
 	}
+	l.mu.Lock()
+	l.mu.waiting = info.NumPending
+	l.mu.Unlock()
 	return lag(info), nil
+}
+
+// Waiting returns how many messages stood behind the last one, when that was last
+// said; 0 when this reader is not the owner.
+func (l *Lane) Waiting() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Now().After(l.mu.held) {
+		return 0
+	}
+	return l.mu.waiting
+}
+
+// DropLane deletes a lane's consumer, and with it its floor. One that is not there is
+// no error.
+func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	err := c.js.DeleteConsumer(ctx, stream, name)
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("drop lane %s of %s: %w", name, stream, err)
+	}
+	return nil
 }
 
 // Forget makes the reader claim the lane again, from its floor.

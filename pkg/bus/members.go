@@ -42,6 +42,7 @@ type Members struct {
 	mu   sync.Mutex
 	seen map[string]sighting // by name
 	runs []*run              // the lanes, in the order given
+	also []Shared            // further ones, as last told
 }
 
 // Member is what a member says about itself.
@@ -63,6 +64,12 @@ type Shared struct {
 	Signal    string
 	Partition int
 	Backend   string
+	// Partitions is how many the stream has; 0 where every one has a lane. A lane for
+	// a while has the owner of the lasting lane of its stream and partition, if there
+	// is one.
+	Partitions int
+	// Quiet lanes have no gauges.
+	Quiet bool
 	// Run reads the lane until ctx ends, finishes what it can within
 	// [HandOver], and closes it.
 	Run func(ctx context.Context, lane *Lane)
@@ -76,6 +83,8 @@ type run struct {
 	stop context.CancelFunc // nil: it does not run here
 	done chan struct{}
 	lane *Lane
+	also bool // for a while
+	gone bool // not any more
 }
 
 const (
@@ -110,6 +119,9 @@ func CheckName(name string) error {
 	return nil
 }
 
+// Self returns this process's name in the group.
+func (m *Members) Self() string { return m.self }
+
 // Run runs the lanes that are placed here until ctx ends; then it leaves, so that
 // others take over at once, and waits until all are closed.
 func (m *Members) Run(ctx context.Context, lanes []Shared) {
@@ -135,6 +147,43 @@ func (m *Members) Run(ctx context.Context, lanes []Shared) {
 	for _, r := range m.runs {
 		if r.done != nil {
 			<-r.done
+		}
+	}
+}
+
+// Also says which lanes there are for a while, besides those of [Members.Run]: new ones
+// are placed, those that are not among them any more are stopped. A lane is told apart
+// by its stream and name.
+func (m *Members) Also(lanes []Shared) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.also = lanes
+}
+
+// adopt takes in what Also has said. A lane that runs here and is not wanted any more
+// stays until it has ended.
+func (m *Members) adopt() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	wanted := map[string]Shared{}
+	for _, l := range m.also {
+		wanted[l.id()] = l
+	}
+	m.runs = slices.DeleteFunc(m.runs, func(r *run) bool {
+		_, keep := wanted[r.id()]
+		delete(wanted, r.id())
+		if r.gone = r.also && !keep; !r.gone {
+			return false
+		}
+		if r.stop != nil {
+			r.stop()
+			r.stop = nil
+		}
+		return r.done == nil
+	})
+	for _, l := range m.also {
+		if _, missing := wanted[l.id()]; missing {
+			m.runs = append(m.runs, &run{Shared: l, also: true})
 		}
 	}
 }
@@ -255,6 +304,7 @@ func (m *Members) expire(started time.Time) (deaf bool) {
 
 // place starts and stops lanes as the members at hand ask for.
 func (m *Members) place(work context.Context) {
+	m.adopt()
 	owners := m.owners()
 	for _, r := range m.runs {
 		select {
@@ -263,7 +313,7 @@ func (m *Members) place(work context.Context) {
 		default:
 		}
 		switch mine := owners[r.Stream][r.Partition] == m.self; {
-		case mine && r.done == nil:
+		case mine && r.done == nil && !r.gone:
 			ctx, stop := context.WithCancel(work)
 			r.stop, r.done = stop, make(chan struct{})
 			go m.runLane(ctx, r, r.done)
@@ -281,7 +331,7 @@ func (m *Members) owners() map[string][]string {
 	names := append(slices.Collect(maps.Keys(m.seen)), m.self)
 	partitions := map[string]int{}
 	for _, r := range m.runs {
-		partitions[r.Stream] = max(partitions[r.Stream], r.Partition+1)
+		partitions[r.Stream] = max(partitions[r.Stream], r.Partition+1, r.Partitions)
 	}
 	owners := map[string][]string{}
 	for stream, n := range partitions {
@@ -303,7 +353,9 @@ func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 	r.lane = lane
 	m.mu.Unlock()
 	var watch sync.WaitGroup
-	watch.Go(func() { watchLag(ctx, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
+	if !r.Quiet {
+		watch.Go(func() { watchLag(ctx, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
+	}
 	r.Run(ctx, lane)
 	watch.Wait()
 	m.mu.Lock()
@@ -346,7 +398,7 @@ func (m *Members) lanes(counts func(Shared) bool) (lanes []*Lane) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.runs {
-		if r.lane != nil && counts(r.Shared) {
+		if r.lane != nil && !r.also && counts(r.Shared) {
 			lanes = append(lanes, r.lane)
 		}
 	}
@@ -359,6 +411,19 @@ func (m *Members) Alone() bool {
 	defer m.mu.Unlock()
 	_, seen := m.seen[m.self]
 	return len(m.seen) == 0 || (len(m.seen) == 1 && seen)
+}
+
+// Behind returns how many messages wait for the lasting lane that is furthest behind,
+// of those that are owned here.
+func (m *Members) Behind() (most uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.runs {
+		if r.lane != nil && !r.also {
+			most = max(most, r.lane.Waiting())
+		}
+	}
+	return most
 }
 
 // shared returns the lanes of the group.

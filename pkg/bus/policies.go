@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -19,8 +20,9 @@ import (
 // behind, until the next version is.
 type Policies struct {
 	Number uint64    `json:"-"`
-	From   uint64    `json:"from"`  // a sequence of SPANS
-	Spans  time.Time `json:"spans"` // when that SPANS was made: in force from the start of another one
+	From   uint64    `json:"from"`   // a sequence of SPANS
+	Spans  time.Time `json:"spans"`  // when that SPANS was made: in force from the start of another one
+	Traces uint64    `json:"traces"` // the end of TRACES at the push: where a replay has the new version begin
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Text   string    `json:"text"` // what stands under tail_sampling
@@ -56,7 +58,11 @@ func (c *Conn) PushPolicies(ctx context.Context, t Topology, text, by string) (P
 	if err != nil {
 		return fail(err)
 	}
-	p := Policies{Number: 1, From: spans.LastSeq + 1, Spans: spans.Created.UTC(), At: time.Now().UTC(), By: by, Text: text}
+	traces, err := c.State(ctx, Stream(otlpwire.Traces))
+	if err != nil {
+		return fail(err)
+	}
+	p := Policies{Number: 1, From: spans.LastSeq + 1, Spans: spans.Created.UTC(), Traces: traces.LastSeq + 1, At: time.Now().UTC(), By: by, Text: text}
 	if n := len(all); n > 0 {
 		p.Number = all[n-1].Number + 1
 	}
@@ -134,6 +140,10 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 	if err != nil {
 		return err
 	}
+	traces, err := h.Conn.State(ctx, Stream(otlpwire.Traces))
+	if err != nil {
+		return err
+	}
 	w, err := kv.Watch(ctx, "*", jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
@@ -155,6 +165,9 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 				}
 				if !p.Spans.Equal(spans.Created) {
 					p.From = 0
+				}
+				if traces.Created.After(p.At) {
+					p.Traces = 0
 				}
 				changed(&p)
 			}

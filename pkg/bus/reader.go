@@ -14,29 +14,46 @@ import (
 // passed over. For one goroutine.
 //
 // A [Lane] is for the hub, where owners change; a Reader for a stream that one
-// process owns.
+// process owns, or for a look.
 type Reader struct {
 	conn     *Conn
 	stream   string
 	consumer string
 	pull     *pull
 	next     uint64 // expected delivery sequence
+	left     uint64 // messages behind the last one
 }
 
 // readerIdle is how long the server keeps the place of a reader that asks for nothing.
 const readerIdle = time.Minute
 
-// OpenReader begins at sequence from, or at the first message behind it.
+// ReaderConfig says what a reader reads.
+type ReaderConfig struct {
+	Stream  string
+	From    uint64   // it begins here, or at the first message behind
+	Filters []string // stored subjects; none for all
+	// Headers leaves the bodies on the server.
+	Headers bool
+}
+
+// OpenReader reads all of a stream from sequence from on.
 func (c *Conn) OpenReader(ctx context.Context, stream string, from uint64) (*Reader, error) {
+	return c.OpenReaderOf(ctx, ReaderConfig{Stream: stream, From: from})
+}
+
+// OpenReaderOf reads what cfg says.
+func (c *Conn) OpenReaderOf(ctx context.Context, cfg ReaderConfig) (*Reader, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	stream := cfg.Stream
 	r := &Reader{conn: c, stream: stream, next: 1}
 	cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(cfg.From, 1),
+		FilterSubjects: cfg.Filters, HeadersOnly: cfg.Headers,
 		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readerIdle, MemoryStorage: true, Replicas: 1,
 	})
 	if err == nil {
-		r.consumer = cons.CachedInfo().Name
+		r.consumer, r.left = cons.CachedInfo().Name, cons.CachedInfo().NumPending
 		r.pull, err = newPull(c.nc, stream, r.consumer, "", "")
 	}
 	if err != nil {
@@ -68,9 +85,13 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 			return Delivery{}, r.failed(err)
 		}
 		r.next++
+		r.left = meta.NumPending
 		return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, true), nil
 	}
 }
+
+// Left returns how many messages stand behind the last one that was read.
+func (r *Reader) Left() uint64 { return r.left }
 
 // Close ends reading.
 func (r *Reader) Close() {

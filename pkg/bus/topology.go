@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -56,11 +57,13 @@ const (
 	Spans      = "SPANS"
 	Decisions  = "DECISIONS"
 	DeadLetter = "DEADLETTER"
+	Audit      = "AUDIT"
 )
 
 const (
 	spansAge     = 2 * time.Hour
 	decisionsAge = 2 * time.Hour
+	auditAge     = 365 * 24 * time.Hour
 
 	// duplicateWindow is how long a hub recognises a message id. A sender that
 	// reconnects within it stores nothing twice.
@@ -84,6 +87,17 @@ func SpansSubject(partition int) string { return "spans." + strconv.Itoa(partiti
 // DecisionsSubject returns where the sink that owns a partition of SPANS records
 // its decisions.
 func DecisionsSubject(partition int) string { return "decisions." + strconv.Itoa(partition) }
+
+// ReplayDecisionsSubject returns where the owner of a lane of a replay records its
+// decisions.
+func ReplayDecisionsSubject(job string, partition int) string {
+	return "decisions.replay-" + job + "-" + strconv.Itoa(partition)
+}
+
+// ReplayLane returns the name of the consumer by which a partition is replayed.
+func ReplayLane(job string, partition int) string {
+	return "replay-" + job + "-" + strconv.Itoa(partition)
+}
 
 // PartitionFilter returns the subjects of a partition as a signal's stream
 // stores them.
@@ -118,7 +132,10 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
 	dead.MaxBytes = int64(t.MaxBytes) / 16
-	return append(all, spans, decisions, dead)
+	audit := base
+	audit.Name, audit.Description, audit.Subjects = Audit, "what people have had done", []string{"audit.>"}
+	audit.MaxAge, audit.MaxBytes = auditAge, int64(t.MaxBytes)/64
+	return append(all, spans, decisions, dead, audit)
 }
 
 // EnsureHub creates the streams that are not there. Those that are there stay
@@ -131,6 +148,9 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 		}
 	}
 	if _, err := c.ensurePolicies(ctx, t); err != nil {
+		return err
+	}
+	if _, err := c.Replays(ctx, t); err != nil {
 		return err
 	}
 	_, err := c.ensureMembers(ctx, t)
@@ -199,6 +219,25 @@ func transform(s jetstream.StreamConfig) string {
 	return s.SubjectTransform.Destination
 }
 
+var partitionsOf = regexp.MustCompile(`\{\{partition\((\d+),1\)\}\}`)
+
+// Partitions returns the number of partitions that the hub's streams were made with.
+func (c *Conn) Partitions(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	name := Stream(otlpwire.Traces)
+	s, err := c.js.Stream(ctx, name)
+	if err != nil {
+		return 0, fmt.Errorf("partitions of stream %s: %w", name, err)
+	}
+	stored := transform(s.CachedInfo().Config)
+	m := partitionsOf.FindStringSubmatch(stored)
+	if m == nil {
+		return 0, fmt.Errorf("%w: stream %s stores its subjects as %q", errTopology, name, stored)
+	}
+	return strconv.Atoi(m[1])
+}
+
 // SpoolStream returns the name of the spool's stream of a signal.
 func SpoolStream(sig otlpwire.Signal) string { return "SPOOL_" + Stream(sig) }
 
@@ -244,6 +283,7 @@ func (c *Conn) Restore(ctx context.Context, subject string, header, body []byte)
 // StreamState is what a stream holds.
 type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
+	FirstTime                          time.Time // when the first message was stored
 	Created                            time.Time // another one: other messages under the same sequences
 }
 
@@ -257,7 +297,41 @@ func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
 	}
 	info := s.CachedInfo()
 	st := info.State
-	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, Created: info.Created}, nil
+	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created}, nil
+}
+
+// SequenceAt returns the sequence of the first message that a stream stored at t or
+// later, one more than its last when there is none.
+func (c *Conn) SequenceAt(ctx context.Context, stream string, t time.Time) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	// A consumer that begins there says where that is.
+	cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t,
+		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readerIdle, MemoryStorage: true, Replicas: 1,
+	})
+	if err != nil {
+		return 0, fmt.Errorf("look up %v in stream %s: %w", t, stream, err)
+	}
+	info := cons.CachedInfo()
+	_ = c.js.DeleteConsumer(ctx, stream, info.Name)
+	return info.Delivered.Stream + 1, nil
+}
+
+// Subjects returns the subjects of a stream that a filter matches, and how many
+// messages each has.
+func (c *Conn) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, stream)
+	if err != nil {
+		return nil, fmt.Errorf("subjects of stream %s: %w", stream, err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("subjects of stream %s: %w", stream, err)
+	}
+	return info.State.Subjects, nil
 }
 
 // PurgeBelow deletes the messages of a stream with a sequence below seq.

@@ -77,6 +77,7 @@ const (
 	ContentTypeOTLP      = "application/x-protobuf"
 	ContentTypeFrames    = "application/x-penstock-spans"
 	ContentTypeDecisions = "application/x-penstock-decisions"
+	ContentTypeJSON      = "application/json"
 )
 
 // What an edge says of a request that it sends to a gateway, in headers or metadata:
@@ -114,7 +115,7 @@ func (h Header) Fields(set func(name, value string)) {
 // at the door.
 func ParseHeader(get func(name string) string) (h Header, err error) {
 	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), Encoding(get(HeaderContentEncoding)), get(HeaderID)
-	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions {
+	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions && h.ContentType != ContentTypeJSON {
 		return h, fmt.Errorf("header %s is %q", HeaderContentType, h.ContentType)
 	}
 	if h.Items, err = strconv.Atoi(get(HeaderItems)); err != nil || h.Items < 0 {

@@ -76,9 +76,11 @@ type Ledger struct {
 	PoliciesRefused prometheus.Counter
 	lag             *prometheus.GaugeVec
 	owned           *prometheus.GaugeVec
+	eta             *prometheus.GaugeVec
 	heldTraces      *prometheus.GaugeVec
 	heldBytes       *prometheus.GaugeVec
 	decided         *prometheus.CounterVec
+	replayed        *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -124,9 +126,11 @@ func New(reg prometheus.Registerer) *Ledger {
 		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
 		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
+		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "When the lane will have read all that waits for it, at the pace of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
+		replayed:        counter("penstock_replayed_items_total", "Items a backend has acknowledged once more, for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, sig := range otlpwire.Signals {
@@ -151,6 +155,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		}
 		for _, b := range backends {
 			s.delivered.WithLabelValues(b)
+			l.Replayed(sig, b)
 			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {
 				l.local.WithLabelValues(n, b, o)
 			}
@@ -194,10 +199,15 @@ func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabe
 // Dropped returns the counter of items that an edge has lost, for a reason.
 func (s *Signal) Dropped(reason string) prometheus.Counter { return s.dropped.WithLabelValues(reason) }
 
-// Lane returns the gauges of one lane: its lag in messages and whether it is
-// owned here.
-func (l *Ledger) Lane(signal, partition, backend string) (lag, owned prometheus.Gauge) {
-	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend)
+// Replayed returns the counter of deliveries for replay jobs to a backend.
+func (l *Ledger) Replayed(sig otlpwire.Signal, backend string) prometheus.Counter {
+	return l.replayed.WithLabelValues(sig.String(), backend)
+}
+
+// Lane returns the gauges of one lane: its lag in messages, whether it is owned here,
+// and in how many seconds it has caught up.
+func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta prometheus.Gauge) {
+	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend), l.eta.WithLabelValues(signal, partition, backend)
 }
 
 // Sampler returns the gauges of one partition's sampler.

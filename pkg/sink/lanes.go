@@ -16,6 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/backend"
+	"github.com/penstock/penstock/pkg/sink/sample"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
@@ -32,7 +33,7 @@ type lanes struct {
 func (l *lanes) service() services.Service {
 	var (
 		shared  []bus.Shared
-		writers []backend.Writer
+		writers []backend.Writer // by signal
 	)
 	start := func(context.Context) error {
 		for _, sig := range otlpwire.Signals {
@@ -54,6 +55,7 @@ func (l *lanes) service() services.Service {
 		wg.Go(func() { l.members.Run(work, shared) })
 		wg.Go(func() { l.horizon.Run(work) })
 		wg.Go(func() { l.hub.WatchPolicies(work, l.rules.changed) })
+		wg.Go(func() { newReplays(l, writers).run(work) })
 		<-ctx.Done()
 		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
@@ -74,11 +76,14 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
 	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p),
 	}}
-	d := &delivery{sig: sig, w: w, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led, log: l.log.With("signal", s.Signal, "partition", p, "backend", s.Backend)}
+	d := l.delivery(sig, w, p)
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
-			t := &traceLane{lane: lane, delivery: d, partition: p, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute, horizon: l.horizon}
+			t := &traceLane{
+				lane: lane, delivery: d, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
+				journalSubject: bus.DecisionsSubject(p), gauges: strconv.Itoa(p), horizon: l.horizon,
+			}
 			t.run(ctx)
 		}
 		return s
@@ -91,11 +96,20 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
 	return s
 }
 
-// directLane writes metrics or logs as they come, one message after the other.
+func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery {
+	return &delivery{
+		sig: sig, w: w, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
+		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
+	}
+}
+
+// directLane writes payloads as they come, one message after the other: metrics, logs,
+// and spans that are not to be sampled.
 type directLane struct {
 	lane     *bus.Lane
 	delivery *delivery
 	guard    envelope.Guard
+	excerpt  *excerpt // nil: live
 }
 
 func (l *directLane) run(ctx context.Context) {
@@ -103,11 +117,19 @@ func (l *directLane) run(ctx context.Context) {
 	finish, stop := bus.Finish(ctx)
 	defer stop()
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
-		if d.Seq == 0 {
+		switch {
+		case l.excerpt.ends(d):
+			return false
+		case d.Seq == 0:
 			return true
+		case !l.excerpt.wait(ctx, d):
+			return false
 		}
 		err := d.Err
-		if err == nil {
+		if l.excerpt.leavesOut(d) {
+			l.excerpt.unchosen(max(d.Header.Items, 1))
+			err = nil
+		} else if err == nil {
 			var payload []byte
 			if payload, _, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
 				if !l.delivery.write(finish, d.Instance(), payload, origin{d.Seq, d.Header.Arrival}) {
@@ -115,14 +137,49 @@ func (l *directLane) run(ctx context.Context) {
 				}
 			}
 		}
-		if err != nil && !l.delivery.undecodable(finish, d, err) {
+		switch {
+		case err == nil:
+		case l.excerpt != nil:
+			l.excerpt.unchosen(max(d.Header.Items, 1)) // it is in DEADLETTER since it was live
+		case !l.delivery.undecodable(finish, d, err):
 			return false
 		}
 		if err := l.lane.Ack(d.Seq); err != nil {
 			l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
 		}
-		return true
+		l.excerpt.reached(d.Seq)
+		return !l.excerpt.last(d)
 	})
+}
+
+// tally counts what becomes of items.
+type tally interface {
+	delivered(items int)
+	dead(reason string, items int)
+	decided(out sample.Output)
+}
+
+// liveTally counts in the ledger.
+type liveTally struct {
+	led     *ledger.Ledger
+	sig     otlpwire.Signal
+	backend string
+}
+
+func (t liveTally) delivered(items int) { t.led.Of(t.sig).Delivered(t.backend).Add(float64(items)) }
+
+func (t liveTally) dead(reason string, items int) { t.led.Of(t.sig).Dead(reason).Add(float64(items)) }
+
+func (t liveTally) decided(out sample.Output) {
+	led := t.led.Of(t.sig)
+	led.SampledOut.Add(float64(out.SampledOut))
+	led.Duplicate.Add(float64(out.Duplicates))
+	if out.Full {
+		t.led.SamplerFull.Inc()
+	}
+	for i, d := range out.Decisions {
+		t.led.Decided(d.Kept, out.By[i])
+	}
 }
 
 // delivery brings payloads to one backend, and dead-letters what that refuses for
@@ -133,8 +190,17 @@ type delivery struct {
 	conn func() *bus.Conn // there once the hub's stage has started
 	led  *ledger.Ledger
 	log  *slog.Logger
+	// count counts, where it is set, instead of the ledger.
+	count tally
 	// owned is [backend.Delivery.Owned].
 	owned func() bool
+}
+
+func (d *delivery) tally() tally {
+	if d.count != nil {
+		return d.count
+	}
+	return liveTally{d.led, d.sig, d.w.Name()}
 }
 
 // origin is where a payload came from, for the id of its dead letters.
@@ -148,7 +214,7 @@ type origin struct {
 func (d *delivery) write(ctx context.Context, instance string, payload []byte, from origin) bool {
 	b := backend.Delivery{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
-		Delivered: func(items int) { d.led.Of(d.sig).Delivered(d.w.Name()).Add(float64(items)) },
+		Delivered: d.tally().delivered,
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
@@ -178,7 +244,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 func (d *delivery) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
 	ok := proc.Retry(ctx, d.log, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
-		d.led.Of(d.sig).Dead(reason).Add(float64(items))
+		d.tally().dead(reason, items)
 	}
 	return ok
 }

@@ -24,6 +24,7 @@ type rules struct {
 
 	mu      sync.Mutex
 	all     []policy.Version // by number
+	past    []policy.Version // likewise, from where in TRACES each is in force
 	changes int
 	known   bool // what the hub had at the start has been read
 }
@@ -62,6 +63,7 @@ func (r *rules) changed(p *bus.Policies) {
 		return // told again by a new watch: a version does not change
 	}
 	r.all = slices.Insert(slices.Clone(r.all), i, policy.Version{Number: p.Number, From: p.From, Set: set})
+	r.past = slices.Insert(slices.Clone(r.past), i, policy.Version{Number: p.Number, From: p.Traces, Set: set})
 	r.changes++
 	if r.known {
 		r.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
@@ -81,6 +83,22 @@ func (r *rules) versions() ([]policy.Version, int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.all, r.changes
+}
+
+// replayed returns the rules for a reader of TRACES: those that were in force, or those
+// of text.
+func (r *rules) replayed(text string) (*rules, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if text == "" {
+		return &rules{base: r.base, all: r.past, known: true}, nil
+	}
+	set, err := policy.Parse("policies of the job", []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	set.Partitions, set.MaxKept = r.base.Partitions, r.base.MaxKept
+	return &rules{base: set, known: true}, nil
 }
 
 // await waits until the hub's versions are known. It returns false when ctx ended

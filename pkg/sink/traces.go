@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -27,19 +26,24 @@ type traceLane struct {
 	// attribute is the key of the span attribute that names the policy; empty for
 	// none.
 	attribute string
+	// journalSubject is where the decisions are recorded.
+	journalSubject string
+	// gauges is the label of the sampler's gauges; empty for none.
+	gauges  string
+	excerpt *excerpt // nil: live
 
-	partition int
-	sampler   *sample.Sampler     // nil: waiting for the lane to be claimed
+	sampler   *sample.Samplers    // nil: waiting for the lane to be claimed
+	guard     envelope.Guard      // of an excerpt
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool // once all is sent, begin anew at the floor
-	horizon   *bus.Horizon
-	mark      bus.Mark  // of the horizon, not reached yet
-	used      int       // how many changes of the rules the sampler knows
-	written   time.Time // when the journal was last written
+	rewind    bool         // once all is sent, begin anew at the floor
+	horizon   *bus.Horizon // nil: silence does not move the time
+	mark      bus.Mark     // of the horizon, not reached yet
+	used      int          // how many changes of the rules the sampler knows
+	written   time.Time    // when the journal was last written
 }
 
 const (
@@ -63,14 +67,16 @@ const (
 func (l *traceLane) run(ctx context.Context) {
 	defer l.lane.Close()
 	deliveries := make(chan bus.Delivery, 16) // hides the hand-over between the goroutines
+	reading, leave := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer leave() // an excerpt has an end
 	wg.Go(func() {
-		l.lane.Run(ctx, func(d bus.Delivery) bool {
+		l.lane.Run(reading, func(d bus.Delivery) bool {
 			select {
 			case deliveries <- d:
 				return true
-			case <-ctx.Done():
+			case <-reading.Done():
 				return false
 			}
 		})
@@ -79,9 +85,7 @@ func (l *traceLane) run(ctx context.Context) {
 	defer stop()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
-	heldTraces, heldBytes := l.delivery.led.Sampler(strconv.Itoa(l.partition))
-	defer heldTraces.Set(0)
-	defer heldBytes.Set(0)
+	defer l.show(0, 0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,14 +110,56 @@ func (l *traceLane) run(ctx context.Context) {
 			if planted.WallTime {
 				l.note(l.sampler.Idle(time.Now(), time.Now()))
 			}
-			traces, bytes := l.sampler.Held()
-			heldTraces.Set(float64(traces))
-			heldBytes.Set(float64(bytes))
+			l.show(l.sampler.Held())
 		}
-		if !l.flush(finish) {
+		if !l.flush(finish) || l.excerpt.ended() {
 			return
 		}
 	}
+}
+
+// show sets the gauges of what is held.
+func (l *traceLane) show(traces, bytes int) {
+	if l.gauges == "" {
+		return
+	}
+	t, b := l.delivery.led.Sampler(l.gauges)
+	t.Set(float64(traces))
+	b.Set(float64(bytes))
+}
+
+// newSampler returns what decides: for live spans, which come by partition, one
+// sampler; for an excerpt of TRACES those of all partitions.
+func (l *traceLane) newSampler() *sample.Samplers {
+	if l.excerpt == nil {
+		return sample.NewSamplers(l.rules.base, 1, l.maxBytes, l.lane.Floor(), nil)
+	}
+	return sample.NewSamplers(l.rules.base, max(l.rules.base.Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
+}
+
+// frames calls visit with what a message holds.
+func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) error {
+	if d.Err != nil {
+		return d.Err
+	}
+	if l.excerpt != nil {
+		payload, _, err := l.guard.Open(otlpwire.Traces, d.Instance(), d.Body)
+		if err != nil {
+			return err
+		}
+		return visit(envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: payload})
+	}
+	for body := d.Body; len(body) > 0; {
+		f, rest, err := envelope.NextFrame(body)
+		if err != nil {
+			return err
+		}
+		if err := visit(f); err != nil {
+			return err
+		}
+		body = rest
+	}
+	return nil
 }
 
 // claim starts anew at the floor: everything above it comes again, and follows
@@ -123,10 +169,11 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	if !l.rules.await(ctx) {
 		return false
 	}
+	l.excerpt.again()
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
-		sampler := sample.New(l.rules.base, l.maxBytes, l.lane.Floor())
+		sampler := l.newSampler()
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
@@ -145,7 +192,7 @@ func (l *traceLane) use() {
 }
 
 func (l *traceLane) decisionsMessage(items int) bus.Message {
-	return bus.Message{Subject: bus.DecisionsSubject(l.partition), Header: envelope.Header{
+	return bus.Message{Subject: l.journalSubject, Header: envelope.Header{
 		ContentType: envelope.ContentTypeDecisions, Items: items, Arrival: time.Now().UnixNano(),
 	}}
 }
@@ -178,6 +225,7 @@ func (l *traceLane) record(ctx context.Context) bool {
 		if superseded {
 			l.delivery.log.Info("another sink has taken the partition over, its decisions count")
 			l.sampler = nil
+			l.excerpt.again()
 			l.lane.Forget()
 			return false
 		}
@@ -208,23 +256,31 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 		return l.claim(ctx)
 	case l.sampler == nil:
 		return true // from before the claim
+	case l.excerpt.ends(d):
+		l.note(l.sampler.Finish())
+		return true
 	case d.Seq == 0:
 		l.idle(d.CaughtUp.After(l.mark.Asked))
 		return true
 	}
-	err := d.Err
-	for body := d.Body; err == nil && len(body) > 0; {
-		var f envelope.Frame
-		if f, body, err = envelope.NextFrame(body); err != nil {
-			break
-		}
-		var out sample.Output
-		if out, err = l.sampler.Add(d.Seq, f); err == nil {
+	if !l.excerpt.wait(ctx, d) {
+		return false
+	}
+	if err := l.frames(d, func(f envelope.Frame) error {
+		out, err := l.sampler.Add(d.Seq, f)
+		if err == nil {
 			l.note(out)
 		}
+		return err
+	}); err != nil {
+		if l.excerpt != nil {
+			l.excerpt.unchosen(max(d.Header.Items, 1)) // it is in DEADLETTER since it was live
+		} else if !l.delivery.undecodable(ctx, d, err) {
+			return false
+		}
 	}
-	if err != nil {
-		return l.delivery.undecodable(ctx, d, err)
+	if l.excerpt.last(d) {
+		l.note(l.sampler.Finish())
 	}
 	l.idle(d.Seq >= l.mark.Spans)
 	return true
@@ -233,7 +289,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 // idle moves the clocks of silent instances on when the mark has been reached:
 // then everything that the hub had before has been added.
 func (l *traceLane) idle(reached bool) {
-	if !reached {
+	if !reached || l.horizon == nil {
 		return
 	}
 	if !l.mark.Before.IsZero() {
@@ -244,19 +300,13 @@ func (l *traceLane) idle(reached bool) {
 
 // note books what the sampler has brought.
 func (l *traceLane) note(out sample.Output) {
-	led := l.delivery.led.Of(otlpwire.Traces)
-	led.SampledOut.Add(float64(out.SampledOut))
-	led.Duplicate.Add(float64(out.Duplicates))
+	l.delivery.tally().decided(out)
 	if out.Full {
-		l.delivery.led.SamplerFull.Inc()
 		l.delivery.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition")
 	}
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
 		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge)
-	}
-	for i, d := range out.Decisions {
-		l.delivery.led.Decided(d.Kept, out.By[i])
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {
@@ -318,9 +368,11 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	if err := l.lane.Ack(floor); err != nil {
 		l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
+	l.excerpt.reached(floor)
 	if l.rewind {
 		l.checkpoint(ctx)
 		l.sampler, l.rewind = nil, false
+		l.excerpt.again()
 		l.lane.Forget()
 	}
 	return true

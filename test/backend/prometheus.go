@@ -25,6 +25,12 @@ type Prometheus struct {
 // test is skipped, by name, where there is none.
 func StartPrometheus(t testing.TB) *Prometheus {
 	t.Helper()
+	return StartPrometheusWith(t, "")
+}
+
+// StartPrometheusWith adds lines to its configuration.
+func StartPrometheusWith(t testing.TB, lines string) *Prometheus {
+	t.Helper()
 	bin, err := exec.LookPath("prometheus")
 	if err != nil {
 		if os.Getenv("CI") != "" {
@@ -34,7 +40,7 @@ func StartPrometheus(t testing.TB) *Prometheus {
 	}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
-	if err := os.WriteFile(config, []byte("global: {scrape_interval: 1h}\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("global: {scrape_interval: 1h}\n"+lines), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	addr := FreeAddr(t)

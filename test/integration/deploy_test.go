@@ -29,7 +29,7 @@ const password = "test-password-of-every-user"
 
 // deployEnv sets what deploy/nats expects in the environment.
 func deployEnv(t *testing.T) {
-	for _, name := range []string{"NATS_ADMIN_PASSWORD", "ROUTER_PASSWORD", "SINK_PASSWORD", "EDGE_AS_1_PASSWORD"} {
+	for _, name := range []string{"NATS_ADMIN_PASSWORD", "ROUTER_PASSWORD", "SINK_PASSWORD", "EDGE_AS_1_PASSWORD", "OPERATOR_PASSWORD", "REPLAY_AS_1_PASSWORD"} {
 		t.Setenv(name, password)
 	}
 }

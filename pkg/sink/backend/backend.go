@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"time"
 
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -35,6 +36,9 @@ type Config struct {
 	Prometheus remotewrite.Config `yaml:"prometheus"`
 	Loki       loki.Config        `yaml:"loki"`
 	File       file.Config        `yaml:"file"`
+	// Discard counts items and throws them away, whatever else is set: to measure what
+	// everything before a backend costs.
+	Discard bool `yaml:"discard"`
 }
 
 // DefaultConfig has no backend but the labels of those that may be set.
@@ -86,9 +90,19 @@ type Writer interface {
 	Close() error
 }
 
+// Asked is a [Writer] whose backend refuses what is old, and says from when on.
+type Asked interface {
+	// Takes reports whether the backend takes items from since on, while it is also
+	// fed with those of now; text says what to change, or what to know. An error means
+	// that it gave no answer.
+	Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error)
+}
+
 // Open returns the writer of a signal; nil when there is none.
 func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
 	switch {
+	case c.Discard:
+		return discard{}, nil
 	case sig == otlpwire.Traces && c.Tempo.Endpoint != "":
 		return tempo.New(c.Tempo)
 	case sig == otlpwire.Metrics && c.Prometheus.URL != "":
@@ -100,6 +114,13 @@ func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
 	}
 	return nil, nil
 }
+
+// discard is a writer that has no backend.
+type discard struct{}
+
+func (discard) Name() string                                { return "discard" }
+func (discard) Write(context.Context, string, []byte) error { return nil }
+func (discard) Close() error                                { return nil }
 
 // Delivery brings payloads of one signal to one backend.
 type Delivery struct {

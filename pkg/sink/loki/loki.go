@@ -20,11 +20,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/snappy"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/otlptranslator"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -47,6 +50,8 @@ type Config struct {
 // DefaultLabels keep the number of streams at instances × services × levels.
 func DefaultLabels() []string { return []string{"instance.id", "service.name"} }
 
+const pushPath = "/loki/api/v1/push"
+
 // Writer sends to one Loki. It is safe for concurrent use; records of one
 // instance must come from one goroutine, in order.
 type Writer struct {
@@ -56,11 +61,53 @@ type Writer struct {
 
 // New returns a writer.
 func New(cfg Config) (*Writer, error) {
-	client, err := push.New(cfg.URL, "/loki/api/v1/push", map[string]string{"Content-Type": "application/x-protobuf"})
+	client, err := push.New(cfg.URL, pushPath, map[string]string{"Content-Type": "application/x-protobuf"})
 	if err != nil {
 		return nil, fmt.Errorf("loki.url: %w", err)
 	}
 	return &Writer{client: client, labels: cfg.Labels}, nil
+}
+
+// Takes asks Loki for its limits: reject_old_samples_max_age, and how far behind the
+// newest record of its stream one may be while newer ones come in, half of
+// ingester.max_chunk_age (Loki, pkg/ingester/stream.go).
+func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
+	page, err := w.client.Get(ctx, pushPath, "/config")
+	if err != nil {
+		return false, "", err
+	}
+	var cfg struct {
+		Limits struct {
+			Reject    *bool  `yaml:"reject_old_samples"`
+			MaxAge    string `yaml:"reject_old_samples_max_age"`
+			Unordered *bool  `yaml:"unordered_writes"`
+		} `yaml:"limits_config"`
+		Ingester struct {
+			MaxChunkAge string `yaml:"max_chunk_age"`
+		} `yaml:"ingester"`
+	}
+	if err := yaml.Unmarshal(page, &cfg); err != nil {
+		return false, "", fmt.Errorf("loki's configuration: %w", err)
+	}
+	maxAge, err := model.ParseDuration(cmp.Or(cfg.Limits.MaxAge, "1w"))
+	if err != nil {
+		return false, "", fmt.Errorf("loki's limits_config.reject_old_samples_max_age: %w", err)
+	}
+	chunk, err := model.ParseDuration(cmp.Or(cfg.Ingester.MaxChunkAge, "2h"))
+	if err != nil {
+		return false, "", fmt.Errorf("loki's ingester.max_chunk_age: %w", err)
+	}
+	age := now.Sub(since)
+	old := age.Round(time.Second)
+	switch {
+	case (cfg.Limits.Reject == nil || *cfg.Limits.Reject) && time.Duration(maxAge) < age:
+		return false, fmt.Sprintf("loki takes records that are up to %v old, these are %v old: set limits_config.reject_old_samples_max_age to more", maxAge, old), nil
+	case cfg.Limits.Unordered != nil && !*cfg.Limits.Unordered:
+		return false, fmt.Sprintf("loki takes no record that is older than the newest of its stream, these are %v old: set limits_config.unordered_writes to true", old), nil
+	case time.Duration(chunk)/2 < age:
+		return false, fmt.Sprintf("loki takes records that are up to %v behind the newest of their stream, half of ingester.max_chunk_age, and these are %v old: set it to more than twice that", model.Duration(chunk/2), old), nil
+	}
+	return true, "", nil
 }
 
 // Name is the backend's label.

@@ -76,6 +76,35 @@ func (c *Client) TLS(cfg *tls.Config) {
 	c.http.Transport.(*http.Transport).TLSClientConfig = cfg.Clone()
 }
 
+// maxPage bounds the answer to a question.
+const maxPage = 1 << 20
+
+// Get returns what the backend says under another path: path stands in the place of
+// instead, the end of the URL that data goes to. A URL without that end is an error.
+func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) {
+	base, ok := strings.CutSuffix(c.url, instead)
+	if !ok {
+		return nil, fmt.Errorf("%s does not end with %s: its backend cannot be asked", c.url, instead)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("request: %w", err)
+	}
+	req.Header.Set("User-Agent", "penstock")
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxPage))
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answered %s: %s", base+path, res.Status, clean(string(text[:min(len(text), 200)])))
+	}
+	return text, err
+}
+
 // Post returns nil on any 2xx.
 func (c *Client) Post(ctx context.Context, body []byte) error {
 	_, err := c.Send(ctx, body, nil)

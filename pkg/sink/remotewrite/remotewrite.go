@@ -13,11 +13,15 @@ package remotewrite
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/snappy"
+	"github.com/prometheus/common/model"
 	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/pkg/fault"
@@ -39,6 +43,8 @@ func DefaultLabels() []string {
 	return []string{"instance.id", "instance.name", "customer.id", "deployment.environment", "service.name", "service.namespace"}
 }
 
+const writePath = "/api/v1/write"
+
 // Writer sends to one Prometheus. It is safe for concurrent use; series of one
 // instance must come from one goroutine, in order.
 type Writer struct {
@@ -48,7 +54,7 @@ type Writer struct {
 
 // New returns a writer.
 func New(cfg Config) (*Writer, error) {
-	client, err := push.New(cfg.URL, "/api/v1/write", map[string]string{
+	client, err := push.New(cfg.URL, writePath, map[string]string{
 		"Content-Type":                      "application/x-protobuf",
 		"Content-Encoding":                  "snappy",
 		"X-Prometheus-Remote-Write-Version": "0.1.0",
@@ -62,6 +68,44 @@ func New(cfg Config) (*Writer, error) {
 		return status == 500 && (strings.Contains(body, "too old sample") || strings.Contains(body, "out of bounds"))
 	}
 	return &Writer{client: client, labels: cfg.Labels}, nil
+}
+
+// Takes asks Prometheus how far back it takes samples while newer ones come in: as far
+// as storage.tsdb.out_of_order_time_window says, which is not at all by default.
+func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
+	page, err := w.client.Get(ctx, writePath, "/api/v1/status/config")
+	if err != nil {
+		return false, "", err
+	}
+	var answer struct {
+		Data struct {
+			YAML string `json:"yaml"`
+		} `json:"data"`
+	}
+	var cfg struct {
+		Storage struct {
+			TSDB struct {
+				Window string `yaml:"out_of_order_time_window"`
+			} `yaml:"tsdb"`
+		} `yaml:"storage"`
+	}
+	if err := json.Unmarshal(page, &answer); err != nil {
+		return false, "", fmt.Errorf("prometheus's configuration: %w", err)
+	}
+	if err := yaml.Unmarshal([]byte(answer.Data.YAML), &cfg); err != nil {
+		return false, "", fmt.Errorf("prometheus's configuration: %w", err)
+	}
+	var window model.Duration
+	if text := cfg.Storage.TSDB.Window; text != "" {
+		if window, err = model.ParseDuration(text); err != nil {
+			return false, "", fmt.Errorf("prometheus's storage.tsdb.out_of_order_time_window: %w", err)
+		}
+	}
+	if age := now.Sub(since); time.Duration(window) < age {
+		return false, fmt.Sprintf("prometheus takes samples that are up to %v old while newer ones come in, these are %v old: set storage.tsdb.out_of_order_time_window to %v or more and reload it",
+			window, age.Round(time.Second), model.Duration(age.Truncate(time.Hour)+2*time.Hour)), nil
+	}
+	return true, "", nil
 }
 
 // Name is the backend's label.

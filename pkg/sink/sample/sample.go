@@ -51,6 +51,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -91,6 +92,7 @@ type Output struct {
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
 	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
+	Unchosen   int                 // spans of traces that were not asked for, late ones left out
 	Duplicates int                 // spans that were already held
 	TooLarge   int                 // traces given up for their size
 	// Full: there is no room for traces that begin now.
@@ -110,16 +112,22 @@ type Sampler struct {
 	restored  map[string]budgets // of instances that were not seen yet
 	unsent    []key              // recorded, and not known to be at the backend
 	decided   memory
-	owed      ledger
-	bytes     int                     // wire bytes held, what traces share counted once
-	heads     map[*otlpwire.Heads]int // how many pieces share it
-	last      uint64                  // highest sequence seen
-	passed    bool                    // traces have been passed over
+	held      *held
+	chosen    func(first int64, seq uint64) bool // nil: every trace
+	heads     map[*otlpwire.Heads]int            // how many pieces share it
+	last      uint64                             // highest sequence seen
+	passed    bool                               // traces have been passed over
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
 	scratch   []byte // the trace at hand
 	trace     policy.Trace
 	fresh     []bool // of the piece at hand, which spans are not held yet
+}
+
+// held is what samplers of one reader hold together.
+type held struct {
+	owed  ledger
+	bytes int // on the wire, what traces share counted once
 }
 
 // instance is the state of one instance.
@@ -177,6 +185,7 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 		restored:  make(map[string]budgets),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped, floor),
+		held:      new(held),
 	}
 }
 
@@ -301,16 +310,16 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 			out.SampledOut += n
 			return
 		}
-		s.owed.add(seq)
+		s.held.owed.add(seq)
 		out.Exports = append(out.Exports, Export{
 			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, pieces: []otlpwire.Fragment{g.Fragment(nil)},
 		})
 		return
 	}
 	t := in.traces[id]
-	if t == nil && (s.passed || s.bytes > s.maxBytes) {
+	if t == nil && (s.passed || s.held.bytes > s.maxBytes) {
 		if !s.passed {
-			s.owed.add(seq) // for ever: the floor stays below
+			s.held.owed.add(seq) // for ever: the floor stays below
 			s.passOver(in, arrival, out)
 		}
 		return
@@ -320,7 +329,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		t.setDue()
 		in.traces[id] = t
 		heap.Push(&in.queue, t)
-		s.owed.add(seq)
+		s.held.owed.add(seq)
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
@@ -346,7 +355,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	if own := t.rules.MaxTraceBytes; own > 0 {
 		largest = min(largest, own)
 	}
-	if s.bytes > s.maxBytes+s.maxBytes/2 {
+	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
 		s.passOver(in, arrival, out)
 		s.putBack()
 	}
@@ -361,9 +370,9 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 // pieces share, count once.
 func (s *Sampler) hold(t *trace, piece otlpwire.Fragment) {
 	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
-		s.bytes += piece.Heads.Size()
+		s.held.bytes += piece.Heads.Size()
 	}
-	s.bytes += piece.Held()
+	s.held.bytes += piece.Held()
 	t.size += piece.Size()
 	t.pieces = append(t.pieces, piece)
 }
@@ -372,10 +381,10 @@ func (s *Sampler) hold(t *trace, piece otlpwire.Fragment) {
 func (s *Sampler) letGo(t *trace) {
 	for i := range t.pieces {
 		heads := t.pieces[i].Heads
-		s.bytes -= t.pieces[i].Held()
+		s.held.bytes -= t.pieces[i].Held()
 		if s.heads[heads]--; s.heads[heads] == 0 {
 			delete(s.heads, heads)
-			s.bytes -= heads.Size()
+			s.held.bytes -= heads.Size()
 		}
 	}
 }
@@ -395,7 +404,13 @@ func (s *Sampler) decide(in *instance, out *Output) {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
 	s.trace.Reset(t.id, t.spans, s.scratch, t.due)
-	s.conclude(in, t, t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number)), out)
+	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
+	if s.chosen != nil && !s.chosen(t.first, t.seq) {
+		v.Keep = false // it was judged for what it took out of the budgets
+		out.Unchosen += t.spans
+		out.SampledOut -= t.spans
+	}
+	s.conclude(in, t, v, out)
 }
 
 // conclude lets go of a trace that is off the queue.
@@ -409,7 +424,7 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 		s.decided.drop(k, 0)
 		out.Decisions = append(out.Decisions, d)
 		out.SampledOut += t.spans
-		s.owed.release(t.seq)
+		s.held.owed.release(t.seq)
 		return
 	}
 	d.Policy, d.Threshold = v.By, v.Threshold
@@ -423,9 +438,14 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 // message without decisions is where another owner has begun. Spans that are still
 // to come follow the decisions, what these took out of the budgets is spent, and
 // traces that are known to be at the backend are not exported again.
-func (s *Sampler) Remember(message []byte) error {
+func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
+
+// remember brings every decision of a message to the sampler of its partition.
+func remember(message []byte, parts []*Sampler) error {
 	if len(message) == 0 {
-		s.unsent = s.unsent[:0]
+		for _, s := range parts {
+			s.unsent = s.unsent[:0]
+		}
 	}
 	for len(message) > 0 {
 		d, rest, err := envelope.NextDecision(message)
@@ -433,28 +453,34 @@ func (s *Sampler) Remember(message []byte) error {
 			return err
 		}
 		message = rest
-		if d.Instance == "" {
+		if d.Instance != "" {
+			parts[partition.Of(d.Instance, d.TraceID, len(parts))].rememberOne(d)
+			continue
+		}
+		for _, s := range parts {
 			for _, k := range s.unsent {
 				s.decided.sent(k)
 			}
 			s.unsent = s.unsent[:0]
-			continue
-		}
-		k := key{d.Instance, d.TraceID}
-		if d.Kept {
-			s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
-			s.unsent = append(s.unsent, k)
-		} else {
-			s.decided.drop(k, d.Upto)
-		}
-		if len(d.Spent) > 0 {
-			if s.restored[d.Instance] == nil {
-				s.restored[d.Instance] = budgets{}
-			}
-			s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
 		}
 	}
 	return nil
+}
+
+func (s *Sampler) rememberOne(d envelope.Decision) {
+	k := key{d.Instance, d.TraceID}
+	if d.Kept {
+		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
+		s.unsent = append(s.unsent, k)
+	} else {
+		s.decided.drop(k, d.Upto)
+	}
+	if len(d.Spent) > 0 {
+		if s.restored[d.Instance] == nil {
+			s.restored[d.Instance] = budgets{}
+		}
+		s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
+	}
 }
 
 // passOver begins to pass over new traces, in the middle of a frame of in. Those that
@@ -483,21 +509,21 @@ func (s *Sampler) release(in *instance, t *trace) {
 // putBack lets go of the youngest traces until what is held is within the bound:
 // traces that are held may grow, and many do.
 func (s *Sampler) putBack() {
-	type held struct {
+	type candidate struct {
 		*instance
 		*trace
 	}
-	var all []held
+	var all []candidate
 	for _, in := range s.instances {
 		for _, t := range in.queue {
-			all = append(all, held{in, t})
+			all = append(all, candidate{in, t})
 		}
 	}
-	slices.SortFunc(all, func(a, b held) int {
+	slices.SortFunc(all, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
 	})
 	for _, h := range all[:max(len(all)-1, 0)] {
-		if s.bytes <= s.maxBytes {
+		if s.held.bytes <= s.maxBytes {
 			return
 		}
 		s.release(h.instance, h.trace)
@@ -505,7 +531,7 @@ func (s *Sampler) putBack() {
 }
 
 // room reports whether traces were passed over for which there is room now.
-func (s *Sampler) room() bool { return s.passed && s.bytes <= s.maxBytes/2 }
+func (s *Sampler) room() bool { return s.passed && s.held.bytes <= s.maxBytes/2 }
 
 // Idle moves the clocks of silent instances on. The caller knows that everything
 // which the hub had at the moment before has been added; now is the present. Both
@@ -528,6 +554,18 @@ func (s *Sampler) Idle(before, now time.Time) (out Output) {
 	return out
 }
 
+// Finish decides all that is held: nothing more will come.
+func (s *Sampler) Finish() (out Output) {
+	for _, name := range s.names() {
+		in := s.instances[name]
+		for len(in.queue) > 0 {
+			s.decide(in, &out)
+		}
+	}
+	out.Rewind = s.room()
+	return out
+}
+
 // names lists the instances in an order that does not depend on the map.
 func (s *Sampler) names() []string {
 	names := make([]string, 0, len(s.instances))
@@ -539,11 +577,11 @@ func (s *Sampler) names() []string {
 }
 
 // Release says that the backend has an export with this sequence.
-func (s *Sampler) Release(seq uint64) { s.owed.release(seq) }
+func (s *Sampler) Release(seq uint64) { s.held.owed.release(seq) }
 
 // Floor returns the sequence up to which nothing is owed.
 func (s *Sampler) Floor() uint64 {
-	if low, ok := s.owed.lowest(); ok {
+	if low, ok := s.held.owed.lowest(); ok {
 		return low - 1
 	}
 	return s.last
@@ -554,7 +592,7 @@ func (s *Sampler) Held() (traces, bytes int) {
 	for _, in := range s.instances {
 		traces += len(in.traces)
 	}
-	return traces, s.bytes
+	return traces, s.held.bytes
 }
 
 // queue is a heap of traces, the one that is due first on top.

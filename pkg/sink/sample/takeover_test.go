@@ -247,8 +247,8 @@ func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 		}
 		return o
 	}
-	if frame(1, "a1"); s.bytes < 250 || s.bytes > 450 {
-		t.Fatalf("a trace is %d bytes: the test tests nothing", s.bytes)
+	if frame(1, "a1"); s.held.bytes < 250 || s.held.bytes > 450 {
+		t.Fatalf("a trace is %d bytes: the test tests nothing", s.held.bytes)
 	}
 	o := frame(2, "f6", "e5", "d4", "c3", "b2")
 	if traces, _ := s.Held(); traces != 1 || !o.Full {

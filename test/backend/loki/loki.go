@@ -4,7 +4,7 @@
 //   - at most 15 labels a stream, names to 1024 and values to 2048 bytes;
 //   - lines to 256 KiB, structured metadata to 64 KiB and 128 pairs an entry;
 //   - entries not older than 7 days, not more than 10 minutes ahead, and not
-//     more than an hour behind the newest of their stream.
+//     more than an hour behind the newest of their stream, half of max_chunk_age.
 //
 // What is wrong with an entry is a 400 that names it; the good entries of the
 // same push are stored.
@@ -43,6 +43,7 @@ type Server struct {
 		entries []Entry
 		newest  map[string]time.Time // by stream
 		fail    int
+		chunk   time.Duration // ingester.max_chunk_age
 	}
 }
 
@@ -50,7 +51,7 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{}
-	s.mu.newest = map[string]time.Time{}
+	s.mu.newest, s.mu.chunk = map[string]time.Time{}, 2*time.Hour
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	t.Cleanup(srv.Close)
@@ -64,6 +65,13 @@ func (s *Server) Fail(status int) {
 	s.mu.fail = status
 }
 
+// SetMaxChunkAge sets ingester.max_chunk_age.
+func (s *Server) SetMaxChunkAge(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.chunk = d
+}
+
 // Entries returns what has arrived, in the order of arrival.
 func (s *Server) Entries() []Entry {
 	s.mu.Lock()
@@ -71,12 +79,16 @@ func (s *Server) Entries() []Entry {
 	return append([]Entry(nil), s.mu.entries...)
 }
 
-// ServeHTTP implements POST /loki/api/v1/push.
+// ServeHTTP implements POST /loki/api/v1/push and GET /config.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.fail != 0 {
 		http.Error(w, "scripted failure", s.mu.fail)
+		return
+	}
+	if r.Method == http.MethodGet && r.URL.Path == "/config" {
+		_, _ = fmt.Fprintf(w, "target: all\nlimits_config:\n  reject_old_samples: true\n  reject_old_samples_max_age: 1w\n  unordered_writes: true\ningester:\n  max_chunk_age: %v\n", s.mu.chunk)
 		return
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/loki/api/v1/push" {
@@ -157,7 +169,7 @@ func (s *Server) refuseLocked(stream string, e Entry, now time.Time) string {
 		return "greater_than_max_sample_age"
 	case e.At.After(now.Add(10 * time.Minute)):
 		return "too_far_in_future"
-	case !newest.IsZero() && e.At.Before(newest.Add(-time.Hour)):
+	case !newest.IsZero() && e.At.Before(newest.Add(-s.mu.chunk/2)):
 		return "too_far_behind"
 	}
 	return ""

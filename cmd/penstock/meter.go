@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// meter shows how far long work is: one line that changes in a terminal, a line every
+// few seconds elsewhere.
+type meter struct {
+	out      *os.File
+	terminal bool
+	next     time.Time
+	width    int
+	last     string
+}
+
+// plainInterval is how often a line is printed where there is no terminal.
+const plainInterval = 5 * time.Second
+
+func newMeter(out *os.File) *meter {
+	info, err := out.Stat()
+	return &meter{out: out, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0}
+}
+
+func (m *meter) show(line string) {
+	m.last = line
+	if m.terminal {
+		fmt.Fprintf(m.out, "\r%-*s", m.width, line)
+		m.width = len(line)
+		return
+	}
+	if now := time.Now(); now.After(m.next) {
+		m.next = now.Add(plainInterval)
+		fmt.Fprintln(m.out, line)
+		m.last = ""
+	}
+}
+
+// end leaves the last line standing.
+func (m *meter) end() {
+	if m.terminal && m.width > 0 || m.last != "" {
+		if !m.terminal {
+			fmt.Fprint(m.out, m.last)
+		}
+		fmt.Fprintln(m.out)
+	}
+	m.width, m.last = 0, ""
+}
+
+// bar draws a share from 0 to 1.
+func bar(share float64) string {
+	const width = 24
+	n := int(share * width)
+	return fmt.Sprintf("[%s%s] %3.0f %%", strings.Repeat("#", n), strings.Repeat(".", width-n), 100*share)
+}

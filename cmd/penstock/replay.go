@@ -1,0 +1,415 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+const replayUsage = `Usage: penstock replay --from T [--to T] [flags]
+       penstock replay list
+       penstock replay status ID
+       penstock replay stop ID | resume ID | remove ID
+
+Brings what the hub's streams hold of a range to the backends once more. It files a
+job; the sinks do the work, and go on when this command ends: Ctrl-C leaves it
+running. The same request twice is one job.
+
+T is a time (2026-01-31T08:00:00Z), a time before now (-2h), now, or a sequence of
+the signal's stream. What counts is the arrival at the edge; a trace belongs to the
+range in which its first span arrived, and comes whole. --to itself is not in the
+range, if it is a time.
+
+Traces are decided again as they were: the same policies keep the same traces. With
+--policies others decide, with --no-sampling nobody does. Before the first item every
+backend is asked whether it takes data that old.
+
+Examples:
+  penstock replay --from -2h --instance shop-berlin
+  penstock replay --from 2026-01-31T08:00:00Z --to 2026-01-31T09:00:00Z --signal logs --dry-run
+  penstock replay --from -24h --signal traces --policies second-chance.yaml --rate 5MB/s
+
+Flags:
+`
+
+// list is a flag that may be given several times, or hold several values with commas.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(text string) error {
+	for v := range strings.SplitSeq(text, ",") {
+		if v = strings.TrimSpace(v); v != "" {
+			*l = append(*l, v)
+		}
+	}
+	return nil
+}
+
+// rate is a flag in bytes a second, such as 20MB/s.
+type rate proc.Bytes
+
+func (r *rate) String() string { return rateText(int64(*r)) }
+
+func (r *rate) Set(text string) error {
+	return (*proc.Bytes)(r).UnmarshalText([]byte(strings.TrimSuffix(text, "/s")))
+}
+
+// defaultRate leaves room for live traffic on small machines.
+const defaultRate = rate(20e6)
+
+// rangeFlags say which stretch of the past is meant.
+type rangeFlags struct {
+	from, to  string
+	late      time.Duration
+	instances list
+}
+
+func (f *rangeFlags) add(fs *flag.FlagSet) {
+	fs.StringVar(&f.from, "from", "", "where the range begins, `T`")
+	fs.StringVar(&f.to, "to", "now", "where it ends, `T`")
+	fs.DurationVar(&f.late, "late", 0, "how long after --to the hub may have got what belongs to the range, from edges that were cut off; 0: look as far as the stream goes")
+	fs.Var(&f.instances, "instance", "`name` of an instance or a glob such as 'shop-*'; several times or with commas; default: all")
+}
+
+func (f *rangeFlags) request(now time.Time) (r replay.Request, err error) {
+	if f.from == "" {
+		return r, errors.New("--from is not set: where does the range begin? Such as --from -2h")
+	}
+	var errs [2]error
+	r.From, errs[0] = replay.ParsePoint(f.from, now)
+	r.To, errs[1] = replay.ParsePoint(f.to, now)
+	if f.to == "now" && r.From.Seq > 0 {
+		r.To = replay.Point{Seq: 1<<63 - 1}
+	}
+	r.Instances, r.Late = f.instances, f.late
+	return r, errors.Join(errs[0], errs[1])
+}
+
+func replays(args []string) int {
+	fs := flag.NewFlagSet("penstock replay", flag.ContinueOnError)
+	var (
+		hub        hubFlags
+		span       rangeFlags
+		signals    list
+		backends   list
+		cap        = defaultRate
+		file       string
+		noSampling bool
+		acceptLoss bool
+		dryRun     bool
+		detach     bool
+	)
+	span.add(fs)
+	fs.Var(&signals, "signal", "traces, metrics or logs, with commas; default: all")
+	fs.Var(&backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): refuse when the sinks write elsewhere; default: wherever they write")
+	fs.Var(&cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic leaves room")
+	fs.StringVar(&file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies of then")
+	fs.BoolVar(&noSampling, "no-sampling", false, "send every span of the range")
+	fs.BoolVar(&acceptLoss, "accept-loss", false, "go on though a backend says that it refuses data that old")
+	fs.BoolVar(&dryRun, "dry-run", false, "count what the range holds, file nothing")
+	fs.BoolVar(&detach, "detach", false, "file the job and do not wait")
+	hub.add(fs, "replay")
+	fs.Usage = func() { fmt.Fprint(fs.Output(), replayUsage); fs.PrintDefaults() }
+	words, err := words(fs, args)
+	if err != nil {
+		return parseExit(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	c := &replayCommand{hub: &hub, out: os.Stdout}
+	if len(words) > 0 {
+		want := map[string]int{"list": 1, "status": 2, "stop": 2, "resume": 2, "remove": 2}
+		if want[words[0]] != len(words) {
+			fs.Usage()
+			return 2
+		}
+		if err := c.open(ctx, func() error { return c.about(ctx, words) }); err != nil {
+			return failed("replay "+words[0], err)
+		}
+		return 0
+	}
+	if span.from == "" && len(args) == 0 {
+		fs.Usage()
+		return 2
+	}
+	now := time.Now()
+	r, err := span.request(now)
+	r.Signals, r.Backends, r.NoSampling = signals, backends, noSampling
+	if len(r.Signals) == 0 {
+		for _, sig := range otlpwire.Signals {
+			r.Signals = append(r.Signals, sig.String())
+		}
+	}
+	if file != "" {
+		text, readErr := os.ReadFile(file)
+		if readErr == nil {
+			_, readErr = policy.Parse(file, text)
+		}
+		r.Policies, err = string(text), errors.Join(err, readErr)
+	}
+	if err = errors.Join(err, r.Validate()); err != nil {
+		return failed("replay", err)
+	}
+	err = c.open(ctx, func() error {
+		if dryRun {
+			return c.count(ctx, r)
+		}
+		job, filed, err := c.jobs.File(ctx, &replay.Job{Request: r, Rate: int64(cap), AcceptLoss: acceptLoss}, caller(), now)
+		if err != nil {
+			return err
+		}
+		if filed {
+			fmt.Fprintf(c.out, "job %s: %s\n", job.ID, summary(r))
+		} else {
+			fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, job.By, job.At.Format(time.RFC3339))
+		}
+		if detach {
+			return nil
+		}
+		err = c.follow(ctx, job.ID)
+		if errors.Is(err, errRefused) && filed {
+			err = errors.Join(err, c.jobs.Remove(ctx, job.ID, caller(), time.Now()))
+		}
+		return err
+	})
+	if err != nil {
+		return failed("replay", err)
+	}
+	return 0
+}
+
+// errRefused is the end of a job of which nothing was sent.
+var errRefused = errors.New("refused, nothing was sent")
+
+// summary says in a line what is asked for.
+func summary(j replay.Request) string {
+	who := "all instances"
+	if len(j.Instances) > 0 {
+		who = strings.Join(j.Instances, ", ")
+	}
+	how := ""
+	switch {
+	case j.NoSampling:
+		how = ", without sampling"
+	case j.Policies != "":
+		how = ", by policies of its own"
+	}
+	return fmt.Sprintf("%s of %s from %v to %v%s", strings.Join(j.Signals, ", "), who, j.From, j.To, how)
+}
+
+// replayCommand talks to the hub.
+type replayCommand struct {
+	hub  *hubFlags
+	conn *bus.Conn
+	jobs *replay.Jobs
+	out  *os.File
+}
+
+func (c *replayCommand) open(ctx context.Context, do func() error) (err error) {
+	if c.conn, err = c.hub.dial(); err != nil {
+		return err
+	}
+	defer c.conn.Close()
+	if c.jobs, err = replay.Open(ctx, c.conn, c.hub.top); err != nil {
+		return err
+	}
+	return do()
+}
+
+// about does what is done with jobs that there are.
+func (c *replayCommand) about(ctx context.Context, words []string) error {
+	now := time.Now()
+	switch words[0] {
+	case "stop":
+		return c.jobs.Stop(ctx, words[1], caller(), now)
+	case "resume":
+		if err := c.jobs.Resume(ctx, words[1], caller(), now); err != nil {
+			return err
+		}
+		return c.follow(ctx, words[1])
+	case "remove":
+		return c.jobs.Remove(ctx, words[1], caller(), now)
+	case "status":
+		return c.status(ctx, words[1])
+	}
+	table, err := c.jobs.Table(ctx)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "JOB\tSTATE\tDONE\tDELIVERED\tBY\tFILED\tWHAT")
+	for _, s := range table.Jobs() {
+		sum, share := s.Sum("")
+		fmt.Fprintf(w, "%s\t%s\t%.0f %%\t%d\t%s\t%s\t%s\n", s.ID, s.Phase(), 100*share, sum.Delivered, s.By, s.At.Format(time.RFC3339), summary(s.Request))
+	}
+	return w.Flush()
+}
+
+// status prints all that is known of a job.
+func (c *replayCommand) status(ctx context.Context, id string) error {
+	s, err := c.jobs.Status(ctx, id)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.out, "job %s, %s: %s\nfiled by %s at %s, rate %s\n\n", s.ID, s.Phase(), summary(s.Request), s.By, s.At.Format(time.RFC3339), rateText(s.Rate))
+	for _, why := range s.Refusals() {
+		fmt.Fprintln(c.out, why)
+	}
+	for _, sig := range s.Signals {
+		if check, ok := s.Checks[sig]; ok && check.OK && check.Text != "" {
+			fmt.Fprintf(c.out, "%s: %s\n", sig, check.Text)
+		}
+	}
+	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SIGNAL\tPARTITION\tDONE\tDELIVERED\tSAMPLED OUT\tNOT IN RANGE\tDEAD\tREAD\tSINK\tWAITS FOR")
+	for _, l := range s.Lanes {
+		share, _ := l.Share()
+		fmt.Fprintf(w, "%s\t%d\t%.0f %%\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", l.Signal, l.Partition, 100*share, l.Delivered, l.SampledOut, l.Unchosen, l.Dead, bytesText(l.Bytes), l.Owner, l.Wait)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	entries, err := c.jobs.Audit(ctx, id)
+	fmt.Fprintln(c.out)
+	for _, e := range entries {
+		fmt.Fprintf(c.out, "%s  %s  %s", e.At.Format(time.RFC3339), e.By, e.What)
+		if e.Counts != nil {
+			fmt.Fprintf(c.out, "  %s: %d delivered", e.Lane, e.Counts.Delivered)
+		}
+		fmt.Fprintln(c.out)
+	}
+	return err
+}
+
+// count prints what a range holds.
+func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
+	plan, err := replay.MakePlan(ctx, c.conn, r, time.Now())
+	if err != nil {
+		return err
+	}
+	m := newMeter(c.out)
+	counts, err := plan.Count(ctx, c.conn, r, func(share float64) { m.show(fmt.Sprintf("counting %s", bar(share))) })
+	m.end()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.out, "%s: nothing is filed. Spans are counted by the arrival of their message; sampling comes after.\n", summary(r))
+	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "signal\tinstance\tmessages\titems\tstored\t")
+	for _, n := range counts {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t\n", n.Signal, n.Instance, n.Messages, n.Items, bytesText(n.Bytes))
+	}
+	return w.Flush()
+}
+
+const (
+	followInterval = time.Second
+
+	// patience is how long a job may have no sink before that is worth a word.
+	patience = 15 * time.Second
+)
+
+// follow shows how far a job is until it has ended.
+func (c *replayCommand) follow(ctx context.Context, id string) error {
+	m := newMeter(c.out)
+	started := time.Now()
+	var first, last replay.Progress
+	var firstShare float64
+	for begun := false; ; {
+		s, err := c.jobs.Status(ctx, id)
+		if ctx.Err() != nil {
+			m.end()
+			fmt.Fprintf(c.out, "detached, the job goes on: penstock replay status %s\n", id)
+			return nil
+		}
+		if err != nil {
+			m.end()
+			return err
+		}
+		sum, share := s.Sum("")
+		if !begun {
+			begun, first, firstShare, started = true, sum, share, time.Now()
+		}
+		took := time.Since(started).Seconds()
+		phase := s.Phase()
+		switch phase {
+		case replay.Checking:
+			line := "asking the backends whether they take data that old"
+			if time.Since(started) > patience {
+				line += "; is a sink running?"
+			}
+			m.show(line)
+		case replay.Refused:
+			m.end()
+			hint := ""
+			if s.Plan.Error == "" {
+				hint = "\nchange that and try again, or go on with --accept-loss"
+			}
+			return fmt.Errorf("job %s is %w: %s%s", id, errRefused, strings.Join(s.Refusals(), "; "), hint)
+		default:
+			line := fmt.Sprintf("%s  %d items  %.0f/s  %s", bar(share), sum.Delivered, float64(sum.Delivered-first.Delivered)/max(took, 1), rateText(int64(float64(sum.Bytes-first.Bytes)/max(took, 1))))
+			if rest := (1 - share) / max(share-firstShare, 1e-9) * took; phase == replay.Running && share > firstShare {
+				line += fmt.Sprintf("  %v left", time.Duration(rest*float64(time.Second)).Round(time.Second))
+			}
+			for _, sig := range s.Signals {
+				of, part := s.Sum(sig)
+				line += fmt.Sprintf("  %s %.0f %% %d", sig, 100*part, of.Delivered)
+			}
+			if wait := waits(s); wait != "" {
+				line += "  (" + wait + ")"
+			}
+			m.show(line)
+			last = sum
+		}
+		if phase == replay.Done || phase == replay.Stopped {
+			m.end()
+			fmt.Fprintf(c.out, "job %s is %s: %d items delivered, %d spans sampled out, %d dead-lettered\n", id, phase, last.Delivered, last.SampledOut, last.Dead)
+			return nil
+		}
+		proc.Sleep(ctx, followInterval)
+	}
+}
+
+// waits says what the lanes of a job wait for.
+func waits(s replay.Status) string {
+	var all []string
+	for _, l := range s.Lanes {
+		if l.Wait != "" && !l.Done {
+			all = append(all, l.Wait)
+		}
+	}
+	return strings.Join(slices.Compact(slices.Sorted(slices.Values(all))), "; ")
+}
+
+func bytesText(n int64) string {
+	switch {
+	case n >= 10e9:
+		return fmt.Sprintf("%.0f GB", float64(n)/1e9)
+	case n >= 10e6:
+		return fmt.Sprintf("%.0f MB", float64(n)/1e6)
+	case n >= 10e3:
+		return fmt.Sprintf("%.0f kB", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func rateText(n int64) string {
+	if n == 0 {
+		return "0"
+	}
+	return bytesText(n) + "/s"
+}

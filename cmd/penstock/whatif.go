@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"text/tabwriter"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sink/whatif"
+)
+
+const whatifUsage = `Usage: penstock whatif --policies FILE --from T [--to T] [flags]
+
+Shows what other sampling policies would keep of the traces that the hub's stream
+holds, beside what the running ones keep. Nothing is sent; the work is done here.
+
+The running policies are the versions that penstock policies push has put into the
+hub, and before the first of them --running: the file that the sinks have under
+sampling.file. Without it every trace was kept.
+
+Examples:
+  penstock whatif --policies new.yaml --from -1h
+  penstock whatif --policies new.yaml --running sampling.yaml --from -24h --instance 'shop-*'
+
+Flags:
+`
+
+func whatIf(args []string) int {
+	fs := flag.NewFlagSet("penstock whatif", flag.ContinueOnError)
+	var (
+		hub           hubFlags
+		span          rangeFlags
+		file, running string
+		memory        = proc.Bytes(1 << 30)
+	)
+	span.add(fs)
+	fs.StringVar(&file, "policies", "", "the tail_sampling configuration to try, a `file`")
+	fs.StringVar(&running, "running", "", "what the sinks have under sampling.file, a `file`")
+	fs.TextVar(&memory, "memory", memory, "how many `bytes` of spans may be held for decisions")
+	hub.add(fs, "whatif")
+	fs.Usage = func() { fmt.Fprint(fs.Output(), whatifUsage); fs.PrintDefaults() }
+	if err := fs.Parse(args); err != nil {
+		return parseExit(err)
+	}
+	if file == "" || span.from == "" || fs.NArg() > 0 {
+		fs.Usage()
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	r, err := span.request(time.Now())
+	r.Signals = []string{otlpwire.Traces.String()}
+	var rules [2]whatif.Rules // running, proposed
+	if err == nil {
+		rules[1].Base, err = policy.LoadFile(file)
+	}
+	if err == nil && running != "" {
+		rules[0].Base, err = policy.LoadFile(running)
+	} else {
+		rules[0].Base = policy.KeepAll(keepAllWait)
+	}
+	if err == nil {
+		err = compare(ctx, &hub, r, rules, int(memory))
+	}
+	if err != nil {
+		return failed("whatif", err)
+	}
+	return 0
+}
+
+// keepAllWait is how long a sink without policies waits.
+const keepAllWait = 2 * time.Second
+
+// compare reads the range and prints the comparison.
+func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]whatif.Rules, memory int) error {
+	conn, err := hub.dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	versions, err := conn.AllPolicies(ctx, hub.top)
+	if err != nil {
+		return err
+	}
+	partitions, err := conn.Partitions(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range versions {
+		set, err := policy.Parse(fmt.Sprintf("policies version %d", v.Number), []byte(v.Text))
+		if err != nil {
+			return err
+		}
+		set.Partitions = partitions
+		rules[0].Versions = append(rules[0].Versions, policy.Version{Number: v.Number, From: v.Traces, Set: set})
+	}
+	plan, err := replay.MakePlan(ctx, conn, r, time.Now())
+	if err != nil {
+		return err
+	}
+	c := whatif.New(rules[0], rules[1], partitions, memory, r.In)
+	m := newMeter(os.Stdout)
+	for i, l := range plan.Lanes {
+		err := readLane(ctx, conn, r, l, c, func(share float64) {
+			m.show("reading " + bar((float64(i)+share)/float64(len(plan.Lanes))))
+		})
+		if err != nil {
+			m.end()
+			return err
+		}
+		c.Settle()
+	}
+	m.end()
+	return printComparison(os.Stdout, r, c.Finish())
+}
+
+// readLane feeds the messages of one partition to c.
+func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.Lane, c *whatif.Comparison, told func(float64)) error {
+	reader, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Stream(otlpwire.Traces), From: l.First, Filters: l.Filters()})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	var guard envelope.Guard
+	for n := 0; reader.Left() > 0; n++ {
+		d, err := reader.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if d.Seq > l.Last {
+			return nil
+		}
+		if n%256 == 0 {
+			told(float64(d.Seq-l.First) / float64(l.Last-l.First+1))
+		}
+		if d.Err != nil || !q.Matches(d.Instance()) {
+			continue
+		}
+		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		if err == nil {
+			body, _, err = guard.Open(otlpwire.Traces, d.Instance(), body)
+		}
+		if err != nil {
+			continue // it is in DEADLETTER
+		}
+		if err := c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: body}); err != nil {
+			return err
+		}
+		if c.Full() {
+			return errors.New("there are more spans to be held for their decisions than --memory allows: give it more, or name fewer instances")
+		}
+	}
+	return nil
+}
+
+func printComparison(out *os.File, q replay.Request, r whatif.Result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	percent := func(part, all int64) string {
+		if all == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f %%", 100*float64(part)/float64(all))
+	}
+	row := func(name string, of, all whatif.Tally) string {
+		return fmt.Sprintf("%s\t%s\t%d\t%d\t%s", name, percent(of.Traces, all.Traces), of.Traces, of.Spans, bytesText(of.Bytes))
+	}
+	fmt.Fprintf(out, "%s: %d traces, %d spans, %s\n\n", summary(q), r.Total.All.Traces, r.Total.All.Spans, bytesText(r.Total.All.Bytes))
+	head := func(what string) {
+		fmt.Fprintf(w, "%s\trunning keep\ttraces\tspans\tbytes\tthese keep\ttraces\tspans\tbytes\t\n", what)
+	}
+	both := func(name string, l whatif.Line, all whatif.Tally) {
+		fmt.Fprintf(w, "%s%s\t\n", row(name, l.Running, all), row("", l.Proposed, all))
+	}
+	head("policy")
+	for _, l := range r.Policies {
+		both(l.Name, l, r.Total.All)
+	}
+	both("together", r.Total, r.Total.All)
+	fmt.Fprintln(w, "\t\t\t\t\t\t\t\t\t")
+	head("service")
+	for _, l := range r.Services {
+		both(l.Name, l, l.All)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	for _, l := range r.Lost {
+		fmt.Fprintf(out, "kept by %s and not by these: %d traces", l.Policy, l.Traces)
+		for _, e := range l.Examples {
+			fmt.Fprintf(out, "  %s/%x", e.Instance, e.TraceID)
+		}
+		fmt.Fprintln(out)
+	}
+	if len(r.Lost) == 0 {
+		fmt.Fprintln(out, "nothing that the running policies kept would be missing")
+	}
+	fmt.Fprintf(out, "kept by these and not by the running policies: %d traces\n", r.Gained)
+	return nil
+}

@@ -1,0 +1,193 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Bucket is a small shared table in the hub: keys of tokens and dots, values of a few
+// KiB. Who may write a key is a matter of his credential: a key stands for the subject
+// $KV.<bucket>.<key>.
+type Bucket struct {
+	kv   jetstream.KeyValue
+	name string
+}
+
+const replaysBucket = "REPLAYS"
+
+// The answers of a bucket.
+var (
+	ErrExists  = errors.New("the key is there already")
+	ErrMissing = errors.New("there is no such key")
+	ErrChanged = errors.New("another has changed the key meanwhile")
+)
+
+// Replays returns the bucket of replay jobs; it is made when it is not there.
+func (c *Conn) Replays(ctx context.Context, t Topology) (*Bucket, error) {
+	kv, err := c.ensureBucket(ctx, jetstream.KeyValueConfig{
+		Bucket: replaysBucket, Description: "replay jobs, and how far they are", Storage: jetstream.FileStorage, Replicas: t.Replicas,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Bucket{kv, replaysBucket}, nil
+}
+
+func (b *Bucket) failed(what, key string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jetstream.ErrKeyExists) && what == "create":
+		err = ErrExists
+	case errors.Is(err, jetstream.ErrKeyExists): // a revision that is not the last one
+		err = ErrChanged
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		err = ErrMissing
+	}
+	return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, err)
+}
+
+// Create stores a key that is not there; [ErrExists] when it is.
+func (b *Bucket) Create(ctx context.Context, key string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := b.kv.Create(ctx, key, value)
+	return b.failed("create", key, err)
+}
+
+// Put stores a key.
+func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := b.kv.Put(ctx, key, value)
+	return b.failed("write", key, err)
+}
+
+// Get returns a value and its revision; [ErrMissing] when there is none.
+func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	e, err := b.kv.Get(ctx, key)
+	if err != nil {
+		return nil, 0, b.failed("read", key, err)
+	}
+	return e.Value(), e.Revision(), nil
+}
+
+// Update stores a key that still has the revision; [ErrChanged] when it has not.
+func (b *Bucket) Update(ctx context.Context, key string, value []byte, revision uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := b.kv.Update(ctx, key, value, revision)
+	return b.failed("change", key, err)
+}
+
+// Delete removes a key.
+func (b *Bucket) Delete(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	return b.failed("delete", key, b.kv.Purge(ctx, key))
+}
+
+// Watch calls seen with every key there is, with "" when those have been said, and
+// then with every change, the value nil for a key that was deleted. It returns when
+// the watch breaks or ctx ends.
+func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte)) error {
+	w, err := b.kv.WatchAll(ctx)
+	if err != nil {
+		return b.failed("watch", "all keys", err)
+	}
+	defer func() { _ = w.Stop() }()
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return b.failed("watch", "all keys", errors.New("the watch has ended"))
+			case e == nil:
+				seen("", nil)
+			case e.Operation() == jetstream.KeyValuePut:
+				seen(e.Key(), e.Value())
+			default:
+				seen(e.Key(), nil)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// All returns the keys there are and their values.
+func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	all := map[string][]byte{}
+	err := b.Watch(ctx, func(key string, value []byte) {
+		switch {
+		case key == "":
+			cancel()
+		case value != nil:
+			all[key] = value
+		}
+	})
+	if err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = b.failed("read", "all keys", ctx.Err())
+	}
+	return all, err
+}
+
+// WatchReplays follows the bucket of replay jobs as [Bucket.Watch] does, until ctx
+// ends. begin is called before everything is said anew.
+func (h *Hub) WatchReplays(ctx context.Context, begin func(), seen func(key string, value []byte)) {
+	for ctx.Err() == nil {
+		b, err := h.Conn.Replays(ctx, h.topology)
+		if err == nil {
+			begin()
+			err = b.Watch(ctx, seen)
+		}
+		if err != nil && ctx.Err() == nil {
+			h.log.Warn("replay jobs cannot be watched, will try again", "err", err)
+		}
+		proc.Sleep(ctx, renewInterval)
+	}
+}
+
+// Record writes a line to the stream AUDIT, under audit.<what>. body is JSON.
+func (c *Conn) Record(ctx context.Context, what string, body []byte) error {
+	_, err := c.Publish(ctx, Message{Subject: "audit." + what, Header: envelope.Header{ContentType: envelope.ContentTypeJSON}, Body: body})
+	return err
+}
+
+// Recorded returns the lines under audit.<what>, oldest first.
+func (c *Conn) Recorded(ctx context.Context, what string) (lines [][]byte, err error) {
+	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: Audit, Filters: []string{"audit." + what}})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	for r.Left() > 0 {
+		d, err := r.Next(ctx)
+		if err != nil {
+			return lines, err
+		}
+		lines = append(lines, d.Body)
+	}
+	return lines, nil
+}
+
+// SubjectPartition returns the partition in a subject as a signal's stream stores it,
+// otlp.<signal>.<partition>.<instance>, and the instance.
+func SubjectPartition(subject string) (partition, instance string) {
+	tokens := strings.Split(subject, ".")
+	if len(tokens) != 4 {
+		return "", ""
+	}
+	return tokens[2], tokens[3]
+}

@@ -1,0 +1,407 @@
+package replay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+const (
+	// leadIn is how much before a range the traces of its first moments are read:
+	// their windows and the budgets of that time are as they were. Policies that wait
+	// longer than a quarter of it differ in the first moments of a range.
+	leadIn = 10 * time.Minute
+
+	// skew is how far the clock of an edge may be ahead of the hub's.
+	skew = 10 * time.Minute
+
+	// fewInstances is up to how many the hub is asked for by name.
+	fewInstances = 64
+)
+
+// Refusal is a request that cannot be met, and why.
+type Refusal struct{ Text string }
+
+func (r *Refusal) Error() string { return r.Text }
+
+func refusal(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
+
+// MakePlan finds out what a request means for the streams as they are now. A range that
+// begins before the oldest message of a stream that has let go of older ones is a
+// [Refusal] that names that message; so is one that holds nothing.
+func MakePlan(ctx context.Context, conn *bus.Conn, r Request, now time.Time) (*Plan, error) {
+	if err := r.Validate(); err != nil {
+		return nil, &Refusal{err.Error()}
+	}
+	p := &Plan{At: now.UTC(), Oldest: r.From.Time}
+	var seen []string
+	for _, name := range sorted(r.Signals) {
+		sig, _ := otlpwire.ParseSignal(name)
+		lanes, instances, err := p.signal(ctx, conn, r, sig)
+		if err != nil {
+			return nil, err
+		}
+		seen = append(seen, instances...)
+		p.Lanes = append(p.Lanes, lanes...)
+	}
+	if len(p.Lanes) == 0 {
+		return nil, refusal("nothing in the range from %v to %v is of %s; the streams hold %s", r.From, r.To, names(r.Instances, "an instance"), names(sorted(seen), "no instance"))
+	}
+	return p, nil
+}
+
+// names lists a few names.
+func names(list []string, none string) string {
+	const few = 20
+	switch {
+	case len(list) == 0:
+		return none
+	case len(list) > few:
+		return fmt.Sprintf("%q and %d more", list[:few], len(list)-few)
+	}
+	return fmt.Sprintf("%q", list)
+}
+
+// signal returns the lanes of one signal, and the instances that its stream has.
+func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal) (lanes []Lane, instances []string, err error) {
+	stream := bus.Stream(sig)
+	state, err := conn.State(ctx, stream)
+	if err != nil || state.Messages == 0 {
+		return nil, nil, err
+	}
+	first, last, err := p.sequences(ctx, conn, r, sig, state)
+	if err != nil {
+		return nil, nil, err
+	}
+	subjects, err := conn.Subjects(ctx, stream, "otlp."+sig.String()+".>")
+	if err != nil {
+		return nil, nil, err
+	}
+	byPartition := map[int]*Lane{}
+	for subject, messages := range subjects {
+		part, instance := bus.SubjectPartition(subject)
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			continue
+		}
+		instances = append(instances, instance)
+		if first > last || !r.Matches(instance) {
+			continue
+		}
+		l := byPartition[n]
+		if l == nil {
+			l = &Lane{Signal: sig.String(), Partition: n, First: first, Last: last}
+			byPartition[n] = l
+		}
+		l.Messages += messages
+		l.Instances = append(l.Instances, instance)
+	}
+	for _, l := range byPartition {
+		if slices.Sort(l.Instances); len(l.Instances) > fewInstances || len(r.Instances) == 0 {
+			l.Instances = nil
+		}
+		lanes = append(lanes, *l)
+	}
+	slices.SortFunc(lanes, func(a, b Lane) int { return a.Partition - b.Partition })
+	return lanes, instances, nil
+}
+
+// sequences returns where reading begins and ends.
+func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, state bus.StreamState) (first, last uint64, err error) {
+	stream := bus.Stream(sig)
+	begin := r.From.Time
+	if r.From.Seq > 0 {
+		if r.From.Seq < state.FirstSeq || r.From.Seq > state.LastSeq {
+			return 0, 0, refusal("stream %s holds the sequences %d to %d, not %d", stream, state.FirstSeq, state.LastSeq, r.From.Seq)
+		}
+		if begin, err = arrivalAt(ctx, conn, stream, r.From.Seq); err != nil {
+			return 0, 0, err
+		}
+		p.Oldest = begin
+		first, last = r.From.Seq, min(r.To.Seq, state.LastSeq)
+	} else {
+		if state.FirstSeq > 1 && begin.Before(state.FirstTime) {
+			oldest, err := arrivalAt(ctx, conn, stream, state.FirstSeq)
+			if err != nil {
+				return 0, 0, err
+			}
+			return 0, 0, refusal("from is %s, but stream %s has let go of what came before %s (its oldest message, sequence %d, arrived at its edge at %s): begin there or later",
+				begin.UTC().Format(time.RFC3339), stream, state.FirstTime.UTC().Format(time.RFC3339), state.FirstSeq, oldest.UTC().Format(time.RFC3339))
+		}
+		if first, err = conn.SequenceAt(ctx, stream, begin.Add(-skew)); err != nil {
+			return 0, 0, err
+		}
+		last = state.LastSeq
+		if r.Late > 0 {
+			end, err := conn.SequenceAt(ctx, stream, r.To.Time.Add(r.Late))
+			if err != nil {
+				return 0, 0, err
+			}
+			last = min(last, end-1)
+		}
+	}
+	if sig == otlpwire.Traces && !r.NoSampling {
+		lead, err := conn.SequenceAt(ctx, stream, begin.Add(-skew-leadIn))
+		if err != nil {
+			return 0, 0, err
+		}
+		first = min(first, lead)
+		if r.From.Seq > 0 { // the windows that are open at the end of the range
+			last = state.LastSeq
+		}
+	}
+	return max(first, state.FirstSeq), last, nil
+}
+
+// arrivalAt returns when the message of a sequence, or the next there is, arrived at
+// its edge.
+func arrivalAt(ctx context.Context, conn *bus.Conn, stream string, seq uint64) (time.Time, error) {
+	r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: stream, From: seq, Headers: true})
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	d, err := r.Next(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return d.Header.Time(), nil
+}
+
+// Count is what a range holds, of one signal and instance.
+type Count struct {
+	Signal, Instance string
+	Messages, Items  int64
+	Bytes            int64 // as stored
+}
+
+// Count reads the headers of everything that the plan of q reads, and counts what is in
+// the range; of traces by the arrival of each message. It calls told now and then with
+// the share that is done.
+func (p *Plan) Count(ctx context.Context, conn *bus.Conn, q Request, told func(share float64)) ([]Count, error) {
+	counts := map[[2]string]*Count{}
+	for i, l := range p.Lanes {
+		sig, _ := otlpwire.ParseSignal(l.Signal)
+		r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Stream(sig), From: l.First, Filters: l.Filters(), Headers: true})
+		if err != nil {
+			return nil, err
+		}
+		for n := 0; r.Left() > 0; n++ {
+			d, err := r.Next(ctx)
+			if err != nil {
+				r.Close()
+				return nil, err
+			}
+			if d.Seq > l.Last {
+				break
+			}
+			if n%1024 == 0 {
+				told((float64(i) + float64(d.Seq-l.First)/float64(l.Last-l.First+1)) / float64(len(p.Lanes)))
+			}
+			if !q.Matches(d.Instance()) || !q.In(d.Header.Arrival, d.Seq) {
+				continue
+			}
+			k := [2]string{l.Signal, d.Instance()}
+			if counts[k] == nil {
+				counts[k] = &Count{Signal: l.Signal, Instance: d.Instance()}
+			}
+			counts[k].Messages++
+			counts[k].Items += int64(d.Header.Items)
+			counts[k].Bytes += int64(d.Size)
+		}
+		r.Close()
+	}
+	var all []Count
+	for _, c := range counts {
+		all = append(all, *c)
+	}
+	slices.SortFunc(all, func(a, b Count) int {
+		return slices.Compare([]string{a.Signal, a.Instance}, []string{b.Signal, b.Instance})
+	})
+	return all, nil
+}
+
+// Filters returns the subjects that a lane reads.
+func (l Lane) Filters() (subjects []string) {
+	sig, err := otlpwire.ParseSignal(l.Signal)
+	if err != nil {
+		return nil
+	}
+	if len(l.Instances) == 0 {
+		return []string{bus.PartitionFilter(sig, l.Partition)}
+	}
+	for _, i := range l.Instances {
+		subjects = append(subjects, "otlp."+l.Signal+"."+strconv.Itoa(l.Partition)+"."+i)
+	}
+	return subjects
+}
+
+// Jobs files jobs, and changes them.
+type Jobs struct {
+	conn   *bus.Conn
+	bucket *bus.Bucket
+}
+
+// Open finds the bucket of the hub.
+func Open(ctx context.Context, conn *bus.Conn, t bus.Topology) (*Jobs, error) {
+	b, err := conn.Replays(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return &Jobs{conn, b}, nil
+}
+
+// Entry is one line of the audit.
+type Entry struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	What   string    `json:"what"` // filed, stopped, resumed, removed, or lane finished
+	Job    string    `json:"job"`
+	Lane   string    `json:"lane,omitempty"`
+	Told   *Request  `json:"request,omitempty"`
+	Counts *Progress `json:"counts,omitempty"`
+}
+
+// Record writes a line of the audit, audit.replay.<id>.
+func Record(ctx context.Context, conn *bus.Conn, e Entry) error {
+	body, err := json.Marshal(e)
+	if err == nil {
+		err = conn.Record(ctx, "replay."+e.Job, body)
+	}
+	return err
+}
+
+// File stores a job with a valid request. filed is false when it was there before: then that one is
+// returned, told to accept losses if j does and to go on if it was refused.
+func (s *Jobs) File(ctx context.Context, j *Job, by string, now time.Time) (job *Job, filed bool, err error) {
+	j.ID, j.State, j.By, j.At = j.id(), Running, by, now.UTC()
+	value, err := json.Marshal(j)
+	if err != nil {
+		return nil, false, err
+	}
+	entry := Entry{At: j.At, By: by, What: "filed", Job: j.ID, Told: &j.Request}
+	switch err := s.bucket.Create(ctx, jobKey(j.scope(), j.ID), value); {
+	case err == nil:
+		return j, true, Record(ctx, s.conn, entry)
+	case !errors.Is(err, bus.ErrExists):
+		return nil, false, fmt.Errorf("file job %s: %w", j.ID, err)
+	}
+	if !j.AcceptLoss {
+		job, _, err = s.get(ctx, j.ID)
+		return job, false, err
+	}
+	entry.What = "told to accept losses"
+	job, err = s.change(ctx, j.ID, entry, func(old *Job) { old.AcceptLoss = true })
+	return job, false, err
+}
+
+// get returns a job and its revision.
+func (s *Jobs) get(ctx context.Context, id string) (*Job, uint64, error) {
+	t, err := s.Table(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, ok := t.Status(id)
+	if !ok {
+		return nil, 0, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
+	}
+	value, revision, err := s.bucket.Get(ctx, jobKey(st.scope(), id))
+	if err != nil {
+		return nil, 0, err
+	}
+	j, err := parse(jobKey(st.scope(), id), value)
+	return j, revision, err
+}
+
+// change does something to a job, and writes that down.
+func (s *Jobs) change(ctx context.Context, id string, e Entry, do func(*Job)) (*Job, error) {
+	for {
+		j, revision, err := s.get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		do(j)
+		value, err := json.Marshal(j)
+		if err != nil {
+			return nil, err
+		}
+		switch err := s.bucket.Update(ctx, jobKey(j.scope(), id), value, revision); {
+		case err == nil:
+			e.Job = id
+			return j, Record(ctx, s.conn, e)
+		case !errors.Is(err, bus.ErrChanged):
+			return nil, err
+		}
+	}
+}
+
+// Stop makes the sinks leave a job where it is.
+func (s *Jobs) Stop(ctx context.Context, id, by string, now time.Time) error {
+	_, err := s.change(ctx, id, Entry{At: now.UTC(), By: by, What: "stopped"}, func(j *Job) { j.State = Stopped })
+	return err
+}
+
+// Resume makes the sinks go on with a job.
+func (s *Jobs) Resume(ctx context.Context, id, by string, now time.Time) error {
+	_, err := s.change(ctx, id, Entry{At: now.UTC(), By: by, What: "resumed"}, func(j *Job) { j.State = Running })
+	return err
+}
+
+// Remove deletes a job, and how far it was; the sinks leave it. The audit stays.
+func (s *Jobs) Remove(ctx context.Context, id, by string, now time.Time) error {
+	j, _, err := s.get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := s.bucket.Delete(ctx, jobKey(j.scope(), id)); err != nil {
+		return err
+	}
+	return Record(ctx, s.conn, Entry{At: now.UTC(), By: by, What: "removed", Job: id})
+}
+
+// Table returns what there is. A job that cannot be read is left out.
+func (s *Jobs) Table(ctx context.Context) (*Table, error) {
+	all, err := s.bucket.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := NewTable()
+	for key, value := range all {
+		_ = t.Set(key, value) // the sinks say what is wrong with it
+	}
+	return t, nil
+}
+
+// Status returns a job and how far it is.
+func (s *Jobs) Status(ctx context.Context, id string) (Status, error) {
+	t, err := s.Table(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	st, ok := t.Status(id)
+	if !ok {
+		return Status{}, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
+	}
+	return st, nil
+}
+
+// Audit returns what was done with a job, oldest first; "*" for all jobs.
+func (s *Jobs) Audit(ctx context.Context, id string) (entries []Entry, err error) {
+	lines, err := s.conn.Recorded(ctx, "replay."+id)
+	for _, line := range lines {
+		var e Entry
+		if json.Unmarshal(line, &e) == nil {
+			entries = append(entries, e)
+		}
+	}
+	return entries, err
+}

@@ -1,0 +1,287 @@
+// Package replay has the jobs by which people have a stretch of the hub's streams
+// brought to the backends once more: what a job says, how it is filed, and how far it
+// is. A job is a key in the bucket REPLAYS of the hub; the sinks see it and do the
+// work, a lane for each signal and partition.
+//
+//	job, filed, err := jobs.File(ctx, job, ...)      // the same request twice is one job
+//	plan, err := replay.MakePlan(ctx, conn, request) // what is there, in sequences; a sink does it
+//	status, err := jobs.Status(ctx, id)
+//
+// # The range
+//
+// Metrics and logs belong to a range by the arrival of their message at the edge. A
+// trace belongs to the range in which its first span arrived, and is replayed whole:
+// two ranges that follow each other have every trace once. An edge that was cut off
+// delivers late, so reading goes on to the end that the stream had when the job was
+// planned, or to [Request.Late] behind the range.
+//
+// # Promises
+//
+//   - The same request gives the same job, however often it is filed.
+//   - A job is what its key allows: one in the scope of an instance can name no other.
+//   - Nothing here needs to live on while the job runs.
+//
+// # Not here
+//
+// Reading, deciding, writing: package sink.
+package replay
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Point is an end of a range: a time, or a sequence of the signal's stream.
+type Point struct {
+	Time time.Time `json:"time,omitzero"`
+	Seq  uint64    `json:"seq,omitempty"`
+}
+
+// ParsePoint reads RFC 3339, a time before now as -2h, now, or a sequence.
+func ParsePoint(text string, now time.Time) (Point, error) {
+	if text == "now" {
+		return Point{Time: now}, nil
+	}
+	if seq, err := strconv.ParseUint(text, 10, 63); err == nil && seq > 0 {
+		return Point{Seq: seq}, nil
+	}
+	if ago, err := time.ParseDuration(text); err == nil && strings.HasPrefix(text, "-") {
+		return Point{Time: now.Add(ago)}, nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return Point{Time: t}, nil
+	}
+	return Point{}, fmt.Errorf("%q is no point in time: want 2026-01-31T08:00:00Z, -2h for two hours ago, now, or a sequence of the stream", text)
+}
+
+func (p Point) String() string {
+	if p.Seq > 0 {
+		return strconv.FormatUint(p.Seq, 10)
+	}
+	return p.Time.UTC().Format(time.RFC3339)
+}
+
+// Request is what somebody wants. Its fields make the job's id.
+type Request struct {
+	From      Point    `json:"from"`
+	To        Point    `json:"to"`                  // not in the range itself; a sequence is
+	Instances []string `json:"instances,omitempty"` // names or globs; none for all
+	Signals   []string `json:"signals"`
+	Backends  []string `json:"backends,omitempty"` // none for all that the sinks have
+	// Policies, where they are set, decide instead of those that were in force.
+	Policies   string `json:"policies,omitempty"`
+	NoSampling bool   `json:"no_sampling,omitempty"` // every span, whatever policies say
+	// Late bounds how long after To the hub may have got what belongs to the range;
+	// 0 for no bound.
+	Late time.Duration `json:"late,omitempty"`
+}
+
+// maxName bounds a glob, and maxNames how many there are.
+const (
+	maxName  = 256
+	maxNames = 64
+)
+
+// Validate reports every mistake at once.
+func (r Request) Validate() error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if (r.From.Seq > 0) != (r.To.Seq > 0) {
+		fail("from is %v, to is %v: want two times or two sequences", r.From, r.To)
+	}
+	if r.From.Seq > 0 && len(r.Signals) != 1 {
+		fail("from is the sequence %d: every signal has a stream of its own, name one with --signal", r.From.Seq)
+	}
+	if r.From.Seq > 0 && r.From.Seq > r.To.Seq || r.From.Seq == 0 && !r.From.Time.Before(r.To.Time) {
+		fail("the range from %v to %v is empty", r.From, r.To)
+	}
+	if len(r.Signals) == 0 {
+		fail("no signal is named")
+	}
+	for _, s := range r.Signals {
+		if _, err := otlpwire.ParseSignal(s); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(r.Instances) > maxNames || len(r.Backends) > maxNames {
+		fail("%d instances and %d backends are named, want at most %d: use a glob", len(r.Instances), len(r.Backends), maxNames)
+	}
+	for _, g := range r.Instances {
+		if _, err := path.Match(g, ""); err != nil || g == "" || len(g) > maxName {
+			fail("instance %q is no name and no glob such as shop-*", g)
+		}
+	}
+	if r.NoSampling && r.Policies != "" {
+		fail("policies and no sampling at all exclude each other")
+	}
+	if r.Late < 0 {
+		fail("late is %v, want 0 or more", r.Late)
+	}
+	return errors.Join(errs...)
+}
+
+// Matches reports whether the request names an instance.
+func (r Request) Matches(instance string) bool {
+	return len(r.Instances) == 0 || slices.ContainsFunc(r.Instances, func(g string) bool {
+		ok, _ := path.Match(g, instance)
+		return ok
+	})
+}
+
+// id is the same for the same request.
+func (r Request) id() string {
+	r.Instances, r.Signals, r.Backends = sorted(r.Instances), sorted(r.Signals), sorted(r.Backends)
+	r.From.Time, r.To.Time = r.From.Time.UTC(), r.To.Time.UTC()
+	b, _ := json.Marshal(r) // cannot fail
+	sum := sha256.Sum256(b)
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:10]
+}
+
+func sorted(list []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(list)))
+}
+
+// scope is the token of the job's key that stands for whose data it moves: the
+// instance if there is one, else [AllInstances].
+func (r Request) scope() string {
+	if len(r.Instances) == 1 && (envelope.Instance{ID: r.Instances[0]}).Validate() == nil {
+		return r.Instances[0]
+	}
+	return AllInstances
+}
+
+// AllInstances is the scope of a job that may touch any instance.
+const AllInstances = "_all"
+
+// The states that people give a job.
+const (
+	Running = "running"
+	Stopped = "stopped"
+)
+
+// Job is a request that somebody has filed.
+type Job struct {
+	ID      string `json:"-"`
+	Request `json:"request"`
+	State   string    `json:"state"`
+	By      string    `json:"by"`
+	At      time.Time `json:"at"`
+	// Rate bounds the whole job, in bytes of messages as stored a second; 0 for none.
+	Rate int64 `json:"rate,omitempty"`
+	// AcceptLoss goes on although a backend may refuse data that old.
+	AcceptLoss bool `json:"accept_loss,omitempty"`
+}
+
+// Plan is what a request means for the streams as they were at a time.
+type Plan struct {
+	At time.Time `json:"at"`
+	// Oldest is the arrival of what the range begins with.
+	Oldest time.Time `json:"oldest,omitzero"`
+	Lanes  []Lane    `json:"lanes,omitempty"`
+	// Error says why the request cannot be met; then there are no lanes.
+	Error string `json:"error,omitempty"`
+}
+
+// Lane is the part of a job that stands in one partition of a signal's stream.
+type Lane struct {
+	Signal    string `json:"signal"`
+	Partition int    `json:"partition"`
+	// First is where reading begins: for traces so far before the range that budgets
+	// and windows are as they were. Last is where it ends.
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+	// Instances are those that match, when they are few; else the reader looks at all.
+	Instances []string `json:"instances,omitempty"`
+	Messages  uint64   `json:"messages"` // of those instances, in the whole stream
+}
+
+// Key says which lane it is within its job.
+func (l Lane) Key() string { return l.Signal + "." + strconv.Itoa(l.Partition) }
+
+// In reports whether something with this arrival, in Unix nanoseconds, and sequence
+// is in the range.
+func (r Request) In(arrival int64, seq uint64) bool {
+	if r.From.Seq > 0 {
+		return r.From.Seq <= seq && seq <= r.To.Seq
+	}
+	return r.From.Time.UnixNano() <= arrival && arrival < r.To.Time.UnixNano()
+}
+
+// Progress is how far a lane is, as its owner wrote it last. A new owner counts on from
+// there: after a crash what was not written yet is counted again.
+type Progress struct {
+	Floor      uint64    `json:"floor"`                   // done up to this sequence
+	Delivered  int64     `json:"delivered"`               // items that the backend has
+	SampledOut int64     `json:"sampled_out,omitempty"`   // spans
+	Unchosen   int64     `json:"not_in_range,omitempty"`  // items read that are not in the range
+	Dead       int64     `json:"dead_lettered,omitempty"` // items
+	Bytes      int64     `json:"bytes"`                   // of messages read, as stored
+	Done       bool      `json:"done,omitempty"`
+	Owner      string    `json:"owner"`
+	Wait       string    `json:"wait,omitempty"` // what it waits for, if anything
+	At         time.Time `json:"at"`
+}
+
+// Check is a backend's answer to whether it takes data that old.
+type Check struct {
+	OK      bool      `json:"ok"`
+	Backend string    `json:"backend"`
+	Text    string    `json:"text,omitempty"` // what to change, or what to know
+	At      time.Time `json:"at"`
+}
+
+// Keys of the bucket: job.<scope>.<id>, plan.<id>, check.<id>.<signal>,
+// lane.<id>.<signal>.<partition>. People write the first, sinks the others.
+func jobKey(scope, id string) string { return "job." + scope + "." + id }
+
+// PlanKey is the key of a [Plan].
+func PlanKey(id string) string { return "plan." + id }
+
+// CheckKey is the key of a [Check].
+func CheckKey(id, signal string) string { return "check." + id + "." + signal }
+
+// LaneKey is the key of a [Progress].
+func LaneKey(id string, l Lane) string { return "lane." + id + "." + l.Key() }
+
+var idGrammar = regexp.MustCompile(`^[a-z2-7]{10}$`)
+
+// parse reads a job and refuses what its key does not allow: whoever wrote it may have
+// been allowed this one instance only.
+func parse(key string, value []byte) (*Job, error) {
+	tokens := strings.Split(key, ".")
+	if len(tokens) != 3 || tokens[0] != "job" || !idGrammar.MatchString(tokens[2]) {
+		return nil, fmt.Errorf("key %q is none of a job", key)
+	}
+	j := &Job{ID: tokens[2]}
+	if err := json.Unmarshal(value, j); err != nil {
+		return nil, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	if err := j.Validate(); err != nil {
+		return nil, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	if scope := j.scope(); scope != tokens[1] {
+		return nil, fmt.Errorf("job %s is filed for %s and names %q: it is not run", j.ID, tokens[1], j.Instances)
+	}
+	if id := j.id(); id != j.ID {
+		return nil, fmt.Errorf("job %s says what is job %s: it is not run", j.ID, id)
+	}
+	if j.State != Running && j.State != Stopped {
+		return nil, fmt.Errorf("job %s: state %q is none", j.ID, j.State)
+	}
+	if j.Rate < 0 {
+		return nil, fmt.Errorf("job %s: rate is %d", j.ID, j.Rate)
+	}
+	return j, nil
+}

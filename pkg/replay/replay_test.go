@@ -1,0 +1,207 @@
+package replay
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+)
+
+var noon = time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC)
+
+func TestParsePoint(t *testing.T) {
+	for text, want := range map[string]Point{
+		"now":                       {Time: noon},
+		"-2h":                       {Time: noon.Add(-2 * time.Hour)},
+		"-90m":                      {Time: noon.Add(-90 * time.Minute)},
+		"2026-01-31T08:00:00Z":      {Time: noon.Add(-4 * time.Hour)},
+		"2026-01-31T09:00:00+01:00": {Time: noon.Add(-4 * time.Hour)},
+		"12345":                     {Seq: 12345},
+	} {
+		got, err := ParsePoint(text, noon)
+		if err != nil || got.Seq != want.Seq || !got.Time.Equal(want.Time) {
+			t.Errorf("%s: %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "2h", "0", "-1", "yesterday", "2026-01-31", "99999999999999999999"} {
+		if p, err := ParsePoint(text, noon); err == nil {
+			t.Errorf("%q is %v", text, p)
+		}
+	}
+}
+
+func request(change func(*Request)) Request {
+	r := Request{From: Point{Time: noon}, To: Point{Time: noon.Add(time.Hour)}, Signals: []string{"logs", "traces"}, Instances: []string{"as-1"}}
+	if change != nil {
+		change(&r)
+	}
+	return r
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for want, change := range map[string]func(*Request){
+		"is empty":           func(r *Request) { r.To = r.From },
+		"two times or two":   func(r *Request) { r.To = Point{Seq: 5} },
+		"every signal has":   func(r *Request) { r.From, r.To = Point{Seq: 5}, Point{Seq: 6} },
+		"no signal":          func(r *Request) { r.Signals = nil },
+		"profiles":           func(r *Request) { r.Signals = []string{"profiles"} },
+		"no glob":            func(r *Request) { r.Instances = []string{"as-["} },
+		"exclude each other": func(r *Request) { r.NoSampling, r.Policies = true, "x" },
+		"late is":            func(r *Request) { r.Late = -1 },
+		"at most":            func(r *Request) { r.Backends = make([]string, 65) },
+	} {
+		if err := request(change).Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", want, err)
+		}
+	}
+	if err := request(nil).Validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSameRequestSameJob: the order of lists and the time zone do not matter, all else
+// does.
+func TestSameRequestSameJob(t *testing.T) {
+	id := request(nil).id()
+	same := request(func(r *Request) {
+		r.Signals = []string{"traces", "logs", "traces"}
+		r.From.Time = r.From.Time.In(time.FixedZone("x", 3600))
+	})
+	if same.id() != id || !idGrammar.MatchString(id) {
+		t.Errorf("%s and %s", id, same.id())
+	}
+	seen := map[string]bool{id: true}
+	for i, change := range []func(*Request){
+		func(r *Request) { r.From.Time = r.From.Time.Add(time.Second) }, func(r *Request) { r.To.Time = r.To.Time.Add(time.Second) },
+		func(r *Request) { r.Instances = []string{"as-2"} }, func(r *Request) { r.Signals = []string{"logs"} }, func(r *Request) { r.Backends = []string{"loki"} },
+		func(r *Request) { r.Policies = "x" }, func(r *Request) { r.NoSampling = true }, func(r *Request) { r.Late = time.Hour },
+	} {
+		other := request(change).id()
+		if seen[other] {
+			t.Errorf("change %d: the same job", i)
+		}
+		seen[other] = true
+	}
+}
+
+func TestRange(t *testing.T) {
+	r := request(nil)
+	at := func(d time.Duration) int64 { return noon.Add(d).UnixNano() }
+	for d, want := range map[time.Duration]bool{-1: false, 0: true, time.Hour - 1: true, time.Hour: false} {
+		if r.In(at(d), 7) != want {
+			t.Errorf("%v: %v", d, !want)
+		}
+	}
+	bySeq := Request{From: Point{Seq: 5}, To: Point{Seq: 6}}
+	for seq, want := range map[uint64]bool{4: false, 5: true, 6: true, 7: false} {
+		if bySeq.In(0, seq) != want {
+			t.Errorf("sequence %d: %v", seq, !want)
+		}
+	}
+	globs := request(func(r *Request) { r.Instances = []string{"shop-*", "as-1"} })
+	for name, want := range map[string]bool{"shop-1": true, "shop": false, "as-1": true, "as-11": false} {
+		if globs.Matches(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+	if !(Request{}).Matches("x") {
+		t.Error("without a name all are meant")
+	}
+}
+
+// TestForgedJobsAreNotRun: whoever may write the keys of one instance's jobs tries to
+// have others replayed.
+func TestForgedJobsAreNotRun(t *testing.T) {
+	value := func(r Request) []byte {
+		b, _ := json.Marshal(&Job{Request: r, State: Running})
+		return b
+	}
+	mine := request(nil)
+	for name, tc := range map[string]struct {
+		key   string
+		value []byte
+		ok    bool
+	}{
+		"mine":                      {"job.as-1." + mine.id(), value(mine), true},
+		"another's name":            {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-2"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-2"} })), false},
+		"two names":                 {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} })), false},
+		"a glob":                    {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-?"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-?"} })), false},
+		"all":                       {"job.as-1." + request(func(r *Request) { r.Instances = nil }).id(), value(request(func(r *Request) { r.Instances = nil })), false},
+		"under all, one's own":      {"job._all." + mine.id(), value(mine), false},
+		"another job's id":          {"job.as-1." + request(func(r *Request) { r.NoSampling = true }).id(), value(mine), false},
+		"no id":                     {"job.as-1.x", value(mine), false},
+		"no job":                    {"job.as-1." + mine.id(), []byte("{"), false},
+		"an invalid one":            {"job.as-1." + request(func(r *Request) { r.Signals = nil }).id(), value(request(func(r *Request) { r.Signals = nil })), false},
+		"a state that is none":      {"job.as-1." + mine.id(), []byte(strings.Replace(string(value(mine)), "running", "x", 1)), false},
+		"a rate that cannot be":     {"job.as-1." + mine.id(), []byte(strings.Replace(string(value(mine)), `"by"`, `"rate":-1,"by"`, 1)), false},
+		"tokens that are too many":  {"job.as-1.x." + mine.id(), value(mine), false},
+		"an instance in the middle": {"job.as-1.." + mine.id(), value(mine), false},
+	} {
+		table := NewTable()
+		err := table.Set(tc.key, tc.value)
+		if (err == nil) != tc.ok || len(table.Jobs()) != map[bool]int{true: 1}[tc.ok] {
+			t.Errorf("%s: %v, %d jobs", name, err, len(table.Jobs()))
+		}
+	}
+}
+
+// TestPhases walks a job through what can become of it.
+func TestPhases(t *testing.T) {
+	r := request(nil)
+	id := r.id()
+	table := NewTable()
+	set := func(key string, v any) {
+		t.Helper()
+		b, _ := json.Marshal(v)
+		if err := table.Set(key, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	phase := func(want string) Status {
+		t.Helper()
+		s, ok := table.Status(id)
+		if !ok || s.Phase() != want {
+			t.Errorf("phase %s, want %s", s.Phase(), want)
+		}
+		return s
+	}
+	job := &Job{Request: r, State: Running}
+	logs, traces := Lane{Signal: "logs", Partition: 3, First: 11, Last: 20, Messages: 10}, Lane{Signal: "traces", Partition: 3, First: 1, Last: 100, Messages: 30}
+	set("job.as-1."+id, job)
+	phase(Checking)
+	set(PlanKey(id), Plan{Lanes: []Lane{logs, traces}})
+	phase(Checking)
+	set(CheckKey(id, "logs"), Check{OK: true})
+	phase(Checking)
+	set(CheckKey(id, "traces"), Check{Text: "too old"})
+	if s := phase(Refused); len(s.Refusals()) != 1 || s.Refusals()[0] != "traces: too old" {
+		t.Errorf("refused for %q", s.Refusals())
+	}
+	job.AcceptLoss = true
+	set("job.as-1."+id, job)
+	phase(Running)
+	set(LaneKey(id, logs), Progress{Floor: 15, Delivered: 5})
+	set(LaneKey(id, traces), Progress{Floor: 0})
+	sum, share := phase(Running).Sum("")
+	if sum.Delivered != 5 || share != 0.125 { // half of 10 of 40
+		t.Errorf("%+v, %v", sum, share)
+	}
+	job.State = Stopped
+	set("job.as-1."+id, job)
+	phase(Stopped)
+	set(LaneKey(id, logs), Progress{Done: true})
+	set(LaneKey(id, traces), Progress{Done: true})
+	phase(Done)
+	if err := table.Set("job.as-1."+id, nil); err != nil || len(table.Orphans()) != 5 {
+		t.Errorf("%v, left behind: %q", err, table.Orphans())
+	}
+	for _, key := range table.Orphans() {
+		_ = table.Set(key, nil)
+	}
+	if len(table.Orphans()) != 0 {
+		t.Errorf("left behind: %q", table.Orphans())
+	}
+	set("job.as-1."+id, &Job{Request: r, State: Running, AcceptLoss: true})
+	set(PlanKey(id), Plan{Error: "nothing there"})
+	phase(Refused)
+}
