@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge docs sim chaos chaos-edge fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay docs sim chaos chaos-edge fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ test: ## run all tests; installs what is missing when it may, and names what it 
 lint: ## go vet, gofmt, staticcheck
 	@scripts/lint
 
-bench: bench-wire bench-compress bench-sampler bench-edge ## run all benchmarks
+bench: bench-wire bench-compress bench-sampler bench-edge bench-replay ## run all benchmarks
 
 bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
 	@cd bench && $(GO) run ./wire
@@ -43,6 +43,9 @@ bench-sampler: ## the sampler alone: spans a second, allocations, memory a span
 
 bench-edge: ## the edge beside an OpenTelemetry Collector, answering after the disk, with and without fsync; then an hour without a hub made up for
 	@cd bench && $(GO) run ./edge && $(GO) run ./edge -backlog
+
+bench-replay: ## replay into a backend that discards, beside reading the stream and no more
+	@cd bench && $(GO) run ./replay
 
 docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference

@@ -146,7 +146,7 @@ func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.La
 		if d.Err != nil || !q.Matches(d.Instance()) {
 			continue
 		}
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err == nil {
 			body, _, err = guard.Open(otlpwire.Traces, d.Instance(), body)
 		}

@@ -75,7 +75,7 @@ func (j *Journal) recall(ctx context.Context, visit func(body []byte) error) err
 		if meta.Sequence.Stream >= j.last {
 			return nil
 		}
-		body, err := envelope.Decompress(msg.Data(), envelope.Encoding(msg.Headers().Get(envelope.HeaderContentEncoding)))
+		body, err := envelope.Decompress(nil, msg.Data(), envelope.Encoding(msg.Headers().Get(envelope.HeaderContentEncoding)))
 		if err == nil {
 			err = visit(body)
 		}

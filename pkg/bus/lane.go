@@ -28,6 +28,8 @@ type LaneConfig struct {
 	Filters []string // subjects, instead of Filter
 	// Start is where a consumer that is not there yet begins; 0 for the first message.
 	Start uint64
+	// Raw leaves bodies compressed.
+	Raw bool
 }
 
 const (
@@ -60,7 +62,7 @@ type Delivery struct {
 	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
-	Body    []byte // decompressed, unless a [Reader] returns it
+	Body    []byte // decompressed, unless the lane is raw or a [Reader] returns it
 	Pending uint64 // messages behind this one
 	Size    int    // bytes of the body as stored
 
@@ -228,7 +230,7 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	l.mu.waiting = meta.NumPending
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
-	return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, false), nil
+	return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, l.cfg.Raw), nil
 }
 
 func (l *Lane) failed(err error) error {
@@ -342,7 +344,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := newPull(l.conn.nc, l.cfg.Stream, l.cfg.Name, pinGroup, l.pin)
+	p, err := newPull(l.conn, l.cfg.Stream, l.cfg.Name, pinGroup, l.pin)
 	if err != nil {
 		return err
 	}
@@ -449,7 +451,7 @@ func newDelivery(subject string, seq, pending uint64, get func(string) string, b
 	h, err := envelope.ParseHeader(get)
 	if err == nil {
 		if !raw {
-			body, err = envelope.Decompress(body, h.Encoding)
+			body, err = envelope.Decompress(nil, body, h.Encoding)
 		}
 		if err == nil {
 			d.Header, d.Body = h, body
@@ -503,7 +505,7 @@ func (l *Lane) Floor() uint64 {
 func (l *Lane) Lag(ctx context.Context) (uint64, error) {
 	info, err := l.conn.consumerInfo(ctx, l.cfg)
 	if err != nil {
-		return 0, fmt.Errorf("lag of lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
+		return 0, l.failed(err)
 	}
 	l.mu.Lock()
 	l.mu.waiting = info.NumPending
@@ -520,6 +522,15 @@ func (l *Lane) Waiting() uint64 {
 		return 0
 	}
 	return l.mu.waiting
+}
+
+// LaneLag returns how many messages of a lane are not finished, whoever owns it.
+func (c *Conn) LaneLag(ctx context.Context, cfg LaneConfig) (uint64, error) {
+	info, err := c.consumerInfo(ctx, cfg)
+	if err != nil {
+		return 0, fmt.Errorf("lag of lane %s of %s: %w", cfg.Name, cfg.Stream, err)
+	}
+	return lag(info), nil
 }
 
 // DropLane deletes a lane's consumer, and with it its floor. One that is not there is

@@ -43,6 +43,7 @@ type Members struct {
 	seen map[string]sighting // by name
 	runs []*run              // the lanes, in the order given
 	also []Shared            // further ones, as last told
+	told chan struct{}       // that there are others
 }
 
 // Member is what a member says about itself.
@@ -105,7 +106,7 @@ func NewMembers(hub *Hub, group, name string, led *ledger.Ledger, log *slog.Logg
 		host, _ := os.Hostname()
 		name = unfit.ReplaceAllString(host, "-") + "-" + strings.ToLower(rand.Text()[:6])
 	}
-	return &Members{hub: hub, group: group, self: name, led: led, log: log.With("member", name), seen: map[string]sighting{}}
+	return &Members{hub: hub, group: group, self: name, led: led, log: log.With("member", name), seen: map[string]sighting{}, told: make(chan struct{}, 1)}
 }
 
 var unfit = regexp.MustCompile(`[^A-Za-z0-9_-]`)
@@ -158,6 +159,10 @@ func (m *Members) Also(lanes []Shared) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.also = lanes
+	select {
+	case m.told <- struct{}{}:
+	default: // it has been told
+	}
 }
 
 // adopt takes in what Also has said. A lane that runs here and is not wanted any more
@@ -225,6 +230,7 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 			}
 		case <-renew.C:
 			err = m.renew(ctx, kv, since)
+		case <-m.told:
 		case <-ctx.Done():
 			return nil
 		}

@@ -18,6 +18,7 @@ import (
 // go to an inbox that nobody reads; here both are under the lane's control: after
 // stop the server sends nothing more to this inbox.
 type pull struct {
+	conn    *Conn
 	nc      *nats.Conn
 	subject string // to ask for messages
 	sub     *nats.Subscription
@@ -49,12 +50,16 @@ type pullRequest struct {
 }
 
 const (
-	// Two requests are out at a time, so that one fills while the other is read:
-	// enough to hide a round trip, little enough that 64 lanes stay within half a
-	// gigabyte.
+	// Two requests are out at a time, so that one fills while the other is read.
 	requests     = 2
 	requestCount = 128
-	requestBytes = 4 << 20
+
+	// The requests of all readers of a connection share connBytes, within these bounds:
+	// a server gives up a connection that owes its client more than 64 MiB (nats-server,
+	// max_pending). A message that is larger than a request is asked for by itself.
+	connBytes       = 48 << 20
+	minRequestBytes = 512 << 10
+	maxRequestBytes = 4 << 20
 
 	requestExpiry    = 5 * time.Second
 	requestHeartbeat = 2 * time.Second
@@ -68,17 +73,30 @@ const (
 var errPinLost = errors.New("the pin is lost")
 
 // newPull subscribes; pin is the pin that is still ours, or empty.
-func newPull(nc *nats.Conn, stream, consumer, group, pin string) (*pull, error) {
-	p := &pull{nc: nc, group: group, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
+func newPull(c *Conn, stream, consumer, group, pin string) (*pull, error) {
+	nc := c.nc
+	p := &pull{conn: c, nc: nc, group: group, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
 	p.msgs = make(chan *nats.Msg, requests*(requestCount+16)) // messages, and what is said about a request
 	var err error
 	p.sub, err = nc.ChanSubscribe(p.inbox+".*", p.msgs)
+	if err == nil {
+		c.pulls.Add(1)
+	}
 	return p, err
 }
 
 // stop ends the subscription. What the server sends from now on comes on the same
 // connection behind the end of our interest: it is not sent.
-func (p *pull) stop() { _ = p.sub.Unsubscribe() }
+func (p *pull) stop() {
+	if p.sub.Unsubscribe() == nil {
+		p.conn.pulls.Add(-1)
+	}
+}
+
+// requestBytes is how many bytes of messages one request may bring.
+func (c *Conn) requestBytes() int {
+	return min(max(connBytes/requests/max(int(c.pulls.Load()), 1), minRequestBytes), maxRequestBytes)
+}
 
 // unread returns the pin of a message that has come and was not read, if there is
 // one.
@@ -143,7 +161,7 @@ func (p *pull) ask() error {
 	for len(p.asked) < requests && (p.pin != "" || len(p.asked) == 0) {
 		p.count++
 		r := request{p.inbox + "." + strconv.Itoa(p.count), p.single}
-		body := pullRequest{Batch: requestCount, MaxBytes: requestBytes, Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: p.group, Pin: p.pin}
+		body := pullRequest{Batch: requestCount, MaxBytes: p.conn.requestBytes(), Expires: requestExpiry, Heartbeat: requestHeartbeat, Group: p.group, Pin: p.pin}
 		if p.single {
 			body.Batch, body.MaxBytes = 1, 0
 		}

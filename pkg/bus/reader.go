@@ -54,7 +54,7 @@ func (c *Conn) OpenReaderOf(ctx context.Context, cfg ReaderConfig) (*Reader, err
 	})
 	if err == nil {
 		r.consumer, r.left = cons.CachedInfo().Name, cons.CachedInfo().NumPending
-		r.pull, err = newPull(c.nc, stream, r.consumer, "", "")
+		r.pull, err = newPull(c, stream, r.consumer, "", "")
 	}
 	if err != nil {
 		return nil, r.failed(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -18,6 +19,7 @@ import (
 type Bucket struct {
 	kv   jetstream.KeyValue
 	name string
+	nc   *nats.Conn
 }
 
 const replaysBucket = "REPLAYS"
@@ -27,6 +29,7 @@ var (
 	ErrExists  = errors.New("the key is there already")
 	ErrMissing = errors.New("there is no such key")
 	ErrChanged = errors.New("another has changed the key meanwhile")
+	ErrDenied  = errors.New("the credential does not allow that")
 )
 
 // Replays returns the bucket of replay jobs; it is made when it is not there.
@@ -37,7 +40,7 @@ func (c *Conn) Replays(ctx context.Context, t Topology) (*Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Bucket{kv, replaysBucket}, nil
+	return &Bucket{kv, replaysBucket, c.nc}, nil
 }
 
 func (b *Bucket) failed(what, key string, err error) error {
@@ -50,6 +53,8 @@ func (b *Bucket) failed(what, key string, err error) error {
 		err = ErrChanged
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		err = ErrMissing
+	case errors.Is(b.nc.LastError(), nats.ErrPermissionViolation):
+		err = fmt.Errorf("%w: %w", ErrDenied, err)
 	}
 	return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, err)
 }

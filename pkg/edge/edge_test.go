@@ -175,7 +175,7 @@ func wantLogs(t testing.TB, s *spool, from, to int) {
 		if err != nil {
 			t.Fatalf("log record %d: %v", i, err)
 		}
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -176,7 +176,7 @@ func (h *testHub) logs() (all []int) {
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			h.t.Fatal(err)
 		}

@@ -157,7 +157,7 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 		}
 		var body []byte
 		if err = d.Err; err == nil {
-			body, err = envelope.Decompress(d.Body, d.Header.Encoding)
+			body, err = envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		}
 		if err != nil {
 			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", err)

@@ -116,13 +116,13 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", m.Seq-done-1)
 			count(ledger.LocalMissed).Add(float64(m.Seq - done - 1))
 		}
-		body, err := envelope.Decompress(m.Body, m.Header.Encoding)
+		body, err := envelope.Decompress(nil, m.Body, m.Header.Encoding)
 		if err == nil {
 			err = m.Err
 		}
 		if err != nil {
 			log.Error("spooled message is damaged and was left out", "seq", m.Seq, "err", err)
-		} else if !d.Write(ctx, l.instance, body) {
+		} else if !d.Write(ctx, l.instance, body, otlpwire.Count(sig, body)) {
 			return wrote, ctx.Err()
 		}
 		wrote = true

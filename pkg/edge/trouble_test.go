@@ -46,7 +46,7 @@ func numbers(t *testing.T, s *spool) (all []int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}

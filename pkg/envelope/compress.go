@@ -3,6 +3,7 @@ package envelope
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/s2"
@@ -76,8 +77,9 @@ var (
 // ErrTooLarge reports a body that would grow beyond MaxBody.
 var ErrTooLarge = errors.New("decompressed body too large")
 
-// Decompress undoes Compress. The result may be body itself.
-func Decompress(body []byte, e Encoding) ([]byte, error) {
+// Decompress undoes Compress, in dst's memory where that suffices. The result may be
+// body itself.
+func Decompress(dst, body []byte, e Encoding) ([]byte, error) {
 	switch e {
 	case "":
 		if len(body) > MaxBody {
@@ -92,13 +94,13 @@ func Decompress(body []byte, e Encoding) ([]byte, error) {
 		if n > MaxBody {
 			return nil, ErrTooLarge
 		}
-		out, err := s2.Decode(make([]byte, n), body)
+		out, err := s2.Decode(slices.Grow(dst[:0], n)[:n], body)
 		if err != nil {
 			return nil, fmt.Errorf("s2 body: %w", err)
 		}
 		return out, nil
 	case Zstd:
-		out, err := zstdDecoder().DecodeAll(body, nil)
+		out, err := zstdDecoder().DecodeAll(body, dst[:0])
 		if errors.Is(err, zstd.ErrDecoderSizeExceeded) || errors.Is(err, zstd.ErrWindowSizeExceeded) {
 			return nil, ErrTooLarge
 		}

@@ -60,7 +60,7 @@ func TestCompressRoundTrip(t *testing.T) {
 			want Encoding
 		}{{nil, ""}, {[]byte("short"), ""}, {random, ""}, {repeats, enc}} {
 			out, got := Compress(nil, tc.body, enc)
-			back, err := Decompress(out, got)
+			back, err := Decompress(nil, out, got)
 			if err != nil || got != tc.want || !bytes.Equal(back, tc.body) {
 				t.Errorf("%s, %d bytes: encoding %q, want %q, %v", enc, len(tc.body), got, tc.want, err)
 			}
@@ -98,7 +98,7 @@ func TestDecompressIsBounded(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err := Decompress(tc.body, tc.enc)
+		_, err := Decompress(nil, tc.body, tc.enc)
 		runtime.ReadMemStats(&after)
 		// In all, garbage included: growing to the bound takes some times its bytes,
 		// growing to the bomb's 64 MiB would take more.

@@ -399,3 +399,45 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// TestHoldsIsWhatAppendWrites: what a stamp has been written into holds it; what a
+// decoder could take for something else does not.
+func TestHoldsIsWhatAppendWrites(t *testing.T) {
+	var s Stamp
+	s.Overwrite("instance.id", "as-1")
+	attr := func(key, val string) []byte { return AppendStringAttribute(nil, 1, key, val) }
+	field := func(num protowire.Number, content ...[]byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), bytes.Join(content, nil))
+	}
+	scope := field(2, field(2, field(5, []byte("name"))))
+	mine := attr("instance.id", "as-1")
+	twoKeys := field(1, field(1, []byte("x")), field(1, []byte("instance.id")), field(2, field(1, []byte("as-2"))))
+	twoValues := field(1, field(1, []byte("instance.id")), field(2, field(1, []byte("as-1"))), field(2, field(1, []byte("as-2"))))
+	for name, tc := range map[string]struct {
+		payload []byte
+		want    bool
+	}{
+		"stamped":               {field(1, field(1, mine, attr("a", "b")), scope), true},
+		"behind others":         {field(1, field(1, attr("a", "b"), mine), scope), true},
+		"two resources":         {append(field(1, field(1, mine)), field(1, field(1, mine), scope)...), true},
+		"none":                  {nil, true},
+		"without":               {field(1, field(1, attr("a", "b")), scope), false},
+		"another's":             {field(1, field(1, attr("instance.id", "as-2")), scope), false},
+		"twice":                 {field(1, field(1, mine, mine), scope), false},
+		"another's, too":        {field(1, field(1, mine, attr("instance.id", "as-2")), scope), false},
+		"no resource":           {field(1, scope), false},
+		"a resource in two":     {field(1, field(1, mine), field(1, attr("a", "b")), scope), false},
+		"a key of two":          {field(1, field(1, mine, twoKeys), scope), false},
+		"a value of two":        {field(1, field(1, twoValues), scope), false},
+		"one of two without":    {append(field(1, field(1, mine)), field(1, field(1, attr("a", "b")))...), false},
+		"a field of no request": {append(field(1, field(1, mine), scope), field(9, []byte("x"))...), false},
+		"cut short":             {field(1, field(1, mine), scope)[:12], false},
+	} {
+		if got := s.Holds(tc.payload); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		if out, err := s.Append(nil, tc.payload); err == nil && !s.Holds(out) {
+			t.Errorf("%s: not held after Append", name)
+		}
+	}
+}

@@ -1,6 +1,10 @@
 package otlpwire
 
-import "google.golang.org/protobuf/encoding/protowire"
+import (
+	"bytes"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
 
 // Stamp writes a fixed set of string attributes into every resource of a
 // payload by copying bytes. The zero Stamp adds nothing.
@@ -57,6 +61,51 @@ func (s *Stamp) Append(dst, payload []byte) ([]byte, error) {
 		i = end
 	}
 	return dst, nil
+}
+
+// Holds reports whether payload has what s overwrites as Append writes it, in one
+// resource each and once: then Append would change no more than the order. It is for
+// stamps that only overwrite.
+func (s *Stamp) Holds(payload []byte) bool {
+	for i := 0; i < len(payload); {
+		num, typ, value, end := nextField(payload, i)
+		if end < 0 || num != 1 || typ != bytesType || !s.holdsResource(payload[value:end]) {
+			return false
+		}
+		i = end
+	}
+	return true
+}
+
+// holdsResource is Holds for one ResourceSpans, ResourceMetrics or ResourceLogs.
+func (s *Stamp) holdsResource(body []byte) bool {
+	resources, found := 0, 0
+	for i := 0; i < len(body); {
+		num, typ, value, end := nextField(body, i)
+		if end < 0 {
+			return false
+		}
+		if i = end; num != 1 || typ != bytesType {
+			continue
+		}
+		resources++
+		for resource, j := body[value:end], 0; j < len(resource); {
+			num, typ, value, end := nextField(resource, j)
+			if end < 0 {
+				return false
+			}
+			if num == 1 && typ == bytesType {
+				if n := s.match(resource[value:end]); n >= 0 {
+					if !bytes.Equal(resource[j:end], s.attrs[n].wire) {
+						return false
+					}
+					found++
+				}
+			}
+			j = end
+		}
+	}
+	return resources == 1 && found == len(s.attrs)
 }
 
 // appendResource appends one ResourceSpans, ResourceMetrics or ResourceLogs.

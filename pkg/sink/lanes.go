@@ -74,7 +74,7 @@ func (l *lanes) service() services.Service {
 
 func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
 	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
-		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p),
+		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
 	}}
 	d := l.delivery(sig, w, p)
 	if sig == otlpwire.Traces {
@@ -109,13 +109,32 @@ type directLane struct {
 	lane     *bus.Lane
 	delivery *delivery
 	guard    envelope.Guard
+	body     []byte   // of the message at hand
 	excerpt  *excerpt // nil: live
+}
+
+// decompress opens a message of a raw lane, in the memory of the one before.
+func decompress(buf *[]byte, d *bus.Delivery) {
+	if d.Err != nil {
+		return
+	}
+	body, err := envelope.Decompress(*buf, d.Body, d.Header.Encoding)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	if d.Header.Encoding != "" {
+		*buf = body
+	}
+	d.Body = body
 }
 
 func (l *directLane) run(ctx context.Context) {
 	defer l.lane.Close()
 	finish, stop := bus.Finish(ctx)
 	defer stop()
+	done := uint64(0)
+	defer func() { _ = l.lane.Ack(done) }() // what an excerpt has put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
 		switch {
 		case l.excerpt.ends(d):
@@ -125,14 +144,18 @@ func (l *directLane) run(ctx context.Context) {
 		case !l.excerpt.wait(ctx, d):
 			return false
 		}
-		err := d.Err
+		var err error
 		if l.excerpt.leavesOut(d) {
 			l.excerpt.unchosen(max(d.Header.Items, 1))
-			err = nil
-		} else if err == nil {
-			var payload []byte
-			if payload, _, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				if !l.delivery.write(finish, d.Instance(), payload, origin{d.Seq, d.Header.Arrival}) {
+		} else if decompress(&l.body, &d); d.Err != nil {
+			err = d.Err
+		} else {
+			var (
+				payload []byte
+				items   int
+			)
+			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{d.Seq, d.Header.Arrival}) {
 					return false
 				}
 			}
@@ -144,8 +167,10 @@ func (l *directLane) run(ctx context.Context) {
 		case !l.delivery.undecodable(finish, d, err):
 			return false
 		}
-		if err := l.lane.Ack(d.Seq); err != nil {
-			l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+		if done = d.Seq; l.excerpt.settles() {
+			if err := l.lane.Ack(done); err != nil {
+				l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+			}
 		}
 		l.excerpt.reached(d.Seq)
 		return !l.excerpt.last(d)
@@ -209,9 +234,9 @@ type origin struct {
 	arrival int64
 }
 
-// write returns true when every item of the payload is stored or dead-lettered,
+// write returns true when every one of a payload's items is stored or dead-lettered,
 // and false when ctx ended first.
-func (d *delivery) write(ctx context.Context, instance string, payload []byte, from origin) bool {
+func (d *delivery) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Delivery{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
 		Delivered: d.tally().delivered,
@@ -219,7 +244,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, f
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
 	}
-	return b.Write(ctx, instance, payload)
+	return b.Write(ctx, instance, payload, items)
 }
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {

@@ -185,7 +185,7 @@ func (r *replays) lane(job replay.Status, l replay.LaneStatus) bus.Shared {
 	sig, _ := otlpwire.ParseSignal(l.Signal)
 	w := r.writers[sig]
 	return bus.Shared{
-		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.ID, l.Partition), Filters: l.Filters(), Start: max(l.First, 1)},
+		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.ID, l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
 		Signal:     l.Signal, Partition: l.Partition, Partitions: r.cfg.Streams.Partitions, Backend: w.Name(), Quiet: true,
 		Run: func(ctx context.Context, lane *bus.Lane) {
 			e := &excerpt{replays: r, job: job, lane: l.Lane, sig: sig, backend: w.Name()}
@@ -211,8 +211,10 @@ type excerpt struct {
 	lane    replay.Lane
 	sig     otlpwire.Signal
 	backend string
-	end     bool      // everything has been read
-	due     time.Time // when the next message may be read, by the rate
+	end     bool // everything has been read
+	// unsettled counts messages of a lane that writes them as they come.
+	unsettled int
+	due       time.Time // when the next message may be read, by the rate
 
 	mu struct {
 		sync.Mutex
@@ -400,6 +402,19 @@ func (e *excerpt) share() float64 {
 		}
 	}
 	return float64(e.job.Rate) / float64(max(left, 1))
+}
+
+// ackEvery is after how many messages the floor of a replay is moved: so many may come
+// twice after a crash.
+const ackEvery = 32
+
+// settles reports whether it is time to move the floor; for live lanes it always is.
+func (e *excerpt) settles() bool {
+	if e == nil {
+		return true
+	}
+	e.unsettled++
+	return e.unsettled%ackEvery == 0
 }
 
 // reached notes the floor.

@@ -93,7 +93,7 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 		texts = append(texts, fmt.Sprintf("line %03d", i))
 	}
 	texts[37] = "poison"
-	if !d.write(t.Context(), "as-1", lines(t, texts...), origin{1, 7}) {
+	if !d.write(t.Context(), "as-1", lines(t, texts...), len(texts), origin{1, 7}) {
 		t.Fatal("not finished")
 	}
 	if len(w.stored) != 99 || w.writes > 2+2*7+2 {
@@ -127,7 +127,7 @@ func TestWriteEndsWithItsContext(t *testing.T) {
 	d, _ := testDelivery(t, w)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if d.write(ctx, "as-1", lines(t, "a"), origin{}) {
+	if d.write(ctx, "as-1", lines(t, "a"), 1, origin{}) {
 		t.Error("a failing backend has taken data")
 	}
 	if w.writes < 2 {

@@ -34,6 +34,7 @@ type traceLane struct {
 
 	sampler   *sample.Samplers    // nil: waiting for the lane to be claimed
 	guard     envelope.Guard      // of an excerpt
+	body      []byte              // of the message at hand
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
@@ -266,6 +267,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 	if !l.excerpt.wait(ctx, d) {
 		return false
 	}
+	decompress(&l.body, &d)
 	if err := l.frames(d, func(f envelope.Frame) error {
 		out, err := l.sampler.Add(d.Seq, f)
 		if err == nil {
@@ -345,12 +347,13 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]
-		n, payload := 1, l.payload(nil, &first)
+		n, spans, payload := 1, first.Spans, l.payload(nil, &first)
 		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
 			payload = l.payload(payload, &l.exports[n])
+			spans += l.exports[n].Spans
 			n++
 		}
-		if !l.delivery.write(ctx, first.Instance, payload, origin{seq: first.Seq}) {
+		if !l.delivery.write(ctx, first.Instance, payload, spans, origin{seq: first.Seq}) {
 			return false
 		}
 		for _, e := range l.exports[:n] {

@@ -112,7 +112,7 @@ func (w *world) read(ctx context.Context, conn *bus.Conn, sig otlpwire.Signal, f
 			return err
 		}
 		seq = d.Seq
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err == nil {
 			err = d.Err
 		}

@@ -231,7 +231,7 @@ func stored(t *testing.T, conn *bus.Conn) (all []int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := envelope.Decompress(d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -137,16 +137,16 @@ type Delivery struct {
 	Owned func() bool
 }
 
-// Write returns true when every item of the payload is stored or given up, and
+// Write returns true when every one of a payload's items is stored or given up, and
 // false when ctx ended first.
-func (d *Delivery) Write(ctx context.Context, instance string, payload []byte) bool {
+func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int) bool {
 	for attempt := 1; ; attempt++ {
 		err := d.Writer.Write(ctx, instance, payload)
 		if err == nil {
 			if attempt > 1 {
 				d.Log.Info("backend takes data again", "attempts", attempt)
 			}
-			d.Delivered(otlpwire.Count(d.Signal, payload))
+			d.Delivered(items)
 			return true
 		}
 		if ctx.Err() != nil || (d.Owned != nil && !d.Owned()) {
@@ -155,7 +155,7 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte) b
 		if reason, permanent := fault.Reason(err); permanent {
 			first, second, ok := otlpwire.Halve(d.Signal, payload)
 			if ok {
-				return d.Write(ctx, instance, first) && d.Write(ctx, instance, second)
+				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first)) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second))
 			}
 			return d.GiveUp(ctx, instance, payload, reason, err)
 		}

@@ -30,6 +30,7 @@ import (
 type Entry struct {
 	Labels   map[string]string
 	At       time.Time
+	Came     time.Time // when the push was taken
 	Line     string
 	Metadata map[string]string
 }
@@ -132,7 +133,7 @@ func (s *Server) pushLocked(body []byte, now time.Time) error {
 				if e, err = parseEntry(b); err != nil {
 					return err
 				}
-				e.Labels = labels
+				e.Labels, e.Came = labels, now
 				if why := s.refuseLocked(text, e, now); why != "" {
 					refused = append(refused, fmt.Sprintf("entry with timestamp %v ignored, reason: '%s' for stream: %s", e.At, why, text))
 					return nil
