@@ -213,8 +213,5 @@ func (s Status) Sum(signal string) (sum Progress, share float64) {
 		sum.Dead += l.Dead
 		sum.Bytes += l.Bytes
 	}
-	if weights == 0 {
-		return sum, 1
-	}
-	return sum, share / weights
+	return sum, share / max(weights, 1)
 }

@@ -125,13 +125,19 @@ func newPast(t testing.TB, instances ...string) *past {
 // send publishes the hour, in order.
 func (p *past) send(t testing.TB, url string) {
 	t.Helper()
+	publish(t, url, p.messages)
+}
+
+// publish sends messages to the hub, in order.
+func publish(t testing.TB, url string, messages []bus.Message) {
+	t.Helper()
 	log, _ := newLog(t)
 	conn, err := bus.OpenHub(t.Context(), bus.Config{URL: url, Name: "past"}, bus.DefaultTopology(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for window := range slices.Chunk(p.messages, 256) {
+	for window := range slices.Chunk(messages, 256) {
 		var pending []bus.Pending
 		for _, m := range window {
 			pending = append(pending, conn.PublishAsync(m))

@@ -1,0 +1,154 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/test/backend/tempo"
+)
+
+// TestReplayFollowsThePoliciesOfThen switches the policies in the middle of the hour. A
+// replay, stopped in the middle and resumed, keeps what was kept, by both versions; one
+// with policies of its own keeps what whatif has said that they would.
+func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
+	t.Parallel()
+	h := newPast(t, "as-1")
+	first, second := tempo.Start(t), tempo.Start(t)
+	file := writeFile(t, "policies.yaml", pastPolicies)
+	p := startPipeline(t, func(c *sink.Config) { c.Tempo.Endpoint, c.Sampling.File = first.Addr, file })
+	conn, err := bus.OpenHub(t.Context(), bus.Config{URL: p.hub.url, Name: "check"}, bus.DefaultTopology(), p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	routed := func(want int) {
+		t.Helper()
+		eventually(t, time.Minute, "all is routed", func() error {
+			if n := count(t, otlpwire.Traces, "penstock_routed_items_total", p.router); n != want {
+				return fmt.Errorf("%d of %d", n, want)
+			}
+			return nil
+		})
+	}
+	half := len(h.messages) / 2
+	publish(t, p.hub.url, h.messages[:half])
+	spans := 0
+	for _, m := range h.messages[:half] {
+		if strings.HasPrefix(m.Subject, "otlp.traces.") {
+			spans += m.Header.Items
+		}
+	}
+	routed(spans)
+	next := writeFile(t, "next.yaml", "decision_wait: 10s\npolicies: [{name: other, type: probabilistic, probabilistic: {hash_salt: x, sampling_percentage: 20}}]\n")
+	if code := run(t, nil, "penstock", "policies", "push", next, "-hub", p.hub.url).exit(t, 30*time.Second); code != 0 {
+		t.Fatalf("push: exit %d", code)
+	}
+	eventually(t, 10*time.Second, "the version is known", func() error {
+		if n := value(t, p.sink, "penstock_policies_version"); n != 1 {
+			return fmt.Errorf("version %v", n)
+		}
+		return nil
+	})
+	publish(t, p.hub.url, h.messages[half:])
+	routed(len(h.spans))
+	eventually(t, time.Minute, "all is decided", func() error {
+		if n := count(t, otlpwire.Traces, "penstock_sampled_out_items_total", p.sink) + count(t, otlpwire.Traces, "penstock_delivered_items_total", p.sink); n != len(h.spans) {
+			return fmt.Errorf("%d of %d", n, len(h.spans))
+		}
+		return nil
+	})
+	p.sink.stop()
+	live := spanBytes(t, first)
+	p.startSink(t, func(c *sink.Config) { c.Tempo.Endpoint, c.Sampling.File = second.Addr, file })
+
+	hour := []string{"--from", h.base.Format(time.RFC3339), "--to", h.base.Add(time.Hour).Format(time.RFC3339)}
+	traces := append(hour[:4:4], "--signal", "traces")
+	if code, out := penstockReplay(t, p.hub.url, append(traces, "--rate", "300kB/s", "--detach")...); code != 0 {
+		t.Fatalf("exit %d:\n%s", code, out)
+	}
+	jobs, err := replay.Open(t.Context(), conn, bus.DefaultTopology())
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := func() (s replay.Status) {
+		table, err := jobs.Table(t.Context())
+		if err != nil || len(table.Jobs()) != 1 {
+			t.Fatalf("%v, %d jobs", err, len(table.Jobs()))
+		}
+		return table.Jobs()[0]
+	}
+	eventually(t, time.Minute, "a part is replayed", func() error {
+		if _, share := status().Sum(""); share < 0.3 {
+			return fmt.Errorf("%.2f", share)
+		}
+		return nil
+	})
+	id := status().ID
+	if code, out := penstockReplay(t, p.hub.url, "stop", id); code != 0 {
+		t.Fatalf("stop, exit %d:\n%s", code, out)
+	}
+	quiet := func() (n int) {
+		eventually(t, 30*time.Second, "nothing more comes", func() error {
+			before := len(second.Spans())
+			time.Sleep(2 * time.Second) // a silence is what is waited for
+			if n = len(second.Spans()); n != before {
+				return fmt.Errorf("%d spans, then %d", before, n)
+			}
+			return nil
+		})
+		return n
+	}
+	stopped := quiet()
+	if _, share := status().Sum(""); status().Phase() != replay.Stopped || share > 0.95 || stopped == 0 {
+		t.Fatalf("stopped: %s, %.2f, %d spans", status().Phase(), share, stopped)
+	}
+	if code, out := penstockReplay(t, p.hub.url, "resume", id); code != 0 || !strings.Contains(out, "is done") {
+		t.Fatalf("resume, exit %d:\n%s", code, out)
+	}
+	again, got := map[uint64]bool{}, spanBytes(t, second)
+	for n := range got {
+		again[n] = true
+	}
+	want := map[uint64]bool{}
+	for n := range live {
+		want[n] = true
+	}
+	same(t, "spans", again, want)
+
+	errorsOnly := writeFile(t, "errors.yaml", "decision_wait: 10s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	w := run(t, nil, "penstock", append([]string{"whatif", "--policies", errorsOnly, "--running", file, "-hub", p.hub.url}, hour...)...)
+	if code := w.exit(t, time.Minute); code != 0 {
+		t.Fatalf("whatif: exit %d", code)
+	}
+	total := regexp.MustCompile(`together\s+\S+ %\s+(\d+)\s+(\d+)\s+\S+ \S+\s+\S+ %\s+(\d+)\s+(\d+)`).FindStringSubmatch(w.out.String())
+	if total == nil {
+		t.Fatalf("whatif:\n%s", w.out)
+	}
+	if total[2] != strconv.Itoa(len(live)) || !strings.Contains(w.out.String(), "kept by other and not by these: ") || !strings.Contains(w.out.String(), "kept by share and not by these: ") {
+		t.Errorf("whatif says that the running policies keep %s spans, live they kept %d:\n%s", total[2], len(live), w.out)
+	}
+	before := len(second.Spans())
+	code, out := penstockReplay(t, p.hub.url, append(traces, "--policies", errorsOnly, "--rate", "0")...)
+	if n := strconv.Itoa(len(second.Spans()) - before); code != 0 || n != total[4] {
+		t.Errorf("exit %d, %s spans by policies of its own, whatif said %s:\n%s", code, n, total[4], out)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	entries, err := jobs.Audit(ctx, id)
+	var what []string
+	for _, e := range entries {
+		what = append(what, e.What)
+	}
+	if err != nil || strings.Join(what, ", ") != "filed, stopped, resumed, lane finished" {
+		t.Errorf("audit: %q, %v", what, err)
+	}
+}
