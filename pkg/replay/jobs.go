@@ -283,7 +283,7 @@ func Record(ctx context.Context, conn *bus.Conn, e Entry) error {
 // File stores a job with a valid request. filed is false when it was there before: then that one is
 // returned, told to accept losses if j does and to go on if it was refused.
 func (s *Jobs) File(ctx context.Context, j *Job, by string, now time.Time) (job *Job, filed bool, err error) {
-	j.ID, j.State, j.By, j.At = j.id(), Running, by, now.UTC()
+	j.ID, j.State, j.By, j.At = j.JobID(), Running, by, now.UTC()
 	value, err := json.Marshal(j)
 	if err != nil {
 		return nil, false, err

@@ -140,8 +140,8 @@ func (r Request) Matches(instance string) bool {
 	})
 }
 
-// id is the same for the same request.
-func (r Request) id() string {
+// JobID is the id of the job; it is the same for the same request.
+func (r Request) JobID() string {
 	r.Instances, r.Signals, r.Backends = sorted(r.Instances), sorted(r.Signals), sorted(r.Backends)
 	r.From.Time, r.To.Time = r.From.Time.UTC(), r.To.Time.UTC()
 	b, _ := json.Marshal(r) // cannot fail
@@ -274,7 +274,7 @@ func parse(key string, value []byte) (*Job, error) {
 	if scope := j.scope(); scope != tokens[1] {
 		return nil, fmt.Errorf("job %s is filed for %s and names %q: it is not run", j.ID, tokens[1], j.Instances)
 	}
-	if id := j.id(); id != j.ID {
+	if id := j.JobID(); id != j.ID {
 		return nil, fmt.Errorf("job %s says what is job %s: it is not run", j.ID, id)
 	}
 	if j.State != Running && j.State != Stopped {

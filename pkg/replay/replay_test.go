@@ -62,13 +62,13 @@ func TestMistakesAreNamed(t *testing.T) {
 // TestSameRequestSameJob: the order of lists and the time zone do not matter, all else
 // does.
 func TestSameRequestSameJob(t *testing.T) {
-	id := request(nil).id()
+	id := request(nil).JobID()
 	same := request(func(r *Request) {
 		r.Signals = []string{"traces", "logs", "traces"}
 		r.From.Time = r.From.Time.In(time.FixedZone("x", 3600))
 	})
-	if same.id() != id || !idGrammar.MatchString(id) {
-		t.Errorf("%s and %s", id, same.id())
+	if same.JobID() != id || !idGrammar.MatchString(id) {
+		t.Errorf("%s and %s", id, same.JobID())
 	}
 	seen := map[string]bool{id: true}
 	for i, change := range []func(*Request){
@@ -76,7 +76,7 @@ func TestSameRequestSameJob(t *testing.T) {
 		func(r *Request) { r.Instances = []string{"as-2"} }, func(r *Request) { r.Signals = []string{"logs"} }, func(r *Request) { r.Backends = []string{"loki"} },
 		func(r *Request) { r.Policies = "x" }, func(r *Request) { r.NoSampling = true }, func(r *Request) { r.Late = time.Hour },
 	} {
-		other := request(change).id()
+		other := request(change).JobID()
 		if seen[other] {
 			t.Errorf("change %d: the same job", i)
 		}
@@ -122,20 +122,20 @@ func TestForgedJobsAreNotRun(t *testing.T) {
 		value []byte
 		ok    bool
 	}{
-		"mine":                      {"job.as-1." + mine.id(), value(mine), true},
-		"another's name":            {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-2"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-2"} })), false},
-		"two names":                 {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} })), false},
-		"a glob":                    {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-?"} }).id(), value(request(func(r *Request) { r.Instances = []string{"as-?"} })), false},
-		"all":                       {"job.as-1." + request(func(r *Request) { r.Instances = nil }).id(), value(request(func(r *Request) { r.Instances = nil })), false},
-		"under all, one's own":      {"job._all." + mine.id(), value(mine), false},
-		"another job's id":          {"job.as-1." + request(func(r *Request) { r.NoSampling = true }).id(), value(mine), false},
+		"mine":                      {"job.as-1." + mine.JobID(), value(mine), true},
+		"another's name":            {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-2"} }).JobID(), value(request(func(r *Request) { r.Instances = []string{"as-2"} })), false},
+		"two names":                 {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} }).JobID(), value(request(func(r *Request) { r.Instances = []string{"as-1", "as-2"} })), false},
+		"a glob":                    {"job.as-1." + request(func(r *Request) { r.Instances = []string{"as-?"} }).JobID(), value(request(func(r *Request) { r.Instances = []string{"as-?"} })), false},
+		"all":                       {"job.as-1." + request(func(r *Request) { r.Instances = nil }).JobID(), value(request(func(r *Request) { r.Instances = nil })), false},
+		"under all, one's own":      {"job._all." + mine.JobID(), value(mine), false},
+		"another job's id":          {"job.as-1." + request(func(r *Request) { r.NoSampling = true }).JobID(), value(mine), false},
 		"no id":                     {"job.as-1.x", value(mine), false},
-		"no job":                    {"job.as-1." + mine.id(), []byte("{"), false},
-		"an invalid one":            {"job.as-1." + request(func(r *Request) { r.Signals = nil }).id(), value(request(func(r *Request) { r.Signals = nil })), false},
-		"a state that is none":      {"job.as-1." + mine.id(), []byte(strings.Replace(string(value(mine)), "running", "x", 1)), false},
-		"a rate that cannot be":     {"job.as-1." + mine.id(), []byte(strings.Replace(string(value(mine)), `"by"`, `"rate":-1,"by"`, 1)), false},
-		"tokens that are too many":  {"job.as-1.x." + mine.id(), value(mine), false},
-		"an instance in the middle": {"job.as-1.." + mine.id(), value(mine), false},
+		"no job":                    {"job.as-1." + mine.JobID(), []byte("{"), false},
+		"an invalid one":            {"job.as-1." + request(func(r *Request) { r.Signals = nil }).JobID(), value(request(func(r *Request) { r.Signals = nil })), false},
+		"a state that is none":      {"job.as-1." + mine.JobID(), []byte(strings.Replace(string(value(mine)), "running", "x", 1)), false},
+		"a rate that cannot be":     {"job.as-1." + mine.JobID(), []byte(strings.Replace(string(value(mine)), `"by"`, `"rate":-1,"by"`, 1)), false},
+		"tokens that are too many":  {"job.as-1.x." + mine.JobID(), value(mine), false},
+		"an instance in the middle": {"job.as-1.." + mine.JobID(), value(mine), false},
 	} {
 		table := NewTable()
 		err := table.Set(tc.key, tc.value)
@@ -148,7 +148,7 @@ func TestForgedJobsAreNotRun(t *testing.T) {
 // TestPhases walks a job through what can become of it.
 func TestPhases(t *testing.T) {
 	r := request(nil)
-	id := r.id()
+	id := r.JobID()
 	table := NewTable()
 	set := func(key string, v any) {
 		t.Helper()

@@ -26,6 +26,7 @@ type replays struct {
 	*lanes
 	writers []backend.Writer // by signal
 	log     *slog.Logger
+	behind  func() uint64 // by how many messages a live lane is
 
 	mu      sync.Mutex
 	table   *replay.Table
@@ -35,7 +36,7 @@ type replays struct {
 }
 
 func newReplays(l *lanes, writers []backend.Writer) *replays {
-	return &replays{lanes: l, writers: writers, log: l.log.With("component", "replay"), table: replay.NewTable(), asking: map[string]bool{}}
+	return &replays{lanes: l, writers: writers, log: l.log.With("component", "replay"), behind: l.members.Behind, table: replay.NewTable(), asking: map[string]bool{}}
 }
 
 // run follows the bucket until ctx ends.
@@ -368,7 +369,7 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 		return true
 	}
 	e.change(func(p *replay.Progress) { p.Bytes += int64(d.Size) })
-	if e.members.Behind() > maxBehind {
+	if e.behind() > maxBehind {
 		e.change(func(p *replay.Progress) { p.Wait = "live traffic is behind" })
 		if !proc.Sleep(ctx, yield) {
 			return false

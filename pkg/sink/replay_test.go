@@ -1,0 +1,101 @@
+package sink
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/replay"
+)
+
+// TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
+// while live traffic is behind. Slower is no error.
+func TestReplaysMakeRoom(t *testing.T) {
+	d, _ := testDelivery(t, &picky{})
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
+	r := newReplays(ls, nil)
+	behind := uint64(0)
+	r.behind = func() uint64 { return behind }
+
+	job := &replay.Job{State: replay.Running, Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"logs"}}}
+	job.ID = job.JobID()
+	plan := replay.Plan{Lanes: []replay.Lane{{Signal: "logs", Partition: 0, Last: 100}, {Signal: "logs", Partition: 1, Last: 100}, {Signal: "logs", Partition: 2, Last: 100}}}
+	set := func(key string, v any) {
+		t.Helper()
+		b, _ := json.Marshal(v)
+		if err := r.table.Set(key, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(rate int64, n int) time.Duration {
+		t.Helper()
+		job.Rate = rate
+		e := &excerpt{replays: r, job: replay.Status{Job: job, Plan: &plan}, lane: plan.Lanes[0]}
+		start := time.Now()
+		for range n {
+			if !e.wait(t.Context(), bus.Delivery{Seq: 1, Size: 10_000, Pending: 1}) {
+				t.Fatal("ended")
+			}
+		}
+		return time.Since(start)
+	}
+	// The table knows no such job: this lane is alone.
+	if took := read(200_000, 20); took < 800*time.Millisecond {
+		t.Errorf("200 kB at 200 kB/s took %v", took)
+	}
+	b, _ := json.Marshal(&replay.Job{State: replay.Running, Request: job.Request})
+	if err := r.table.Set("job._all."+job.JobID(), b); err != nil {
+		t.Fatal(err)
+	}
+	// Two lanes are left of three: each has half of the rate.
+	set(replay.PlanKey(job.ID), plan)
+	set(replay.LaneKey(job.ID, plan.Lanes[2]), replay.Progress{Done: true})
+	if took := read(200_000, 10); took < 800*time.Millisecond {
+		t.Errorf("100 kB at half of 200 kB/s took %v", took)
+	}
+	behind = maxBehind + 1
+	if took := read(0, 5); took < 5*yield {
+		t.Errorf("five messages while live traffic is behind took %v", took)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	e := &excerpt{replays: r, job: replay.Status{Job: job, Plan: &plan}, lane: plan.Lanes[0]}
+	if e.wait(ctx, bus.Delivery{Seq: 1}) {
+		t.Error("goes on after its end")
+	}
+}
+
+// TestExcerptsEnd: behind its last sequence, when the hub has nothing left, and with the
+// last message there is.
+func TestExcerptsEnd(t *testing.T) {
+	var live *excerpt
+	if live.ends(bus.Delivery{Seq: 5, CaughtUp: time.Now()}) || live.ended() || live.last(bus.Delivery{Seq: 5}) || live.leavesOut(bus.Delivery{Seq: 5}) || !live.settles() {
+		t.Error("a live lane has an end")
+	}
+	for name, tc := range map[string]struct {
+		d          bus.Delivery
+		ends, last bool
+	}{
+		"in the middle":   {bus.Delivery{Seq: 5, Pending: 3}, false, false},
+		"the last one":    {bus.Delivery{Seq: 10, Pending: 3}, false, false},
+		"behind it":       {bus.Delivery{Seq: 11, Pending: 3}, true, false},
+		"nothing behind":  {bus.Delivery{Seq: 5}, false, true},
+		"nothing is left": {bus.Delivery{CaughtUp: time.Now(), Pending: 1}, true, false},
+		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, false, false},
+	} {
+		e := &excerpt{lane: replay.Lane{Last: 10}}
+		if got := e.ends(tc.d); got != tc.ends || e.ended() != tc.ends {
+			t.Errorf("%s: ends %v", name, got)
+		}
+		e.again()
+		if got := e.last(tc.d); got != tc.last || e.ended() != tc.last {
+			t.Errorf("%s: last %v", name, got)
+		}
+	}
+}
