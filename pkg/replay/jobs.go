@@ -13,7 +13,8 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-const (
+// The margins of a plan; tests shorten them.
+var (
 	// leadIn is how much before a range the traces of its first moments are read:
 	// their windows and the budgets of that time are as they were. Policies that wait
 	// longer than a quarter of it differ in the first moments of a range.
@@ -21,10 +22,10 @@ const (
 
 	// skew is how far the clock of an edge may be ahead of the hub's.
 	skew = 10 * time.Minute
-
-	// fewInstances is up to how many the hub is asked for by name.
-	fewInstances = 64
 )
+
+// fewInstances is up to how many the hub is asked for by name.
+const fewInstances = 64
 
 // Refusal is a request that cannot be met, and why.
 type Refusal struct{ Text string }
