@@ -24,6 +24,7 @@ func (h *hubFlags) add(fs *flag.FlagSet, name string) {
 	h.top = bus.DefaultTopology()
 	fs.StringVar(&h.cfg.URL, "hub", h.cfg.URL, "`URL` of the hub; default: HUB_URL")
 	fs.StringVar(&h.cfg.Creds, "creds", h.cfg.Creds, "`file` with a NATS credential; default: HUB_CREDS")
+	fs.StringVar(&h.cfg.InboxPrefix, "inbox-prefix", "", "`subject` that answers come to, where the credential allows no other than its own; default: _INBOX_"+name)
 	fs.IntVar(&h.top.Replicas, "replicas", h.top.Replicas, "replicas of the bucket, when it is not there yet")
 }
 

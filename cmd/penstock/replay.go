@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -175,7 +176,7 @@ func replays(args []string) int {
 		if filed {
 			fmt.Fprintf(c.out, "job %s: %s\n", job.ID, summary(r))
 		} else {
-			fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, job.By, job.At.Format(time.RFC3339))
+			fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, name(job.By), job.At.Format(time.RFC3339))
 		}
 		if detach {
 			return nil
@@ -199,7 +200,7 @@ var errRefused = errors.New("refused, nothing was sent")
 func summary(j replay.Request) string {
 	who := "all instances"
 	if len(j.Instances) > 0 {
-		who = strings.Join(j.Instances, ", ")
+		who = name(strings.Join(j.Instances, ", "))
 	}
 	how := ""
 	switch {
@@ -254,7 +255,7 @@ func (c *replayCommand) about(ctx context.Context, words []string) error {
 	fmt.Fprintln(w, "JOB\tSTATE\tDONE\tDELIVERED\tBY\tFILED\tWHAT")
 	for _, s := range table.Jobs() {
 		sum, share := s.Sum("")
-		fmt.Fprintf(w, "%s\t%s\t%.0f %%\t%d\t%s\t%s\t%s\n", s.ID, s.Phase(), 100*share, sum.Delivered, s.By, s.At.Format(time.RFC3339), summary(s.Request))
+		fmt.Fprintf(w, "%s\t%s\t%.0f %%\t%d\t%s\t%s\t%s\n", s.ID, s.Phase(), 100*share, sum.Delivered, name(s.By), s.At.Format(time.RFC3339), summary(s.Request))
 	}
 	return w.Flush()
 }
@@ -265,7 +266,7 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.out, "job %s, %s: %s\nfiled by %s at %s, rate %s\n\n", s.ID, s.Phase(), summary(s.Request), s.By, s.At.Format(time.RFC3339), rateText(s.Rate))
+	fmt.Fprintf(c.out, "job %s, %s: %s\nfiled by %s at %s, rate %s\n\n", s.ID, s.Phase(), summary(s.Request), name(s.By), s.At.Format(time.RFC3339), rateText(s.Rate))
 	for _, why := range s.Refusals() {
 		fmt.Fprintln(c.out, why)
 	}
@@ -283,21 +284,34 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if sum, _ := s.Sum(""); sum.Gone > 0 {
+		fmt.Fprintf(c.out, "\nthe streams have let go of up to %d messages before they were read\n", sum.Gone)
+	}
 	entries, err := c.jobs.Audit(ctx, id)
+	if err != nil {
+		fmt.Fprintf(c.out, "\nwhat was done with it cannot be read: %v\n", err)
+		return nil
+	}
 	fmt.Fprintln(c.out)
 	for _, e := range entries {
-		fmt.Fprintf(c.out, "%s  %s  %s", e.At.Format(time.RFC3339), e.By, e.What)
+		fmt.Fprintf(c.out, "%s  %s  %s", e.At.Format(time.RFC3339), name(e.By), name(e.What))
 		if e.Counts != nil {
-			fmt.Fprintf(c.out, "  %s: %d delivered", e.Lane, e.Counts.Delivered)
+			fmt.Fprintf(c.out, "  %s: %d delivered", name(e.Lane), e.Counts.Delivered)
 		}
 		fmt.Fprintln(c.out)
 	}
-	return err
+	return nil
+}
+
+// name makes what others have written fit for a terminal.
+func name(text string) string {
+	const long = 64
+	return strings.Trim(strconv.QuoteToASCII(text[:min(len(text), long)]), `"`)
 }
 
 // count prints what a range holds.
 func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
-	plan, err := replay.MakePlan(ctx, c.conn, r, time.Now())
+	plan, err := replay.MakePlan(ctx, c.conn, r, 0, time.Now())
 	if err != nil {
 		return err
 	}
@@ -369,6 +383,9 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 				of, part := s.Sum(sig)
 				line += fmt.Sprintf("  %s %.0f %% %d", sig, 100*part, of.Delivered)
 			}
+			if phase == replay.Waiting {
+				line += fmt.Sprintf("  (%d jobs run at a time)", replay.MaxRunning)
+			}
 			if wait := waits(s); wait != "" {
 				line += "  (" + wait + ")"
 			}
@@ -378,6 +395,9 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 		if phase == replay.Done || phase == replay.Stopped {
 			m.end()
 			fmt.Fprintf(c.out, "job %s is %s: %d items delivered, %d spans sampled out, %d dead-lettered\n", id, phase, last.Delivered, last.SampledOut, last.Dead)
+			if last.Gone > 0 {
+				return fmt.Errorf("job %s: the streams have let go of up to %d messages before they were read", id, last.Gone)
+			}
 			return nil
 		}
 		proc.Sleep(ctx, followInterval)

@@ -104,7 +104,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 		set.Partitions = partitions
 		rules[0].Versions = append(rules[0].Versions, policy.Version{Number: v.Number, From: v.Traces, Set: set})
 	}
-	plan, err := replay.MakePlan(ctx, conn, r, time.Now())
+	plan, err := replay.MakePlan(ctx, conn, r, max(rules[0].Base.Wait, rules[1].Base.Wait), time.Now())
 	if err != nil {
 		return err
 	}
@@ -132,35 +132,37 @@ func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.La
 	}
 	defer reader.Close()
 	var guard envelope.Guard
-	for n := 0; reader.Left() > 0; n++ {
-		d, err := reader.Next(ctx)
-		if err != nil {
-			return err
-		}
+	var (
+		n    int
+		buf  []byte
+		fail error
+	)
+	err = reader.Each(ctx, func(d bus.Delivery) bool {
 		if d.Seq > l.Last {
-			return nil
+			return false
 		}
-		if n%256 == 0 {
+		if n++; n%256 == 0 {
 			told(float64(d.Seq-l.First) / float64(l.Last-l.First+1))
 		}
 		if d.Err != nil || !q.Matches(d.Instance()) {
-			continue
+			return true
 		}
-		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(buf, d.Body, d.Header.Encoding)
 		if err == nil {
+			if d.Header.Encoding != "" {
+				buf = body
+			}
 			body, _, err = guard.Open(otlpwire.Traces, d.Instance(), body)
 		}
 		if err != nil {
-			continue // it is in DEADLETTER
+			return true // it is in DEADLETTER
 		}
-		if err := c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: body}); err != nil {
-			return err
+		if fail = c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: body}); fail == nil && c.Full() {
+			fail = errors.New("there are more spans to be held for their decisions than --memory allows: give it more, or name fewer instances")
 		}
-		if c.Full() {
-			return errors.New("there are more spans to be held for their decisions than --memory allows: give it more, or name fewer instances")
-		}
-	}
-	return nil
+		return fail == nil
+	})
+	return errors.Join(fail, err)
 }
 
 func printComparison(out *os.File, q replay.Request, r whatif.Result) error {

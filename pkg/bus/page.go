@@ -56,7 +56,10 @@ func (m *Members) status(ctx context.Context) Partitions {
 	}
 	placed := m.owners()
 	for _, r := range m.shared() {
-		l := LaneStatus{Signal: r.Signal, Partition: r.Partition, Backend: r.Backend, Placed: placed[r.Stream][r.Partition], Owners: owns[r.id()]}
+		l := LaneStatus{Signal: r.Signal, Partition: r.Partition, Backend: r.Backend, Owners: owns[r.id()]}
+		if on := placed[r.Stream]; r.Partition < len(on) { // it may have been added just now
+			l.Placed = on[r.Partition]
+		}
 		if info, err := m.hub.Conn.consumerInfo(ctx, r.LaneConfig); err != nil {
 			l.Error = err.Error()
 		} else {

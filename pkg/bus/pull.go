@@ -58,7 +58,7 @@ const (
 	// a server gives up a connection that owes its client more than 64 MiB (nats-server,
 	// max_pending). A message that is larger than a request is asked for by itself.
 	connBytes       = 48 << 20
-	minRequestBytes = 512 << 10
+	minRequestBytes = 256 << 10
 	maxRequestBytes = 4 << 20
 
 	requestExpiry    = 5 * time.Second

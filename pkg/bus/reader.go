@@ -90,6 +90,35 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 	}
 }
 
+// gone is after how long without a message it is asked whether any is left.
+const gone = 5 * time.Second
+
+// Each calls visit with every message that was there when the reader was opened, or came
+// while it read, until none is left or visit returns false. Messages that the stream
+// lets go of meanwhile are passed over.
+func (r *Reader) Each(ctx context.Context, visit func(Delivery) bool) error {
+	for r.left > 0 {
+		wait, cancel := context.WithTimeout(ctx, gone)
+		d, err := r.Next(wait)
+		cancel()
+		switch {
+		case err == nil:
+			if !visit(d) {
+				return nil
+			}
+		case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+			cons, err := r.conn.js.Consumer(ctx, r.stream, r.consumer)
+			if err != nil {
+				return r.failed(err)
+			}
+			r.left = cons.CachedInfo().NumPending
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
 // Left returns how many messages stand behind the last one that was read.
 func (r *Reader) Left() uint64 { return r.left }
 

@@ -22,7 +22,13 @@ type Bucket struct {
 	nc   *nats.Conn
 }
 
-const replaysBucket = "REPLAYS"
+const (
+	replaysBucket = "REPLAYS"
+
+	// What all jobs together may take in the hub, and one value.
+	maxReplays     = 64 << 20
+	maxReplayValue = 512 << 10
+)
 
 // The answers of a bucket.
 var (
@@ -32,13 +38,25 @@ var (
 	ErrDenied  = errors.New("the credential does not allow that")
 )
 
-// Replays returns the bucket of replay jobs; it is made when it is not there.
+// Replays returns the bucket of replay jobs; it is made when it is not there. It is
+// made as a stream, for a bucket of the client library lets whoever may write one key
+// delete all, by a message with Nats-Rollup.
 func (c *Conn) Replays(ctx context.Context, t Topology) (*Bucket, error) {
-	kv, err := c.ensureBucket(ctx, jetstream.KeyValueConfig{
-		Bucket: replaysBucket, Description: "replay jobs, and how far they are", Storage: jetstream.FileStorage, Replicas: t.Replicas,
-	})
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	kv, err := c.js.KeyValue(ctx, replaysBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		_, err = c.js.CreateStream(ctx, jetstream.StreamConfig{
+			Name: "KV_" + replaysBucket, Description: "replay jobs, and how far they are", Subjects: []string{"$KV." + replaysBucket + ".>"},
+			Storage: jetstream.FileStorage, Replicas: t.Replicas, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
+			MaxBytes: maxReplays, MaxMsgSize: maxReplayValue, DenyDelete: true, AllowDirect: true,
+		})
+		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was just as early
+			kv, err = c.js.KeyValue(ctx, replaysBucket)
+		}
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("bucket %s: %w", replaysBucket, err)
 	}
 	return &Bucket{kv, replaysBucket, c.nc}, nil
 }
@@ -65,6 +83,19 @@ func (b *Bucket) Create(ctx context.Context, key string, value []byte) error {
 	defer cancel()
 	_, err := b.kv.Create(ctx, key, value)
 	return b.failed("create", key, err)
+}
+
+// Store stores a key that has the revision, 0 for one that is not there, and returns its
+// next one; [ErrChanged] or [ErrExists] when it has another.
+func (b *Bucket) Store(ctx context.Context, key string, value []byte, revision uint64) (next uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	if revision == 0 {
+		next, err = b.kv.Create(ctx, key, value)
+		return next, b.failed("create", key, err)
+	}
+	next, err = b.kv.Update(ctx, key, value, revision)
+	return next, b.failed("change", key, err)
 }
 
 // Put stores a key.
@@ -98,7 +129,7 @@ func (b *Bucket) Update(ctx context.Context, key string, value []byte, revision 
 func (b *Bucket) Delete(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	return b.failed("delete", key, b.kv.Purge(ctx, key))
+	return b.failed("delete", key, b.kv.Delete(ctx, key))
 }
 
 // Watch calls seen with every key there is, with "" when those have been said, and
@@ -177,14 +208,11 @@ func (c *Conn) Recorded(ctx context.Context, what string) (lines [][]byte, err e
 		return nil, err
 	}
 	defer r.Close()
-	for r.Left() > 0 {
-		d, err := r.Next(ctx)
-		if err != nil {
-			return lines, err
-		}
+	err = r.Each(ctx, func(d Delivery) bool {
 		lines = append(lines, d.Body)
-	}
-	return lines, nil
+		return true
+	})
+	return lines, err
 }
 
 // SubjectPartition returns the partition in a subject as a signal's stream stores it,

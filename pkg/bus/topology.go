@@ -58,6 +58,9 @@ const (
 	Decisions  = "DECISIONS"
 	DeadLetter = "DEADLETTER"
 	Audit      = "AUDIT"
+	// Replayed has the decisions of replays: many in a short time, that must not push
+	// out those of live traffic.
+	Replayed = "REPLAYED"
 )
 
 const (
@@ -88,15 +91,14 @@ func SpansSubject(partition int) string { return "spans." + strconv.Itoa(partiti
 // its decisions.
 func DecisionsSubject(partition int) string { return "decisions." + strconv.Itoa(partition) }
 
-// ReplayDecisionsSubject returns where the owner of a lane of a replay records its
-// decisions.
-func ReplayDecisionsSubject(job string, partition int) string {
-	return "decisions.replay-" + job + "-" + strconv.Itoa(partition)
+// ReplayedSubject returns where the owner of a lane of a replay records its decisions.
+func ReplayedSubject(run string, partition int) string {
+	return "replayed." + run + "." + strconv.Itoa(partition)
 }
 
 // ReplayLane returns the name of the consumer by which a partition is replayed.
-func ReplayLane(job string, partition int) string {
-	return "replay-" + job + "-" + strconv.Itoa(partition)
+func ReplayLane(run string, partition int) string {
+	return "replay-" + run + "-" + strconv.Itoa(partition)
 }
 
 // PartitionFilter returns the subjects of a partition as a signal's stream
@@ -132,10 +134,13 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
 	dead.MaxBytes = int64(t.MaxBytes) / 16
+	replayed := base
+	replayed.Name, replayed.Description, replayed.Subjects = Replayed, "sampling decisions of replays", []string{"replayed.*.*"}
+	replayed.MaxAge, replayed.MaxBytes = t.MaxAge, int64(t.MaxBytes)/16
 	audit := base
 	audit.Name, audit.Description, audit.Subjects = Audit, "what people have had done", []string{"audit.>"}
 	audit.MaxAge, audit.MaxBytes = auditAge, int64(t.MaxBytes)/64
-	return append(all, spans, decisions, dead, audit)
+	return append(all, spans, decisions, dead, replayed, audit)
 }
 
 // EnsureHub creates the streams that are not there. Those that are there stay

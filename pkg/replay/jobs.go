@@ -15,9 +15,9 @@ import (
 
 // The margins of a plan; tests shorten them.
 var (
-	// leadIn is how much before a range the traces of its first moments are read:
-	// their windows and the budgets of that time are as they were. Policies that wait
-	// longer than a quarter of it differ in the first moments of a range.
+	// leadIn is how much before a range the traces of its first moments are read, or
+	// four times as long as policies wait: their windows and the budgets of that time
+	// are as they were.
 	leadIn = 10 * time.Minute
 
 	// skew is how far the clock of an edge may be ahead of the hub's.
@@ -37,7 +37,9 @@ func refusal(format string, args ...any) error { return &Refusal{fmt.Sprintf(for
 // MakePlan finds out what a request means for the streams as they are now. A range that
 // begins before the oldest message of a stream that has let go of older ones is a
 // [Refusal] that names that message; so is one that holds nothing.
-func MakePlan(ctx context.Context, conn *bus.Conn, r Request, now time.Time) (*Plan, error) {
+//
+// wait is how long policies may wait for a trace: of that depends where reading begins.
+func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration, now time.Time) (*Plan, error) {
 	if err := r.Validate(); err != nil {
 		return nil, &Refusal{err.Error()}
 	}
@@ -45,7 +47,7 @@ func MakePlan(ctx context.Context, conn *bus.Conn, r Request, now time.Time) (*P
 	var seen []string
 	for _, name := range sorted(r.Signals) {
 		sig, _ := otlpwire.ParseSignal(name)
-		lanes, instances, err := p.signal(ctx, conn, r, sig)
+		lanes, instances, err := p.signal(ctx, conn, r, sig, wait)
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +55,11 @@ func MakePlan(ctx context.Context, conn *bus.Conn, r Request, now time.Time) (*P
 		p.Lanes = append(p.Lanes, lanes...)
 	}
 	if len(p.Lanes) == 0 {
-		return nil, refusal("nothing in the range from %v to %v is of %s; the streams hold %s", r.From, r.To, names(r.Instances, "an instance"), names(sorted(seen), "no instance"))
+		hold := ""
+		if r.scope() == AllInstances { // who may have one replayed need not know of others
+			hold = "; the streams hold " + names(sorted(seen), "no instance")
+		}
+		return nil, refusal("nothing in the range from %v to %v is of %s%s", r.From, r.To, names(r.Instances, "an instance"), hold)
 	}
 	return p, nil
 }
@@ -71,13 +77,13 @@ func names(list []string, none string) string {
 }
 
 // signal returns the lanes of one signal, and the instances that its stream has.
-func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal) (lanes []Lane, instances []string, err error) {
+func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, wait time.Duration) (lanes []Lane, instances []string, err error) {
 	stream := bus.Stream(sig)
 	state, err := conn.State(ctx, stream)
 	if err != nil || state.Messages == 0 {
 		return nil, nil, err
 	}
-	first, last, err := p.sequences(ctx, conn, r, sig, state)
+	first, last, err := p.sequences(ctx, conn, r, sig, wait, state)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,7 +121,7 @@ func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwi
 }
 
 // sequences returns where reading begins and ends.
-func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, state bus.StreamState) (first, last uint64, err error) {
+func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, wait time.Duration, state bus.StreamState) (first, last uint64, err error) {
 	stream := bus.Stream(sig)
 	begin := r.From.Time
 	if r.From.Seq > 0 {
@@ -149,7 +155,7 @@ func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otl
 		}
 	}
 	if sig == otlpwire.Traces && !r.NoSampling {
-		lead, err := conn.SequenceAt(ctx, stream, begin.Add(-skew-leadIn))
+		lead, err := conn.SequenceAt(ctx, stream, begin.Add(-skew-max(leadIn, 4*wait)))
 		if err != nil {
 			return 0, 0, err
 		}
@@ -196,20 +202,16 @@ func (p *Plan) Count(ctx context.Context, conn *bus.Conn, q Request, told func(s
 		if err != nil {
 			return nil, err
 		}
-		for n := 0; r.Left() > 0; n++ {
-			d, err := r.Next(ctx)
-			if err != nil {
-				r.Close()
-				return nil, err
-			}
+		n := 0
+		err = r.Each(ctx, func(d bus.Delivery) bool {
 			if d.Seq > l.Last {
-				break
+				return false
 			}
-			if n%1024 == 0 {
+			if n++; n%1024 == 0 {
 				told((float64(i) + float64(d.Seq-l.First)/float64(l.Last-l.First+1)) / float64(len(p.Lanes)))
 			}
 			if !q.Matches(d.Instance()) || !q.In(d.Header.Arrival, d.Seq) {
-				continue
+				return true
 			}
 			k := [2]string{l.Signal, d.Instance()}
 			if counts[k] == nil {
@@ -218,8 +220,12 @@ func (p *Plan) Count(ctx context.Context, conn *bus.Conn, q Request, told func(s
 			counts[k].Messages++
 			counts[k].Items += int64(d.Header.Items)
 			counts[k].Bytes += int64(d.Size)
-		}
+			return true
+		})
 		r.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	var all []Count
 	for _, c := range counts {
@@ -281,8 +287,9 @@ func Record(ctx context.Context, conn *bus.Conn, e Entry) error {
 	return err
 }
 
-// File stores a job with a valid request. filed is false when it was there before: then that one is
-// returned, told to accept losses if j does and to go on if it was refused.
+// File stores a job with a valid request. filed is false when it was there before: then
+// that one is returned, told to accept losses if j does. One that was refused is filed
+// anew.
 func (s *Jobs) File(ctx context.Context, j *Job, by string, now time.Time) (job *Job, filed bool, err error) {
 	j.ID, j.State, j.By, j.At = j.JobID(), Running, by, now.UTC()
 	value, err := json.Marshal(j)
@@ -296,13 +303,19 @@ func (s *Jobs) File(ctx context.Context, j *Job, by string, now time.Time) (job 
 	case !errors.Is(err, bus.ErrExists):
 		return nil, false, fmt.Errorf("file job %s: %w", j.ID, err)
 	}
-	if !j.AcceptLoss {
-		job, _, err = s.get(ctx, j.ID)
+	old, err := s.Status(ctx, j.ID)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case old.Phase() == Refused:
+		job, err = s.change(ctx, j.ID, entry, func(was *Job) { *was = *j })
+		return job, true, err
+	case j.AcceptLoss && !old.AcceptLoss:
+		entry.What = "told to accept losses"
+		job, err = s.change(ctx, j.ID, entry, func(was *Job) { was.AcceptLoss = true })
 		return job, false, err
 	}
-	entry.What = "told to accept losses"
-	job, err = s.change(ctx, j.ID, entry, func(old *Job) { old.AcceptLoss = true })
-	return job, false, err
+	return old.Job, false, nil
 }
 
 // get returns a job and its revision.

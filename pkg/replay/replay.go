@@ -88,10 +88,11 @@ type Request struct {
 	Late time.Duration `json:"late,omitempty"`
 }
 
-// maxName bounds a glob, and maxNames how many there are.
+// The bounds of a request: a glob, how many there are, and policies.
 const (
-	maxName  = 256
-	maxNames = 64
+	maxName     = 256
+	maxNames    = 64
+	maxPolicies = 128 << 10 // bytes
 )
 
 // Validate reports every mistake at once.
@@ -110,6 +111,13 @@ func (r Request) Validate() error {
 	if len(r.Signals) == 0 {
 		fail("no signal is named")
 	}
+	if len(r.Signals) > len(otlpwire.Signals) {
+		fail("%d signals are named, there are %d", len(r.Signals), len(otlpwire.Signals))
+		r.Signals = nil
+	}
+	if len(r.Policies) > maxPolicies {
+		fail("the policies are %d bytes, want at most %d", len(r.Policies), maxPolicies)
+	}
 	for _, s := range r.Signals {
 		if _, err := otlpwire.ParseSignal(s); err != nil {
 			errs = append(errs, err)
@@ -117,6 +125,7 @@ func (r Request) Validate() error {
 	}
 	if len(r.Instances) > maxNames || len(r.Backends) > maxNames {
 		fail("%d instances and %d backends are named, want at most %d: use a glob", len(r.Instances), len(r.Backends), maxNames)
+		r.Instances = nil
 	}
 	for _, g := range r.Instances {
 		if _, err := path.Match(g, ""); err != nil || g == "" || len(g) > maxName {
@@ -152,6 +161,10 @@ func (r Request) JobID() string {
 func sorted(list []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(list)))
 }
+
+// Run tells this filing of the job from an earlier one that was removed: what sinks know
+// of that does not count for this.
+func (j *Job) Run() string { return j.ID + "-" + strconv.FormatInt(j.At.UnixMilli(), 36) }
 
 // scope is the token of the job's key that stands for whose data it moves: the
 // instance if there is one, else [AllInstances].
@@ -220,40 +233,43 @@ func (r Request) In(arrival int64, seq uint64) bool {
 }
 
 // Progress is how far a lane is, as its owner wrote it last. A new owner counts on from
-// there: after a crash what was not written yet is counted again.
+// there: after a crash what was not written yet is counted again. Once Done it stays.
 type Progress struct {
-	Floor      uint64    `json:"floor"`                   // done up to this sequence
-	Delivered  int64     `json:"delivered"`               // items that the backend has
-	SampledOut int64     `json:"sampled_out,omitempty"`   // spans
-	Unchosen   int64     `json:"not_in_range,omitempty"`  // items read that are not in the range
-	Dead       int64     `json:"dead_lettered,omitempty"` // items
-	Bytes      int64     `json:"bytes"`                   // of messages read, as stored
-	Done       bool      `json:"done,omitempty"`
-	Owner      string    `json:"owner"`
-	Wait       string    `json:"wait,omitempty"` // what it waits for, if anything
-	At         time.Time `json:"at"`
+	Floor      uint64 `json:"floor"`                   // done up to this sequence
+	Delivered  int64  `json:"delivered"`               // items that the backend has
+	SampledOut int64  `json:"sampled_out,omitempty"`   // spans
+	Unchosen   int64  `json:"not_in_range,omitempty"`  // items read that are not in the range
+	Dead       int64  `json:"dead_lettered,omitempty"` // items
+	Bytes      int64  `json:"bytes"`                   // of messages read, as stored
+	// Gone is how many sequences the stream let go of before they were read.
+	Gone  uint64    `json:"gone,omitempty"`
+	Done  bool      `json:"done,omitempty"`
+	Owner string    `json:"owner"`
+	Wait  string    `json:"wait,omitempty"` // what it waits for, if anything
+	At    time.Time `json:"at"`
 }
 
 // Check is a backend's answer to whether it takes data that old.
 type Check struct {
 	OK      bool      `json:"ok"`
+	Wrong   bool      `json:"wrong,omitempty"` // another backend was asked for
 	Backend string    `json:"backend"`
 	Text    string    `json:"text,omitempty"` // what to change, or what to know
 	At      time.Time `json:"at"`
 }
 
-// Keys of the bucket: job.<scope>.<id>, plan.<id>, check.<id>.<signal>,
-// lane.<id>.<signal>.<partition>. People write the first, sinks the others.
+// Keys of the bucket: job.<scope>.<id>, plan.<run>, check.<run>.<signal>,
+// lane.<run>.<signal>.<partition>. People write the first, sinks the others.
 func jobKey(scope, id string) string { return "job." + scope + "." + id }
 
 // PlanKey is the key of a [Plan].
-func PlanKey(id string) string { return "plan." + id }
+func (j *Job) PlanKey() string { return "plan." + j.Run() }
 
 // CheckKey is the key of a [Check].
-func CheckKey(id, signal string) string { return "check." + id + "." + signal }
+func (j *Job) CheckKey(signal string) string { return "check." + j.Run() + "." + signal }
 
 // LaneKey is the key of a [Progress].
-func LaneKey(id string, l Lane) string { return "lane." + id + "." + l.Key() }
+func (j *Job) LaneKey(l Lane) string { return "lane." + j.Run() + "." + l.Key() }
 
 var idGrammar = regexp.MustCompile(`^[a-z2-7]{10}$`)
 

@@ -165,23 +165,23 @@ func TestPhases(t *testing.T) {
 		}
 		return s
 	}
-	job := &Job{Request: r, State: Running}
+	job := &Job{ID: id, At: noon, Request: r, State: Running}
 	logs, traces := Lane{Signal: "logs", Partition: 3, First: 11, Last: 20, Messages: 10}, Lane{Signal: "traces", Partition: 3, First: 1, Last: 100, Messages: 30}
 	set("job.as-1."+id, job)
 	phase(Checking)
-	set(PlanKey(id), Plan{Lanes: []Lane{logs, traces}})
+	set(job.PlanKey(), Plan{Lanes: []Lane{logs, traces}})
 	phase(Checking)
-	set(CheckKey(id, "logs"), Check{OK: true})
+	set(job.CheckKey("logs"), Check{OK: true})
 	phase(Checking)
-	set(CheckKey(id, "traces"), Check{Text: "too old"})
+	set(job.CheckKey("traces"), Check{Text: "too old"})
 	if s := phase(Refused); len(s.Refusals()) != 1 || s.Refusals()[0] != "traces: too old" {
 		t.Errorf("refused for %q", s.Refusals())
 	}
 	job.AcceptLoss = true
 	set("job.as-1."+id, job)
 	phase(Running)
-	set(LaneKey(id, logs), Progress{Floor: 15, Delivered: 5})
-	set(LaneKey(id, traces), Progress{Floor: 0})
+	set(job.LaneKey(logs), Progress{Floor: 15, Delivered: 5})
+	set(job.LaneKey(traces), Progress{Floor: 0})
 	sum, share := phase(Running).Sum("")
 	if sum.Delivered != 5 || share != 0.125 { // half of 10 of 40
 		t.Errorf("%+v, %v", sum, share)
@@ -189,8 +189,8 @@ func TestPhases(t *testing.T) {
 	job.State = Stopped
 	set("job.as-1."+id, job)
 	phase(Stopped)
-	set(LaneKey(id, logs), Progress{Done: true})
-	set(LaneKey(id, traces), Progress{Done: true})
+	set(job.LaneKey(logs), Progress{Done: true})
+	set(job.LaneKey(traces), Progress{Done: true})
 	phase(Done)
 	if err := table.Set("job.as-1."+id, nil); err != nil || len(table.Orphans()) != 5 {
 		t.Errorf("%v, left behind: %q", err, table.Orphans())
@@ -201,7 +201,7 @@ func TestPhases(t *testing.T) {
 	if len(table.Orphans()) != 0 {
 		t.Errorf("left behind: %q", table.Orphans())
 	}
-	set("job.as-1."+id, &Job{Request: r, State: Running, AcceptLoss: true})
-	set(PlanKey(id), Plan{Error: "nothing there"})
+	set("job.as-1."+id, &Job{At: noon, Request: r, State: Running, AcceptLoss: true})
+	set(job.PlanKey(), Plan{Error: "nothing there"})
 	phase(Refused)
 }

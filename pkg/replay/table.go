@@ -2,6 +2,7 @@ package replay
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -9,7 +10,8 @@ import (
 // Table is what the bucket holds, kept up to date by [Table.Set]. It is for one
 // goroutine.
 type Table struct {
-	jobs   map[string]*Job // by id
+	jobs   map[string]*Job   // by key
+	unread map[string]string // keys of jobs that cannot be read, and their ids
 	plans  map[string]*Plan
 	checks map[string]Check
 	lanes  map[string]Progress
@@ -17,7 +19,7 @@ type Table struct {
 
 // NewTable returns an empty table.
 func NewTable() *Table {
-	return &Table{jobs: map[string]*Job{}, plans: map[string]*Plan{}, checks: map[string]Check{}, lanes: map[string]Progress{}}
+	return &Table{jobs: map[string]*Job{}, unread: map[string]string{}, plans: map[string]*Plan{}, checks: map[string]Check{}, lanes: map[string]Progress{}}
 }
 
 // Set takes in a key, nil for one that was deleted. What cannot be read is an error
@@ -25,16 +27,18 @@ func NewTable() *Table {
 func (t *Table) Set(key string, value []byte) error {
 	kind, _, _ := strings.Cut(key, ".")
 	if kind == "job" {
-		id := key[strings.LastIndexByte(key, '.')+1:]
+		delete(t.jobs, key)
+		delete(t.unread, key)
 		if value == nil {
-			delete(t.jobs, id)
 			return nil
 		}
 		j, err := parse(key, value)
-		if err == nil {
-			t.jobs[id] = j
+		if err != nil {
+			t.unread[key] = key[strings.LastIndexByte(key, '.')+1:]
+			return err
 		}
-		return err
+		t.jobs[key] = j
+		return nil
 	}
 	if value == nil {
 		delete(t.plans, key)
@@ -66,6 +70,7 @@ type Status struct {
 	Plan   *Plan            // nil: not made yet
 	Checks map[string]Check // by signal; none while the backend is being asked
 	Lanes  []LaneStatus
+	queued bool
 }
 
 // LaneStatus is a lane and how far it is.
@@ -86,22 +91,30 @@ func (t *Table) Jobs() []Status {
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
+	running := 0
+	for i := range all {
+		if all[i].Phase() == Running {
+			running++
+			all[i].queued = running > MaxRunning
+		}
+	}
 	return all
 }
 
 // Status returns a job; ok is false when there is none of this id.
 func (t *Table) Status(id string) (s Status, ok bool) {
-	j := t.jobs[id]
-	if j == nil {
-		return s, false
+	for _, s := range t.Jobs() {
+		if s.ID == id {
+			return s, true
+		}
 	}
-	return t.status(j), true
+	return s, false
 }
 
 func (t *Table) status(j *Job) Status {
-	s := Status{Job: j, Plan: t.plans[PlanKey(j.ID)], Checks: map[string]Check{}}
+	s := Status{Job: j, Plan: t.plans[j.PlanKey()], Checks: map[string]Check{}}
 	for _, sig := range j.Signals {
-		if c, ok := t.checks[CheckKey(j.ID, sig)]; ok {
+		if c, ok := t.checks[j.CheckKey(sig)]; ok {
 			s.Checks[sig] = c
 		}
 	}
@@ -109,15 +122,23 @@ func (t *Table) status(j *Job) Status {
 		return s
 	}
 	for _, l := range s.Plan.Lanes {
-		s.Lanes = append(s.Lanes, LaneStatus{l, t.lanes[LaneKey(j.ID, l)]})
+		s.Lanes = append(s.Lanes, LaneStatus{l, t.lanes[j.LaneKey(l)]})
 	}
 	return s
 }
 
-// Orphans returns the keys that belong to no job any more.
+// Orphans returns the keys that belong to no job any more. What belongs to one that
+// cannot be read stays: a newer sink may.
 func (t *Table) Orphans() (keys []string) {
+	runs := map[string]bool{}
+	for _, j := range t.jobs {
+		runs[j.Run()] = true
+	}
 	check := func(key string) {
-		if id := strings.Split(key, ".")[1]; t.jobs[id] == nil {
+		_, rest, _ := strings.Cut(key, ".")
+		run, _, _ := strings.Cut(rest, ".")
+		id, _, _ := strings.Cut(run, "-")
+		if !runs[run] && !slices.Contains(slices.Collect(maps.Values(t.unread)), id) {
 			keys = append(keys, key)
 		}
 	}
@@ -136,6 +157,7 @@ func (t *Table) Orphans() (keys []string) {
 // The phases that a job is in by itself.
 const (
 	Checking = "checking" // it is being planned, and backends are being asked
+	Waiting  = "waiting"  // for jobs that were filed before
 	Refused  = "refused"  // before the first item: see [Status.Refusals]
 	Done     = "done"
 )
@@ -155,9 +177,14 @@ func (s Status) Phase() string {
 		return Refused
 	case s.Plan == nil || len(s.Unasked()) > 0:
 		return Checking
+	case s.queued:
+		return Waiting
 	}
 	return Running
 }
+
+// MaxRunning is how many jobs run at a time, those that were filed first.
+const MaxRunning = 4
 
 // Unasked returns the signals, among those that have lanes, whose backends have not
 // said yet whether they take data that old.
@@ -178,7 +205,7 @@ func (s Status) Refusals() (why []string) {
 		return []string{s.Plan.Error}
 	}
 	for _, sig := range s.Signals {
-		if c, ok := s.Checks[sig]; ok && !c.OK && !s.AcceptLoss {
+		if c, ok := s.Checks[sig]; ok && !c.OK && (c.Wrong || !s.AcceptLoss) {
 			why = append(why, sig+": "+c.Text)
 		}
 	}
@@ -211,6 +238,7 @@ func (s Status) Sum(signal string) (sum Progress, share float64) {
 		sum.SampledOut += l.SampledOut
 		sum.Unchosen += l.Unchosen
 		sum.Dead += l.Dead
+		sum.Gone += l.Gone
 		sum.Bytes += l.Bytes
 	}
 	return sum, share / max(weights, 1)

@@ -82,7 +82,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			t := &traceLane{
 				lane: lane, delivery: d, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
-				journalSubject: bus.DecisionsSubject(p), gauges: strconv.Itoa(p), horizon: l.horizon,
+				journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(p), gauges: strconv.Itoa(p), horizon: l.horizon,
 			}
 			t.run(ctx)
 		}
@@ -138,7 +138,10 @@ func (l *directLane) run(ctx context.Context) {
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
 		switch {
 		case l.excerpt.ends(d):
+			l.excerpt.done()
 			return false
+		case d.Claimed:
+			return l.excerpt.claimed(finish)
 		case d.Seq == 0:
 			return true
 		case !l.excerpt.wait(ctx, d):
@@ -173,7 +176,11 @@ func (l *directLane) run(ctx context.Context) {
 			}
 		}
 		l.excerpt.reached(d.Seq)
-		return !l.excerpt.last(d)
+		if l.excerpt.last(d) {
+			l.excerpt.done()
+			return false
+		}
+		return true
 	})
 }
 

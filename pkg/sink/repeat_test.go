@@ -145,7 +145,7 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &traceLane{lane: lane, delivery: d, rules: &rules{base: policies, known: true}, maxBytes: 64 << 20, journalSubject: bus.DecisionsSubject(0), horizon: horizon}
+			l := &traceLane{lane: lane, delivery: d, rules: &rules{base: policies, known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}
 			wg.Go(func() { l.run(ctx) })
 			before := k.count()
 			for next < upto {

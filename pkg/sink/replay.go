@@ -67,10 +67,10 @@ func (r *replays) act(ctx context.Context) {
 		switch job.Phase() {
 		case replay.Checking:
 			if job.Plan == nil {
-				r.settle(ctx, replay.PlanKey(job.ID), func() any { return r.plan(ctx, job) })
+				r.settle(ctx, job.PlanKey(), func() any { return r.plan(ctx, job) })
 			}
 			for _, name := range job.Unasked() {
-				r.settle(ctx, replay.CheckKey(job.ID, name), func() any { return r.check(ctx, job, name) })
+				r.settle(ctx, job.CheckKey(name), func() any { return r.check(ctx, job, name) })
 			}
 		case replay.Running:
 			for _, l := range job.Lanes {
@@ -138,21 +138,27 @@ func (r *replays) settle(ctx context.Context, key string, find func() any) {
 	})
 }
 
-// askTimes is how often a hub or backend that gives no answer is asked.
+// askTimes is how often a backend that gives no answer is asked.
 const askTimes = 4
 
 // plan finds out which lanes a job has.
-func (r *replays) plan(ctx context.Context, job replay.Status) *replay.Plan {
-	for attempt := 1; ; attempt++ {
-		p, err := replay.MakePlan(ctx, r.hub.Conn, job.Request, time.Now())
-		if err == nil {
-			return p
-		}
-		_, final := errors.AsType[*replay.Refusal](err)
-		if final || attempt == askTimes || !proc.Sleep(ctx, time.Second) {
-			return &replay.Plan{At: time.Now().UTC(), Error: err.Error()}
-		}
+func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Plan) {
+	if !r.rules.await(ctx) {
+		return nil
 	}
+	proc.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
+		rules, err := r.rules.replayed(job.Policies)
+		if err == nil {
+			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, rules.wait(), time.Now())
+		} else {
+			err = &replay.Refusal{Text: err.Error()}
+		}
+		if why, final := errors.AsType[*replay.Refusal](err); final {
+			plan, err = &replay.Plan{At: time.Now().UTC(), Error: why.Text}, nil
+		}
+		return err
+	})
+	return plan
 }
 
 // check asks the backend of a signal whether it takes data as old as a job's.
@@ -161,7 +167,7 @@ func (r *replays) check(ctx context.Context, job replay.Status, name string) rep
 	w := r.writers[sig]
 	c := replay.Check{OK: true, Backend: w.Name(), At: time.Now().UTC()}
 	if len(job.Backends) > 0 && !slices.Contains(job.Backends, w.Name()) {
-		c.OK, c.Text = false, fmt.Sprintf("the sinks write %s to %s, not to %s", name, w.Name(), strings.Join(job.Backends, ", "))
+		c.OK, c.Wrong, c.Text = false, true, fmt.Sprintf("the sinks write %s to %s, not to %s", name, w.Name(), strings.Join(job.Backends, ", "))
 		return c
 	}
 	asked, can := w.(backend.Asked)
@@ -186,19 +192,10 @@ func (r *replays) lane(job replay.Status, l replay.LaneStatus) bus.Shared {
 	sig, _ := otlpwire.ParseSignal(l.Signal)
 	w := r.writers[sig]
 	return bus.Shared{
-		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.ID, l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
+		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.Run(), l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
 		Signal:     l.Signal, Partition: l.Partition, Partitions: r.cfg.Streams.Partitions, Backend: w.Name(), Quiet: true,
 		Run: func(ctx context.Context, lane *bus.Lane) {
 			e := &excerpt{replays: r, job: job, lane: l.Lane, sig: sig, backend: w.Name()}
-			r.mu.Lock()
-			if now, ok := r.table.Status(job.ID); ok {
-				for _, at := range now.Lanes {
-					if at.Key() == l.Key() {
-						e.mu.progress = at.Progress
-					}
-				}
-			}
-			r.mu.Unlock()
 			e.run(ctx, lane, w)
 		},
 	}
@@ -212,57 +209,67 @@ type excerpt struct {
 	lane    replay.Lane
 	sig     otlpwire.Signal
 	backend string
-	end     bool // everything has been read
+	owned   func() bool
+	began   time.Time
+	end     bool      // everything has been read
+	over    bool      // and is done
+	due     time.Time // when the next message may be read, by the rate
 	// unsettled counts messages of a lane that writes them as they come.
 	unsettled int
-	due       time.Time // when the next message may be read, by the rate
 
 	mu struct {
 		sync.Mutex
+		// progress counts on from what the bucket has, which is read when the lane is
+		// claimed, and written under the revision that it then has: one who has lost the
+		// lane writes nothing.
 		progress replay.Progress
+		revision uint64
+		known    bool
+		read     uint64 // the sequence of the last message
 	}
 }
 
 // In reports whether something is in the range.
 func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, seq) }
 
-// run does the work until it is done or ctx ends, and writes down how far it is.
+// run does the work until it is done or ctx ends, and writes down how far it is. When
+// it returns the members begin it anew, if it is still theirs.
 func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
-	e.change(func(p *replay.Progress) { p.Done, p.Wait = false, "" })
-	report, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.owned, e.began = lane.Owned, time.Now()
+	report, stop := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
 	reporter.Go(func() {
-		for e.write(report); proc.Sleep(report, time.Second); {
-			e.write(report)
+		for proc.Sleep(report, time.Second) {
+			e.report(report)
 		}
 	})
 	own := *e.delivery(e.sig, w, e.lane.Partition)
 	own.owned, own.count, own.log = lane.Owned, e, own.log.With("replay", e.job.ID)
 	rules, err := e.decides(ctx)
 	switch {
-	case ctx.Err() != nil:
-		lane.Close()
 	case err != nil:
-		e.log.Error("replay lane cannot run", "job", e.job.ID, "err", err)
-		e.change(func(p *replay.Progress) { p.Wait = err.Error() })
+		if ctx.Err() == nil {
+			e.log.Error("replay lane cannot run", "job", e.job.ID, "err", err)
+			<-ctx.Done()
+		}
 		lane.Close()
 	case rules == nil:
 		(&directLane{lane: lane, delivery: &own, excerpt: e}).run(ctx)
 	default:
 		(&traceLane{
 			lane: lane, delivery: &own, rules: rules, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
-			journalSubject: bus.ReplayDecisionsSubject(e.job.ID, e.lane.Partition), excerpt: e,
+			journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition), excerpt: e,
 		}).run(ctx)
 	}
-	done := e.ended()
 	stop()
 	reporter.Wait()
-	if done {
-		e.finish(context.WithoutCancel(ctx))
-	} else {
-		e.write(context.WithoutCancel(ctx))
+	last, cancel := bus.Finish(ctx)
+	defer cancel()
+	if !e.over {
+		_ = e.write(last)
+	} else if e.finish(last) {
+		<-ctx.Done() // until the table says so: the members would begin it anew
 	}
-	<-ctx.Done() // the members would begin it anew
 }
 
 // decides returns the policies of the job; nil where nothing is sampled.
@@ -276,21 +283,80 @@ func (e *excerpt) decides(ctx context.Context) (*rules, error) {
 	return e.rules.replayed(e.job.Policies)
 }
 
-// finish says that the lane is done, and what came of it.
-func (e *excerpt) finish(ctx context.Context) {
-	e.change(func(p *replay.Progress) { p.Done, p.Floor = true, max(p.Floor, e.lane.Last) })
-	if !e.write(ctx) {
-		return // the next owner finds nothing left to do, and says so
+// claimed reads how far the lane was when this sink became its owner. It returns false
+// when it is done, or ctx ended.
+func (e *excerpt) claimed(ctx context.Context) bool {
+	if e == nil {
+		return true
 	}
-	e.mu.Lock()
-	counts := e.mu.progress
-	e.mu.Unlock()
-	err := e.hub.Conn.DropLane(ctx, bus.Stream(e.sig), bus.ReplayLane(e.job.ID, e.lane.Partition))
-	err = errors.Join(err, replay.Record(ctx, e.hub.Conn, replay.Entry{At: time.Now().UTC(), By: counts.Owner, What: "lane finished", Job: e.job.ID, Lane: e.lane.Key(), Counts: &counts}))
-	if err != nil {
-		e.log.Warn("end of a replay lane is not recorded", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+	e.end = false
+	ok := proc.Retry(ctx, e.log, "read how far a replay is", func() error {
+		b, err := e.hub.Conn.Replays(ctx, e.cfg.Streams)
+		if err != nil {
+			return err
+		}
+		value, revision, err := b.Get(ctx, e.job.LaneKey(e.lane))
+		if err != nil && !errors.Is(err, bus.ErrMissing) {
+			return err
+		}
+		var p replay.Progress
+		if value != nil {
+			if err := json.Unmarshal(value, &p); err != nil {
+				e.log.Error("progress of a replay cannot be read, it begins anew", "job", e.job.ID, "err", err)
+			}
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		p.Wait = ""
+		e.mu.progress, e.mu.revision, e.mu.known, e.mu.read = p, revision, true, 0
+		return nil
+	})
+	e.over = ok && e.progress().Done
+	return ok && !e.over
+}
+
+// report writes how far the lane is, and notes what the stream has let go of before it
+// was read.
+func (e *excerpt) report(ctx context.Context) {
+	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
+		e.change(func(p *replay.Progress) {
+			read := max(e.mu.read, p.Floor, e.lane.First-1)
+			if e.mu.known && state.FirstSeq > read+1 && read < e.lane.Last {
+				p.Gone += min(state.FirstSeq-1, e.lane.Last) - read
+				e.mu.read = state.FirstSeq - 1
+			}
+		})
 	}
-	e.log.Info("replay lane finished", "job", e.job.ID, "lane", e.lane.Key(), "delivered", counts.Delivered, "sampled_out", counts.SampledOut)
+	if err := e.write(ctx); err != nil && ctx.Err() == nil {
+		e.log.Debug("progress of a replay is not written", "job", e.job.ID, "err", err)
+	}
+}
+
+// finish says that the lane is done, and what came of it. It returns false when ctx
+// ended, or the lane has another owner.
+func (e *excerpt) finish(ctx context.Context) bool {
+	if !e.progress().Done {
+		e.change(func(p *replay.Progress) { p.Done, p.Floor, p.Wait = true, max(p.Floor, e.lane.Last), "" })
+		lost := false
+		if !proc.Retry(ctx, e.log, "write down that a replay lane is done", func() error {
+			err := e.write(ctx)
+			if lost = errors.Is(err, errLost); lost {
+				return nil
+			}
+			return err
+		}) || lost {
+			return false
+		}
+		counts := e.progress()
+		if err := replay.Record(ctx, e.hub.Conn, replay.Entry{At: time.Now().UTC(), By: counts.Owner, What: "lane finished", Job: e.job.ID, Lane: e.lane.Key(), Counts: &counts}); err != nil {
+			e.log.Warn("end of a replay lane is not in the audit", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+		}
+		e.log.Info("replay lane finished", "job", e.job.ID, "lane", e.lane.Key(), "delivered", counts.Delivered, "sampled_out", counts.SampledOut)
+	}
+	if err := e.hub.Conn.DropLane(ctx, bus.Stream(e.sig), bus.ReplayLane(e.job.Run(), e.lane.Partition)); err != nil {
+		e.log.Warn("consumer of a replay is left behind", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+	}
+	return true
 }
 
 func (e *excerpt) change(do func(*replay.Progress)) {
@@ -299,25 +365,55 @@ func (e *excerpt) change(do func(*replay.Progress)) {
 	do(&e.mu.progress)
 }
 
-// write stores the progress.
-func (e *excerpt) write(ctx context.Context) bool {
+func (e *excerpt) progress() replay.Progress {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.progress
+}
+
+// write stores the progress, unless somebody else has since the lane was claimed.
+func (e *excerpt) write(ctx context.Context) error {
 	e.mu.Lock()
 	e.mu.progress.Owner, e.mu.progress.At = e.members.Self(), time.Now().UTC()
 	value, _ := json.Marshal(e.mu.progress) // cannot fail
+	revision, known := e.mu.revision, e.mu.known
 	e.mu.Unlock()
+	if !known {
+		return errLost
+	}
 	b, err := e.hub.Conn.Replays(ctx, e.cfg.Streams)
-	if err == nil {
-		err = b.Put(ctx, replay.LaneKey(e.job.ID, e.lane), value)
+	if err != nil {
+		return err
 	}
-	if err != nil && ctx.Err() == nil {
-		e.log.Debug("progress of a replay is not written", "job", e.job.ID, "err", err)
+	next, err := b.Store(ctx, e.job.LaneKey(e.lane), value, revision)
+	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
+		// The owner before has written once more, or there is another.
+		var now replay.Progress
+		value, at, readErr := b.Get(ctx, e.job.LaneKey(e.lane))
+		if known = readErr == nil && json.Unmarshal(value, &now) == nil && !now.Done && e.owned(); known {
+			next = at
+		} else if readErr == nil {
+			err = errLost
+		}
 	}
-	return err == nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if next != 0 {
+		e.mu.revision = next
+	}
+	e.mu.known = !errors.Is(err, errLost)
+	return err
 }
+
+// errLost says that a lane is not ours, or not known to be.
+var errLost = errors.New("the lane has another owner")
+
+// settling is how long after the plan every server has what it names.
+const settling = 3 * time.Second
 
 // ends reports whether d is behind the end of what is to be read.
 func (e *excerpt) ends(d bus.Delivery) bool {
-	if e == nil || (d.Seq <= e.lane.Last && d.CaughtUp.IsZero()) {
+	if e == nil || d.Claimed || d.Seq <= e.lane.Last && !d.CaughtUp.After(e.began.Add(settling)) {
 		return false
 	}
 	e.end = true
@@ -325,9 +421,10 @@ func (e *excerpt) ends(d bus.Delivery) bool {
 }
 
 // last reports whether nothing that is to be read stands behind d: what there is up to
-// the end was in the stream when the job was filed.
+// the end was in the stream when the job was planned. A copy of the stream on another
+// server may be behind; there the end is where the hub says for a while that nothing is left.
 func (e *excerpt) last(d bus.Delivery) bool {
-	if e == nil || d.Pending > 0 {
+	if e == nil || d.Pending > 0 || e.cfg.Streams.Replicas > 1 && d.Seq < e.lane.Last {
 		return false
 	}
 	e.end = true
@@ -336,6 +433,9 @@ func (e *excerpt) last(d bus.Delivery) bool {
 
 // ended reports whether the end has been reached.
 func (e *excerpt) ended() bool { return e != nil && e.end }
+
+// done says that what was read up to the end has been dealt with.
+func (e *excerpt) done() { e.over = true }
 
 // again says that the lane begins anew at its floor.
 func (e *excerpt) again() {
@@ -368,7 +468,10 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 	if e == nil {
 		return true
 	}
-	e.change(func(p *replay.Progress) { p.Bytes += int64(d.Size) })
+	e.change(func(p *replay.Progress) {
+		p.Bytes += int64(d.Size)
+		e.mu.read = d.Seq
+	})
 	if e.behind() > maxBehind {
 		e.change(func(p *replay.Progress) { p.Wait = "live traffic is behind" })
 		if !proc.Sleep(ctx, yield) {

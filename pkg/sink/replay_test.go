@@ -54,8 +54,8 @@ func TestReplaysMakeRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Two lanes are left of three: each has half of the rate.
-	set(replay.PlanKey(job.ID), plan)
-	set(replay.LaneKey(job.ID, plan.Lanes[2]), replay.Progress{Done: true})
+	set(job.PlanKey(), plan)
+	set(job.LaneKey(plan.Lanes[2]), replay.Progress{Done: true})
 	if took := read(200_000, 10); took < 800*time.Millisecond {
 		t.Errorf("100 kB at half of 200 kB/s took %v", took)
 	}
@@ -89,7 +89,7 @@ func TestExcerptsEnd(t *testing.T) {
 		"nothing is left": {bus.Delivery{CaughtUp: time.Now(), Pending: 1}, true, false},
 		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, false, false},
 	} {
-		e := &excerpt{lane: replay.Lane{Last: 10}}
+		e := &excerpt{replays: &replays{lanes: &lanes{}}, lane: replay.Lane{Last: 10}}
 		if got := e.ends(tc.d); got != tc.ends || e.ended() != tc.ends {
 			t.Errorf("%s: ends %v", name, got)
 		}

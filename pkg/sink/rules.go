@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -88,9 +89,9 @@ func (r *rules) versions() ([]policy.Version, int) {
 // replayed returns the rules for a reader of TRACES: those that were in force, or those
 // of text.
 func (r *rules) replayed(text string) (*rules, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if text == "" {
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		return &rules{base: r.base, all: r.past, known: true}, nil
 	}
 	set, err := policy.Parse("policies of the job", []byte(text))
@@ -99,6 +100,15 @@ func (r *rules) replayed(text string) (*rules, error) {
 	}
 	set.Partitions, set.MaxKept = r.base.Partitions, r.base.MaxKept
 	return &rules{base: set, known: true}, nil
+}
+
+// wait returns how long the most patient of the policies wait for a trace.
+func (r *rules) wait() time.Duration {
+	longest := r.base.Wait
+	for _, v := range r.all {
+		longest = max(longest, v.Wait)
+	}
+	return longest
 }
 
 // await waits until the hub's versions are known. It returns false when ctx ended

@@ -26,8 +26,8 @@ type traceLane struct {
 	// attribute is the key of the span attribute that names the policy; empty for
 	// none.
 	attribute string
-	// journalSubject is where the decisions are recorded.
-	journalSubject string
+	// Where the decisions are recorded.
+	journalStream, journalSubject string
 	// gauges is the label of the sampler's gauges; empty for none.
 	gauges  string
 	excerpt *excerpt // nil: live
@@ -113,7 +113,11 @@ func (l *traceLane) run(ctx context.Context) {
 			}
 			l.show(l.sampler.Held())
 		}
-		if !l.flush(finish) || l.excerpt.ended() {
+		if !l.flush(finish) {
+			return
+		}
+		if l.excerpt.ended() && len(l.exports) == 0 {
+			l.excerpt.done()
 			return
 		}
 	}
@@ -170,12 +174,14 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	if !l.rules.await(ctx) {
 		return false
 	}
-	l.excerpt.again()
+	if !l.excerpt.claimed(ctx) {
+		return false
+	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
 	l.mark = bus.Mark{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
 		sampler := l.newSampler()
-		l.journal, err = l.delivery.conn().TakeJournal(ctx, bus.Decisions, l.decisionsMessage(0), sampler.Remember)
+		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
@@ -267,6 +273,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 	if !l.excerpt.wait(ctx, d) {
 		return false
 	}
+	l.use() // a version may have come since the last tick
 	decompress(&l.body, &d)
 	if err := l.frames(d, func(f envelope.Frame) error {
 		out, err := l.sampler.Add(d.Seq, f)

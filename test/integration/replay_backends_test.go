@@ -128,12 +128,13 @@ func TestReplayWithinRights(t *testing.T) {
 
 	from, to := h.base.Add(20*time.Minute), h.base.Add(30*time.Minute)
 	wanted := []string{"--from", from.Format(time.RFC3339), "--to", to.Format(time.RFC3339), "--rate", "0"}
+	inbox := []string{"-inbox-prefix", "_INBOX_replay-as-1"}
 	for _, other := range [][]string{{"--instance", "as-2"}, {"--instance", "as-*"}, {"--instance", "as-1,as-2"}, {}} {
-		if code, out := penstockReplay(t, as("replay-as-1"), append(wanted, other...)...); code != 1 || !strings.Contains(out, "the credential does not allow that") {
+		if code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, other...), inbox...)...); code != 1 || !strings.Contains(out, "the credential does not allow that") {
 			t.Errorf("%q, exit %d:\n%s", other, code, out)
 		}
 	}
-	code, out := penstockReplay(t, as("replay-as-1"), append(wanted, "--instance", "as-1", "--signal", "logs,traces")...)
+	code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, "--instance", "as-1", "--signal", "logs,traces"), inbox...)...)
 	if code != 0 || !strings.Contains(out, " is done: ") {
 		t.Errorf("its own, exit %d:\n%s", code, out)
 	}

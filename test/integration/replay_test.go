@@ -56,7 +56,7 @@ func resourceOf(instance string) *resourcepb.Resource {
 	}}
 }
 
-// newPast makes the hour: 56 spans each tick, in traces of up to four that take up to
+// newPast makes the hour, with half a minute of silence in the middle: 57 spans each tick, in traces of up to four that take up to
 // eight seconds; ten points and twenty records every fifth tick.
 func newPast(t testing.TB, instances ...string) *past {
 	t.Helper()
@@ -65,6 +65,10 @@ func newPast(t testing.TB, instances ...string) *past {
 	number := uint64(0)
 	open := map[string][]uint64{} // traces of the last four ticks
 	for tick := range pastTicks {
+		if tick >= pastTicks/2-15 && tick < pastTicks/2 {
+			clear(open) // no trace spans the silence
+			continue
+		}
 		at := p.base.Add(time.Duration(tick) * pastTick)
 		nano := uint64(at.UnixNano())
 		for _, instance := range instances {
@@ -81,7 +85,7 @@ func newPast(t testing.TB, instances ...string) *past {
 			}
 			item := pastItem{instance: instance, arrival: at}
 			var spans []*tracepb.Span
-			for range 56 {
+			for range 57 {
 				number++
 				recent := open[instance]
 				if len(recent) == 0 || rng.IntN(3) == 0 {

@@ -85,7 +85,7 @@ type Writer interface {
 	// Write returns nil when the backend has stored every item of a payload of
 	// one instance. It does not keep the payload. Errors are marked as package
 	// fault says. It is called from several goroutines, for one instance from
-	// one only.
+	// one only, and from others for replays of its past.
 	Write(ctx context.Context, instance string, payload []byte) error
 	Close() error
 }

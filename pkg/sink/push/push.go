@@ -77,7 +77,7 @@ func (c *Client) TLS(cfg *tls.Config) {
 }
 
 // maxPage bounds the answer to a question.
-const maxPage = 1 << 20
+const maxPage = 8 << 20
 
 // Get returns what the backend says under another path: path stands in the place of
 // instead, the end of the URL that data goes to. A URL without that end is an error.

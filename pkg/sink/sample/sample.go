@@ -116,7 +116,6 @@ type Sampler struct {
 	chosen    func(first int64, seq uint64) bool // nil: every trace
 	heads     map[*otlpwire.Heads]int            // how many pieces share it
 	last      uint64                             // highest sequence seen
-	passed    bool                               // traces have been passed over
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
 	scratch   []byte // the trace at hand
@@ -128,6 +127,8 @@ type Sampler struct {
 type held struct {
 	owed  ledger
 	bytes int // on the wire, what traces share counted once
+	// passed: traces have been passed over, and will be until all is read again.
+	passed bool
 }
 
 // instance is the state of one instance.
@@ -317,8 +318,8 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		return
 	}
 	t := in.traces[id]
-	if t == nil && (s.passed || s.held.bytes > s.maxBytes) {
-		if !s.passed {
+	if t == nil && (s.held.passed || s.held.bytes > s.maxBytes) {
+		if !s.held.passed {
 			s.held.owed.add(seq) // for ever: the floor stays below
 			s.passOver(in, arrival, out)
 		}
@@ -487,10 +488,10 @@ func (s *Sampler) rememberOne(d envelope.Decision) {
 // began with it are put back, too: traces are decided in the order of their due and
 // ID, and what is passed over comes later than what is held.
 func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
-	if s.passed {
+	if s.held.passed {
 		return
 	}
-	s.passed, out.Full = true, true
+	s.held.passed, out.Full = true, true
 	for _, t := range slices.Clone(in.queue) {
 		if t.first == arrival {
 			s.release(in, t)
@@ -531,7 +532,7 @@ func (s *Sampler) putBack() {
 }
 
 // room reports whether traces were passed over for which there is room now.
-func (s *Sampler) room() bool { return s.passed && s.held.bytes <= s.maxBytes/2 }
+func (s *Sampler) room() bool { return s.held.passed && s.held.bytes <= s.maxBytes/2 }
 
 // Idle moves the clocks of silent instances on. The caller knows that everything
 // which the hub had at the moment before has been added; now is the present. Both

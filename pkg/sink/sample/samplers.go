@@ -1,7 +1,6 @@
 package sample
 
 import (
-	"slices"
 	"time"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -89,7 +88,11 @@ func (a *Samplers) Idle(before, now time.Time) Output {
 }
 
 // Finish is [Sampler.Finish].
-func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
+func (a *Samplers) Finish() Output {
+	out := a.each((*Sampler).Finish)
+	out.Rewind = a.held.passed // each saw what the next ones still held
+	return out
+}
 
 // Use is [Sampler.Use].
 func (a *Samplers) Use(versions []policy.Version) {
@@ -122,6 +125,4 @@ func (a *Samplers) Held() (traces, bytes int) {
 }
 
 // Passed reports whether traces have been passed over for want of room.
-func (a *Samplers) Passed() bool {
-	return slices.ContainsFunc(a.parts, func(s *Sampler) bool { return s.passed })
-}
+func (a *Samplers) Passed() bool { return a.held.passed }
