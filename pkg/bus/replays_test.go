@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -238,5 +239,43 @@ func TestRequestsShareTheConnection(t *testing.T) {
 	}
 	if n := conn.pulls.Load(); n != 0 {
 		t.Errorf("%d readers are still counted", n)
+	}
+}
+
+// TestNobodyDeletesAll: whoever may write one key cannot purge the bucket.
+func TestNobodyDeletesAll(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	b, err := c.Replays(t.Context(), DefaultTopology())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.Put(t.Context(), "job.as-1.a", []byte("1")), b.Put(t.Context(), "job.as-2.b", []byte("2"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"all", "sub"} {
+		m := nats.NewMsg("$KV.REPLAYS.job.as-1.a")
+		m.Header.Set("Nats-Rollup", what)
+		if _, err := c.js.PublishMsg(t.Context(), m); err == nil {
+			t.Errorf("rollup %s is taken", what)
+		}
+	}
+	if err := b.Put(t.Context(), "job.as-1.a", make([]byte, maxReplayValue+1)); err == nil {
+		t.Error("a value of any size is taken")
+	}
+	if all, err := b.All(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("%d keys are left, %v", len(all), err)
+	}
+	next, err := b.Store(t.Context(), "lane.x", []byte("1"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Store(t.Context(), "lane.x", []byte("2"), 0); !errors.Is(err, ErrExists) {
+		t.Errorf("stored as new twice: %v", err)
+	}
+	if _, err := b.Store(t.Context(), "lane.x", []byte("2"), next); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.Store(t.Context(), "lane.x", []byte("3"), next); !errors.Is(err, ErrChanged) {
+		t.Errorf("stored under an old revision: %v", err)
 	}
 }

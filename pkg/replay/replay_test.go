@@ -205,3 +205,82 @@ func TestPhases(t *testing.T) {
 	set(job.PlanKey(), Plan{Error: "nothing there"})
 	phase(Refused)
 }
+
+// TestWhatOthersWriteHarmsNobody: delete markers under another scope, values and keys that
+// nobody can read.
+func TestWhatOthersWriteHarmsNobody(t *testing.T) {
+	table := NewTable()
+	victim := &Job{ID: request(nil).JobID(), At: noon, Request: request(nil), State: Running}
+	value, _ := json.Marshal(victim)
+	plan, _ := json.Marshal(Plan{Lanes: []Lane{{Signal: "logs"}}})
+	for key, v := range map[string][]byte{"job.as-1." + victim.ID: value, victim.PlanKey(): plan} {
+		if err := table.Set(key, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"job.as-2." + victim.ID, "job._all." + victim.ID, "job." + victim.ID, "job", "plan", "x"} {
+		_ = table.Set(key, nil)
+		_ = table.Set(key, []byte("{"))
+		_ = table.Orphans()
+	}
+	if s, ok := table.Status(victim.ID); !ok || len(s.Lanes) != 1 {
+		t.Errorf("the job of another is gone: %+v", s)
+	}
+	// One of a newer version, which we cannot read, keeps what belongs to it.
+	newer := &Job{ID: request(func(r *Request) { r.Late = time.Hour }).JobID(), At: noon}
+	_ = table.Set("job.as-1."+newer.ID, []byte(`{"request":{"new":1}}`))
+	_ = table.Set(newer.PlanKey(), plan)
+	for _, key := range table.Orphans() {
+		if key == newer.PlanKey() || key == victim.PlanKey() {
+			t.Errorf("%s is swept away", key)
+		}
+	}
+	// What is left of an earlier run does not count.
+	again := &Job{ID: victim.ID, At: noon.Add(time.Minute), Request: victim.Request, State: Running}
+	value, _ = json.Marshal(again)
+	if err := table.Set("job.as-1."+victim.ID, value); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := table.Status(victim.ID); s.Plan != nil || s.Phase() != Checking {
+		t.Errorf("filed again: %s with the plan of before", s.Phase())
+	}
+}
+
+// TestJobsWait: so many at a time, in the order in which they were filed.
+func TestJobsWait(t *testing.T) {
+	table := NewTable()
+	set := func(key string, v any) {
+		b, _ := json.Marshal(v)
+		if err := table.Set(key, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var jobs []*Job
+	for i := range MaxRunning + 2 {
+		r := request(func(r *Request) { r.Late = time.Duration(i+1) * time.Hour })
+		j := &Job{ID: r.JobID(), At: noon.Add(time.Duration(i) * time.Second), Request: r, State: Running}
+		jobs = append(jobs, j)
+		set("job.as-1."+j.ID, j)
+		set(j.PlanKey(), Plan{Lanes: []Lane{{Signal: "logs"}}})
+		set(j.CheckKey("logs"), Check{OK: true})
+	}
+	phases := func() (all []string) {
+		for _, s := range table.Jobs() {
+			all = append(all, s.Phase())
+		}
+		return all
+	}
+	if got := strings.Join(phases(), " "); got != "running running running running waiting waiting" {
+		t.Error(got)
+	}
+	set(jobs[1].LaneKey(Lane{Signal: "logs"}), Progress{Done: true})
+	if got := strings.Join(phases(), " "); got != "running done running running running waiting" {
+		t.Error(got)
+	}
+	set(jobs[0].CheckKey("logs"), Check{Wrong: true})
+	jobs[0].AcceptLoss = true
+	set("job.as-1."+jobs[0].ID, jobs[0])
+	if got := phases()[0]; got != Refused {
+		t.Errorf("another backend than was asked for: %s", got)
+	}
+}
