@@ -222,7 +222,7 @@ func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
 	}{
 		{"replay, no sampling", func(r *replay.Request) { r.NoSampling = true }},
 		{"replay, all kept", func(*replay.Request) {}},
-		{"replay, 10 policies", func(r *replay.Request) { r.Policies = policiesText(10) }},
+		{"replay, 10 policies", func(r *replay.Request) { r.Policies = load.Policies(10, "10s") }},
 	} {
 		r, err := b.median(func() (result, error) { return b.replay(ctx, sig, c.change) })
 		if err != nil {
@@ -366,20 +366,4 @@ func (b *bench) lived(ctx context.Context, sig otlpwire.Signal) error {
 		}
 	}
 	return nil
-}
-
-// policiesText are one for slow traces and more that look for attributes nobody has.
-func policiesText(n int) string {
-	text := "decision_wait: 10s\npolicies:\n  - {name: slow, type: latency, latency: {threshold_ms: 240}}\n"
-	for i := 1; i < n; i++ {
-		switch i % 3 {
-		case 0:
-			text += fmt.Sprintf("  - {name: p%d, type: string_attribute, string_attribute: {key: absent.%d, values: [x]}}\n", i, i)
-		case 1:
-			text += fmt.Sprintf("  - {name: p%d, type: numeric_attribute, numeric_attribute: {key: app.counter.%d, min_value: 1000000}}\n", i, i)
-		default:
-			text += fmt.Sprintf("  - {name: p%d, type: span_count, span_count: {min_spans: %d}}\n", i, 100+i)
-		}
-	}
-	return text
 }

@@ -114,7 +114,7 @@ func measurePeer(module string, frames [][]byte, policies int) (result [3]float6
 	for _, f := range frames {
 		requests = append(binary.BigEndian.AppendUint32(requests, uint32(len(f))), f...)
 	}
-	files := map[string][]byte{"requests": requests, "policies": []byte(policiesText(policies, "1s") + fmt.Sprintf("num_traces: %d\n", len(frames)*perFrame))}
+	files := map[string][]byte{"requests": requests, "policies": []byte(load.Policies(policies, "1s") + fmt.Sprintf("num_traces: %d\n", len(frames)*perFrame))}
 	args := []string{"run", "-C", module, "."}
 	for name, body := range files {
 		path := filepath.Join(dir, name)
@@ -134,24 +134,9 @@ func measurePeer(module string, frames [][]byte, policies int) (result [3]float6
 
 // policies are one for slow traces and more that look for attributes nobody has.
 func policies(n int, wait string) *policy.Set {
-	set, err := policy.Parse("bench", []byte(policiesText(n, wait)))
+	set, err := policy.Parse("bench", []byte(load.Policies(n, wait)))
 	if err != nil {
 		panic(err) // BUG: the text is sound
 	}
 	return set
-}
-
-func policiesText(n int, wait string) string {
-	text := "decision_wait: " + wait + "\npolicies:\n  - {name: slow, type: latency, latency: {threshold_ms: 240}}\n"
-	for i := 1; i < n; i++ {
-		switch i % 3 {
-		case 0:
-			text += fmt.Sprintf("  - {name: p%d, type: string_attribute, string_attribute: {key: absent.%d, values: [x]}}\n", i, i)
-		case 1:
-			text += fmt.Sprintf("  - {name: p%d, type: numeric_attribute, numeric_attribute: {key: app.counter.%d, min_value: 1000000}}\n", i, i)
-		default:
-			text += fmt.Sprintf("  - {name: p%d, type: span_count, span_count: {min_spans: %d}}\n", i, 100+i)
-		}
-	}
-	return text
 }

@@ -116,7 +116,7 @@ func (l *traceLane) run(ctx context.Context) {
 		if !l.flush(finish) {
 			return
 		}
-		if l.excerpt.ended() && len(l.exports) == 0 {
+		if l.excerpt.ended() {
 			l.excerpt.done()
 			return
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"github.com/penstock/penstock/test/backend"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/backend/tempo"
+	"github.com/penstock/penstock/test/daemon"
 )
 
 // heartbeat sends a log record of as-9 every 20 ms until ctx ends, and returns how many
@@ -72,9 +74,10 @@ func TestReplaySurvivesKills(t *testing.T) {
 	l.SetMaxChunkAge(4 * time.Hour)
 	env := []string{"HUB_URL=" + hub.url, "TEMPO_ENDPOINT=" + tmp.Addr, "LOKI_URL=" + l.URL}
 	policies := writeFile(t, "policies.yaml", pastPolicies)
-	var dirs []string
+	var dirs, admins []string
 	central := func(name, more string) func() *process {
 		admin := backend.FreeAddr(t)
+		admins = append(admins, admin)
 		file := writeFile(t, name+".yaml", fmt.Sprintf("admin: {listen: %q}\nmember: %s\n%s", admin, name, more))
 		return func() *process {
 			role, _, _ := strings.Cut(name, "-")
@@ -111,20 +114,26 @@ func TestReplaySurvivesKills(t *testing.T) {
 		}
 		return nil
 	})
-	// Quiet for as long as a window is, so that every trace has been decided.
-	stable := func() int {
-		n := len(tmp.Spans())
-		eventually(t, time.Minute, "all traces are decided", func() error {
-			before := n
-			time.Sleep(3 * time.Second) // a silence is what is waited for
-			if n = len(tmp.Spans()); n != before || n == 0 {
-				return fmt.Errorf("%d spans, then %d", before, n)
+	eventually(t, time.Minute, "all traces are decided", func() error {
+		decided := 0.0
+		for _, admin := range admins {
+			for _, name := range []string{`penstock_sampled_out_items_total{signal="traces"}`, `penstock_delivered_items_total{backend="tempo",signal="traces"}`} {
+				n, err := daemon.Metric(admin, name)
+				if err != nil {
+					continue // of the router
+				}
+				v, err := strconv.ParseFloat(n, 64)
+				if err != nil {
+					return err
+				}
+				decided += v
 			}
-			return nil
-		})
-		return n
-	}
-	stable()
+		}
+		if int(decided) != len(h.spans) {
+			return fmt.Errorf("%.0f of %d spans", decided, len(h.spans))
+		}
+		return nil
+	})
 	live := spanBytes(t, tmp)
 
 	beating, stopBeating := context.WithCancel(t.Context())

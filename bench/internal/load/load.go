@@ -4,6 +4,7 @@ package load
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 
@@ -162,4 +163,21 @@ func (g *maker) record() *logspb.LogRecord {
 		TimeUnixNano: sp.StartTimeUnixNano, ObservedTimeUnixNano: sp.EndTimeUnixNano, SeverityNumber: logspb.SeverityNumber_SEVERITY_NUMBER_INFO, SeverityText: "INFO",
 		Body: str("", "order "+strconv.Itoa(g.n)+" shipped to warehouse 7 after 3 attempts").Value, Attributes: sp.Attributes, TraceId: sp.TraceId, SpanId: sp.SpanId,
 	}
+}
+
+// Policies returns a tail_sampling configuration of n policies: one for slow traces, and
+// others that look for attributes nobody has.
+func Policies(n int, wait string) string {
+	text := "decision_wait: " + wait + "\npolicies:\n  - {name: slow, type: latency, latency: {threshold_ms: 240}}\n"
+	for i := 1; i < n; i++ {
+		switch i % 3 {
+		case 0:
+			text += fmt.Sprintf("  - {name: p%d, type: string_attribute, string_attribute: {key: absent.%d, values: [x]}}\n", i, i)
+		case 1:
+			text += fmt.Sprintf("  - {name: p%d, type: numeric_attribute, numeric_attribute: {key: app.counter.%d, min_value: 1000000}}\n", i, i)
+		default:
+			text += fmt.Sprintf("  - {name: p%d, type: span_count, span_count: {min_spans: %d}}\n", i, 100+i)
+		}
+	}
+	return text
 }

@@ -51,7 +51,6 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -432,56 +431,6 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
 	out.Decisions = append(out.Decisions, d)
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
-}
-
-// Remember takes over what an owner before has recorded: the decisions of one
-// message, as they were appended, in the order of the messages, before any Add. A
-// message without decisions is where another owner has begun. Spans that are still
-// to come follow the decisions, what these took out of the budgets is spent, and
-// traces that are known to be at the backend are not exported again.
-func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
-
-// remember brings every decision of a message to the sampler of its partition.
-func remember(message []byte, parts []*Sampler) error {
-	if len(message) == 0 {
-		for _, s := range parts {
-			s.unsent = s.unsent[:0]
-		}
-	}
-	for len(message) > 0 {
-		d, rest, err := envelope.NextDecision(message)
-		if err != nil {
-			return err
-		}
-		message = rest
-		if d.Instance != "" {
-			parts[partition.Of(d.Instance, d.TraceID, len(parts))].rememberOne(d)
-			continue
-		}
-		for _, s := range parts {
-			for _, k := range s.unsent {
-				s.decided.sent(k)
-			}
-			s.unsent = s.unsent[:0]
-		}
-	}
-	return nil
-}
-
-func (s *Sampler) rememberOne(d envelope.Decision) {
-	k := key{d.Instance, d.TraceID}
-	if d.Kept {
-		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
-		s.unsent = append(s.unsent, k)
-	} else {
-		s.decided.drop(k, d.Upto)
-	}
-	if len(d.Spent) > 0 {
-		if s.restored[d.Instance] == nil {
-			s.restored[d.Instance] = budgets{}
-		}
-		s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
-	}
 }
 
 // passOver begins to pass over new traces, in the middle of a frame of in. Those that

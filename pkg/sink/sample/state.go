@@ -5,7 +5,9 @@ import (
 	"hash/maphash"
 	"slices"
 
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 )
 
 // key names a trace: two instances may use the same trace ID.
@@ -210,4 +212,54 @@ func (g *generations[K, V]) get(k K) (v V, ok bool) {
 		v, ok = g.old[k]
 	}
 	return v, ok
+}
+
+// Remember takes over what an owner before has recorded: the decisions of one
+// message, as they were appended, in the order of the messages, before any Add. A
+// message without decisions is where another owner has begun. Spans that are still
+// to come follow the decisions, what these took out of the budgets is spent, and
+// traces that are known to be at the backend are not exported again.
+func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
+
+// remember brings every decision of a message to the sampler of its partition.
+func remember(message []byte, parts []*Sampler) error {
+	if len(message) == 0 {
+		for _, s := range parts {
+			s.unsent = s.unsent[:0]
+		}
+	}
+	for len(message) > 0 {
+		d, rest, err := envelope.NextDecision(message)
+		if err != nil {
+			return err
+		}
+		message = rest
+		if d.Instance != "" {
+			parts[partition.Of(d.Instance, d.TraceID, len(parts))].rememberOne(d)
+			continue
+		}
+		for _, s := range parts {
+			for _, k := range s.unsent {
+				s.decided.sent(k)
+			}
+			s.unsent = s.unsent[:0]
+		}
+	}
+	return nil
+}
+
+func (s *Sampler) rememberOne(d envelope.Decision) {
+	k := key{d.Instance, d.TraceID}
+	if d.Kept {
+		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
+		s.unsent = append(s.unsent, k)
+	} else {
+		s.decided.drop(k, d.Upto)
+	}
+	if len(d.Spent) > 0 {
+		if s.restored[d.Instance] == nil {
+			s.restored[d.Instance] = budgets{}
+		}
+		s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
+	}
 }
