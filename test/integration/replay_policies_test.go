@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -74,19 +75,20 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 
 	hour := []string{"--from", h.base.Format(time.RFC3339), "--to", h.base.Add(time.Hour).Format(time.RFC3339)}
 	traces := append(hour[:4:4], "--signal", "traces")
-	if code, out := penstockReplay(t, p.hub.url, append(traces, "--rate", "300kB/s", "--detach")...); code != 0 {
-		t.Fatalf("exit %d:\n%s", code, out)
-	}
+	command := run(t, nil, "penstock", append([]string{"replay", "--rate", "300kB/s", "-hub", p.hub.url}, traces...)...)
 	jobs, err := replay.Open(t.Context(), conn, bus.DefaultTopology())
 	if err != nil {
 		t.Fatal(err)
 	}
 	status := func() (s replay.Status) {
 		table, err := jobs.Table(t.Context())
-		if err != nil || len(table.Jobs()) != 1 {
-			t.Fatalf("%v, %d jobs", err, len(table.Jobs()))
+		if err != nil {
+			t.Fatal(err)
 		}
-		return table.Jobs()[0]
+		if all := table.Jobs(); len(all) == 1 {
+			s = all[0]
+		}
+		return s
 	}
 	eventually(t, time.Minute, "a part is replayed", func() error {
 		if _, share := status().Sum(""); share < 0.3 {
@@ -94,6 +96,13 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 		}
 		return nil
 	})
+	// Ctrl-C leaves the job running.
+	if err := command.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if code := command.exit(t, 10*time.Second); code != 0 || !strings.Contains(command.out.String(), "the job goes on: penstock replay status") || status().Phase() != replay.Running {
+		t.Errorf("Ctrl-C: exit %d, the job is %s:\n%s", code, status().Phase(), command.out)
+	}
 	id := status().ID
 	if code, out := penstockReplay(t, p.hub.url, "stop", id); code != 0 {
 		t.Fatalf("stop, exit %d:\n%s", code, out)
