@@ -41,17 +41,12 @@ func publish(t *testing.T, conn *bus.Conn, sig otlpwire.Signal, instance string,
 	}
 }
 
-// margins makes those of a plan short for a test.
-func margins(t *testing.T, lead, clock time.Duration) {
-	before := [2]time.Duration{leadIn, skew}
-	leadIn, skew = lead, clock
-	t.Cleanup(func() { leadIn, skew = before[0], before[1] })
-}
-
-// TestPlan fills streams over a second and asks for parts of it.
+// TestPlan fills streams over a while and asks for parts of it. The bounds that it asks
+// for lie between one message and the next, however long it takes to store one.
 func TestPlan(t *testing.T) {
-	const step = 100 * time.Millisecond
-	margins(t, 3*step, step)
+	before := [2]time.Duration{leadIn, skew}
+	t.Cleanup(func() { leadIn, skew = before[0], before[1] })
+	skew = 10 * time.Millisecond
 	top := bus.DefaultTopology()
 	top.Partitions = 4
 	conn := openHub(t, top)
@@ -69,21 +64,26 @@ func TestPlan(t *testing.T) {
 	}
 	refused("no instance", func(*Request) {})
 
-	var at [10]time.Time // when message i was stored
-	clock := time.NewTicker(step)
+	var at, gap [10]time.Time // when message i was sent, and a moment between it and the one before
+	stored := time.Now()
+	clock := time.NewTicker(20 * time.Millisecond)
 	for i := range at {
 		<-clock.C
 		at[i] = time.Now()
+		gap[i] = stored.Add(at[i].Sub(stored) / 2)
 		for _, instance := range []string{"as-1", "as-2"} {
 			publish(t, conn, otlpwire.Traces, instance, i, 100, at[i])
 			publish(t, conn, otlpwire.Logs, instance, i, 100, at[i])
 		}
+		stored = time.Now()
 	}
 	clock.Stop()
 	seq := func(i int) uint64 { return uint64(2*i + 1) } // of the first message stored then
+	// between asks for what makes the plan begin with message from, as clocks may differ.
 	between := func(from, to int) func(*Request) {
-		return func(r *Request) { r.From.Time, r.To.Time = at[from].Add(-step/4), at[to].Add(-step/4) }
+		return func(r *Request) { r.From.Time, r.To.Time = gap[from].Add(skew), gap[to].Add(time.Minute) }
 	}
+	leadIn = gap[5].Sub(gap[2])
 	lane := func(p *Plan, signal string) *Lane {
 		for i := range p.Lanes {
 			if p.Lanes[i].Signal == signal {
@@ -101,16 +101,26 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%s, %s: %d to %d, want %d to %d", what, signal, l.First, l.Last, first, last)
 		}
 	}
-	p, err := plan(between(6, 8))
-	check("a range", p, err, "logs", seq(5), 20)   // a clock may be a step ahead; edges may be late
-	check("a range", p, err, "traces", seq(2), 20) // and windows are open from before
+	p, err := plan(between(5, 8))
+	check("a range", p, err, "logs", seq(5), 20)   // edges may be late
+	check("a range", p, err, "traces", seq(2), 20) // windows are open from before
 	check("a range", p, err, "metrics", 0, 0)      // there are none
 	if l := lane(p, "logs"); len(l.Instances) != 0 || l.Messages != 10 && l.Messages != 20 {
 		t.Errorf("%+v", l)
 	}
-	p, err = plan(func(r *Request) { between(6, 8)(r); r.NoSampling = true })
+	p, err = plan(func(r *Request) { between(5, 8)(r); r.NoSampling = true })
 	check("without sampling", p, err, "traces", seq(5), 20)
-	p, err = plan(func(r *Request) { between(4, 5)(r); r.Late = step })
+	p, err = plan(func(r *Request) {
+		between(3, 4)(r)
+		r.Late = time.Hour
+		r.To.Time = gap[6].Add(-time.Hour)
+		r.From.Time = r.To.Time.Add(-time.Hour)
+	})
+	check("with a bound", p, err, "logs", 1, seq(6)-1)
+	p, err = plan(func(r *Request) {
+		r.From.Time, r.To.Time = gap[3].Add(skew), gap[3].Add(skew+1)
+		r.Late = gap[6].Sub(r.To.Time)
+	})
 	check("with a bound", p, err, "logs", seq(3), seq(6)-1)
 	p, err = plan(func(r *Request) { between(0, 9)(r); r.Instances = []string{"*-2"} })
 	check("from the start", p, err, "traces", 1, 20)
@@ -128,6 +138,7 @@ func TestPlan(t *testing.T) {
 	if !p.Oldest.Equal(at[3]) {
 		t.Errorf("the oldest is of %v, want %v", p.Oldest, at[3])
 	}
+	leadIn = at[8].Add(-skew).Sub(gap[4])
 	p, err = plan(func(r *Request) { r.Signals, r.From, r.To = []string{"traces"}, Point{Seq: 17}, Point{Seq: 18} })
 	check("traces by sequence", p, err, "traces", seq(4), 20)
 	refused("holds the sequences 1 to 20, not 21", func(r *Request) { r.Signals, r.From, r.To = []string{"logs"}, Point{Seq: 21}, Point{Seq: 22} })
