@@ -195,6 +195,34 @@ func TestGRPCIsAdmittedBeforeItIsRead(t *testing.T) {
 	d.probe(t)
 }
 
+// TestWhatMayComeCounts: a request of which only the length has come holds what its
+// client may send unasked.
+func TestWhatMayComeCounts(t *testing.T) {
+	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 9<<20, 17<<20, 10*time.Second })
+	taken := int(d.r.cfg.MaxInFlight) - 500<<10
+	d.r.inFlight.Add(int64(taken))
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	codesSeen := make(chan codes.Code, 2)
+	for range 2 {
+		body, w := io.Pipe()
+		t.Cleanup(func() { _ = w.Close() })
+		wg.Go(func() {
+			if code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body); err == nil {
+				codesSeen <- code
+			}
+		})
+		_, _ = w.Write(frame(0, make([]byte, 1<<20))[:6])
+	}
+	if code := <-codesSeen; code != codes.Unavailable {
+		t.Errorf("%v, want %v", code, codes.Unavailable)
+	}
+	cancel()
+	wg.Wait()
+	d.r.release(taken)
+	d.probe(t)
+}
+
 // counted counts what was read of it.
 type counted struct {
 	io.Reader

@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 )
 
@@ -97,5 +99,80 @@ func TestExcerptsEnd(t *testing.T) {
 		if got := e.last(tc.d); got != tc.last || e.ended() != tc.last {
 			t.Errorf("%s: last %v", name, got)
 		}
+	}
+}
+
+// TestOneWriterOfProgress: who has lost a lane writes nothing over what its next owner has,
+// and nobody takes back that it is done.
+func TestOneWriterOfProgress(t *testing.T) {
+	d, conn := testDelivery(t, &picky{})
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+	hub.Conn = conn
+	job := &replay.Job{State: replay.Running, Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"logs"}}}
+	job.ID = job.JobID()
+	open := func(name string) *excerpt {
+		ls := &lanes{log: d.log, led: d.led, hub: hub, members: bus.NewMembers(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.log)}
+		e := &excerpt{replays: newReplays(ls, nil), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "logs", First: 1, Last: 9}, sig: otlpwire.Logs}
+		e.owned = func() bool { return true }
+		return e
+	}
+	ctx := t.Context()
+	stored := func() (p replay.Progress) {
+		t.Helper()
+		b, err := conn.Replays(ctx, bus.DefaultTopology())
+		if err != nil {
+			t.Fatal(err)
+		}
+		value, _, err := b.Get(ctx, job.LaneKey(replay.Lane{Signal: "logs"}))
+		if err == nil {
+			err = json.Unmarshal(value, &p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	a, b := open("a"), open("b")
+	if err := a.write(ctx); !errors.Is(err, errLost) {
+		t.Errorf("written before the lane is claimed: %v", err)
+	}
+	if !a.claimed(ctx) {
+		t.Fatal("not claimed")
+	}
+	a.delivered(3)
+	if err := errors.Join(a.write(ctx), a.write(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	// B takes over while A has something to say still: B's counts are what stays.
+	if !b.claimed(ctx) || b.progress().Delivered != 3 {
+		t.Fatalf("%+v", b.progress())
+	}
+	if err := a.write(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.delivered(4)
+	if err := b.write(ctx); err == nil || errors.Is(err, errLost) {
+		t.Errorf("the owner's first try: %v", err)
+	}
+	if err := b.write(ctx); err != nil || stored().Delivered != 7 || stored().Owner != "b" {
+		t.Errorf("%v, %+v", err, stored())
+	}
+	a.owned = func() bool { return false }
+	if err := a.write(ctx); !errors.Is(err, errLost) || stored().Owner != "b" {
+		t.Errorf("one who has lost the lane: %v, %+v", err, stored())
+	}
+	if a.finish(ctx) || stored().Done {
+		t.Error("one who has lost the lane has called it done")
+	}
+	if !b.finish(ctx) || !stored().Done {
+		t.Errorf("the owner cannot call it done: %+v", stored())
+	}
+	// Whoever comes later, thinking it is his, finds it done.
+	a.owned = func() bool { return true }
+	if err := a.write(ctx); !errors.Is(err, errLost) || !stored().Done {
+		t.Errorf("%v, %+v", err, stored())
+	}
+	if c := open("c"); c.claimed(ctx) || !c.over {
+		t.Error("what is done is begun anew")
 	}
 }

@@ -87,12 +87,9 @@ func (a *Samplers) Idle(before, now time.Time) Output {
 	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
 }
 
-// Finish is [Sampler.Finish].
-func (a *Samplers) Finish() Output {
-	out := a.each((*Sampler).Finish)
-	out.Rewind = a.held.passed // each saw what the next ones still held
-	return out
-}
+// Finish is [Sampler.Finish]: when the last one has let go of everything there is room
+// for what was passed over.
+func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].
 func (a *Samplers) Use(versions []policy.Version) {

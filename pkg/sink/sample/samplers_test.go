@@ -191,3 +191,81 @@ func TestChosenTracesComeWhole(t *testing.T) {
 		}
 	}
 }
+
+// TestLittleRoomLosesNothing runs the samplers of four partitions in room for a part of
+// what waits, as a lane does: back to the floor when there is room again, and at the end
+// until nothing was passed over. The decisions are those of as much room as they like.
+func TestLittleRoomLosesNothing(t *testing.T) {
+	const n = 4
+	set, err := policy.Parse("p", someKept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Partitions = n
+	frames := payloads()
+	decide := func(room int) (map[string]bool, int) {
+		all := map[string]bool{}
+		var recorded [][]byte
+		rounds := 0
+		for floor := uint64(0); ; rounds++ {
+			if rounds > 1000 {
+				t.Fatalf("no end, floor %d", floor)
+			}
+			s := NewSamplers(set, n, room, floor, nil)
+			for _, m := range recorded {
+				if err := s.Remember(m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			again := false
+			step := func(out Output) {
+				body := envelope.AppendDecision(nil, envelope.Decision{}) // what was before has been sent
+				for _, d := range out.Decisions {
+					k := fmt.Sprintf("%s/%s", d.Instance, d.TraceID[:])
+					if before, twice := all[k]; twice && before != d.Kept {
+						t.Fatalf("%s: %v, then %v", k, before, d.Kept)
+					}
+					all[k] = d.Kept
+					body = envelope.AppendDecision(body, d)
+				}
+				for i := range out.Exports {
+					s.Release(out.Exports[i].Seq)
+				}
+				recorded = append(recorded, body)
+				again = out.Rewind
+			}
+			for _, f := range frames {
+				if f.Seq <= floor {
+					continue
+				}
+				out, err := s.Add(f.Seq, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if step(out); again {
+					break
+				}
+			}
+			if !again {
+				step(s.Finish())
+			}
+			if floor = s.Floor(); !again {
+				return all, rounds
+			}
+		}
+	}
+	want, _ := decide(1 << 20)
+	got, rounds := decide(5000)
+	if rounds == 0 {
+		t.Error("there was room for all: nothing is proven")
+	}
+	missing := 0
+	for k, kept := range want {
+		if have, decided := got[k]; !decided || have != kept {
+			missing++
+		}
+	}
+	if missing > 0 || len(got) != len(want) {
+		t.Errorf("%d of %d traces decided after %d rounds, %d otherwise", len(got), len(want), rounds, missing)
+	}
+}
