@@ -102,7 +102,7 @@ func (r *replays) background(key string, do func()) {
 
 // sweep removes what a job has left behind that was removed.
 func (r *replays) sweep(ctx context.Context, key string) {
-	tokens := strings.Split(key, ".") // lane.<id>.<signal>.<partition>
+	tokens := strings.Split(key, ".") // lane.<run>.<signal>.<partition>
 	if len(tokens) == 4 {
 		sig, err := otlpwire.ParseSignal(tokens[2])
 		p, numErr := strconv.Atoi(tokens[3])
@@ -316,12 +316,18 @@ func (e *excerpt) claimed(ctx context.Context) bool {
 }
 
 // report writes how far the lane is, and notes what the stream has let go of before it
-// was read.
+// was read; other instances' messages may be among that.
 func (e *excerpt) report(ctx context.Context) {
+	e.mu.Lock()
+	known := e.mu.known
+	e.mu.Unlock()
+	if !known {
+		return // not the owner
+	}
 	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
 		e.change(func(p *replay.Progress) {
 			read := max(e.mu.read, p.Floor, e.lane.First-1)
-			if e.mu.known && state.FirstSeq > read+1 && read < e.lane.Last {
+			if state.FirstSeq > read+1 && read < e.lane.Last {
 				p.Gone += min(state.FirstSeq-1, e.lane.Last) - read
 				e.mu.read = state.FirstSeq - 1
 			}
