@@ -145,6 +145,8 @@ func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte))
 		select {
 		case e, ok := <-w.Updates():
 			switch {
+			case !ok && ctx.Err() != nil:
+				return nil
 			case !ok:
 				return b.failed("watch", "all keys", errors.New("the watch has ended"))
 			case e == nil:

@@ -49,14 +49,7 @@ func TestReplayIsDoneWhenAllIsSent(t *testing.T) {
 	if code, out := penstockReplay(t, p.hub.url, append(wanted, "--detach")...); code != 0 {
 		t.Fatalf("exit %d:\n%s", code, out)
 	}
-	status := func() replay.Status {
-		t.Helper()
-		table, err := jobs.Table(t.Context())
-		if err != nil || len(table.Jobs()) != 1 {
-			t.Fatalf("%v, %d jobs", err, len(table.Jobs()))
-		}
-		return table.Jobs()[0]
-	}
+	status := func() replay.Status { return onlyJob(t, jobs) }
 	total := int64(0)
 	for _, m := range h.messages {
 		if strings.HasPrefix(m.Subject, "otlp.traces.") {

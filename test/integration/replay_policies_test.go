@@ -80,16 +80,7 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	status := func() (s replay.Status) {
-		table, err := jobs.Table(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if all := table.Jobs(); len(all) == 1 {
-			s = all[0]
-		}
-		return s
-	}
+	status := func() replay.Status { return onlyJob(t, jobs) }
 	eventually(t, time.Minute, "a part is replayed", func() error {
 		if _, share := status().Sum(""); share < 0.3 {
 			return fmt.Errorf("%.2f", share)

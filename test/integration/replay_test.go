@@ -25,6 +25,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/backend/tempo"
@@ -278,6 +279,24 @@ func same(t testing.TB, what string, got, want map[uint64]bool) {
 		}
 	}
 	t.Errorf("%s: %d found, want %d: %d are missing, %d should not be there", what, len(got), len(want), missing, phantom)
+}
+
+// onlyJob returns the job that there is, once there is one.
+func onlyJob(t testing.TB, jobs *replay.Jobs) (s replay.Status) {
+	t.Helper()
+	eventually(t, 30*time.Second, "there is one job", func() error {
+		table, err := jobs.Table(t.Context())
+		if err != nil {
+			return err
+		}
+		all := table.Jobs()
+		if len(all) != 1 {
+			return fmt.Errorf("%d jobs", len(all))
+		}
+		s = all[0]
+		return nil
+	})
+	return s
 }
 
 // penstockReplay runs the command to its end.
