@@ -3,9 +3,10 @@
 //
 //	cd bench && go run ./replay
 //
-// Both read all partitions at a time, with the same pull requests, over TCP. The raw
-// reader takes the messages as they are stored and drops them, or decompresses them
-// first; the replay also checks them, splits spans by trace, samples whole traces,
+// All read over TCP, with the same pull requests. The raw reader takes the messages as
+// they are stored and drops them: one reader of the whole stream, in order; then a reader
+// for each partition at a time, as the replay has them; then these with decompression. The
+// replay also checks them, splits spans by trace, samples whole traces,
 // records its decisions, and writes down how far it is. Hub, one sink and the readers
 // are this process; there is no router, so no live spans.
 package main
@@ -103,7 +104,8 @@ func run(ctx context.Context, o options) error {
 	defer b.conn.Close()
 	fmt.Printf("%s, %d CPUs shared by hub, sink and readers; %d items a signal in messages of %d, %d instances, %d partitions, spans in traces of %d\n\n",
 		runtime.Version(), runtime.NumCPU(), o.items, perMessage, instances, b.top.Partitions, traceSpans)
-	fmt.Println("signal   what                         items/s   MB/s stored  CPU ns/item  of stored  of payload  of 10,000/s")
+	fmt.Println("                                                                         share of a raw read by")
+	fmt.Println("signal   what                         items/s   MB/s stored  CPU ns/item  one  partitions  and decompressed  of 10,000/s")
 	for _, sig := range otlpwire.Signals {
 		if err := b.fill(ctx, sig); err != nil {
 			return fmt.Errorf("fill %v: %w", sig, err)
@@ -197,20 +199,25 @@ func (r result) rate() float64 { return float64(r.items) / r.took.Seconds() }
 
 // signal measures one signal and prints its lines.
 func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
-	stored, err := b.median(func() (result, error) { return b.raw(ctx, sig, false) })
-	if err != nil {
-		return err
-	}
-	payload, err := b.median(func() (result, error) { return b.raw(ctx, sig, true) })
-	if err != nil {
-		return err
+	var raw [3]result
+	for i, read := range []func() (result, error){
+		func() (result, error) { return b.raw(ctx, sig, 1, false) },
+		func() (result, error) { return b.raw(ctx, sig, b.top.Partitions, false) },
+		func() (result, error) { return b.raw(ctx, sig, b.top.Partitions, true) },
+	} {
+		var err error
+		if raw[i], err = b.median(read); err != nil {
+			return err
+		}
 	}
 	print := func(what string, r result) {
-		fmt.Printf("%-8v %-24s %11.0f %13.0f %12.0f %8.0f %% %9.0f %% %10.1fx\n", sig, what, r.rate(), float64(r.bytes)/1e6/r.took.Seconds(),
-			float64(r.cpu.Nanoseconds())/float64(r.items), 100*r.rate()/stored.rate(), 100*r.rate()/payload.rate(), r.rate()/liveRate)
+		share := func(of result) float64 { return 100 * r.rate() / of.rate() }
+		fmt.Printf("%-8v %-24s %11.0f %13.0f %12.0f %3.0f %% %9.0f %% %15.0f %% %11.1fx\n", sig, what, r.rate(), float64(r.bytes)/1e6/r.took.Seconds(),
+			float64(r.cpu.Nanoseconds())/float64(r.items), share(raw[0]), share(raw[1]), share(raw[2]), r.rate()/liveRate)
 	}
-	print("raw read, as stored", stored)
-	print("raw read, decompressed", payload)
+	print("raw read, one reader", raw[0])
+	print("raw read, by partition", raw[1])
+	print("and decompressed", raw[2])
 	if sig != otlpwire.Traces {
 		r, err := b.median(func() (result, error) { return b.replay(ctx, sig, func(*replay.Request) {}) })
 		print("replay", r)
@@ -256,15 +263,20 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// raw reads all partitions of a stream at a time.
-func (b *bench) raw(ctx context.Context, sig otlpwire.Signal, decompress bool) (result, error) {
+// raw reads a stream with so many readers at a time: one for everything, or one for each
+// partition.
+func (b *bench) raw(ctx context.Context, sig otlpwire.Signal, readers int, decompress bool) (result, error) {
 	var items, bytes atomic.Int64
-	errs := make([]error, b.top.Partitions)
+	errs := make([]error, readers)
 	start, before := time.Now(), cpu()
 	var wg sync.WaitGroup
-	for p := range b.top.Partitions {
+	for p := range readers {
 		wg.Go(func() {
-			r, err := b.conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Stream(sig), Filters: []string{bus.PartitionFilter(sig, p)}})
+			cfg := bus.ReaderConfig{Stream: bus.Stream(sig)}
+			if readers > 1 {
+				cfg.Filters = []string{bus.PartitionFilter(sig, p)}
+			}
+			r, err := b.conn.OpenReaderOf(ctx, cfg)
 			if err != nil {
 				errs[p] = err
 				return
