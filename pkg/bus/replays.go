@@ -79,10 +79,8 @@ func (b *Bucket) failed(what, key string, err error) error {
 
 // Create stores a key that is not there; [ErrExists] when it is.
 func (b *Bucket) Create(ctx context.Context, key string, value []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	_, err := b.kv.Create(ctx, key, value)
-	return b.failed("create", key, err)
+	_, err := b.Store(ctx, key, value, 0)
+	return err
 }
 
 // Store stores a key that has the revision, 0 for one that is not there, and returns its
@@ -98,14 +96,6 @@ func (b *Bucket) Store(ctx context.Context, key string, value []byte, revision u
 	return next, b.failed("change", key, err)
 }
 
-// Put stores a key.
-func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	_, err := b.kv.Put(ctx, key, value)
-	return b.failed("write", key, err)
-}
-
 // Get returns a value and its revision; [ErrMissing] when there is none.
 func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -115,14 +105,6 @@ func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision ui
 		return nil, 0, b.failed("read", key, err)
 	}
 	return e.Value(), e.Revision(), nil
-}
-
-// Update stores a key that still has the revision; [ErrChanged] when it has not.
-func (b *Bucket) Update(ctx context.Context, key string, value []byte, revision uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	_, err := b.kv.Update(ctx, key, value, revision)
-	return b.failed("change", key, err)
 }
 
 // Delete removes a key.

@@ -151,13 +151,13 @@ func TestBucket(t *testing.T) {
 	if err != nil || string(v) != "1" {
 		t.Errorf("%q, %v", v, err)
 	}
-	if err := b.Update(ctx, "a.b", []byte("3"), rev); err != nil {
+	if _, err := b.Store(ctx, "a.b", []byte("3"), rev); err != nil {
 		t.Error(err)
 	}
-	if err := b.Update(ctx, "a.b", []byte("4"), rev); !errors.Is(err, ErrChanged) {
+	if _, err := b.Store(ctx, "a.b", []byte("4"), rev); !errors.Is(err, ErrChanged) {
 		t.Errorf("update of an old revision: %v", err)
 	}
-	if err := b.Put(ctx, "c", []byte("5")); err != nil {
+	if err := b.Create(ctx, "c", []byte("5")); err != nil {
 		t.Error(err)
 	}
 	for range 50 { // each ends a watch
@@ -251,7 +251,7 @@ func TestNobodyDeletesAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(b.Put(t.Context(), "job.as-1.a", []byte("1")), b.Put(t.Context(), "job.as-2.b", []byte("2"))); err != nil {
+	if err := errors.Join(b.Create(t.Context(), "job.as-1.a", []byte("1")), b.Create(t.Context(), "job.as-2.b", []byte("2"))); err != nil {
 		t.Fatal(err)
 	}
 	for _, what := range []string{"all", "sub"} {
@@ -261,7 +261,7 @@ func TestNobodyDeletesAll(t *testing.T) {
 			t.Errorf("rollup %s is taken", what)
 		}
 	}
-	if err := b.Put(t.Context(), "job.as-1.a", make([]byte, maxReplayValue+1)); err == nil {
+	if err := b.Create(t.Context(), "job.as-1.c", make([]byte, maxReplayValue+1)); err == nil {
 		t.Error("a value of any size is taken")
 	}
 	if all, err := b.All(t.Context()); err != nil || len(all) != 2 {

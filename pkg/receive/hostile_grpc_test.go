@@ -138,31 +138,37 @@ func TestBrokenGRPC(t *testing.T) {
 	d.probe(t)
 }
 
+// held begins n requests that do not end, with what each sends first. It returns the
+// codes of those that are answered all the same, and what ends the others.
+func (d *door) held(t *testing.T, n int, first []byte, header ...string) (answered <-chan codes.Code, end func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	seen := make(chan codes.Code, n)
+	for range n {
+		body, w := io.Pipe()
+		t.Cleanup(func() { _ = w.Close() })
+		wg.Go(func() {
+			if code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body, header...); err == nil {
+				seen <- code
+			}
+		})
+		_, _ = w.Write(first)
+	}
+	return seen, func() { cancel(); wg.Wait() }
+}
+
 // TestHeldMessagesCount: a client that sends a message and does not end its stream
 // holds bytes, and those count.
 func TestHeldMessagesCount(t *testing.T) {
 	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 9<<20, 17<<20, 10*time.Second })
 	p := gz(append(good(t), bytes.Repeat([]byte{0xa0, 0x06, 0x01}, 3<<20-1000)...)) // nearly 9 MiB of an unknown field
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	codesSeen := make(chan codes.Code, 2)
-	for range 2 {
-		body, w := io.Pipe()
-		t.Cleanup(func() { _ = w.Close() })
-		wg.Go(func() {
-			code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body, "Grpc-Encoding", "gzip")
-			if err == nil {
-				codesSeen <- code
-			}
-		})
-		_, _ = w.Write(frame(1, p))
-	}
+	codesSeen, end := d.held(t, 2, frame(1, p), "Grpc-Encoding", "gzip")
 	// One of the two is held, the other is refused at once.
 	if code := <-codesSeen; code != codes.Unavailable {
 		t.Errorf("%v, want %v", code, codes.Unavailable)
 	}
-	cancel()
-	wg.Wait()
+	end()
 	d.probe(t)
 }
 
@@ -201,24 +207,11 @@ func TestWhatMayComeCounts(t *testing.T) {
 	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 9<<20, 17<<20, 10*time.Second })
 	taken := int(d.r.cfg.MaxInFlight) - 500<<10
 	d.r.inFlight.Add(int64(taken))
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	codesSeen := make(chan codes.Code, 2)
-	for range 2 {
-		body, w := io.Pipe()
-		t.Cleanup(func() { _ = w.Close() })
-		wg.Go(func() {
-			if code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body); err == nil {
-				codesSeen <- code
-			}
-		})
-		_, _ = w.Write(frame(0, make([]byte, 1<<20))[:6])
-	}
+	codesSeen, end := d.held(t, 2, frame(0, make([]byte, 1<<20))[:6])
 	if code := <-codesSeen; code != codes.Unavailable {
 		t.Errorf("%v, want %v", code, codes.Unavailable)
 	}
-	cancel()
-	wg.Wait()
+	end()
 	d.r.release(taken)
 	d.probe(t)
 }
@@ -239,28 +232,14 @@ func (c *counted) Read(p []byte) (int, error) {
 // their message hold what their decompressors may take.
 func TestWindowsCountBeforeReading(t *testing.T) {
 	d := open(t, false, func(c *Config) { c.MaxRequest, c.MaxInFlight, c.RequestTimeout = 1<<20, 17<<20, 10*time.Second })
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	codesSeen := make(chan codes.Code, 3)
-	for range 3 { // two windows of 8 MiB fit
-		body, w := io.Pipe()
-		t.Cleanup(func() { _ = w.Close() })
-		wg.Go(func() {
-			code, _, err := d.tryGRPC(ctx, otlpgrpc.Method(otlpwire.Traces), body, "Grpc-Encoding", "zstd")
-			if err == nil {
-				codesSeen <- code
-			}
-		})
-		_, _ = w.Write(frame(1, make([]byte, 1000))[:6])
-	}
+	codesSeen, end := d.held(t, 3, frame(1, make([]byte, 1000))[:6], "Grpc-Encoding", "zstd")
 	if code := <-codesSeen; code != codes.Unavailable {
 		t.Errorf("%v, want %v", code, codes.Unavailable)
 	}
 	if len(codesSeen) > 0 {
 		t.Errorf("another was answered, too: %v", <-codesSeen)
 	}
-	cancel()
-	wg.Wait()
+	end()
 	d.probe(t)
 }
 

@@ -348,7 +348,7 @@ func (s *Jobs) change(ctx context.Context, id string, e Entry, do func(*Job)) (*
 		if err != nil {
 			return nil, err
 		}
-		switch err := s.bucket.Update(ctx, jobKey(j.scope(), id), value, revision); {
+		switch _, err := s.bucket.Store(ctx, jobKey(j.scope(), id), value, revision); {
 		case err == nil:
 			e.Job = id
 			return j, Record(ctx, s.conn, e)

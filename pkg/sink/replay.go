@@ -453,8 +453,12 @@ func (e *excerpt) again() {
 // leavesOut reports whether a message of metrics, logs or unsampled spans is not asked
 // for; one that cannot be read is in DEADLETTER since it was live.
 func (e *excerpt) leavesOut(d bus.Delivery) bool {
-	return e != nil && (d.Err != nil || !e.job.Matches(d.Instance()) || !e.In(d.Header.Arrival, d.Seq))
+	return e != nil && (d.Err != nil || !e.matches(d) || !e.In(d.Header.Arrival, d.Seq))
 }
+
+// matches reports whether a message is of an instance that is asked for: where many are,
+// the lane reads the whole partition.
+func (e *excerpt) matches(d bus.Delivery) bool { return e == nil || e.job.Matches(d.Instance()) }
 
 const (
 	// maxBehind is by how many messages a live lane of this sink may be behind before

@@ -8,11 +8,16 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sink/sample"
 )
 
 // TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
@@ -174,5 +179,35 @@ func TestOneWriterOfProgress(t *testing.T) {
 	}
 	if c := open("c"); c.claimed(ctx) || !c.over {
 		t.Error("what is done is begun anew")
+	}
+}
+
+// TestOthersAreLeftOut: where a lane reads the whole partition, what is of instances that
+// nobody asked for reaches neither the samplers nor the backend.
+func TestOthersAreLeftOut(t *testing.T) {
+	d, _ := testDelivery(t, &picky{})
+	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
+	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
+	e := &excerpt{replays: newReplays(ls, nil), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
+	set := policy.KeepAll(time.Second)
+	set.Partitions = 2
+	l := &traceLane{delivery: d, rules: &rules{base: set, known: true}, excerpt: e, sampler: sample.NewSamplers(set, 2, 1<<20, 0, nil)}
+	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
+		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
+	}}}}}})
+	for seq, instance := range []string{"other-1", "shop-1"} {
+		m := bus.Delivery{Seq: uint64(seq + 1), Subject: "otlp.traces.0." + instance, Body: payload, Pending: 5, Header: envelope.Header{Items: 1, Arrival: 1e9}}
+		if !l.take(t.Context(), m) {
+			t.Fatal("ended")
+		}
+		if traces, _ := l.sampler.Held(); traces != seq {
+			t.Errorf("%d traces are held after one of %s", traces, instance)
+		}
+		if left := e.leavesOut(m); left != (instance == "other-1") {
+			t.Errorf("%s is left out as it comes: %v", instance, left)
+		}
+	}
+	if n := e.progress().Unchosen; n != 1 {
+		t.Errorf("%d items are not in the range, want 1", n)
 	}
 }

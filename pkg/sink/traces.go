@@ -275,7 +275,9 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 	}
 	l.use() // a version may have come since the last tick
 	decompress(&l.body, &d)
-	if err := l.frames(d, func(f envelope.Frame) error {
+	if !l.excerpt.matches(d) {
+		l.excerpt.unchosen(max(d.Header.Items, 1))
+	} else if err := l.frames(d, func(f envelope.Frame) error {
 		out, err := l.sampler.Add(d.Seq, f)
 		if err == nil {
 			l.note(out)
