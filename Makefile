@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay docs sim chaos chaos-edge fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay docs sim chaos chaos-edge test-oracle fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of S
 
 chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
 	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
+
+test-oracle: ## metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser
+	@cd test/oracle/loki && $(GO) vet . && $(GO) test -count=1 -v .
+	@cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 ./... && $(GO) run . -metrics 100000
 
 fuzz: ## fuzz the wire path, a minute a target
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \

@@ -36,7 +36,7 @@ var walls = map[string][]string{
 	"github.com/nats-io/nats-server":           {"pkg/broker"},
 	"github.com/KimMachineGun/automemlimit":    {"pkg/memlimit"},
 	"github.com/minio/highwayhash":             {"pkg/broker"},
-	"go.opentelemetry.io/proto/otlp":           {"pkg/sink/attr", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/generate"},
+	"go.opentelemetry.io/proto/otlp":           {"pkg/generate"},
 	"github.com/klauspost/compress/s2":         {"pkg/envelope"},
 	"github.com/open-telemetry/":               {"pkg/sink/policy"},
 	"go.opentelemetry.io/collector/":           {"pkg/sink/policy"},

@@ -101,6 +101,8 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 	count := l.led.Local(sig, w.Name())
 	d := backend.Delivery{
 		Signal: sig, Writer: w, Log: log, Delivered: func(items int) { count(ledger.LocalDelivered).Add(float64(items)) },
+		Paused:       l.led.Paused(sig, w.Name()),
+		Deduplicated: func(items int) { l.led.Of(sig).Deduplicated(w.Name()).Add(float64(items)) },
 		GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
 			log.Warn("local backend refuses an item for good", "reason", reason, "err", why)
 			count(ledger.LocalRefused).Add(float64(otlpwire.Count(sig, payload)))
@@ -122,7 +124,7 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 		}
 		if err != nil {
 			log.Error("spooled message is damaged and was left out", "seq", m.Seq, "err", err)
-		} else if !d.Write(ctx, l.instance, body, otlpwire.Count(sig, body)) {
+		} else if !d.Write(ctx, l.instance, body, otlpwire.Count(sig, body), !wrote) {
 			return wrote, ctx.Err()
 		}
 		wrote = true

@@ -6,6 +6,7 @@ package fault
 
 import (
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -71,4 +72,24 @@ func Pause(err error, n int, jitter float64) time.Duration {
 		pause = max(pause, min(m.after, maxPause))
 	}
 	return pause
+}
+
+// Part is what a backend will never take of a payload.
+type Part struct {
+	Payload []byte
+	Items   int
+	Reason  string // as [Permanent] has it
+	Err     error  // why
+}
+
+// Parts are an error that says: the rest of the payload is stored.
+type Parts []Part
+
+// Error names the reasons.
+func (p Parts) Error() string {
+	var text []string
+	for _, part := range p {
+		text = append(text, part.Err.Error())
+	}
+	return strings.Join(text, "; ")
 }

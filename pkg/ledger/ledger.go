@@ -33,9 +33,13 @@ const (
 
 // Why items were dead-lettered.
 const (
-	DeadRefused     = "refused"     // the backend will never take them
-	DeadUndecodable = "undecodable" // a message that is no envelope of ours
-	DeadUnsupported = "unsupported" // no translation for the backend, such as delta temporality
+	DeadRefused     = "refused"      // the backend will never take them
+	DeadUndecodable = "undecodable"  // a message that is no envelope of ours
+	DeadUnsupported = "unsupported"  // no translation for the backend
+	DeadOutOfOrder  = "out_of_order" // older than what the backend has of the series
+	DeadTooOld      = "too_old"      // older than the backend takes, or from the future
+	DeadTooLarge    = "too_large"    // one item that no request may hold, or a line
+	DeadCardinality = "cardinality"  // too many new series or streams of one instance
 )
 
 // Why an edge lost items that it had acknowledged.
@@ -77,6 +81,7 @@ type Ledger struct {
 	lag             *prometheus.GaugeVec
 	owned           *prometheus.GaugeVec
 	eta             *prometheus.GaugeVec
+	paused          *prometheus.GaugeVec
 	heldTraces      *prometheus.GaugeVec
 	heldBytes       *prometheus.GaugeVec
 	decided         *prometheus.CounterVec
@@ -94,6 +99,7 @@ type Signal struct {
 	Crowded    prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
+	dedup      *prometheus.CounterVec
 	dead       *prometheus.CounterVec
 	dropped    *prometheus.CounterVec
 }
@@ -109,6 +115,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
 	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
 	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
+	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has them from a try before, whose answer was lost. They count as delivered.", "backend")
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
@@ -127,6 +134,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "When the lane will have read all that waits for it, at the pace of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
+		paused:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_paused", Help: "How many partitions wait because the backend's address or credential is wrong (401, 403, 404, 405, a redirect, a certificate). The data is kept. Alert on more than 0."}, []string{"signal", "backend"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
@@ -146,6 +154,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			Crowded:    crowded.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
+			dedup:      dedup.MustCurryWith(prometheus.Labels{"signal": n}),
 			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
 			dropped:    dropped.MustCurryWith(prometheus.Labels{"signal": n}),
 		}
@@ -155,7 +164,9 @@ func New(reg prometheus.Registerer) *Ledger {
 		}
 		for _, b := range backends {
 			s.delivered.WithLabelValues(b)
+			s.Deduplicated(b)
 			l.Replayed(sig, b)
+			l.Paused(sig, b)
 			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {
 				l.local.WithLabelValues(n, b, o)
 			}
@@ -163,7 +174,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged} {
 			s.dropped.WithLabelValues(r)
 		}
-		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported} {
+		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooLarge, DeadCardinality} {
 			s.dead.WithLabelValues(r)
 		}
 	}
@@ -193,6 +204,11 @@ func (s *Signal) Delivered(backend string) prometheus.Counter {
 	return s.delivered.WithLabelValues(backend)
 }
 
+// Deduplicated returns the counter of items that a backend had already.
+func (s *Signal) Deduplicated(backend string) prometheus.Counter {
+	return s.dedup.WithLabelValues(backend)
+}
+
 // Dead returns the counter of dead letters for a reason.
 func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabelValues(reason) }
 
@@ -208,6 +224,18 @@ func (l *Ledger) Replayed(sig otlpwire.Signal, backend string) prometheus.Counte
 // and in how many seconds it has caught up.
 func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta prometheus.Gauge) {
 	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend), l.eta.WithLabelValues(signal, partition, backend)
+}
+
+// Paused counts a lane among those that wait for a person, or not any longer.
+func (l *Ledger) Paused(sig otlpwire.Signal, backend string) func(now bool) {
+	g := l.paused.WithLabelValues(sig.String(), backend)
+	return func(now bool) {
+		if now {
+			g.Inc()
+		} else {
+			g.Dec()
+		}
+	}
 }
 
 // Sampler returns the gauges of one partition's sampler.

@@ -19,7 +19,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -61,13 +60,19 @@ type Client struct {
 // New returns a client; it connects with the first request. key is the name of the
 // endpoint in the operator's configuration.
 func New(key string, cfg Config) (*Client, error) {
-	scheme, host := "http", cfg.Endpoint
+	scheme, host, prefix := "http", cfg.Endpoint, ""
 	if strings.Contains(host, "://") {
 		u, err := url.Parse(host)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") {
 			return nil, fmt.Errorf("%s: %q: want host:port, http://host:port or https://host:port", key, cfg.Endpoint)
 		}
 		scheme, host = u.Scheme, u.Host
+		if cfg.HTTP {
+			prefix = strings.TrimSuffix(u.Path, "/")
+			if u.Port() == "" { // as a proxy in front of a backend has it
+				host = net.JoinHostPort(host, map[string]string{"http": "80", "https": "443"}[scheme])
+			}
+		}
 	}
 	if _, _, err := net.SplitHostPort(host); err != nil {
 		return nil, fmt.Errorf("%s: %q: %w; the OTLP/gRPC port is 4317, the OTLP/HTTP port 4318", key, cfg.Endpoint, err)
@@ -75,7 +80,7 @@ func New(key string, cfg Config) (*Client, error) {
 	c := &Client{cfg: cfg}
 	if cfg.HTTP {
 		for _, sig := range otlpwire.Signals {
-			p, err := push.New(scheme+"://"+host, "/v1/"+sig.String(), cfg.Headers)
+			p, err := push.New(scheme+"://"+host+prefix+"/v1/"+sig.String(), "", cfg.Headers)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", key, err)
 			}
@@ -128,10 +133,10 @@ func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte
 			h.Set(k, v)
 		}
 		if c.cfg.Gzip {
-			payload = compress(payload)
+			payload = push.Gzip(nil, payload)
 			h.Set("Content-Encoding", "gzip")
 		}
-		if answer, err = c.http[sig].Send(ctx, payload, h); err != nil {
+		if _, answer, err = c.http[sig].Send(ctx, "", nil, payload, h); err != nil {
 			return 0, "", err
 		}
 	}
@@ -139,34 +144,22 @@ func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte
 	return rejected, message, nil
 }
 
-func compress(payload []byte) []byte {
-	var out sliceWriter
-	z, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed) // a level there is
-	_, _ = z.Write(payload)
-	_ = z.Close() // none of them fails: the slice takes everything
-	return out
-}
-
-type sliceWriter []byte
-
-func (w *sliceWriter) Write(p []byte) (int, error) {
-	*w = append(*w, p...)
-	return len(p), nil
-}
-
 // Meaning follows the table of the OTLP specification, and what Tempo's
 // distributor answers.
 func Meaning(err error) error {
 	st := status.Convert(err)
-	switch st.Code() {
-	case codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists:
+	switch code := st.Code(); {
+	case strings.Contains(st.Message(), "LIVE_TRACES_EXCEEDED"): // there is room again when some have been flushed
+	case strings.Contains(st.Message(), "TRACE_TOO_LARGE"):
+		return fault.Permanent(ledger.DeadTooLarge, err)
+	case code == codes.InvalidArgument, code == codes.FailedPrecondition, code == codes.AlreadyExists:
 		return fault.Permanent(ledger.DeadRefused, err)
-	case codes.Unauthenticated, codes.PermissionDenied, codes.NotFound, codes.Unimplemented:
+	case code == codes.Unauthenticated, code == codes.PermissionDenied, code == codes.NotFound, code == codes.Unimplemented:
 		return fault.Configuration(err)
-	case codes.ResourceExhausted:
+	case code == codes.ResourceExhausted:
 		// Larger than rate and burst together it can never pass: cut it.
 		if strings.Contains(st.Message(), "batch size") || strings.Contains(st.Message(), "larger than max") {
-			return fault.Permanent(ledger.DeadRefused, err)
+			return fault.Permanent(ledger.DeadTooLarge, err)
 		}
 	}
 	for _, d := range st.Details() {

@@ -496,7 +496,7 @@ func valueText(v Value) string {
 		return fmt.Sprint("int ", v.Int())
 	case Double:
 		return fmt.Sprint("double ", v.Double())
-	case Other:
+	case Array, Map, Binary, Other:
 		return "other"
 	}
 	return "none"

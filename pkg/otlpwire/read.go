@@ -274,10 +274,14 @@ const (
 	Bool
 	Int
 	Double
-	Other // array, map, bytes or what only profiles have
+	Array
+	Map
+	Binary
+	Other // what only profiles have
 )
 
-// Value is an attribute's value. Str is a part of the payload.
+// Value is an attribute's value. Str is a part of the payload: the text, the bytes, or
+// the ArrayValue or KeyValueList message, whose field 1 repeats what is in it.
 type Value struct {
 	Kind ValueKind
 	bits uint64
@@ -391,7 +395,9 @@ func ParseValue(b []byte) (v Value) {
 			v = Value{Kind: Int, bits: varintAt(b, value)}
 		case num == 4 && typ == fixed64Type:
 			v = Value{Kind: Double, bits: binary.LittleEndian.Uint64(b[value:])}
-		case num >= 5 && num <= 8:
+		case num >= 5 && num <= 7 && typ == bytesType:
+			v = Value{Kind: Array + ValueKind(num-5), Str: b[value:end]}
+		case num == 8:
 			v = Value{Kind: Other}
 		}
 	}

@@ -29,12 +29,25 @@ func Halve(sig Signal, payload []byte) (first, second []byte, ok bool) {
 	if n < 2 {
 		return nil, nil, false
 	}
-	half := func(from, to int) []byte {
-		s := sieve{from: from, to: to}
+	half := func(first bool) []byte {
+		s := sieve{keep: func(item int) bool { return item < n/2 == first }}
 		out, _, _ := s.sift(make([]byte, 0, len(payload)*3/4), requests[sig], payload)
 		return out
 	}
-	return half(0, n/2), half(n/2, n), true
+	return half(true), half(false), true
+}
+
+// Pick returns a payload with the items of those numbers, which rise.
+func Pick(sig Signal, payload []byte, items []int) []byte {
+	s := sieve{keep: func(item int) bool {
+		if len(items) == 0 || items[0] != item {
+			return false
+		}
+		items = items[1:]
+		return true
+	}}
+	out, _, _ := s.sift(nil, requests[sig], payload)
+	return out
 }
 
 // Count returns the number of items of a payload that Scan has accepted.
@@ -79,11 +92,11 @@ func (m *message) leading(num, typ int) *field {
 }
 
 // sieve copies a payload and leaves items out: those that are invalid when it
-// mends, else those before the from-th and from the to-th on.
+// mends, else those whose number is not to be kept.
 type sieve struct {
-	mend     bool
-	from, to int
-	seen     int
+	mend bool
+	keep func(item int) bool
+	seen int
 }
 
 // sift appends b, a message m, to dst and returns how many items it has kept. A
@@ -133,7 +146,7 @@ func (s *sieve) item(dst []byte, m *message, item []byte) (out []byte, n int) {
 	if !s.mend {
 		at := s.seen
 		s.seen++
-		if at < s.from || at >= s.to {
+		if !s.keep(at) {
 			return dst, 0
 		}
 		return append(dst, item...), 1

@@ -6,38 +6,136 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"time"
 )
 
 // ClientTLS holds files in PEM; empty means the system's roots and no client
-// certificate.
+// certificate. Files that change are read again for the next connection.
 type ClientTLS struct {
 	CA   string `yaml:"ca_file"`   // who signed the server's certificate; default: the system's roots
 	Cert string `yaml:"cert_file"` // client certificate
 	Key  string `yaml:"key_file"`  // its private key
+	// ServerName is the name that the server's certificate must have, where it is not that
+	// of the address.
+	ServerName string `yaml:"server_name"`
+	// Insecure takes any certificate: whoever is between reads and changes everything.
+	Insecure bool `yaml:"insecure_skip_verify"`
 }
 
 // Load reads the files. key is the section's name in the operator's configuration.
 func (c ClientTLS) Load(key string) (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.CA != "" {
-		text, err := os.ReadFile(c.CA)
-		if err != nil {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName, InsecureSkipVerify: c.Insecure}
+	if c.CA != "" && !c.Insecure {
+		roots := NewFile(c.CA, func(text []byte) (*x509.CertPool, error) {
+			pool := x509.NewCertPool()
+			if !pool.AppendCertsFromPEM(text) {
+				return nil, fmt.Errorf("%s holds no certificate in PEM", c.CA)
+			}
+			return pool, nil
+		})
+		if _, err := roots.Get(); err != nil {
 			return nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("%s.ca_file: %s holds no certificate in PEM", key, c.CA)
+		// crypto/tls takes its roots once. What it would verify is verified here.
+		cfg.InsecureSkipVerify = true
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			pool, err := roots.Get()
+			if err != nil {
+				return err
+			}
+			opts := x509.VerifyOptions{Roots: pool, DNSName: cs.ServerName, Intermediates: x509.NewCertPool()}
+			for _, cert := range cs.PeerCertificates[1:] {
+				opts.Intermediates.AddCert(cert)
+			}
+			_, err = cs.PeerCertificates[0].Verify(opts)
+			return err
 		}
 	}
 	if (c.Cert == "") != (c.Key == "") {
 		return nil, errors.New(key + " needs both cert_file and key_file, or neither")
 	}
 	if c.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-		if err != nil {
+		// The pair is read when either file has changed; while only one has, the old pair stays.
+		pair := NewFile(c.Key, func(private []byte) (*tls.Certificate, error) {
+			public, err := os.ReadFile(c.Cert)
+			if err != nil {
+				return nil, err
+			}
+			cert, err := tls.X509KeyPair(public, private)
+			return &cert, err
+		}, c.Cert)
+		if _, err := pair.Get(); err != nil {
 			return nil, fmt.Errorf("%s.cert_file: %w", key, err)
 		}
-		cfg.Certificates = []tls.Certificate{cert}
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.Get() }
 	}
 	return cfg, nil
+}
+
+// File is what a file holds, read again when it has changed.
+type File[T any] struct {
+	path  string
+	also  []string
+	parse func([]byte) (T, error)
+
+	mu    sync.Mutex
+	seen  []stamp
+	value T
+	ok    bool
+}
+
+type stamp struct {
+	at   time.Time
+	size int64
+}
+
+// NewFile returns a file that parse reads. Others, where they are named, make it be read
+// again, too.
+func NewFile[T any](path string, parse func([]byte) (T, error), others ...string) *File[T] {
+	return &File[T]{path: path, also: others, parse: parse}
+}
+
+// Get returns what the file holds. While it cannot be read or parsed, that is what it held
+// before; an error only where that was never.
+func (f *File[T]) Get() (T, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	seen := make([]stamp, 0, 2)
+	for _, path := range append([]string{f.path}, f.also...) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return f.failed(err)
+		}
+		seen = append(seen, stamp{info.ModTime(), info.Size()})
+	}
+	if f.ok && equal(seen, f.seen) {
+		return f.value, nil
+	}
+	text, err := os.ReadFile(f.path)
+	if err != nil {
+		return f.failed(err)
+	}
+	value, err := f.parse(text)
+	if err != nil {
+		return f.failed(err)
+	}
+	f.value, f.seen, f.ok = value, seen, true
+	return value, nil
+}
+
+func (f *File[T]) failed(err error) (T, error) {
+	if f.ok {
+		return f.value, nil
+	}
+	return f.value, err
+}
+
+func equal(a, b []stamp) bool {
+	for i := range a {
+		if i >= len(b) || !a[i].at.Equal(b[i].at) || a[i].size != b[i].size {
+			return false
+		}
+	}
+	return true
 }

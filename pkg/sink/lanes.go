@@ -111,6 +111,18 @@ type directLane struct {
 	guard    envelope.Guard
 	body     []byte   // of the message at hand
 	excerpt  *excerpt // nil: live
+	// repeated is up to where the owner before may have written: its last ack may be lost.
+	repeated uint64
+}
+
+// maxRepeated is how many messages the owner before may have written at the most without
+// the hub knowing.
+const maxRepeated = 64
+
+// claim begins anew: what was remembered of series is another owner's by now.
+func (l *directLane) claim() {
+	l.repeated = l.lane.Floor() + maxRepeated
+	l.delivery.w = backend.Session(l.delivery.w)
 }
 
 // decompress opens a message of a raw lane, in the memory of the one before.
@@ -141,6 +153,7 @@ func (l *directLane) run(ctx context.Context) {
 			l.excerpt.done()
 			return false
 		case d.Claimed:
+			l.claim()
 			return l.excerpt.claimed(finish)
 		case d.Seq == 0:
 			return true
@@ -158,7 +171,7 @@ func (l *directLane) run(ctx context.Context) {
 				items   int
 			)
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				if !l.delivery.write(finish, d.Instance(), payload, items, origin{d.Seq, d.Header.Arrival}) {
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{d.Seq, d.Header.Arrival, d.Seq <= l.repeated}) {
 					return false
 				}
 			}
@@ -239,6 +252,7 @@ func (d *delivery) tally() tally {
 type origin struct {
 	seq     uint64
 	arrival int64
+	again   bool // it may have been written before
 }
 
 // write returns true when every one of a payload's items is stored or dead-lettered,
@@ -246,12 +260,12 @@ type origin struct {
 func (d *delivery) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Delivery{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
-		Delivered: d.tally().delivered,
+		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
 	}
-	return b.Write(ctx, instance, payload, items)
+	return b.Write(ctx, instance, payload, items, from.again)
 }
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {

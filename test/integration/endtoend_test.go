@@ -255,8 +255,8 @@ func checkLogs(t *testing.T, lok *loki.Server, want map[string]sent) {
 	last := map[string]time.Time{}
 	for _, e := range lok.Entries() {
 		id := e.Labels["instance_id"]
-		if len(e.Labels) != 3 || e.Labels["service_name"] != "checkout" || e.Labels["level"] != "info" {
-			t.Fatalf("labels are %v, want instance_id, service_name, level", e.Labels)
+		if len(e.Labels) != 4 || e.Labels["service_name"] != "checkout" || e.Labels["deployment_environment"] != "prod" || e.Labels["level"] != "info" {
+			t.Fatalf("labels are %v, want instance_id, service_name, deployment_environment, level", e.Labels)
 		}
 		if !want[id].wanted[e.Metadata["trace_id"]] && !isKnown(want[id], e.Metadata["trace_id"]) {
 			t.Errorf("%s: line with the trace ID %q of nobody", id, e.Metadata["trace_id"])

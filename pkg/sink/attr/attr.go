@@ -1,62 +1,101 @@
-// Package attr turns OTLP attribute values into text and plain JSON values, the
-// same way for every backend.
+// Package attr writes OTLP attribute values as text, the same way for every backend,
+// and as the collector does (pdata, Value.AsString): scalars plainly, bytes in base64,
+// arrays and maps as JSON.
 package attr
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"math"
 	"strconv"
 
-	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Text writes a value as a label does: scalars plainly, the rest as JSON.
-func Text(v *commonpb.AnyValue) string {
-	switch v := v.GetValue().(type) {
-	case *commonpb.AnyValue_StringValue:
-		return v.StringValue
-	case *commonpb.AnyValue_BoolValue:
-		return strconv.FormatBool(v.BoolValue)
-	case *commonpb.AnyValue_IntValue:
-		return strconv.FormatInt(v.IntValue, 10)
-	case *commonpb.AnyValue_DoubleValue:
-		return strconv.FormatFloat(v.DoubleValue, 'g', -1, 64)
-	case nil:
-		return ""
+// Append appends the text of an AnyValue message to dst; nothing for an empty one.
+func Append(dst, value []byte) []byte {
+	v := otlpwire.ParseValue(value)
+	switch v.Kind {
+	case otlpwire.String:
+		return append(dst, v.Str...)
+	case otlpwire.Bool:
+		return strconv.AppendBool(dst, v.Bool())
+	case otlpwire.Int:
+		return strconv.AppendInt(dst, v.Int(), 10)
+	case otlpwire.Double:
+		return appendDouble(dst, v.Double())
+	case otlpwire.Binary:
+		return base64.StdEncoding.AppendEncode(dst, v.Str)
+	case otlpwire.Array, otlpwire.Map:
+		var out bytes.Buffer
+		enc := json.NewEncoder(&out)
+		enc.SetEscapeHTML(false)
+		_ = enc.Encode(plain(v)) // what plain returns can be written
+		return append(dst, bytes.TrimSuffix(out.Bytes(), []byte("\n"))...)
 	}
-	b, _ := json.Marshal(Plain(v))
-	return string(b)
+	return dst
 }
 
-// Plain turns a value into what encoding/json writes as plain JSON.
-func Plain(v *commonpb.AnyValue) any {
-	switch v := v.GetValue().(type) {
-	case *commonpb.AnyValue_StringValue:
-		return v.StringValue
-	case *commonpb.AnyValue_BoolValue:
-		return v.BoolValue
-	case *commonpb.AnyValue_IntValue:
-		return v.IntValue
-	case *commonpb.AnyValue_DoubleValue:
-		if math.IsNaN(v.DoubleValue) || math.IsInf(v.DoubleValue, 0) {
-			return strconv.FormatFloat(v.DoubleValue, 'f', -1, 64)
+// appendDouble writes a number as JavaScript does; what is none by its name.
+func appendDouble(dst []byte, f float64) []byte {
+	switch {
+	case math.IsNaN(f):
+		return append(dst, "NaN"...)
+	case math.IsInf(f, 0):
+		if f < 0 {
+			dst = append(dst, '-')
 		}
-		return v.DoubleValue
-	case *commonpb.AnyValue_BytesValue:
-		return base64.StdEncoding.EncodeToString(v.BytesValue)
-	case *commonpb.AnyValue_ArrayValue:
+		return append(dst, "Infinity"...)
+	}
+	if abs := math.Abs(f); abs == 0 || abs >= 1e-6 && abs < 1e21 {
+		return strconv.AppendFloat(dst, f, 'f', -1, 64)
+	}
+	dst = strconv.AppendFloat(dst, f, 'e', -1, 64)
+	if n := len(dst); dst[n-2] == '0' && dst[n-3] == '-' { // e-09 is e-9
+		dst = append(dst[:n-2], dst[n-1])
+	}
+	return dst
+}
+
+// plain turns a value into what encoding/json writes as plain JSON, with the keys of
+// maps in order. Numbers that JSON does not have become text.
+func plain(v otlpwire.Value) any {
+	switch v.Kind {
+	case otlpwire.String:
+		return string(v.Str)
+	case otlpwire.Bool:
+		return v.Bool()
+	case otlpwire.Int:
+		return v.Int()
+	case otlpwire.Double:
+		if f := v.Double(); math.IsNaN(f) || math.IsInf(f, 0) {
+			return string(appendDouble(nil, f))
+		}
+		return v.Double()
+	case otlpwire.Binary:
+		return v.Str
+	case otlpwire.Array:
 		out := []any{}
-		for _, e := range v.ArrayValue.GetValues() {
-			out = append(out, Plain(e))
-		}
+		each(v.Str, func(e []byte) { out = append(out, plain(otlpwire.ParseValue(e))) })
 		return out
-	case *commonpb.AnyValue_KvlistValue:
+	case otlpwire.Map:
 		out := map[string]any{}
-		for _, kv := range v.KvlistValue.GetValues() {
-			out[kv.GetKey()] = Plain(kv.GetValue())
-		}
+		each(v.Str, func(kv []byte) {
+			key, value := otlpwire.Attribute(kv)
+			out[string(key)] = plain(otlpwire.ParseValue(value))
+		})
 		return out
 	}
 	return nil
+}
+
+// each calls visit with the messages that field 1 repeats.
+func each(msg []byte, visit func([]byte)) {
+	for i := 0; i < len(msg); {
+		var f otlpwire.Field
+		if f, i = otlpwire.NextField(msg, i); f.Tag == otlpwire.Tag(1, otlpwire.Bytes) {
+			visit(f.Bytes)
+		}
+	}
 }

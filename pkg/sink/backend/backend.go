@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/file"
@@ -44,8 +45,9 @@ type Config struct {
 // DefaultConfig has no backend but the labels of those that may be set.
 func DefaultConfig() Config {
 	return Config{
-		Prometheus: remotewrite.Config{Labels: remotewrite.DefaultLabels()},
-		Loki:       loki.Config{Labels: loki.DefaultLabels()},
+		Tempo:      tempo.DefaultConfig(),
+		Prometheus: remotewrite.DefaultConfig(),
+		Loki:       loki.DefaultConfig(),
 		File:       file.Config{MaxBytes: 1 << 30},
 	}
 }
@@ -78,16 +80,27 @@ func (c Config) Validate(section string) error {
 	return errors.Join(errs...)
 }
 
-// Writer writes the payloads of one signal to one backend.
+// Writer writes the payloads of one signal to one backend. One goroutine uses it.
 type Writer interface {
 	// Name is the backend's label.
 	Name() string
 	// Write returns nil when the backend has stored every item of a payload of
-	// one instance. It does not keep the payload. Errors are marked as package
-	// fault says. It is called from several goroutines, for one instance from
-	// one only, and from others for replays of its past.
+	// one instance, and [fault.Parts] when it has stored all but those named there. It does
+	// not keep the payload. Other errors are marked as package fault says.
 	Write(ctx context.Context, instance string, payload []byte) error
 	Close() error
+}
+
+// Session returns a writer for another goroutine, which remembers nothing of what w has
+// written. It is not closed.
+func Session(w Writer) Writer {
+	switch w := w.(type) {
+	case *remotewrite.Writer:
+		return w.Session()
+	case *loki.Writer:
+		return w.Session()
+	}
+	return w
 }
 
 // Asked is a [Writer] whose backend refuses what is old, and says from when on.
@@ -129,6 +142,11 @@ type Delivery struct {
 	Log    *slog.Logger
 	// Delivered counts items that the backend has.
 	Delivered func(items int)
+	// Deduplicated counts those among them that the backend has refused because it has
+	// them already, as far as can be known.
+	Deduplicated func(items int)
+	// Paused says whether it waits for a person to mend an address or a credential.
+	Paused func(bool)
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
@@ -138,13 +156,27 @@ type Delivery struct {
 }
 
 // Write returns true when every one of a payload's items is stored or given up, and
-// false when ctx ended first.
-func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int) bool {
+// false when ctx ended first. again says that the payload may have been written before.
+func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
+	paused := false
+	pause := func(now bool) {
+		if now != paused {
+			paused = now
+			d.Paused(now)
+		}
+	}
+	defer pause(false)
 	for attempt := 1; ; attempt++ {
 		err := d.Writer.Write(ctx, instance, payload)
-		if err == nil {
+		var parts fault.Parts
+		if err == nil || errors.As(err, &parts) {
 			if attempt > 1 {
 				d.Log.Info("backend takes data again", "attempts", attempt)
+			}
+			for _, p := range parts {
+				if items -= p.Items; !d.GiveUp(ctx, instance, p.Payload, p.Reason, p.Err) {
+					return false
+				}
 			}
 			d.Delivered(items)
 			return true
@@ -155,12 +187,20 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 		if reason, permanent := fault.Reason(err); permanent {
 			first, second, ok := otlpwire.Halve(d.Signal, payload)
 			if ok {
-				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first)) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second))
+				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
+			}
+			if again && reason == ledger.DeadOutOfOrder {
+				d.Deduplicated(items)
+				d.Delivered(items)
+				return true
 			}
 			return d.GiveUp(ctx, instance, payload, reason, err)
 		}
+		again = true // the answer may be lost, and not the request
+		was := paused
+		pause(fault.IsConfiguration(err))
 		switch {
-		case fault.IsConfiguration(err) && attempt == 1:
+		case paused && !was:
 			d.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
 		case attempt == 1:
 			d.Log.Warn("backend does not take data, will try again", "err", err)

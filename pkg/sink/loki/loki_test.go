@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
-	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -25,23 +25,13 @@ func TestStreamsAndMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var req logspb.LogsData
-	if err := proto.Unmarshal(p, &req); err != nil {
-		t.Fatal(err)
-	}
-	b := newBatch(DefaultLabels(), "as-1")
-	b.resource(req.ResourceLogs[0])
-	var got []string
-	for _, s := range b.order {
-		for _, e := range s.entries {
-			got = append(got, fmt.Sprintf("%s %d %s %v", s.labels, e.at, e.line, e.metadata))
-		}
-	}
+	cfg := DefaultConfig()
+	got := pushed(t, &cfg, p)
 	want := []string{
-		`{instance_id="as-1", level="error", service_name="shop"} 3 plain [{host_name h"1} {n 5} {scope_name lib} {severity_number 17} {severity_text ERROR} {span_id eee19b7ec3c1b174} {thread_name w} {trace_id 5b8efff798038103d269b633813fc60c}]`,
-		`{instance_id="as-1", level="info", service_name="shop"} 1 {"a":1,"b":[true]} [{host_name h"1} {scope_name lib} {severity_number 9}]`,
+		`{instance_id="as-1", level="error", service_name="shop"} 3 plain [{thread_name w} {n 5} {severity_number 17} {severity_text ERROR} {trace_id 5b8efff798038103d269b633813fc60c} {span_id eee19b7ec3c1b174} {host_name h"1} {scope_name lib}]`,
+		`{instance_id="as-1", level="info", service_name="shop"} 1 {"a":1,"b":[true]} [{severity_number 9} {host_name h"1} {scope_name lib}]`,
 		`{instance_id="as-1", level="warn", service_name="shop"} 2 {"level":"Warning"} [{host_name h"1} {scope_name lib}]`,
-		`{instance_id="as-1", level="unknown", service_name="shop"} 4  [{host_name h"1} {scope_name lib} {severity_text whatever they like}]`,
+		`{instance_id="as-1", level="unknown", service_name="shop"} 4  [{severity_text whatever they like} {host_name h"1} {scope_name lib}]`,
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -65,21 +55,60 @@ func TestBadInput(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", row.Name, err)
 		}
-		var req logspb.LogsData
-		if err := proto.Unmarshal(p, &req); err != nil {
-			t.Fatalf("%s: %v", row.Name, err)
-		}
-		b := newBatch(DefaultLabels(), "as-1")
-		b.resource(req.ResourceLogs[0])
+		cfg := DefaultConfig()
 		n := 0
-		for _, s := range b.order {
-			if !strings.Contains(s.labels, `instance_id="as-1"`) || strings.ContainsAny(s.labels, "\x1b\r\n") {
-				t.Errorf("%s: stream %q", row.Name, s.labels)
+		for _, line := range pushed(t, &cfg, p) {
+			if !strings.Contains(line, `instance_id="as-1"`) || strings.ContainsAny(line[:strings.IndexByte(line, '}')], "\x1b\r\n") {
+				t.Errorf("%s: stream %q", row.Name, line)
 			}
-			n += len(s.entries)
+			n++
 		}
 		if n != row.Items {
 			t.Errorf("%s: %d lines, want %d", row.Name, n, row.Items)
 		}
 	}
+}
+
+// pushed returns the entries of the pushes that a payload becomes, a line each.
+func pushed(t *testing.T, cfg *Config, payload []byte) (out []string) {
+	t.Helper()
+	b := newBatch(cfg)
+	b.reset("as-1", time.Unix(1_700_000_000, 0))
+	b.add(payload)
+	each := func(msg []byte, visit func(otlpwire.Field)) {
+		for i := 0; i < len(msg); {
+			var f otlpwire.Field
+			f, i = otlpwire.NextField(msg, i)
+			visit(f)
+		}
+	}
+	const bytesField = int(protowire.BytesType)
+	for body := b.request(); body != nil; body = b.request() {
+		each(body, func(stream otlpwire.Field) {
+			labels := ""
+			each(stream.Bytes, func(f otlpwire.Field) {
+				if f.Tag == 1<<3|bytesField {
+					labels = string(f.Bytes)
+					return
+				}
+				var at uint64
+				var line string
+				var metadata []string
+				each(f.Bytes, func(f otlpwire.Field) {
+					switch f.Tag {
+					case 1<<3 | bytesField:
+						each(f.Bytes, func(f otlpwire.Field) { at += map[int]uint64{8: 1e9, 16: 1}[f.Tag] * f.Bits })
+					case 2<<3 | bytesField:
+						line = string(f.Bytes)
+					case 3<<3 | bytesField:
+						var p []string
+						each(f.Bytes, func(f otlpwire.Field) { p = append(p, string(f.Bytes)) })
+						metadata = append(metadata, "{"+strings.Join(p, " ")+"}")
+					}
+				})
+				out = append(out, fmt.Sprintf("%s %d %s %v", labels, at, line, metadata))
+			})
+		})
+	}
+	return out
 }

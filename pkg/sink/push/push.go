@@ -16,6 +16,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -24,6 +26,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -34,9 +38,10 @@ type Client struct {
 	url     string
 	headers http.Header
 	http    *http.Client
-	// Refused lets a backend name answers of its own that will not heal. nil
-	// for none.
-	Refused func(status int, body string) bool
+	access  Access
+	// Refused lets a backend name answers of its own that will not heal, by the reason
+	// for dead letters; empty for others. nil for none.
+	Refused func(status int, body string) (reason string)
 }
 
 const (
@@ -50,6 +55,9 @@ func New(base, path string, headers map[string]string) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("backend URL %q: want http://host:port or https://host:port", base)
+	}
+	if u.User != nil {
+		return nil, errors.New("backend URL: a name or password in it would be logged; set basic_auth")
 	}
 	if u.Path == "" || u.Path == "/" {
 		u.Path = path
@@ -76,6 +84,21 @@ func (c *Client) TLS(cfg *tls.Config) {
 	c.http.Transport.(*http.Transport).TLSClientConfig = cfg.Clone()
 }
 
+// Use sets who the sender is. section is the key that a stands under in the operator's
+// configuration.
+func (c *Client) Use(section string, a Access) error {
+	if err := a.Open(section, strings.HasPrefix(c.url, "https://")); err != nil {
+		return err
+	}
+	cfg, err := a.TLS.Load(section + ".tls")
+	if err != nil {
+		return err
+	}
+	c.TLS(cfg)
+	c.access = a
+	return nil
+}
+
 // maxPage bounds the answer to a question.
 const maxPage = 8 << 20
 
@@ -92,6 +115,9 @@ func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
+	if req.Header, err = c.access.Of("", nil); err != nil {
+		return nil, err
+	}
 	req.Header.Set("User-Agent", "penstock")
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -105,45 +131,89 @@ func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) 
 	return text, err
 }
 
-// Post returns nil on any 2xx.
-func (c *Client) Post(ctx context.Context, body []byte) error {
-	_, err := c.Send(ctx, body, nil)
-	return err
+// Gzip appends a compressed body to dst.
+func Gzip(dst, body []byte) []byte {
+	out := sliceWriter(dst)
+	z, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed) // a level there is
+	_, _ = z.Write(body)
+	_ = z.Close() // none of them fails: the slice takes everything
+	return out
 }
 
-// Send posts with further headers and returns the answer of a 2xx, as much of it as
-// could be read.
-func (c *Client) Send(ctx context.Context, body []byte, headers http.Header) ([]byte, error) {
+type sliceWriter []byte
+
+func (w *sliceWriter) Write(p []byte) (int, error) {
+	*w = append(*w, p...)
+	return len(p), nil
+}
+
+// Error is an answer that is no success.
+type Error struct {
+	Status int
+	text   string
+}
+
+func (e *Error) Error() string { return e.text }
+
+// Send posts a payload of an instance in the form of body, with further headers, and
+// returns header and body of the answer, as much of it as could be read. What is no success
+// is an [Error] with a mark of package fault.
+func (c *Client) Send(ctx context.Context, instance string, payload, body []byte, headers http.Header) (http.Header, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("request: %w", err)
+		return nil, nil, fmt.Errorf("request: %w", err)
+	}
+	own, err := c.access.Of(instance, payload)
+	if err != nil {
+		return nil, nil, err
 	}
 	req.Header = c.headers.Clone()
 	maps.Copy(req.Header, headers)
+	maps.Copy(req.Header, own)
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, err // names method and URL
+		return nil, nil, Untrusted(err) // names method and URL
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	_ = res.Body.Close()
 	if res.StatusCode/100 == 2 {
-		return text, nil // what follows a success is not our business
+		return res.Header, text, nil // what follows a success is not our business
 	}
 	if err != nil {
-		return nil, fmt.Errorf("answer of %s: %w", c.url, err)
+		return nil, nil, fmt.Errorf("answer of %s: %w", c.url, err)
 	}
-	return nil, c.meaning(res, clean(string(text)))
+	return res.Header, text, c.meaning(res, clean(string(text)))
+}
+
+// Untrusted marks an error of a connection to a server that is not the one it should be, or
+// does not know us, as one of configuration. Others are returned as they are.
+func Untrusted(err error) error {
+	_, alert := errors.AsType[tls.AlertError](err)
+	_, verify := errors.AsType[*tls.CertificateVerificationError](err)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
+	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
+	_, name := errors.AsType[x509.HostnameError](err)
+	if alert || verify || plain || authority || invalid || name {
+		return fault.Configuration(err)
+	}
+	return err
 }
 
 func (c *Client) meaning(res *http.Response, text string) error {
-	err := fmt.Errorf("%s answered %s: %s", c.url, res.Status, text)
+	err := &Error{res.StatusCode, fmt.Sprintf("%s answered %s: %s", c.url, res.Status, text)}
+	if c.Refused != nil {
+		if reason := c.Refused(res.StatusCode, text); reason != "" {
+			return fault.Permanent(reason, err)
+		}
+	}
 	switch code := res.StatusCode; {
-	case c.Refused != nil && c.Refused(code, text):
-		return fault.Permanent(ledger.DeadRefused, err)
 	case code == 429 || code/100 == 5:
 		return fault.After(err, retryAfter(res.Header.Get("Retry-After"), time.Now()))
 	case code == 401, code == 403, code == 404, code == 405, code/100 == 3:
 		return fault.Configuration(err)
+	case code == http.StatusRequestEntityTooLarge:
+		return fault.Permanent(ledger.DeadTooLarge, err)
 	case code/100 == 4:
 		return fault.Permanent(ledger.DeadRefused, err)
 	}

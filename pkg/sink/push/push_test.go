@@ -58,8 +58,13 @@ func TestAnswersMeanWhatTheySay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Refused = func(code int, body string) bool { return code == 500 && strings.Contains(body, "too old") }
-		err = c.Post(t.Context(), []byte("x"))
+		c.Refused = func(code int, body string) string {
+			if code == 500 && strings.Contains(body, "too old") {
+				return "too_old"
+			}
+			return ""
+		}
+		err = post(t, c, "x")
 		srv.Close()
 		_, permanent := fault.Reason(err)
 		got := "again"
@@ -106,7 +111,12 @@ func TestURLs(t *testing.T) {
 	}))
 	defer srv.Close()
 	c, _ := New(srv.URL, "/p", map[string]string{"X-A": "b"})
-	if err := c.Post(t.Context(), []byte("hello")); err != nil || body.String() != "hello" {
+	if err := post(t, c, "hello"); err != nil || body.String() != "hello" {
 		t.Errorf("%v, %q", err, body.String())
 	}
+}
+
+func post(t *testing.T, c *Client, body string) error {
+	_, _, err := c.Send(t.Context(), "as-1", nil, []byte(body), nil)
+	return err
 }

@@ -1,295 +1,781 @@
 package remotewrite
 
 import (
-	"cmp"
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"slices"
 	"strconv"
-	"strings"
+	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/otlptranslator"
-	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
-	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
-	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
-	"google.golang.org/protobuf/encoding/protowire"
 
-	"github.com/penstock/penstock/pkg/sink/attr"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 var (
-	namer  = otlptranslator.NewMetricNamer("", otlptranslator.UnderscoreEscapingWithSuffixes)
-	labels = otlptranslator.LabelNamer{PreserveMultipleUnderscores: true}
-
-	errDelta       = errors.New("delta temporality is not supported: set the SDK's temporality preference to cumulative")
-	errExponential = errors.New("exponential histograms are not supported yet: use explicit buckets")
+	errTemporality = errors.New("the aggregation temporality is neither cumulative nor delta")
+	errCounts      = errors.New("the number of bucket counts is not that of the bounds and one more")
+	errBounds      = errors.New("the bounds are not in order")
+	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
+	errOld         = errors.New("a delta that is older than the one before it in its series")
 )
 
 // stale is the NaN that Prometheus reads as "the series has ended here".
-var stale = math.Float64frombits(0x7ff0000000000002)
+const stale = 0x7ff0000000000002
+
+var staleNaN = math.Float64frombits(stale)
 
 // noRecordedValue is bit 0 of a data point's flags.
 const noRecordedValue = 1
 
-type label struct{ name, value string }
+// none ends the lists of samples and exemplars.
+const none = -1
+
+// series are samples, or histograms, under one set of labels.
+type series struct {
+	hash                 uint64 // of the labels, the same in every request of this process
+	labels, end          uint32 // where its pairs of symbols are
+	family               uint32 // number of its metric
+	count                int32  // of samples
+	first, last          int32
+	firstSeen, lastSeen  int32 // exemplars
+	histograms, unsorted bool
+}
 
 type sample struct {
-	value float64
-	at    int64 // milliseconds
+	value     float64
+	at, start int64 // milliseconds
+	histogram int32 // none: a number
+	next      int32
 }
 
-type series struct {
-	labels  []label
-	samples []sample
+type exemplar struct {
+	labels, end uint32
+	value       float64
+	at          int64 // milliseconds
+	next        int32
 }
 
-// translation turns one OTLP request into series, in the order of first sight.
+// metadata is what Prometheus knows of a metric.
+type metadata struct {
+	name, help, unit uint32
+	kind             uint8 // as in Prometheus's MetricType
+}
+
+// The types of metrics, as remote_write numbers them in both versions.
+const (
+	typeUnknown = iota
+	typeCounter
+	typeGauge
+	typeHistogram
+	_ // gauge histogram
+	typeSummary
+)
+
+// refusal says why data points of a payload are not sent.
+type refusal struct {
+	reason string
+	err    error // of the first
+	points []int // by number in the payload, rising
+}
+
+// translation turns one OTLP request after the other into series. It is the pure part:
+// now is an argument, no connection. What it remembers from one request to the next (deltas, known
+// series, when target_info was written) changes with commit only, so that a request that
+// fails is the same when it is tried again.
 type translation struct {
-	promote  []string
+	cfg      *Config
 	instance string
-	byLabels map[string]*series
-	order    []*series
-	resource []label // of the resource at hand
+	now      uint64 // nanoseconds
+	names    *names
+	memory   *memory
+
+	// Of the request.
+	symbols   symbols
+	index     table
+	series    []series
+	pairs     []uint32 // names and values of labels
+	samples   []sample
+	native    []native
+	exemplars []exemplar
+	families  []metadata
+	refused   []refusal
+	point     int // number of the next one in the payload
+
+	// Of the resource, scope and metric at hand.
+	resource    []label // with what the scope adds, in order
+	job, host   uint32
+	target      []label
+	first, last uint64 // times of the resource's points
+	family      uint32
+
+	// Of the point at hand.
+	attributes []attribute
+	labels     []label // merged, in order
+	own        []label
+	marks      []mark
+	scratch    []byte
+	id         []byte
+	bounds     []float64 // of the histogram before
+	les        []uint32  // its le labels
+	floats     []float64
+	sort       []sample
+	histogram  otlpHistogram
 }
 
-func newTranslation(promote []string, instance string) *translation {
-	return &translation{promote: promote, instance: instance, byLabels: make(map[string]*series)}
+// mark is an exemplar of the point at hand.
+type mark struct {
+	value float64
+	entry int32
 }
 
-func (t *translation) add(req *metricspb.MetricsData) error {
-	for _, rm := range req.GetResourceMetrics() {
-		if err := t.setResource(rm.GetResource()); err != nil {
-			return err
-		}
-		for _, sm := range rm.GetScopeMetrics() {
-			for _, m := range sm.GetMetrics() {
-				if err := t.metric(m); err != nil {
-					return fmt.Errorf("metric %q: %w", m.GetName(), err)
+func newTranslation(cfg *Config) *translation {
+	return &translation{cfg: cfg, names: newNames(otlptranslator.TranslationStrategyOption(cfg.Strategy)), memory: newMemory(cfg)}
+}
+
+// reset forgets the request before, and what it would have changed.
+func (t *translation) reset(instance string, now time.Time) {
+	t.instance, t.now = instance, uint64(now.UnixNano())
+	t.symbols.reset()
+	t.index.reset()
+	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
+	t.families, t.refused, t.point = t.families[:0], t.refused[:0], 0
+	t.bounds = t.bounds[:0]
+	t.memory.reset()
+}
+
+// commit keeps what the request has changed: it has been stored.
+func (t *translation) commit() { t.memory.commit() }
+
+// add translates an OTLP request, whose bytes must be sound.
+func (t *translation) add(payload []byte) {
+	for r := range otlpwire.Resources(payload) {
+		wrong := t.setResource(r.Resource())
+		t.first, t.last = math.MaxUint64, 0
+		own := t.resource
+		for s := range r.Scopes() {
+			t.resource = own
+			err := wrong
+			if err == nil {
+				err = t.setScope(s.Scope(), s)
+			}
+			for item := range s.Items() {
+				var m otlpwire.Metric
+				if m.Parse(item); err != nil {
+					t.refuseAll(&m, err)
+				} else {
+					t.metric(&m)
 				}
 			}
 		}
+		if t.resource = own; wrong == nil && t.first != math.MaxUint64 && t.cfg.TargetInfo {
+			t.targetInfo()
+		}
 	}
-	return nil
+}
+
+// refuseAll refuses the points of a metric.
+func (t *translation) refuseAll(m *otlpwire.Metric, err error) {
+	for range m.Points() {
+		t.refuse(ledger.DeadUnsupported, err)
+		t.point++
+	}
+}
+
+// refuse says that the point at hand is not sent.
+func (t *translation) refuse(reason string, err error) {
+	i := slices.IndexFunc(t.refused, func(r refusal) bool { return r.reason == reason })
+	if i < 0 {
+		i = len(t.refused)
+		t.refused = append(t.refused, refusal{reason: reason, err: err})
+	}
+	t.refused[i].points = append(t.refused[i].points, t.point)
 }
 
 // setResource prepares the labels that every series of a resource has.
-func (t *translation) setResource(r *resourcepb.Resource) error {
-	attrs := map[string]string{}
-	for _, kv := range r.GetAttributes() {
-		attrs[kv.GetKey()] = attr.Text(kv.GetValue())
-	}
-	attrs["instance.id"] = t.instance // as the subject says
-	t.resource = t.resource[:0]
-	for _, name := range t.promote {
-		if v := attrs[name]; v != "" {
-			l, err := labels.Build(name)
-			if err != nil {
-				return fmt.Errorf("label %q: %w", name, err)
-			}
-			t.resource = append(t.resource, label{l, v})
+func (t *translation) setResource(resource []byte) error {
+	t.resource, t.target, t.job, t.host = t.resource[:0], t.target[:0], 0, 0
+	t.attributes = t.attributes[:0]
+	var namespace, service []byte // nil: absent, which is not the same as empty
+	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
+		switch string(key) {
+		case "service.namespace":
+			namespace = append([]byte{}, t.text(value)...)
+		case "service.name":
+			service = append([]byte{}, t.text(value)...)
+		case "service.instance.id":
+			t.host = t.symbols.add(t.text(value))
 		}
-	}
-	if job := attrs["service.name"]; job != "" {
-		if ns := attrs["service.namespace"]; ns != "" {
-			job = ns + "/" + job
+		t.attributes = append(t.attributes, attribute{key, value})
+	})
+	if service != nil {
+		if namespace != nil {
+			service = append(append(namespace, '/'), service...)
 		}
-		t.resource = append(t.resource, label{"job", job})
+		t.job = t.symbols.add(service)
 	}
-	if inst := attrs["service.instance.id"]; inst != "" {
-		t.resource = append(t.resource, label{"instance", inst})
+	for _, a := range t.attributes {
+		if !slices.Contains(t.cfg.Labels, string(a.key)) {
+			continue
+		}
+		name, err := t.names.labelName(a.key)
+		if err != nil {
+			return fmt.Errorf("resource attribute %q: %w", a.key, err)
+		}
+		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.add(t.text(a.value))})
 	}
+	if slices.Contains(t.cfg.Labels, instanceID) { // as the subject says, whatever stands there
+		name, _ := t.names.labelName([]byte(instanceID)) // a name it can have
+		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.addString(t.instance)})
+	}
+	if t.job != 0 {
+		t.resource = set(t.resource, label{name: t.symbols.addString(jobLabel), value: t.job})
+	}
+	if t.host != 0 {
+		t.resource = set(t.resource, label{name: t.symbols.addString(instanceLabel), value: t.host})
+	}
+	t.resource = t.external(t.resource)
+	t.resource = t.order(t.resource)
+	if !t.cfg.TargetInfo {
+		return nil
+	}
+	others := slices.DeleteFunc(t.attributes, func(a attribute) bool { return slices.Contains(identifying, string(a.key)) })
+	if len(others) == 0 || t.job == 0 && t.host == 0 {
+		return nil
+	}
+	var err error
+	if t.target, err = t.addAttributes(t.target, others, ""); err != nil {
+		return fmt.Errorf("resource attributes: %w", err)
+	}
+	if t.job != 0 {
+		t.target = set(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
+	}
+	if t.host != 0 {
+		t.target = set(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
+	}
+	t.target = t.order(t.external(t.target))
 	return nil
 }
 
-func (t *translation) metric(m *metricspb.Metric) error {
-	om := otlptranslator.Metric{Name: m.GetName(), Unit: m.GetUnit()}
-	var add func(name string) error
-	switch d := m.GetData().(type) {
-	case *metricspb.Metric_Gauge:
-		om.Type = otlptranslator.MetricTypeGauge
-		add = func(name string) error { return t.numbers(name, d.Gauge.GetDataPoints()) }
-	case *metricspb.Metric_Sum:
-		if om.Type = otlptranslator.MetricTypeNonMonotonicCounter; d.Sum.GetIsMonotonic() {
-			om.Type = otlptranslator.MetricTypeMonotonicCounter
+const instanceID = "instance.id"
+
+// external adds the external labels that ls does not have.
+func (t *translation) external(ls []label) []label {
+	for name, value := range t.cfg.External {
+		n := t.symbols.addString(name)
+		if !slices.ContainsFunc(ls, func(l label) bool { return l.name == n && l.value != 0 }) {
+			ls = set(ls, label{name: n, value: t.symbols.addString(value), weak: true})
 		}
-		if isDelta(d.Sum.GetAggregationTemporality()) {
-			return errDelta
-		}
-		add = func(name string) error { return t.numbers(name, d.Sum.GetDataPoints()) }
-	case *metricspb.Metric_Histogram:
-		om.Type = otlptranslator.MetricTypeHistogram
-		if isDelta(d.Histogram.GetAggregationTemporality()) {
-			return errDelta
-		}
-		add = func(name string) error { return t.histograms(name, d.Histogram.GetDataPoints()) }
-	case *metricspb.Metric_Summary:
-		om.Type = otlptranslator.MetricTypeSummary
-		add = func(name string) error { return t.summaries(name, d.Summary.GetDataPoints()) }
-	case *metricspb.Metric_ExponentialHistogram:
-		return errExponential
-	default:
-		return nil // no data points
 	}
-	name, err := namer.Build(om)
+	return ls
+}
+
+// setScope adds the labels of a scope, where they are wanted.
+func (t *translation) setScope(scope, around []byte) error {
+	if !t.cfg.ScopeLabels {
+		return nil
+	}
+	var name, version, schema []byte
+	var as []attribute
+	for i := 0; i < len(scope); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(scope, i); f.Tag {
+		case 1<<3 | otlpwire.Bytes:
+			name = f.Bytes
+		case 2<<3 | otlpwire.Bytes:
+			version = f.Bytes
+		case 3<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			as = append(as, attribute{key, value})
+		}
+	}
+	if len(name) == 0 {
+		return nil
+	}
+	for i := 0; i < len(around); {
+		var f otlpwire.Field
+		if f, i = otlpwire.NextField(around, i); f.Tag == 3<<3|otlpwire.Bytes {
+			schema = f.Bytes
+		}
+	}
+	own, err := t.addAttributes(nil, as, "otel_scope_")
 	if err != nil {
+		return fmt.Errorf("scope attributes: %w", err)
+	}
+	own = set(own, label{name: t.symbols.addString("otel_scope_name"), value: t.symbols.add(name)})
+	own = set(own, label{name: t.symbols.addString("otel_scope_version"), value: t.symbols.add(version)})
+	own = set(own, label{name: t.symbols.addString("otel_scope_schema_url"), value: t.symbols.add(schema)})
+	t.resource = slices.Clone(t.resource) // the next scope begins with what the resource has
+	for _, l := range own {
+		t.resource = set(t.resource, l)
+	}
+	t.resource = t.order(t.resource)
+	return nil
+}
+
+// metric adds the points of a metric.
+func (t *translation) metric(m *otlpwire.Metric) {
+	if m.Kind == otlpwire.NoMetric {
+		return
+	}
+	if m.Kind != otlpwire.Gauge && m.Kind != otlpwire.Summary && m.Temporality != otlpwire.Cumulative && m.Temporality != otlpwire.Delta {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errTemporality))
+		return
+	}
+	var f family
+	if f, t.id = t.names.family(m, t.id); f.err != nil {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, f.err))
+		return
+	}
+	t.family = uint32(len(t.families))
+	t.families = append(t.families, metadata{
+		name: t.symbols.addString(f.name), help: t.symbols.add(m.Description), unit: t.symbols.addString(f.unit), kind: prometheusType(m),
+	})
+	names := familyNames{t.families[t.family].name, 0, 0, 0}
+	switch m.Kind {
+	case otlpwire.Histogram:
+		names.bucket = t.suffixed(f.name, "_bucket")
+		fallthrough
+	case otlpwire.Summary:
+		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
+	}
+	for p := range m.Points() {
+		var (
+			reason = ledger.DeadUnsupported
+			err    error
+		)
+		switch m.Kind {
+		case otlpwire.Gauge, otlpwire.Sum:
+			err = t.number(m, p, names)
+		case otlpwire.Histogram:
+			err = t.explicit(m, p, names)
+		case otlpwire.ExponentialHistogram:
+			err = t.exponential(m, p, names)
+		case otlpwire.Summary:
+			err = t.summary(p, names)
+		}
+		if err != nil {
+			if errors.Is(err, errOld) {
+				reason = ledger.DeadOutOfOrder
+			} else if errors.Is(err, errCardinality) {
+				reason = ledger.DeadCardinality
+			}
+			t.refuse(reason, fmt.Errorf("metric %q: %w", m.Name, err))
+		}
+		t.point++
+	}
+}
+
+// familyNames are the symbols of the names that a metric's series have.
+type familyNames struct{ plain, bucket, sum, count uint32 }
+
+func (t *translation) suffixed(name, suffix string) uint32 {
+	t.scratch = append(append(t.scratch[:0], name...), suffix...)
+	return t.symbols.add(t.scratch)
+}
+
+func prometheusType(m *otlpwire.Metric) uint8 {
+	switch m.Kind {
+	case otlpwire.Gauge:
+		return typeGauge
+	case otlpwire.Sum:
+		if m.Monotonic {
+			return typeCounter
+		}
+		return typeGauge
+	case otlpwire.Histogram, otlpwire.ExponentialHistogram:
+		return typeHistogram
+	case otlpwire.Summary:
+		return typeSummary
+	}
+	return typeUnknown
+}
+
+// pointLabels makes t.labels of the attributes in t.attributes.
+func (t *translation) pointLabels() error {
+	var err error
+	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
+		return fmt.Errorf("attributes: %w", err)
+	}
+	t.own = t.order(t.own)
+	t.merge(t.own, t.resource)
+	return nil
+}
+
+// seen notes the time of a point of the resource.
+func (t *translation) seen(at uint64) { t.first, t.last = min(t.first, at), max(t.last, at) }
+
+// number adds a point of a gauge or sum.
+func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) error {
+	var (
+		at, start uint64
+		v         float64
+		ended     bool
+	)
+	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
+	for i := 0; i < len(p); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(p, i); f.Tag {
+		case 7<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			t.attributes = append(t.attributes, attribute{key, value})
+		case 2<<3 | otlpwire.Fixed64:
+			start = f.Bits
+		case 3<<3 | otlpwire.Fixed64:
+			at = f.Bits
+		case 4<<3 | otlpwire.Fixed64:
+			v = f.Double()
+		case 6<<3 | otlpwire.Fixed64:
+			v = float64(int64(f.Bits))
+		case 5<<3 | otlpwire.Bytes:
+			if m.Kind == otlpwire.Sum {
+				t.exemplar(f.Bytes)
+			}
+		case 8<<3 | otlpwire.Varint:
+			ended = f.Bits&noRecordedValue != 0
+		}
+	}
+	t.seen(at)
+	if err := t.pointLabels(); err != nil {
 		return err
 	}
-	return add(name)
-}
-
-func isDelta(t metricspb.AggregationTemporality) bool {
-	return t == metricspb.AggregationTemporality_AGGREGATION_TEMPORALITY_DELTA
-}
-
-func (t *translation) numbers(name string, points []*metricspb.NumberDataPoint) error {
-	for _, p := range points {
-		v := p.GetAsDouble()
-		if i, ok := p.GetValue().(*metricspb.NumberDataPoint_AsInt); ok {
-			v = float64(i.AsInt)
-		}
-		if p.GetFlags()&noRecordedValue != 0 {
-			v = stale
-		}
-		if err := t.sample(name, p.GetAttributes(), p.GetTimeUnixNano(), v); err != nil {
+	pt := point{at: at, start: start, ended: ended}
+	if !ended && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
+		var err error
+		if v, pt.start, err = t.memory.sum(t.identity(names.plain), pt, v); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (t *translation) histograms(name string, points []*metricspb.HistogramDataPoint) error {
-	for _, p := range points {
-		counts, bounds := p.GetBucketCounts(), p.GetExplicitBounds()
-		if len(counts) > 0 && len(counts) != len(bounds)+1 {
-			return fmt.Errorf("%d bucket counts for %d bounds", len(counts), len(bounds))
-		}
-		if !slices.IsSorted(bounds) {
-			return errors.New("bounds are not in order")
-		}
-		ended := p.GetFlags()&noRecordedValue != 0
-		put := func(suffix string, v float64, extra ...label) error {
-			if ended {
-				v = stale
-			}
-			return t.sample(name+suffix, p.GetAttributes(), p.GetTimeUnixNano(), v, extra...)
-		}
-		var total uint64
-		for i, b := range bounds {
-			if len(counts) > 0 {
-				total += counts[i]
-			}
-			if err := put("_bucket", float64(total), label{"le", number(b)}); err != nil {
-				return err
-			}
-		}
-		err := errors.Join(
-			put("_bucket", float64(p.GetCount()), label{"le", "+Inf"}),
-			put("_count", float64(p.GetCount())))
-		if p.Sum != nil {
-			err = errors.Join(err, put("_sum", p.GetSum()))
-		}
-		if err != nil {
-			return err
-		}
+	if err := t.memory.admit(t, names.plain, pt); err != nil {
+		return err
+	}
+	s := t.one(names.plain, label{}, pt, v)
+	for _, k := range t.marks {
+		t.attach(s, k.entry)
 	}
 	return nil
 }
 
-func (t *translation) summaries(name string, points []*metricspb.SummaryDataPoint) error {
-	for _, p := range points {
-		put := func(suffix string, v float64, extra ...label) error {
-			if p.GetFlags()&noRecordedValue != 0 {
-				v = stale
+// point is what all kinds have.
+type point struct {
+	at, start uint64 // nanoseconds
+	ended     bool
+}
+
+// summary adds a point of a summary.
+func (t *translation) summary(p []byte, names familyNames) error {
+	var (
+		pt    point
+		sum   float64
+		count uint64
+	)
+	t.attributes, t.floats = t.attributes[:0], t.floats[:0]
+	for i := 0; i < len(p); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(p, i); f.Tag {
+		case 7<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			t.attributes = append(t.attributes, attribute{key, value})
+		case 2<<3 | otlpwire.Fixed64:
+			pt.start = f.Bits
+		case 3<<3 | otlpwire.Fixed64:
+			pt.at = f.Bits
+		case 4<<3 | otlpwire.Fixed64:
+			count = f.Bits
+		case 5<<3 | otlpwire.Fixed64:
+			sum = f.Double()
+		case 6<<3 | otlpwire.Bytes:
+			var q, v float64
+			for j := 0; j < len(f.Bytes); {
+				var g otlpwire.Field
+				switch g, j = otlpwire.NextField(f.Bytes, j); g.Tag {
+				case 1<<3 | otlpwire.Fixed64:
+					q = g.Double()
+				case 2<<3 | otlpwire.Fixed64:
+					v = g.Double()
+				}
 			}
-			return t.sample(name+suffix, p.GetAttributes(), p.GetTimeUnixNano(), v, extra...)
+			t.floats = append(t.floats, q, v)
+		case 8<<3 | otlpwire.Varint:
+			pt.ended = f.Bits&noRecordedValue != 0
 		}
-		err := errors.Join(put("_count", float64(p.GetCount())), put("_sum", p.GetSum()))
-		for _, q := range p.GetQuantileValues() {
-			err = errors.Join(err, put("", q.GetValue(), label{"quantile", number(q.GetQuantile())}))
-		}
-		if err != nil {
-			return err
-		}
+	}
+	t.seen(pt.at)
+	if err := t.pointLabels(); err != nil {
+		return err
+	}
+	if err := t.memory.admit(t, names.plain, pt); err != nil {
+		return err
+	}
+	t.one(names.sum, label{}, pt, sum)
+	t.one(names.count, label{}, pt, float64(count))
+	quantile := t.symbols.addString(quantileLabel)
+	for i := 0; i < len(t.floats); i += 2 {
+		t.one(names.plain, label{name: quantile, value: t.decimal(t.floats[i])}, pt, t.floats[i+1])
 	}
 	return nil
 }
 
-// sample adds one sample to the series that name, attributes, resource and
-// extra labels make up. Later kinds of labels win: attributes, resource, extra.
-func (t *translation) sample(name string, attrs []*commonpb.KeyValue, at uint64, v float64, extra ...label) error {
-	ls := make([]label, 0, len(attrs)+len(t.resource)+len(extra)+1)
-	for _, kv := range attrs {
-		l, err := labels.Build(kv.GetKey())
-		if err != nil {
-			return fmt.Errorf("attribute %q: %w", kv.GetKey(), err)
-		}
-		if strings.HasPrefix(l, "__") {
-			l = "key" + l // reserved for Prometheus itself
-		}
-		ls = mergeLabel(ls, label{l, attr.Text(kv.GetValue())})
+// one adds a sample to the series with an extra label and returns it.
+func (t *translation) one(name uint32, extra label, pt point, v float64) (n int) {
+	if pt.ended {
+		v = staleNaN
 	}
-	for _, l := range append(slices.Clone(t.resource), append(extra, label{"__name__", name})...) {
-		ls = slices.DeleteFunc(ls, func(have label) bool { return have.name == l.name })
-		ls = append(ls, l)
-	}
-	ls = slices.DeleteFunc(ls, func(l label) bool { return l.value == "" })
-	slices.SortFunc(ls, func(a, b label) int { return cmp.Compare(a.name, b.name) })
-	var id strings.Builder
-	for _, l := range ls {
-		id.WriteString(l.name)
-		id.WriteByte(0)
-		id.WriteString(l.value)
-		id.WriteByte(0)
-	}
-	s := t.byLabels[id.String()]
-	if s == nil {
-		s = &series{labels: ls}
-		t.byLabels[id.String()] = s
-		t.order = append(t.order, s)
-	}
-	s.samples = append(s.samples, sample{v, int64(at / 1e6)})
-	return nil
+	n = t.at(name, extra, false)
+	t.put(n, pt, v, none)
+	return n
 }
 
-// mergeLabel adds a label; two attributes whose names become the same label are
-// joined with ';' in the order of their appearance.
-func mergeLabel(ls []label, l label) []label {
-	for i := range ls {
-		if ls[i].name == l.name {
-			if ls[i].value != l.value {
-				ls[i].value += ";" + l.value
-			}
-			return ls
-		}
-	}
-	return append(ls, l)
+// decimal returns a number as le and quantile have it.
+func (t *translation) decimal(v float64) uint32 {
+	t.scratch = strconv.AppendFloat(t.scratch[:0], v, 'f', -1, 64)
+	return t.symbols.add(t.scratch)
 }
 
-func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
-
-// request encodes a prometheus.WriteRequest: timeseries = 1 {labels = 1 {name =
-// 1, value = 2}, samples = 2 {value = 1, timestamp = 2}}. Samples of a series
-// are in the order of time, one a millisecond: the last one wins.
-func (t *translation) request() []byte {
-	var out, ts, part []byte
-	for _, s := range t.order {
-		ts = ts[:0]
-		for _, l := range s.labels {
-			part = protowire.AppendString(protowire.AppendTag(part[:0], 1, protowire.BytesType), l.name)
-			part = protowire.AppendString(protowire.AppendTag(part, 2, protowire.BytesType), l.value)
-			ts = protowire.AppendBytes(protowire.AppendTag(ts, 1, protowire.BytesType), part)
-		}
-		slices.SortStableFunc(s.samples, func(a, b sample) int { return cmp.Compare(a.at, b.at) })
-		for i, v := range s.samples {
-			if i+1 < len(s.samples) && s.samples[i+1].at == v.at {
-				continue
-			}
-			part = protowire.AppendFixed64(protowire.AppendTag(part[:0], 1, protowire.Fixed64Type), math.Float64bits(v.value))
-			part = protowire.AppendVarint(protowire.AppendTag(part, 2, protowire.VarintType), uint64(v.at))
-			ts = protowire.AppendBytes(protowire.AppendTag(ts, 2, protowire.BytesType), part)
-		}
-		out = protowire.AppendBytes(protowire.AppendTag(out, 1, protowire.BytesType), ts)
+// at returns the series that name, t.labels and an extra label make up.
+func (t *translation) at(name uint32, extra label, histograms bool) int {
+	from := uint32(len(t.pairs))
+	nl := t.symbols.addString(nameLabel)
+	hash := uint64(0)
+	if histograms {
+		hash = 1
 	}
-	return out
+	put := func(l label) {
+		t.pairs = append(t.pairs, l.name, l.value)
+		hash = (hash^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
+		hash ^= hash >> 29
+	}
+	named, extended := false, extra.name == 0
+	for _, l := range t.labels {
+		if !named && t.before(nl, l.name) {
+			put(label{name: nl, value: name})
+			named = true
+		}
+		if l.name == extra.name && extra.name != 0 {
+			continue
+		}
+		if !extended && t.before(extra.name, l.name) {
+			put(extra)
+			extended = true
+		}
+		put(l)
+	}
+	if !named {
+		put(label{name: nl, value: name})
+	}
+	if !extended {
+		put(extra)
+	}
+	t.index.grow(func(n uint32) uint64 { return t.series[n].hash })
+	i := int(hash)
+	for ; ; i++ {
+		n := t.index.slots[i&(len(t.index.slots)-1)]
+		if n == 0 {
+			break
+		}
+		if s := &t.series[n-1]; s.hash == hash && s.histograms == histograms && slices.Equal(t.pairs[s.labels:s.end], t.pairs[from:]) {
+			t.pairs = t.pairs[:from]
+			return int(n - 1)
+		}
+	}
+	t.index.slots[i&(len(t.index.slots)-1)] = uint32(len(t.series)) + 1
+	t.index.used++
+	t.series = append(t.series, series{
+		hash: hash, labels: from, end: uint32(len(t.pairs)), family: t.family,
+		first: none, last: none, firstSeen: none, lastSeen: none, histograms: histograms,
+	})
+	return len(t.series) - 1
+}
+
+// put adds a sample to a series: a number or, where it is not none, a histogram.
+func (t *translation) put(n int, pt point, v float64, histogram int32) {
+	s := &t.series[n]
+	at := int64(pt.at) / 1e6
+	if s.last != none {
+		switch before := &t.samples[s.last]; {
+		case before.at == at: // one a millisecond: the last
+			before.value, before.start, before.histogram = v, int64(pt.start)/1e6, histogram
+			return
+		case before.at > at:
+			s.unsorted = true
+		}
+	}
+	k := int32(len(t.samples))
+	t.samples = append(t.samples, sample{value: v, at: at, start: int64(pt.start) / 1e6, histogram: histogram, next: none})
+	if s.last == none {
+		s.first = k
+	} else {
+		t.samples[s.last].next = k
+	}
+	s.last = k
+	s.count++
+}
+
+// ordered calls visit with the samples of a series in the order of time, the last of
+// those of one millisecond.
+func (t *translation) ordered(s *series, visit func(sample)) {
+	if !s.unsorted {
+		for k := s.first; k != none; k = t.samples[k].next {
+			visit(t.samples[k])
+		}
+		return
+	}
+	t.sort = t.sort[:0]
+	for k := s.first; k != none; k = t.samples[k].next {
+		t.sort = append(t.sort, t.samples[k])
+	}
+	slices.SortStableFunc(t.sort, func(a, b sample) int { return int(min(max(a.at-b.at, -1), 1)) })
+	for i, v := range t.sort {
+		if i+1 == len(t.sort) || t.sort[i+1].at != v.at {
+			visit(v)
+		}
+	}
+}
+
+// maxExemplarRunes is how long the labels of an exemplar may be together (OpenMetrics).
+const maxExemplarRunes = 128
+
+// exemplar reads one of the point at hand; one without a value is left out.
+func (t *translation) exemplar(b []byte) {
+	var (
+		e             = exemplar{next: none}
+		valued        bool
+		trace, spanID []byte
+		attributes    [16]attribute
+		as            = attributes[:0]
+	)
+	for i := 0; i < len(b); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(b, i); f.Tag {
+		case 7<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			as = append(as, attribute{key, value})
+		case 2<<3 | otlpwire.Fixed64:
+			e.at = int64(f.Bits) / 1e6
+		case 3<<3 | otlpwire.Fixed64:
+			e.value, valued = f.Double(), true
+		case 6<<3 | otlpwire.Fixed64:
+			e.value, valued = float64(int64(f.Bits)), true
+		case 4<<3 | otlpwire.Bytes:
+			spanID = f.Bytes
+		case 5<<3 | otlpwire.Bytes:
+			trace = f.Bytes
+		}
+	}
+	if !valued {
+		return
+	}
+	var (
+		own   []label
+		runes int
+		ids   [2]struct {
+			name string
+			id   []byte
+		}
+	)
+	ids[0].name, ids[0].id, ids[1].name, ids[1].id = "trace_id", trace, "span_id", spanID
+	for _, id := range ids {
+		if len(id.id) > 0 && !allZero(id.id) {
+			t.scratch = hex.AppendEncode(t.scratch[:0], id.id)
+			own = append(own, label{name: t.symbols.addString(id.name), value: t.symbols.add(t.scratch)})
+			runes += len(id.name) + len(t.scratch)
+		}
+	}
+	with := own
+	for _, a := range as {
+		text := t.text(a.value)
+		runes += utf8.RuneCount(a.key) + utf8.RuneCount(text)
+		with = append(with, label{name: t.symbols.add(a.key), value: t.symbols.add(text)})
+	}
+	if runes <= maxExemplarRunes {
+		own = with
+	}
+	slices.SortStableFunc(own, func(a, b label) int { return bytes.Compare(t.symbols.get(a.name), t.symbols.get(b.name)) })
+	e.labels = uint32(len(t.pairs))
+	for i, l := range own {
+		if l.name != 0 && (i == 0 || own[i-1].name != l.name) {
+			t.pairs = append(t.pairs, l.name, l.value)
+		}
+	}
+	e.end = uint32(len(t.pairs))
+	t.marks = append(t.marks, mark{e.value, int32(len(t.exemplars))})
+	t.exemplars = append(t.exemplars, e)
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// attach gives a series an exemplar.
+func (t *translation) attach(n int, entry int32) {
+	s := &t.series[n]
+	if s.lastSeen == none {
+		s.firstSeen = entry
+	} else {
+		t.exemplars[s.lastSeen].next = entry
+	}
+	s.lastSeen = entry
+}
+
+// targetInterval is how often target_info is written at the most: half of the five
+// minutes that PromQL looks back.
+const targetInterval = 150_000 // milliseconds
+
+// targetInfo adds the samples of target_info for the resource at hand, from its first
+// point to its last, unless it was written a short while ago.
+func (t *translation) targetInfo() {
+	if len(t.target) == 0 {
+		return
+	}
+	name := t.symbols.addString("target_info")
+	t.labels = append(t.labels[:0], t.target...)
+	id := t.identity(name)
+	next, end := int64(t.first)/1e6, int64(t.last)/1e6
+	if before, ok := t.memory.target(id); ok {
+		if next = max(next, before+targetInterval); next > end {
+			return
+		}
+	}
+	t.family = uint32(len(t.families))
+	t.families = append(t.families, metadata{name: name, help: t.symbols.addString("Target metadata"), kind: typeGauge})
+	n := t.at(name, label{}, false)
+	for ; next < end; next += targetInterval {
+		t.put(n, point{at: uint64(next) * 1e6}, 1, none)
+	}
+	t.put(n, point{at: uint64(end) * 1e6}, 1, none)
+	t.memory.wroteTarget(id, end)
+}
+
+// hashOf is a second hash of a series, of its texts.
+func (t *translation) hashOf(name uint32) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	_, _ = h.Write(t.symbols.get(name))
+	for _, l := range t.labels {
+		_ = h.WriteByte(0)
+		_, _ = h.Write(t.symbols.get(l.name))
+		_ = h.WriteByte(1)
+		_, _ = h.Write(t.symbols.get(l.value))
+	}
+	return h.Sum64()
+}
+
+// identity is the key of the series of name and t.labels in the memory.
+func (t *translation) identity(name uint32) identity {
+	first := t.symbols.hashes[name]
+	for _, l := range t.labels {
+		first = (first^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
+	}
+	return identity{first, t.hashOf(name)}
 }

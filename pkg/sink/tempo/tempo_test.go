@@ -4,12 +4,19 @@ import "testing"
 
 func TestEndpoints(t *testing.T) {
 	for endpoint, ok := range map[string]bool{"h:4317": true, "http://h:4317": true, "https://h:4317": true, "h": false, "ftp://h:1": false, "": false, "http://h": false} {
-		w, err := New(Config{Endpoint: endpoint})
+		cfg := DefaultConfig()
+		cfg.Endpoint = endpoint
+		w, err := New(cfg)
 		if (err == nil) != ok {
 			t.Errorf("%q: %v", endpoint, err)
 		}
 		if err == nil {
 			_ = w.Close()
+		}
+	}
+	for _, wrong := range []Config{{Endpoint: "h:1", Protocol: "udp", Compression: "none"}, {Endpoint: "h:1", Protocol: "http", Compression: "zip"}} {
+		if _, err := New(wrong); err == nil {
+			t.Errorf("%+v is taken", wrong)
 		}
 	}
 }

@@ -1,0 +1,292 @@
+package remotewrite
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// otlpHistogram is a point of an explicit or exponential histogram. Its slices are used
+// again.
+type otlpHistogram struct {
+	count  uint64
+	sum    float64
+	summed bool
+
+	bounds []float64 // explicit
+	counts []uint64  // likewise, not cumulative
+
+	scale              int32
+	zeros              uint64
+	positive, negative buckets
+}
+
+// buckets are those of one side of an exponential histogram: the i-th has the index
+// offset + i.
+type buckets struct {
+	offset int32
+	counts []uint64
+}
+
+func (h *otlpHistogram) reset() {
+	*h = otlpHistogram{bounds: h.bounds[:0], counts: h.counts[:0], positive: buckets{counts: h.positive.counts[:0]}, negative: buckets{counts: h.negative.counts[:0]}}
+}
+
+// explicit adds a point of a histogram with bounds: a series for each bucket, one for
+// the count and, where there is one, the sum.
+func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) error {
+	var pt point
+	h := &t.histogram
+	h.reset()
+	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
+	for i := 0; i < len(p); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(p, i); f.Tag {
+		case 9<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			t.attributes = append(t.attributes, attribute{key, value})
+		case 2<<3 | otlpwire.Fixed64:
+			pt.start = f.Bits
+		case 3<<3 | otlpwire.Fixed64:
+			pt.at = f.Bits
+		case 4<<3 | otlpwire.Fixed64:
+			h.count = f.Bits
+		case 5<<3 | otlpwire.Fixed64:
+			h.sum, h.summed = f.Double(), true
+		case 6<<3 | otlpwire.Bytes:
+			for b := f.Bytes; len(b) >= 8; b = b[8:] {
+				h.counts = append(h.counts, binary.LittleEndian.Uint64(b))
+			}
+		case 6<<3 | otlpwire.Fixed64:
+			h.counts = append(h.counts, f.Bits)
+		case 7<<3 | otlpwire.Bytes:
+			for b := f.Bytes; len(b) >= 8; b = b[8:] {
+				h.bounds = append(h.bounds, math.Float64frombits(binary.LittleEndian.Uint64(b)))
+			}
+		case 7<<3 | otlpwire.Fixed64:
+			h.bounds = append(h.bounds, f.Double())
+		case 8<<3 | otlpwire.Bytes:
+			t.exemplar(f.Bytes)
+		case 10<<3 | otlpwire.Varint:
+			pt.ended = f.Bits&noRecordedValue != 0
+		}
+	}
+	t.seen(pt.at)
+	if len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1 {
+		return errCounts
+	}
+	if !slices.IsSorted(h.bounds) {
+		return errBounds
+	}
+	if err := t.pointLabels(); err != nil {
+		return err
+	}
+	if m.Temporality == otlpwire.Delta && !pt.ended {
+		var err error
+		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h, false); err != nil {
+			return err
+		}
+	}
+	if err := t.memory.admit(t, names.plain, pt); err != nil {
+		return err
+	}
+	if h.summed {
+		t.one(names.sum, label{}, pt, h.sum)
+	}
+	t.one(names.count, label{}, pt, float64(h.count))
+	slices.SortStableFunc(t.marks, func(a, b mark) int {
+		if a.value < b.value {
+			return -1
+		} else if a.value > b.value {
+			return 1
+		}
+		return 0
+	})
+	le := t.symbols.addString(leLabel)
+	t.le(h.bounds)
+	total, marks := uint64(0), t.marks
+	for i := 0; i < len(h.bounds) && i < len(h.counts); i++ {
+		total += h.counts[i]
+		s := t.one(names.bucket, label{name: le, value: t.les[i]}, pt, float64(total))
+		for ; len(marks) > 0 && !(marks[0].value > h.bounds[i]); marks = marks[1:] {
+			t.attach(s, marks[0].entry)
+		}
+	}
+	s := t.one(names.bucket, label{name: le, value: t.symbols.addString("+Inf")}, pt, float64(h.count))
+	for ; len(marks) > 0; marks = marks[1:] {
+		t.attach(s, marks[0].entry)
+	}
+	return nil
+}
+
+// le makes t.les of bounds, which are mostly those of the point before.
+func (t *translation) le(bounds []float64) {
+	if len(t.les) == len(bounds) && slices.Equal(t.bounds, bounds) {
+		return
+	}
+	t.bounds, t.les = append(t.bounds[:0], bounds...), t.les[:0]
+	for _, b := range bounds {
+		t.les = append(t.les, t.decimal(b))
+	}
+}
+
+// The schemas of native histograms that are exponential.
+const (
+	minSchema = -4
+	maxSchema = 8
+)
+
+// zeroThreshold is the one that Prometheus gives histograms from OTLP.
+const zeroThreshold = 1e-128
+
+// native is a native histogram.
+type native struct {
+	count, zeros       uint64
+	sum                float64
+	schema             int32
+	positive, negative sparse
+}
+
+// sparse are the buckets of one side: those that spans name, each by its difference
+// from the one before.
+type sparse struct {
+	spans  []span
+	deltas []int64
+}
+
+// span is length buckets, offset behind the span before; that of the first is its index.
+type span struct {
+	offset int32
+	length uint32
+}
+
+// exponential adds a point of an exponential histogram, as a native one.
+func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyNames) error {
+	var pt point
+	h := &t.histogram
+	h.reset()
+	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
+	for i := 0; i < len(p); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(p, i); f.Tag {
+		case 1<<3 | otlpwire.Bytes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			t.attributes = append(t.attributes, attribute{key, value})
+		case 2<<3 | otlpwire.Fixed64:
+			pt.start = f.Bits
+		case 3<<3 | otlpwire.Fixed64:
+			pt.at = f.Bits
+		case 4<<3 | otlpwire.Fixed64:
+			h.count = f.Bits
+		case 5<<3 | otlpwire.Fixed64:
+			h.sum, h.summed = f.Double(), true
+		case 6<<3 | otlpwire.Varint:
+			h.scale = f.Sint32()
+		case 7<<3 | otlpwire.Fixed64:
+			h.zeros = f.Bits
+		case 8<<3 | otlpwire.Bytes:
+			h.positive.read(f.Bytes)
+		case 9<<3 | otlpwire.Bytes:
+			h.negative.read(f.Bytes)
+		case 10<<3 | otlpwire.Varint:
+			pt.ended = f.Bits&noRecordedValue != 0
+		case 11<<3 | otlpwire.Bytes:
+			t.exemplar(f.Bytes)
+		}
+	}
+	t.seen(pt.at)
+	if h.scale < minSchema {
+		return errScale
+	}
+	if err := t.pointLabels(); err != nil {
+		return err
+	}
+	if m.Temporality == otlpwire.Delta && !pt.ended {
+		var err error
+		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h, true); err != nil {
+			return err
+		}
+	}
+	if err := t.memory.admit(t, names.plain, pt); err != nil {
+		return err
+	}
+	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema)}
+	down := uint(h.scale - n.schema)
+	n.positive, n.negative = h.positive.sparse(down), h.negative.sparse(down)
+	if pt.ended {
+		n.count, n.sum = stale, staleNaN
+	} else if h.summed {
+		n.sum = h.sum
+	}
+	s := t.at(names.plain, label{}, true)
+	t.put(s, pt, 0, int32(len(t.native)))
+	t.native = append(t.native, n)
+	for _, k := range t.marks {
+		t.attach(s, k.entry)
+	}
+	return nil
+}
+
+// read reads a Buckets message; of one that is there twice the numbers follow each other.
+func (b *buckets) read(msg []byte) {
+	for i := 0; i < len(msg); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(msg, i); f.Tag {
+		case 1<<3 | otlpwire.Varint:
+			b.offset = f.Sint32()
+		case 2<<3 | otlpwire.Varint:
+			b.counts = append(b.counts, f.Bits)
+		case 2<<3 | otlpwire.Bytes:
+			for p := f.Bytes; len(p) > 0; {
+				v, n := protowire.ConsumeVarint(p)
+				if n < 0 {
+					return
+				}
+				b.counts = append(b.counts, v)
+				p = p[n:]
+			}
+		}
+	}
+}
+
+// maxGap is how many empty buckets may stand in a span: beyond it a new one is shorter.
+const maxGap = 2
+
+// sparse returns the buckets as a native histogram has them, 2^down of them in one. The
+// bucket 0 of OpenTelemetry begins at 1, that of Prometheus ends there.
+func (b *buckets) sparse(down uint) (out sparse) {
+	index := func(i int) int32 { return (b.offset+int32(i))>>down + 1 }
+	before, last := int64(0), int32(0)
+	put := func(count uint64) {
+		out.spans[len(out.spans)-1].length++
+		out.deltas = append(out.deltas, int64(count)-before)
+		before = int64(count)
+	}
+	for i := 0; i < len(b.counts); {
+		at, count := index(i), uint64(0)
+		for ; i < len(b.counts) && index(i) == at; i++ {
+			count += b.counts[i]
+		}
+		if count == 0 {
+			continue
+		}
+		gap := at - last - 1
+		switch {
+		case len(out.spans) == 0:
+			out.spans = append(out.spans, span{offset: at})
+		case gap > maxGap:
+			out.spans = append(out.spans, span{offset: gap})
+		default:
+			for range gap {
+				put(0)
+			}
+		}
+		put(count)
+		last = at
+	}
+	return out
+}

@@ -1,0 +1,225 @@
+package remotewrite
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/otlptranslator"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/attr"
+)
+
+// label is a pair of symbols. weak ones give way to an attribute of the same name.
+type label struct {
+	name, value uint32
+	weak        bool
+}
+
+// maxNames bounds what is remembered of names, over all requests.
+const maxNames = 4096
+
+// names builds label and metric names by a strategy, and remembers them.
+type names struct {
+	metric otlptranslator.MetricNamer
+	label  otlptranslator.LabelNamer
+	unit   otlptranslator.UnitNamer
+	escape bool
+
+	labels   map[string]string
+	families map[string]family
+}
+
+// family is what the samples of a metric have in common.
+type family struct {
+	name string // empty: none can be built
+	unit string
+	err  error
+}
+
+func newNames(strategy otlptranslator.TranslationStrategyOption) *names {
+	escape := strategy.ShouldEscape()
+	return &names{
+		metric: otlptranslator.NewMetricNamer("", strategy),
+		// As Prometheus has them by default: otlp.label_name_underscore_sanitization and
+		// otlp.label_name_preserve_multiple_underscores.
+		//lint:ignore SA1019 Prometheus 3 still has it, and series must have the same names
+		label:    otlptranslator.LabelNamer{UTF8Allowed: !escape, UnderscoreLabelSanitization: true, PreserveMultipleUnderscores: true},
+		unit:     otlptranslator.UnitNamer{},
+		escape:   escape,
+		labels:   make(map[string]string),
+		families: make(map[string]family),
+	}
+}
+
+// labelName returns the name of the label that an attribute becomes.
+func (n *names) labelName(key []byte) (string, error) {
+	if name, ok := n.labels[string(key)]; ok {
+		return name, nil
+	}
+	name, err := n.label.Build(string(key))
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(name, "__") {
+		name = "key" + name // those are Prometheus's own
+	}
+	if len(n.labels) >= maxNames {
+		clear(n.labels)
+	}
+	n.labels[string(key)] = name
+	return name, nil
+}
+
+// family returns the names of a metric; id is room to work in.
+func (n *names) family(m *otlpwire.Metric, id []byte) (family, []byte) {
+	kind := byte(m.Kind)
+	if m.Monotonic {
+		kind |= 0x80
+	}
+	id = append(append(append(append(id[:0], kind), m.Unit...), 0), m.Name...)
+	f, ok := n.families[string(id)]
+	if !ok {
+		f.name, f.err = n.metric.Build(otlptranslator.Metric{Name: string(m.Name), Unit: string(m.Unit), Type: metricType(m)})
+		f.unit = n.unit.Build(string(m.Unit))
+		if len(n.families) >= maxNames {
+			clear(n.families)
+		}
+		n.families[string(id)] = f
+	}
+	return f, id
+}
+
+func metricType(m *otlpwire.Metric) otlptranslator.MetricType {
+	switch m.Kind {
+	case otlpwire.Gauge:
+		return otlptranslator.MetricTypeGauge
+	case otlpwire.Sum:
+		if m.Monotonic {
+			return otlptranslator.MetricTypeMonotonicCounter
+		}
+		return otlptranslator.MetricTypeNonMonotonicCounter
+	case otlpwire.Histogram:
+		return otlptranslator.MetricTypeHistogram
+	case otlpwire.ExponentialHistogram:
+		return otlptranslator.MetricTypeExponentialHistogram
+	case otlpwire.Summary:
+		return otlptranslator.MetricTypeSummary
+	}
+	return otlptranslator.MetricTypeUnknown
+}
+
+// The names of the labels that penstock itself writes.
+const (
+	nameLabel     = "__name__"
+	jobLabel      = "job"
+	instanceLabel = "instance"
+	leLabel       = "le"
+	quantileLabel = "quantile"
+)
+
+// identifying are the resource attributes that job and instance are made of.
+var identifying = []string{"service.namespace", "service.name", "service.instance.id"}
+
+// attribute is one of those at hand: where it stands in the payload.
+type attribute struct{ key, value []byte }
+
+// byKey sorts attributes, as Prometheus does before it merges those whose names become one.
+func byKey(as []attribute) {
+	cmp := func(a, b attribute) int { return bytes.Compare(a.key, b.key) }
+	if !slices.IsSortedFunc(as, cmp) {
+		slices.SortStableFunc(as, cmp)
+	}
+}
+
+// text returns an attribute's value, in t.scratch where it is no string.
+func (t *translation) text(value []byte) []byte {
+	if v := otlpwire.ParseValue(value); v.Kind == otlpwire.String {
+		return v.Str
+	}
+	t.scratch = attr.Append(t.scratch[:0], value)
+	return t.scratch
+}
+
+// addAttributes appends the labels of attributes to ls, which has none yet. Those whose
+// names become one are joined with ';', in the order of their keys.
+func (t *translation) addAttributes(ls []label, as []attribute, prefix string) ([]label, error) {
+	byKey(as)
+	for _, a := range as {
+		if string(a.key) == nameLabel {
+			continue
+		}
+		key := a.key
+		if prefix != "" {
+			key = append([]byte(prefix), key...)
+		}
+		name, err := t.names.labelName(key)
+		if err != nil {
+			return ls, err
+		}
+		n, v := t.symbols.addString(name), t.symbols.add(t.text(a.value))
+		i := slices.IndexFunc(ls, func(l label) bool { return l.name == n })
+		switch {
+		case i < 0:
+			ls = append(ls, label{name: n, value: v})
+		case ls[i].value != 0 && t.names.escape:
+			joined := append(append([]byte(nil), t.symbols.get(ls[i].value)...), ';')
+			ls[i].value = t.symbols.add(append(joined, t.symbols.get(v)...))
+		default:
+			ls[i].value = v
+		}
+	}
+	return ls, nil
+}
+
+// set gives a label a value in ls, which is in no order.
+func set(ls []label, l label) []label {
+	i := slices.IndexFunc(ls, func(have label) bool { return have.name == l.name })
+	if i < 0 {
+		return append(ls, l)
+	}
+	ls[i] = l
+	return ls
+}
+
+// order sorts labels by name and leaves out empty ones.
+func (t *translation) order(ls []label) []label {
+	out := ls[:0]
+	for _, l := range ls {
+		if l.value != 0 {
+			out = append(out, l)
+		}
+	}
+	for i := 1; i < len(out); i++ { // few, and nearly in order
+		for j := i; j > 0 && t.before(out[j].name, out[j-1].name); j-- {
+			out[j], out[j-1] = out[j-1], out[j]
+		}
+	}
+	return out
+}
+
+func (t *translation) before(a, b uint32) bool {
+	return bytes.Compare(t.symbols.get(a), t.symbols.get(b)) < 0
+}
+
+// merge puts the labels of a point and of its resource together, both in order, into
+// t.labels. The resource's win, unless they are weak: no customer can forge
+// instance_id.
+func (t *translation) merge(point, resource []label) {
+	out := t.labels[:0]
+	for len(point) > 0 && len(resource) > 0 {
+		p, r := point[0], resource[0]
+		switch {
+		case p.name == r.name && r.weak:
+			resource = resource[1:]
+		case p.name == r.name:
+			point = point[1:]
+		case t.before(p.name, r.name):
+			out, point = append(out, p), point[1:]
+		default:
+			out, resource = append(out, r), resource[1:]
+		}
+	}
+	t.labels = append(append(out, point...), resource...)
+}

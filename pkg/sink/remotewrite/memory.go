@@ -1,0 +1,315 @@
+package remotewrite
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// identity tells series apart, over all requests of a process: two hashes of 64 bits.
+type identity struct{ first, second uint64 }
+
+// memory is what a translation remembers from one request to the next. Everything in it
+// is bounded, and lost when another sink takes over: see docs/backends.md for what that
+// means to deltas.
+//
+// What is older is in old, what is younger in young: when young is full it becomes old,
+// and what was old is forgotten.
+type memory struct {
+	deltas  generations[delta]
+	targets generations[int64]
+	guards  map[string]*guard
+	cfg     *Config
+
+	staged  map[identity]delta
+	written map[identity]int64
+}
+
+type generations[T any] struct {
+	young, old map[identity]T
+	most       int // of each
+}
+
+func newGenerations[T any](most int) generations[T] {
+	return generations[T]{young: make(map[identity]T), most: most}
+}
+
+func (g *generations[T]) get(id identity) (v T, ok bool) {
+	if v, ok = g.young[id]; !ok {
+		v, ok = g.old[id]
+	}
+	return v, ok
+}
+
+func (g *generations[T]) set(id identity, v T) {
+	if _, have := g.young[id]; !have && len(g.young) >= g.most {
+		g.old, g.young = g.young, make(map[identity]T)
+	}
+	g.young[id] = v
+}
+
+// maxTargets is about how many resources are known to have a target_info.
+const maxTargets = 1 << 16
+
+func newMemory(cfg *Config) *memory {
+	return &memory{
+		cfg: cfg, deltas: newGenerations[delta](max(cfg.Limits.DeltaSeries/2, 1)), targets: newGenerations[int64](maxTargets / 2),
+		guards: make(map[string]*guard), staged: make(map[identity]delta), written: make(map[identity]int64),
+	}
+}
+
+// reset forgets what the request before would have changed.
+func (m *memory) reset() {
+	clear(m.staged)
+	clear(m.written)
+}
+
+func (m *memory) commit() {
+	for id, d := range m.staged {
+		m.deltas.set(id, d)
+	}
+	for id, at := range m.written {
+		m.targets.set(id, at)
+	}
+	m.reset()
+}
+
+// target returns when the target_info of a series was written last, in milliseconds.
+func (m *memory) target(id identity) (at int64, ok bool) {
+	if at, ok = m.written[id]; !ok {
+		at, ok = m.targets.get(id)
+	}
+	return at, ok
+}
+
+func (m *memory) wroteTarget(id identity, at int64) { m.written[id] = at }
+
+// delta is the sum of all deltas of a series since it was first seen here.
+type delta struct {
+	start, last uint64 // nanoseconds
+	value       float64
+	histogram   *otlpHistogram // nil: a number
+}
+
+// next returns the sum that a delta is to be added to. fresh says that it begins here;
+// again, that the delta is in the sum already.
+func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err error) {
+	d, ok := m.staged[id]
+	if !ok {
+		d, ok = m.deltas.get(id)
+	}
+	switch {
+	case !ok:
+		start := pt.start
+		if start == 0 {
+			start = pt.at
+		}
+		return delta{start: start, last: pt.at}, true, false, nil
+	case pt.at < d.last:
+		return d, false, false, errOld
+	case pt.at == d.last:
+		return d, false, true, nil
+	}
+	d.last = pt.at
+	return d, false, false, nil
+}
+
+// sum returns the cumulative value and start of a sum.
+func (m *memory) sum(id identity, pt point, v float64) (value float64, start uint64, err error) {
+	d, _, again, err := m.next(id, pt)
+	if err != nil {
+		return 0, 0, err
+	}
+	if !again {
+		d.value += v
+		m.staged[id] = d
+	}
+	return d.value, d.start, nil
+}
+
+// histogram makes h cumulative and returns its start. A histogram with other bounds than
+// before begins anew.
+func (m *memory) histogram(id identity, pt point, h *otlpHistogram, exponential bool) (start uint64, err error) {
+	d, fresh, again, err := m.next(id, pt)
+	if err != nil {
+		return 0, err
+	}
+	if before := d.histogram; !fresh && before != nil && (exponential || slices.Equal(before.bounds, h.bounds) && len(before.counts) == len(h.counts)) {
+		if again {
+			h.reset()
+		}
+		h.add(before, exponential)
+	} else if !fresh {
+		d.start = pt.start
+	}
+	if !again {
+		d.histogram = h.clone()
+		m.staged[id] = d
+	}
+	return d.start, nil
+}
+
+// clone copies a histogram.
+func (h *otlpHistogram) clone() *otlpHistogram {
+	c := *h
+	c.bounds, c.counts = slices.Clone(h.bounds), slices.Clone(h.counts)
+	c.positive.counts, c.negative.counts = slices.Clone(h.positive.counts), slices.Clone(h.negative.counts)
+	return &c
+}
+
+// maxBuckets is how many buckets a side of a sum of exponential histograms has at the
+// most: what SDKs bound theirs to. With more its resolution is halved.
+const maxBuckets = 160
+
+// add adds what was before to h. Without counts h takes over everything.
+func (h *otlpHistogram) add(before *otlpHistogram, exponential bool) {
+	h.count += before.count
+	h.sum += before.sum
+	h.summed = h.summed || before.summed
+	h.zeros += before.zeros
+	if !exponential {
+		if len(h.counts) == 0 {
+			h.bounds, h.counts = append(h.bounds[:0], before.bounds...), append(h.counts, before.counts...)
+			return
+		}
+		for i, c := range before.counts {
+			h.counts[i] += c
+		}
+		return
+	}
+	if h.count == before.count && len(h.positive.counts)+len(h.negative.counts) == 0 {
+		h.scale = before.scale
+	}
+	scale := min(h.scale, before.scale)
+	for scale > minSchema && (width(h, before, scale, positive) > maxBuckets || width(h, before, scale, negative) > maxBuckets) {
+		scale--
+	}
+	for _, side := range []func(*otlpHistogram) *buckets{positive, negative} {
+		*side(h) = union(*side(h), uint(h.scale-scale), *side(before), uint(before.scale-scale))
+	}
+	h.scale = scale
+}
+
+func positive(h *otlpHistogram) *buckets { return &h.positive }
+func negative(h *otlpHistogram) *buckets { return &h.negative }
+
+// reach returns the first and the last index of buckets with 2^down of them in one.
+func (b *buckets) reach(down uint) (first, last int32, any bool) {
+	if len(b.counts) == 0 {
+		return 0, 0, false
+	}
+	return b.offset >> down, (b.offset + int32(len(b.counts)-1)) >> down, true
+}
+
+// width returns how many buckets a side of two histograms has together at a scale.
+func width(a, b *otlpHistogram, scale int32, side func(*otlpHistogram) *buckets) int {
+	first, last, some := side(a).reach(uint(a.scale - scale))
+	other, end, more := side(b).reach(uint(b.scale - scale))
+	switch {
+	case some && more:
+		first, last = min(first, other), max(last, end)
+	case more:
+		first, last = other, end
+	case !some:
+		return 0
+	}
+	return int(last-first) + 1
+}
+
+func union(a buckets, downA uint, b buckets, downB uint) buckets {
+	first, last, some := a.reach(downA)
+	other, end, more := b.reach(downB)
+	switch {
+	case some && more:
+		first, last = min(first, other), max(last, end)
+	case more:
+		first, last = other, end
+	case !some:
+		return buckets{}
+	}
+	out := buckets{offset: first, counts: make([]uint64, last-first+1)}
+	for i, c := range a.counts {
+		out.counts[(a.offset+int32(i))>>downA-first] += c
+	}
+	for i, c := range b.counts {
+		out.counts[(b.offset+int32(i))>>downB-first] += c
+	}
+	return out
+}
+
+var errCardinality = errors.New("too many new series")
+
+// guard counts the new series of one instance, by the time of its own points.
+type guard struct {
+	minute, hour, first int64 // of the points
+	fresh               int   // new in this minute
+	young, old          map[uint64]struct{}
+	values              map[uint64]map[uint64]struct{} // of the labels of points, by name, in this hour
+}
+
+const (
+	minuteNanos = 60e9
+	hourMinutes = 60
+	ahead       = 10 // minutes that Prometheus takes points before their time
+
+	// learning is how many minutes long an instance that is new here may have ten
+	// times as many new series: to a sink that has just taken it over all are new.
+	learning = 5
+)
+
+// admit refuses the point at hand when its series is new and there are too many.
+func (m *memory) admit(t *translation, name uint32, pt point) error {
+	limits := &m.cfg.Limits
+	if limits.NewSeries == 0 {
+		return nil
+	}
+	hash := t.symbols.hashes[name]
+	for _, l := range t.labels {
+		hash = (hash^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
+	}
+	g := m.guards[t.instance]
+	if g == nil {
+		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(pt.at, t.now) / minuteNanos)}
+		m.guards[t.instance] = g
+	}
+	// A point from the future must not move the time: Prometheus will not have it.
+	if minute := int64(pt.at / minuteNanos); minute > g.minute && minute <= int64(t.now/minuteNanos)+ahead {
+		g.minute, g.fresh = minute, 0
+		if hour := minute / hourMinutes; hour > g.hour {
+			g.hour, g.old, g.young = hour, g.young, make(map[uint64]struct{})
+			clear(g.values)
+		}
+	}
+	if _, known := g.young[hash]; known {
+		return nil
+	}
+	if _, known := g.old[hash]; known {
+		g.young[hash] = struct{}{}
+		return nil
+	}
+	most, values := limits.NewSeries, limits.LabelValues
+	if g.minute < g.first+learning {
+		most *= 10
+	}
+	if g.fresh >= most {
+		return fmt.Errorf("%w of instance %s: more than %d in a minute (prometheus.limits.new_series_per_minute): what is new with every request does not belong into an attribute of a metric", errCardinality, t.instance, most)
+	}
+	for _, l := range t.own {
+		if v := g.values[t.symbols.hashes[l.name]]; values > 0 && len(v) >= values {
+			if _, known := v[t.symbols.hashes[l.value]]; !known {
+				return fmt.Errorf("%w of instance %s: label %s has more than %d values in an hour (prometheus.limits.label_values)", errCardinality, t.instance, t.symbols.get(l.name), values)
+			}
+		}
+	}
+	for _, l := range t.own {
+		v := g.values[t.symbols.hashes[l.name]]
+		if v == nil {
+			v = make(map[uint64]struct{})
+			g.values[t.symbols.hashes[l.name]] = v
+		}
+		v[t.symbols.hashes[l.value]] = struct{}{}
+	}
+	g.fresh++
+	g.young[hash] = struct{}{}
+	return nil
+}

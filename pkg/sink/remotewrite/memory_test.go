@@ -1,0 +1,201 @@
+package remotewrite
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// request makes a payload of the points of one metric, in OTLP/JSON.
+func request(t *testing.T, metric string) []byte {
+	t.Helper()
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]},"scopeMetrics":[{"metrics":[`+metric+`]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// keeper is a translation with a configuration that writes little.
+func keeper(change func(*Config)) *translation {
+	cfg := DefaultConfig()
+	cfg.Labels, cfg.TargetInfo = nil, false
+	if change != nil {
+		change(&cfg)
+	}
+	return newTranslation(&cfg)
+}
+
+// step translates a request and says whether it was stored.
+func step(t *testing.T, tr *translation, payload []byte, stored bool) (out []string) {
+	t.Helper()
+	tr.reset("as-1", time.Unix(1_700_000_000, 0))
+	tr.add(payload)
+	for _, l := range lines(t, tr) {
+		name, values, _ := strings.Cut(l, " | ")
+		name, _, _ = strings.Cut(strings.TrimPrefix(name, "__name__="), " job=")
+		out = append(out, name+" "+values)
+	}
+	if stored {
+		tr.commit()
+	}
+	return out
+}
+
+func TestDeltasAreAddedUp(t *testing.T) {
+	tr := keeper(nil)
+	delta := func(start, at, v int) []byte {
+		return request(t, fmt.Sprintf(`{"name":"n","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"startTimeUnixNano":"%d000000","timeUnixNano":"%d000000","asInt":"%d"}]}}`, start, at, v))
+	}
+	for i, s := range []struct {
+		payload []byte
+		stored  bool
+		want    string
+	}{
+		{delta(5, 10, 3), true, "n_total 3@10"},
+		{delta(10, 20, 4), false, "n_total 7@20"}, // not stored: tried again
+		{delta(10, 20, 4), true, "n_total 7@20"},
+		{delta(10, 20, 4), true, "n_total 7@20"}, // came twice
+		{delta(20, 30, 0), true, "n_total 7@30"},
+		{delta(50, 60, 1), true, "n_total 8@60"}, // a gap
+	} {
+		if got := step(t, tr, s.payload, s.stored); !slices.Equal(got, []string{s.want}) {
+			t.Errorf("step %d: %v, want %s", i, got, s.want)
+		}
+		if k := tr.samples[0].start; k != 5 {
+			t.Errorf("step %d: counts since %d, want 5", i, k)
+		}
+	}
+	if got := step(t, tr, delta(1, 2, 9), true); len(got) != 0 || len(tr.refused) != 1 || tr.refused[0].reason != ledger.DeadOutOfOrder {
+		t.Errorf("an old delta: %v, %v", got, tr.refused)
+	}
+	// Two points of one request, and one that says that the series has ended.
+	two := request(t, `{"name":"n","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"70000000","asInt":"1"},{"timeUnixNano":"80000000","asInt":"1"},{"timeUnixNano":"90000000","flags":1}]}}`)
+	if got := step(t, tr, two, true); !slices.Equal(got, []string{"n_total 9@70 | 10@80 | NaN@90"}) {
+		t.Errorf("two points: %v", got)
+	}
+}
+
+func TestDeltaHistogramsAreAddedUp(t *testing.T) {
+	tr := keeper(nil)
+	delta := func(at int, bounds, counts string, count int) []byte {
+		return request(t, fmt.Sprintf(`{"name":"h","histogram":{"aggregationTemporality":1,"dataPoints":[{"startTimeUnixNano":"1000000","timeUnixNano":"%d000000","count":"%d","sum":1.5,"explicitBounds":[%s],"bucketCounts":[%s]}]}}`, at, count, bounds, counts))
+	}
+	want := func(at int, sum float64, count, first, second int, bound string) []string {
+		return []string{fmt.Sprintf("h_sum %v@%d", sum, at), fmt.Sprintf("h_count %d@%d", count, at), fmt.Sprintf("h_bucket %d@%d", first, at), fmt.Sprintf("h_bucket %d@%d", second, at)}
+	}
+	step(t, tr, delta(10, "1", `"1","2"`, 3), true)
+	for range 2 { // it comes twice
+		if got := step(t, tr, delta(20, "1", `"10","20"`, 30), true); !slices.Equal(got, want(20, 3, 33, 11, 33, "1")) {
+			t.Errorf("got %v", got)
+		}
+	}
+	// Other bounds: it begins anew, with a start of its own.
+	if got := step(t, tr, delta(30, "2", `"1","1"`, 2), true); !slices.Equal(got, want(30, 1.5, 2, 1, 2, "2")) {
+		t.Errorf("other bounds: %v", got)
+	}
+}
+
+func TestExponentialDeltasAreAddedUp(t *testing.T) {
+	tr := keeper(nil)
+	delta := func(at, scale, offset int, counts string, count int) []byte {
+		return request(t, fmt.Sprintf(`{"name":"e","exponentialHistogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","count":"%d","scale":%d,"zeroCount":"1","positive":{"offset":%d,"bucketCounts":[%s]}}]}}`, at, count, scale, offset, counts))
+	}
+	step(t, tr, delta(10, 1, 0, `"1","2","3"`, 7), true)
+	tr.reset("as-1", time.Unix(1_700_000_000, 0))
+	tr.add(delta(20, 0, 1, `"10"`, 11))
+	// At scale 0 the first three are (1, 2] with 1+2 and (2, 4] with 3; the new one is (2, 4].
+	n := tr.native[0]
+	if n.count != 18 || n.zeros != 2 || n.schema != 0 || len(n.positive.spans) != 1 || n.positive.spans[0] != (span{1, 2}) || !slices.Equal(n.positive.deltas, []int64{3, 10}) {
+		t.Errorf("got %+v", n)
+	}
+	tr.commit()
+	// Far apart the sum has 160 buckets at the most.
+	tr.reset("as-1", time.Unix(1_700_000_000, 0))
+	tr.add(delta(30, 0, 100_000, `"5"`, 6))
+	if n = tr.native[0]; n.count != 24 || n.schema != minSchema {
+		t.Errorf("far apart: %+v", n)
+	}
+}
+
+func TestOldSumsAreForgotten(t *testing.T) {
+	tr := keeper(func(c *Config) { c.Limits.DeltaSeries = 100 })
+	for i := range 1000 {
+		step(t, tr, request(t, fmt.Sprintf(`{"name":"n","sum":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1","attributes":[{"key":"i","value":{"intValue":"%d"}}]}]}}`, i+1, i)), true)
+	}
+	if n := len(tr.memory.deltas.young) + len(tr.memory.deltas.old); n > 100 {
+		t.Errorf("%d sums are remembered", n)
+	}
+}
+
+func TestTooManySeriesAreRefused(t *testing.T) {
+	tr := keeper(func(c *Config) { c.Limits.NewSeries, c.Limits.LabelValues = 10, 300 })
+	base := int64(1_699_990_000) / 60 * 60
+	send := func(minute, from, n int) (kept, refused int) {
+		var points []string
+		for i := range n {
+			points = append(points, fmt.Sprintf(`{"timeUnixNano":"%d","asInt":"1","attributes":[{"key":"request.id","value":{"intValue":"%d"}}]}`, (base+60*int64(minute))*1e9, from+i))
+		}
+		tr.reset("as-1", time.Unix(1_700_000_000, 0))
+		tr.add(request(t, `{"name":"n","gauge":{"dataPoints":[`+strings.Join(points, ",")+`]}}`))
+		tr.commit()
+		for _, r := range tr.refused {
+			if r.reason != ledger.DeadCardinality || !errors.Is(r.err, errCardinality) {
+				t.Errorf("refused for %s: %v", r.reason, r.err)
+			}
+			refused += len(r.points)
+		}
+		return len(tr.series), refused
+	}
+	for i, s := range []struct{ minute, from, n, kept int }{
+		{0, 0, 150, 100},     // ten times as many while it is new here
+		{0, 0, 100, 100},     // known ones always
+		{6, 1000, 50, 10},    // then ten a minute
+		{6, 1000, 10, 10},    // which are known now
+		{7, 2000, 50, 10},    // and ten in the next
+		{99999, 3000, 5, 0},  // a point from the future does not move the time
+		{8, 4000, 5, 5},      //
+		{70, 0, 100, 100},    // still known in the hour after
+		{200, 100, 100, 10},  // forgotten
+		{201, 1000, 100, 10}, //
+	} {
+		kept, refused := send(s.minute, s.from, s.n)
+		if kept != s.kept || kept+refused != s.n {
+			t.Errorf("step %d: %d kept, %d refused, want %d kept of %d", i, kept, refused, s.kept, s.n)
+		}
+	}
+	other := keeper(func(c *Config) { c.Limits.NewSeries, c.Limits.LabelValues = 1000, 20 })
+	tr = other
+	if kept, _ := send(0, 0, 100); kept != 20 || !strings.Contains(tr.refused[0].err.Error(), "label request_id has more than 20 values") {
+		t.Errorf("values: %d kept, %v", kept, tr.refused)
+	}
+}
+
+func TestTargetInfoIsWrittenNowAndThen(t *testing.T) {
+	tr := keeper(func(c *Config) { c.TargetInfo = true })
+	count := func(at int, stored bool) (n int) {
+		p, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"h"}}]},"scopeMetrics":[{"metrics":[{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"%d000000000","asInt":"1"}]}}]}]}]}`, at), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range step(t, tr, p, stored) {
+			n += strings.Count(l, "target_info")
+		}
+		return n
+	}
+	for i, s := range []struct {
+		at     int
+		stored bool
+		want   int
+	}{{1000, false, 1}, {1000, true, 1}, {1000, true, 0}, {1100, true, 0}, {1149, true, 0}, {1150, true, 1}, {900, true, 0}} {
+		if got := count(s.at, s.stored); got != s.want {
+			t.Errorf("step %d at %d s: %d, want %d", i, s.at, got, s.want)
+		}
+	}
+}
