@@ -116,7 +116,7 @@ func replays(args []string) int {
 	)
 	span.add(fs)
 	fs.Var(&signals, "signal", "traces, metrics or logs, with commas; default: all")
-	fs.Var(&backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): refuse when the sinks write elsewhere; default: wherever they write")
+	fs.Var(&backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): that of several to bring it to; refuse when the sinks have none of that name")
 	fs.Var(&cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic leaves room")
 	fs.StringVar(&file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies of then")
 	fs.BoolVar(&noSampling, "no-sampling", false, "send every span of the range")

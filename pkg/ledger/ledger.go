@@ -163,10 +163,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			s.refused.WithLabelValues(r)
 		}
 		for _, b := range backends {
-			s.delivered.WithLabelValues(b)
-			s.Deduplicated(b)
-			l.Replayed(sig, b)
-			l.Paused(sig, b)
+			l.Know(sig, b)
 			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {
 				l.local.WithLabelValues(n, b, o)
 			}
@@ -179,6 +176,15 @@ func New(reg prometheus.Registerer) *Ledger {
 		}
 	}
 	return l
+}
+
+// Know makes the counters of a backend exist from the start.
+func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
+	s := l.Of(sig)
+	s.delivered.WithLabelValues(backend)
+	s.dedup.WithLabelValues(backend)
+	l.replayed.WithLabelValues(sig.String(), backend)
+	l.paused.WithLabelValues(sig.String(), backend)
 }
 
 // Of returns the part of one signal.

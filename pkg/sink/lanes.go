@@ -33,17 +33,23 @@ type lanes struct {
 func (l *lanes) service() services.Service {
 	var (
 		shared  []bus.Shared
-		writers []backend.Writer // by signal
+		writers [len(otlpwire.Signals)][]backend.Writer // that of no name first
 	)
 	start := func(context.Context) error {
-		for _, sig := range otlpwire.Signals {
-			w, err := l.cfg.Backends.Open(sig)
-			if err != nil {
-				return err
-			}
-			writers = append(writers, w)
-			for p := range l.cfg.Streams.Partitions {
-				shared = append(shared, l.lane(sig, w, p))
+		for _, set := range l.cfg.sets() {
+			for _, sig := range otlpwire.Signals {
+				w, err := set.Open(sig)
+				if err != nil {
+					return err
+				}
+				if w == nil {
+					continue
+				}
+				writers[sig] = append(writers[sig], w)
+				l.led.Know(sig, w.Name())
+				for p := range l.cfg.Streams.Partitions {
+					shared = append(shared, l.lane(sig, w, p, len(writers[sig]) > 1))
+				}
 			}
 		}
 		return nil
@@ -64,25 +70,35 @@ func (l *lanes) service() services.Service {
 	}
 	end := func(error) error {
 		var errs []error
-		for _, w := range writers {
-			errs = append(errs, w.Close())
+		for _, of := range writers {
+			for _, w := range of {
+				errs = append(errs, w.Close())
+			}
 		}
 		return errors.Join(errs...)
 	}
 	return services.NewBasicService(start, run, end)
 }
 
-func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int) bus.Shared {
+// lane returns the lane of a backend and a partition. A further one of a signal samples
+// for itself, and comes to the same decisions: its own place is then that of a backend that
+// was away.
+func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool) bus.Shared {
 	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
 	}}
 	d := l.delivery(sig, w, p)
+	journal, gauges := bus.DecisionsSubject(p), strconv.Itoa(p)
+	if further {
+		d.count = furtherTally{liveTally{l.led, sig, w.Name()}}
+		journal, gauges = journal+"-"+w.Name(), ""
+	}
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			t := &traceLane{
 				lane: lane, delivery: d, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
-				journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(p), gauges: strconv.Itoa(p), horizon: l.horizon,
+				journalStream: bus.Decisions, journalSubject: journal, gauges: gauges, horizon: l.horizon,
 			}
 			t.run(ctx)
 		}
@@ -226,6 +242,11 @@ func (t liveTally) decided(out sample.Output) {
 		t.led.Decided(d.Kept, out.By[i])
 	}
 }
+
+// furtherTally leaves out what the first lane of a signal counts.
+type furtherTally struct{ liveTally }
+
+func (furtherTally) decided(sample.Output) {}
 
 // delivery brings payloads to one backend, and dead-letters what that refuses for
 // good.

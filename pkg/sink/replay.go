@@ -24,7 +24,7 @@ import (
 // whether they take data that old, and tells the members which lanes there are.
 type replays struct {
 	*lanes
-	writers []backend.Writer // by signal
+	writers [len(otlpwire.Signals)][]backend.Writer
 	log     *slog.Logger
 	behind  func() uint64 // by how many messages a live lane is
 
@@ -35,7 +35,7 @@ type replays struct {
 	running sync.WaitGroup
 }
 
-func newReplays(l *lanes, writers []backend.Writer) *replays {
+func newReplays(l *lanes, writers [len(otlpwire.Signals)][]backend.Writer) *replays {
 	return &replays{lanes: l, writers: writers, log: l.log.With("component", "replay"), behind: l.members.Behind, table: replay.NewTable(), asking: map[string]bool{}}
 }
 
@@ -164,18 +164,18 @@ func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Pla
 // check asks the backend of a signal whether it takes data as old as a job's.
 func (r *replays) check(ctx context.Context, job replay.Status, name string) replay.Check {
 	sig, _ := otlpwire.ParseSignal(name) // the table holds valid jobs only
-	w := r.writers[sig]
+	w, ok := r.writer(job, sig)
 	c := replay.Check{OK: true, Backend: w.Name(), At: time.Now().UTC()}
-	if len(job.Backends) > 0 && !slices.Contains(job.Backends, w.Name()) {
-		c.OK, c.Wrong, c.Text = false, true, fmt.Sprintf("the sinks write %s to %s, not to %s", name, w.Name(), strings.Join(job.Backends, ", "))
-		return c
-	}
-	asked, can := w.(backend.Asked)
-	if !can {
+	if !ok {
+		var names []string
+		for _, w := range r.writers[sig] {
+			names = append(names, w.Name())
+		}
+		c.OK, c.Wrong, c.Text = false, true, fmt.Sprintf("the sinks write %s to %s, not to %s", name, strings.Join(names, ", "), strings.Join(job.Backends, ", "))
 		return c
 	}
 	for attempt := 1; ; attempt++ {
-		ok, text, err := asked.Takes(ctx, job.Plan.Oldest, time.Now())
+		ok, text, err := backend.Takes(ctx, w, job.Plan.Oldest, time.Now())
 		if err == nil {
 			c.OK, c.Text = ok, text
 			return c
@@ -187,10 +187,22 @@ func (r *replays) check(ctx context.Context, job replay.Status, name string) rep
 	}
 }
 
+// writer returns the backend that a job's data of a signal goes to: the first of those it
+// names, or without names the one that has none itself. ok is false when there is none of
+// them.
+func (r *replays) writer(job replay.Status, sig otlpwire.Signal) (w backend.Writer, ok bool) {
+	for _, w := range r.writers[sig] {
+		if len(job.Backends) == 0 || slices.Contains(job.Backends, w.Name()) {
+			return w, true
+		}
+	}
+	return r.writers[sig][0], false
+}
+
 // lane returns the lane of a job that the members are to place.
 func (r *replays) lane(job replay.Status, l replay.LaneStatus) bus.Shared {
 	sig, _ := otlpwire.ParseSignal(l.Signal)
-	w := r.writers[sig]
+	w, _ := r.writer(job, sig) // the check has found it
 	return bus.Shared{
 		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.Run(), l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
 		Signal:     l.Signal, Partition: l.Partition, Partitions: r.cfg.Streams.Partitions, Backend: w.Name(), Quiet: true,

@@ -17,6 +17,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
 
@@ -26,7 +27,7 @@ func TestReplaysMakeRoom(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
-	r := newReplays(ls, nil)
+	r := newReplays(ls, [len(otlpwire.Signals)][]backend.Writer{})
 	behind := uint64(0)
 	r.behind = func() uint64 { return behind }
 

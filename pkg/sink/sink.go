@@ -42,6 +42,9 @@ type Config struct {
 	Streams  bus.Topology   `yaml:"streams"`
 	Sampling SamplingConfig `yaml:"sampling"`
 	Backends `yaml:",inline"`
+	// Also are further backends: a second site, or the other one of a pair. Each gets all of
+	// the signals it takes, in lanes of its own: one that is slow or away holds up no other.
+	Also []backend.Named `yaml:"also"`
 	// Member is this process's name among the sinks that share the partitions;
 	// unique. Default: the host's name with something random behind.
 	Member string `yaml:"member"`
@@ -100,6 +103,11 @@ func DefaultConfig() Config {
 	return c
 }
 
+// sets returns all backends, the ones without a name first.
+func (c *Config) sets() []backend.Named {
+	return append([]backend.Named{{Config: c.Backends}}, c.Also...)
+}
+
 // Process returns the part that is common to all roles.
 func (c *Config) Process() *proc.Config { return &c.Config }
 
@@ -124,7 +132,7 @@ func (c *Config) Validate() error {
 	if c.Backends.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
-	errs = append(errs, c.Backends.Validate(""))
+	errs = append(errs, c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
 	if _, err := c.Sampling.policies(); err != nil {
 		errs = append(errs, err) // names the file of the policies
 	}

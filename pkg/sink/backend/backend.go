@@ -18,7 +18,10 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"regexp"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -99,6 +102,8 @@ func Session(w Writer) Writer {
 		return w.Session()
 	case *loki.Writer:
 		return w.Session()
+	case named:
+		return named{Session(w.Writer), w.name}
 	}
 	return w
 }
@@ -110,6 +115,73 @@ type Asked interface {
 	// that it gave no answer.
 	Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error)
 }
+
+// Takes asks the backend of w, see [Asked]; one that cannot be asked takes everything.
+func Takes(ctx context.Context, w Writer, since, now time.Time) (ok bool, text string, err error) {
+	if n, is := w.(named); is {
+		w = n.Writer
+	}
+	if asked, can := w.(Asked); can {
+		return asked.Takes(ctx, since, now)
+	}
+	return true, "", nil
+}
+
+// Named is a further set of backends.
+type Named struct {
+	// Name stands behind the backends' own: prometheus-site-b.
+	Name   string `yaml:"name"`
+	Config `yaml:",inline"`
+}
+
+// UnmarshalYAML begins with the defaults of one that is alone.
+func (n *Named) UnmarshalYAML(node *yaml.Node) error {
+	type plain Named // without this method
+	own := plain{Config: DefaultConfig()}
+	if err := node.Decode(&own); err != nil {
+		return err
+	}
+	*n = Named(own)
+	return nil
+}
+
+var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+
+// ValidateNamed reports every mistake in further sets of backends; section is their key.
+func ValidateNamed(section string, all []Named) error {
+	var errs []error
+	seen := map[string]bool{}
+	for i, n := range all {
+		key := fmt.Sprintf("%s[%d]", section, i)
+		if !nameForm.MatchString(n.Name) || seen[n.Name] {
+			errs = append(errs, fmt.Errorf("%s.name is %q: want one of its own, up to 32 lower case letters, digits and -", key, n.Name))
+		}
+		seen[n.Name] = true
+		none := n.File.Dir == "" && !n.Discard
+		if none && n.Tempo.Endpoint == "" && n.Prometheus.URL == "" && n.Loki.URL == "" {
+			errs = append(errs, fmt.Errorf("%s.name is %q: it has no backend; set tempo.endpoint, prometheus.url, loki.url or file.dir", key, n.Name))
+		}
+		errs = append(errs, n.Validate(key+"."))
+	}
+	return errors.Join(errs...)
+}
+
+// Open is [Config.Open] of a set with a name.
+func (n Named) Open(sig otlpwire.Signal) (Writer, error) {
+	w, err := n.Config.Open(sig)
+	if w == nil || err != nil || n.Name == "" {
+		return w, err
+	}
+	return named{w, w.Name() + "-" + n.Name}, nil
+}
+
+// named is a writer of a further set.
+type named struct {
+	Writer
+	name string
+}
+
+func (n named) Name() string { return n.name }
 
 // Open returns the writer of a signal; nil when there is none.
 func (c Config) Open(sig otlpwire.Signal) (Writer, error) {

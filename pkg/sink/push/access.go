@@ -29,9 +29,9 @@ type Access struct {
 
 // BasicAuth is a name with a password, or a file that holds one.
 type BasicAuth struct {
-	Username     string      `yaml:"username"`
-	Password     proc.Secret `yaml:"password"`
-	PasswordFile string      `yaml:"password_file"`
+	Username     string      `yaml:"username"`      // empty: none
+	Password     proc.Secret `yaml:"password"`      // never printed; write ${NAME} and set it in the environment
+	PasswordFile string      `yaml:"password_file"` // holds it in one line
 }
 
 // Tenant says for which tenant a request is sent: in a backend for several each sees its
