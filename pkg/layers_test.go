@@ -19,7 +19,7 @@ var layers = [][]string{
 	// the bus
 	{"pkg/bus"},
 	// stages
-	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient"},
+	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient", "pkg/process"},
 	{"pkg/replay"},
 	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
 	{"pkg/sink/backend", "pkg/sink/whatif"},

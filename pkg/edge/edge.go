@@ -32,6 +32,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/process"
 	"github.com/penstock/penstock/pkg/receive"
 	"github.com/penstock/penstock/pkg/sink/backend"
 )
@@ -45,6 +46,8 @@ type Config struct {
 	Spool    SpoolConfig    `yaml:"spool"`
 	Hub      bus.Config     `yaml:"hub"`
 	Central  CentralConfig  `yaml:"central"`
+	// Processing changes and drops telemetry before it is stamped and stored.
+	Processing process.Config `yaml:"processing"`
 	// Local are backends beside the edge, which get everything, unsampled, whether the
 	// hub is there or not. None of them holds anything back.
 	Local backend.Config `yaml:"local"`
@@ -198,6 +201,9 @@ func (c *Config) Validate() error {
 	if c.Central.Endpoint == "" {
 		errs = append(errs, c.Hub.Validate("hub"))
 	}
+	if _, err := process.New("processing", c.Processing); err != nil {
+		errs = append(errs, err)
+	}
 	if c.Instance.ID == "" {
 		errs = append(errs, errors.New("instance.id is not set; set it in the configuration or as INSTANCE_ID"))
 	} else if err := c.Instance.Instance().Validate(); err != nil {
@@ -225,7 +231,12 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 		return nil, err
 	}
 	sender := receive.NewSender(cfg.Instance.Instance())
+	rules, err := process.New("processing", cfg.Processing)
+	if err != nil {
+		return nil, err
+	}
 	rcv, err := receive.New(cfg.Receive, receive.Deps{
+		Process:    rules.Apply,
 		Identify:   func(string) (*receive.Sender, error) { return sender, nil },
 		Accept:     sp.Accept,
 		Over:       p.Memory.Over,

@@ -1,9 +1,10 @@
 // Package ledger counts every item on its way, so that at any time and for
 // every signal
 //
-//	accepted = delivered + sampled_out + dead_lettered + dropped + in flight
+//	accepted = delivered + sampled_out + filtered + dead_lettered + dropped + in flight
 //
-// where dropped is zero unless an edge was told to drop or its disk or gateway failed it.
+// where dropped is zero unless an edge was told to drop or its disk or gateway failed it. A
+// signal with several backends has one such line for each of them.
 //
 // All counts are in items: spans, data points, log records. Every label value
 // exists from the start, so that zero is seen as zero.
@@ -97,6 +98,7 @@ type Signal struct {
 	Duplicate  prometheus.Counter
 	Sanitised  prometheus.Counter
 	Crowded    prometheus.Counter
+	Filtered   prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
 	dedup      *prometheus.CounterVec
@@ -121,6 +123,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
 	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk.", "reason")
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
+	filtered := counter("penstock_filtered_items_total", "Items that processing.filter has dropped, at an edge or a sink.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
 		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition had no room for new traces, which then wait in the hub."}),
@@ -152,6 +155,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			Duplicate:  duplicate.WithLabelValues(n),
 			Sanitised:  sanitised.WithLabelValues(n),
 			Crowded:    crowded.WithLabelValues(n),
+			Filtered:   filtered.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
 			dedup:      dedup.MustCurryWith(prometheus.Labels{"signal": n}),

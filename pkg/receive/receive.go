@@ -193,6 +193,9 @@ type Deps struct {
 	// Accept takes a batch over. It must be durable when Accept returns nil. It
 	// does not keep the payload. Anything but nil makes the sender try again.
 	Accept func(context.Context, Batch) error
+	// Process changes a payload before it is stamped, and says how many of its items it has
+	// dropped; their sender is told success. nil for nothing.
+	Process func(sig otlpwire.Signal, payload []byte) (out []byte, dropped int)
 	// Origin allows senders to say where a request comes from ([Batch.Origin]).
 	Origin bool
 	// Over reports that memory is short: requests are refused before they are read.
@@ -352,8 +355,15 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 	if err != nil {
 		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
-	large := 0
-	if items := rep.Items - rep.Invalid; items > 0 {
+	large, items := 0, rep.Items-rep.Invalid
+	if r.deps.Process != nil && items > 0 {
+		var dropped int
+		payload, dropped = r.deps.Process(sig, payload)
+		items -= dropped
+		led.Accepted.Add(float64(dropped))
+		led.Filtered.Add(float64(dropped))
+	}
+	if items > 0 {
 		buf := r.buffer()
 		defer r.recycle(buf)
 		if *buf, err = sender.Stamp.Append((*buf)[:0], payload); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/process"
 	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
@@ -23,6 +24,7 @@ import (
 type lanes struct {
 	cfg     Config
 	rules   *rules
+	process *process.Rules
 	led     *ledger.Ledger
 	log     *slog.Logger
 	hub     *bus.Hub
@@ -114,7 +116,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 
 func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery {
 	return &delivery{
-		sig: sig, w: w, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
+		sig: sig, w: w, process: l.process, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
 		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
 	}
 }
@@ -217,6 +219,7 @@ func (l *directLane) run(ctx context.Context) {
 type tally interface {
 	delivered(items int)
 	dead(reason string, items int)
+	filtered(items int)
 	decided(out sample.Output)
 }
 
@@ -230,6 +233,8 @@ type liveTally struct {
 func (t liveTally) delivered(items int) { t.led.Of(t.sig).Delivered(t.backend).Add(float64(items)) }
 
 func (t liveTally) dead(reason string, items int) { t.led.Of(t.sig).Dead(reason).Add(float64(items)) }
+
+func (t liveTally) filtered(items int) { t.led.Of(t.sig).Filtered.Add(float64(items)) }
 
 func (t liveTally) decided(out sample.Output) {
 	led := t.led.Of(t.sig)
@@ -248,14 +253,17 @@ type furtherTally struct{ liveTally }
 
 func (furtherTally) decided(sample.Output) {}
 
+func (furtherTally) filtered(int) {}
+
 // delivery brings payloads to one backend, and dead-letters what that refuses for
 // good.
 type delivery struct {
-	sig  otlpwire.Signal
-	w    backend.Writer
-	conn func() *bus.Conn // there once the hub's stage has started
-	led  *ledger.Ledger
-	log  *slog.Logger
+	sig     otlpwire.Signal
+	w       backend.Writer
+	process *process.Rules   // nil: none
+	conn    func() *bus.Conn // there once the hub's stage has started
+	led     *ledger.Ledger
+	log     *slog.Logger
 	// count counts, where it is set, instead of the ledger.
 	count tally
 	// owned is [backend.Delivery.Owned].
@@ -279,6 +287,11 @@ type origin struct {
 // write returns true when every one of a payload's items is stored or dead-lettered,
 // and false when ctx ended first.
 func (d *delivery) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
+	payload, filtered := d.process.Apply(d.sig, payload)
+	d.tally().filtered(filtered)
+	if items -= filtered; items == 0 {
+		return true
+	}
 	b := backend.Delivery{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },

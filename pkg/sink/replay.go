@@ -563,6 +563,9 @@ func (e *excerpt) dead(_ string, items int) {
 	e.change(func(p *replay.Progress) { p.Dead += int64(items) })
 }
 
+// filtered counts with what was not asked for.
+func (e *excerpt) filtered(items int) { e.unchosen(items) }
+
 func (e *excerpt) decided(out sample.Output) {
 	e.change(func(p *replay.Progress) {
 		p.SampledOut += int64(out.SampledOut)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/process"
 	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
@@ -41,7 +42,9 @@ type Config struct {
 	Hub      bus.Config     `yaml:"hub"`
 	Streams  bus.Topology   `yaml:"streams"`
 	Sampling SamplingConfig `yaml:"sampling"`
-	Backends `yaml:",inline"`
+	// Processing changes and drops telemetry on the way to all backends, behind the sampler.
+	Processing process.Config `yaml:"processing"`
+	Backends   `yaml:",inline"`
 	// Also are further backends: a second site, or the other one of a pair. Each gets all of
 	// the signals it takes, in lanes of its own: one that is slow or away holds up no other.
 	Also []backend.Named `yaml:"also"`
@@ -133,6 +136,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
 	errs = append(errs, c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
+	if _, err := process.New("processing", c.Processing); err != nil {
+		errs = append(errs, err)
+	}
 	if _, err := c.Sampling.policies(); err != nil {
 		errs = append(errs, err) // names the file of the policies
 	}
@@ -152,8 +158,12 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
+	process, err := process.New("processing", cfg.Processing)
+	if err != nil {
+		return nil, err
+	}
 	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, rules: rules, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, rules: rules, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
 	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }
