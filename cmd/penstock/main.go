@@ -15,13 +15,14 @@ acknowledged item and without splitting a trace.
 Usage: penstock <command> [flags]
 
 Commands:
-  up        run edge, hub, router and sink in this process
-  generate  send the telemetry of a small shop to an OTLP endpoint
-  replay    bring a stretch of the past to the backends once more
-  whatif    show what other sampling policies would keep of the past
-  policies  give the sinks new sampling policies, without a restart
-  token     make a bearer token for an instance without an edge
-  version   print the version
+  up          run edge, hub, router and sink in this process
+  generate    send the telemetry of a small shop to an OTLP endpoint
+  replay      bring a stretch of the past to the backends once more
+  whatif      show what other sampling policies would keep of the past
+  deadletter  show what backends refused, bring it to them again, clear it away
+  policies    give the sinks new sampling policies, without a restart
+  token       make a bearer token for an instance without an edge
+  version     print the version
 
 "penstock <command> -help" shows the flags of a command.
 `
@@ -41,6 +42,8 @@ func main() {
 		os.Exit(policies(args[1:]))
 	case "replay":
 		os.Exit(replays(args[1:]))
+	case "deadletter":
+		os.Exit(deadLetters(args[1:]))
 	case "whatif":
 		os.Exit(whatIf(args[1:]))
 	case "token":

@@ -39,7 +39,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -239,15 +238,9 @@ type Message struct {
 	// After is the sequence that the subject's last message must have in the stream,
 	// or [LastSequenceError] is the answer. 0: whatever it has.
 	After uint64
-	// Reason and Detail are set on dead letters only.
-	Reason, Detail string
+	// Refusal is set on dead letters only.
+	Refusal *Refusal
 }
-
-// Headers of a dead letter, besides those of the original.
-const (
-	headerReason = "Penstock-Reason"
-	headerDetail = "Penstock-Detail"
-)
 
 func (m Message) nats() *nats.Msg {
 	h := make(nats.Header, 6)
@@ -255,8 +248,10 @@ func (m Message) nats() *nats.Msg {
 	if m.After > 0 {
 		h[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(m.After, 10)}
 	}
-	if m.Reason != "" {
-		h[headerReason], h[headerDetail] = []string{m.Reason}, []string{m.Detail}
+	if r := m.Refusal; r != nil {
+		for name, value := range map[string]string{headerReason: r.Reason, headerDetail: r.Detail, headerBackend: r.Backend, headerSource: r.Source} {
+			h[name] = []string{value}
+		}
 	}
 	return &nats.Msg{Subject: m.Subject, Header: h, Data: m.Body}
 }
@@ -367,32 +362,4 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	case <-ctx.Done():
 		return Stored{}, ctx.Err()
 	}
-}
-
-// DeadLetter stores what a backend refused for good, with the reason. A body that
-// no message can hold, which only a hostile sender makes, is cut.
-func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
-	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > envelope.MaxPayload {
-		m.Detail = fmt.Sprintf("cut from %d bytes: %s", len(m.Body), m.Detail)
-		m.Body = m.Body[:envelope.MaxPayload]
-	}
-	m.Subject = "dead." + sig.String() + "." + instance
-	const maxDetail = 512
-	if len(m.Detail) > maxDetail {
-		m.Detail = m.Detail[:maxDetail]
-	}
-	m.Detail = printable(m.Detail)
-	_, err := c.Publish(ctx, m)
-	return err
-}
-
-// printable makes text fit for a header line and a terminal.
-func printable(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		if c < ' ' || c > '~' {
-			b[i] = ' '
-		}
-	}
-	return string(b)
 }

@@ -430,7 +430,7 @@ func TestDeadLettersAlwaysFit(t *testing.T) {
 		random[i] = byte(x)
 	}
 	for name, body := range map[string][]byte{"zeros": make([]byte, 16<<20), "random": random} {
-		err := c.DeadLetter(t.Context(), otlpwire.Logs, "as-1", Message{Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1}, Body: body, Reason: "refused", Detail: "too\nlarge\x1b"})
+		err := c.DeadLetter(t.Context(), otlpwire.Logs, "as-1", Message{Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1}, Body: body, Refusal: &Refusal{Reason: "refused", Detail: "too\nlarge\x1b", Backend: "loki", Source: "LOGS 7"}})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -65,6 +65,10 @@ type Delivery struct {
 	Body    []byte // decompressed, unless the lane is raw or a [Reader] returns it
 	Pending uint64 // messages behind this one
 	Size    int    // bytes of the body as stored
+	// Stored is when the stream got it, and Refusal what is wrong with a dead letter; a
+	// [Reader] tells them.
+	Stored  time.Time
+	Refusal *Refusal
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.

@@ -86,7 +86,12 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 		}
 		r.next++
 		r.left = meta.NumPending
-		return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, true), nil
+		d := newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, true)
+		d.Stored = meta.Timestamp
+		if reason := msg.Header.Get(headerReason); reason != "" {
+			d.Refusal = &Refusal{Reason: reason, Detail: msg.Header.Get(headerDetail), Backend: msg.Header.Get(headerBackend), Source: msg.Header.Get(headerSource)}
+		}
+		return d, nil
 	}
 }
 

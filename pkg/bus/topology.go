@@ -133,7 +133,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	decisions.MaxAge, decisions.MaxBytes = decisionsAge, int64(t.MaxBytes)/16
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
-	dead.MaxBytes = int64(t.MaxBytes) / 16
+	dead.MaxBytes, dead.DenyDelete = int64(t.MaxBytes)/16, false // an operator may clear what is dealt with
 	replayed := base
 	replayed.Name, replayed.Description, replayed.Subjects = Replayed, "sampling decisions of replays", []string{"replayed.*.*"}
 	replayed.MaxAge, replayed.MaxBytes = t.MaxAge, int64(t.MaxBytes)/16

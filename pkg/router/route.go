@@ -185,7 +185,7 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
-			Body:   in.Body, Reason: ledger.DeadUndecodable, Detail: why.Error(),
+			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
 		})
 	})
 	if ok {

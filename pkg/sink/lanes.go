@@ -2,7 +2,6 @@ package sink
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -35,22 +34,18 @@ type lanes struct {
 func (l *lanes) service() services.Service {
 	var (
 		shared  []bus.Shared
-		writers [len(otlpwire.Signals)][]backend.Writer // that of no name first
+		writers Writers
 	)
 	start := func(context.Context) error {
-		for _, set := range l.cfg.sets() {
-			for _, sig := range otlpwire.Signals {
-				w, err := set.Open(sig)
-				if err != nil {
-					return err
-				}
-				if w == nil {
-					continue
-				}
-				writers[sig] = append(writers[sig], w)
+		var err error
+		if writers, err = l.cfg.Writers(); err != nil {
+			return err
+		}
+		for _, sig := range otlpwire.Signals {
+			for i, w := range writers[sig] {
 				l.led.Know(sig, w.Name())
 				for p := range l.cfg.Streams.Partitions {
-					shared = append(shared, l.lane(sig, w, p, len(writers[sig]) > 1))
+					shared = append(shared, l.lane(sig, w, p, i > 0))
 				}
 			}
 		}
@@ -70,15 +65,7 @@ func (l *lanes) service() services.Service {
 		wg.Wait()
 		return nil
 	}
-	end := func(error) error {
-		var errs []error
-		for _, of := range writers {
-			for _, w := range of {
-				errs = append(errs, w.Close())
-			}
-		}
-		return errors.Join(errs...)
-	}
+	end := func(error) error { return writers.Close() }
 	return services.NewBasicService(start, run, end)
 }
 
@@ -189,7 +176,7 @@ func (l *directLane) run(ctx context.Context) {
 				items   int
 			)
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				if !l.delivery.write(finish, d.Instance(), payload, items, origin{d.Seq, d.Header.Arrival, d.Seq <= l.repeated}) {
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, d.Seq <= l.repeated}) {
 					return false
 				}
 			}
@@ -277,12 +264,16 @@ func (d *delivery) tally() tally {
 	return liveTally{d.led, d.sig, d.w.Name()}
 }
 
-// origin is where a payload came from, for the id of its dead letters.
+// origin is where a payload came from.
 type origin struct {
+	stream  string
 	seq     uint64
 	arrival int64
 	again   bool // it may have been written before
 }
+
+// source is the origin as dead letters tell it.
+func (o origin) source() string { return fmt.Sprintf("%s %d", o.stream, o.seq) }
 
 // write returns true when every one of a payload's items is stored or dead-lettered,
 // and false when ctx ended first.
@@ -307,7 +298,7 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 	d.log.Warn("backend refuses an item for good, dead-lettered", "instance", instance, "reason", reason, "err", why)
 	return d.store(ctx, instance, items, reason, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: from.arrival},
-		Body:   payload, Reason: reason, Detail: why.Error(),
+		Body:   payload, Refusal: &bus.Refusal{Reason: reason, Detail: why.Error(), Backend: d.w.Name(), Source: from.source()},
 	})
 }
 
@@ -317,7 +308,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 	d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why)
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.w.Name(), d.sig, m.Seq)},
-		Body:   m.Body, Reason: ledger.DeadUndecodable, Detail: why.Error(),
+		Body:   m.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: d.w.Name(), Source: origin{stream: bus.Stream(d.sig), seq: m.Seq}.source()},
 	})
 }
 

@@ -24,7 +24,7 @@ import (
 // whether they take data that old, and tells the members which lanes there are.
 type replays struct {
 	*lanes
-	writers [len(otlpwire.Signals)][]backend.Writer
+	writers Writers
 	log     *slog.Logger
 	behind  func() uint64 // by how many messages a live lane is
 
@@ -35,7 +35,7 @@ type replays struct {
 	running sync.WaitGroup
 }
 
-func newReplays(l *lanes, writers [len(otlpwire.Signals)][]backend.Writer) *replays {
+func newReplays(l *lanes, writers Writers) *replays {
 	return &replays{lanes: l, writers: writers, log: l.log.With("component", "replay"), behind: l.members.Behind, table: replay.NewTable(), asking: map[string]bool{}}
 }
 

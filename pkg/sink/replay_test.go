@@ -16,7 +16,6 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/policy"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
@@ -27,7 +26,7 @@ func TestReplaysMakeRoom(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
-	r := newReplays(ls, [len(otlpwire.Signals)][]backend.Writer{})
+	r := newReplays(ls, Writers{})
 	behind := uint64(0)
 	r.behind = func() uint64 { return behind }
 
@@ -118,7 +117,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	job.ID = job.JobID()
 	open := func(name string) *excerpt {
 		ls := &lanes{log: d.log, led: d.led, hub: hub, members: bus.NewMembers(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.log)}
-		e := &excerpt{replays: newReplays(ls, [len(otlpwire.Signals)][]backend.Writer{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "logs", First: 1, Last: 9}, sig: otlpwire.Logs}
+		e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "logs", First: 1, Last: 9}, sig: otlpwire.Logs}
 		e.owned = func() bool { return true }
 		return e
 	}
@@ -189,7 +188,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
 	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
-	e := &excerpt{replays: newReplays(ls, [len(otlpwire.Signals)][]backend.Writer{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
+	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
 	l := &traceLane{delivery: d, rules: &rules{base: set, known: true}, excerpt: e, sampler: sample.NewSamplers(set, 2, 1<<20, 0, nil)}

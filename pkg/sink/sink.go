@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/process"
 	"github.com/penstock/penstock/pkg/sink/backend"
@@ -106,9 +107,34 @@ func DefaultConfig() Config {
 	return c
 }
 
-// sets returns all backends, the ones without a name first.
-func (c *Config) sets() []backend.Named {
-	return append([]backend.Named{{Config: c.Backends}}, c.Also...)
+// Writers are those of all backends, by signal; those of the set without a name come first.
+type Writers [len(otlpwire.Signals)][]backend.Writer
+
+// Writers opens them.
+func (c *Config) Writers() (all Writers, err error) {
+	for _, set := range append([]backend.Named{{Config: c.Backends}}, c.Also...) {
+		for _, sig := range otlpwire.Signals {
+			w, err := set.Open(sig)
+			if err != nil {
+				return all, errors.Join(err, all.Close())
+			}
+			if w != nil {
+				all[sig] = append(all[sig], w)
+			}
+		}
+	}
+	return all, nil
+}
+
+// Close closes them.
+func (w *Writers) Close() error {
+	var errs []error
+	for _, of := range w {
+		for _, one := range of {
+			errs = append(errs, one.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Process returns the part that is common to all roles.

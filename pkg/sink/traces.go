@@ -354,15 +354,20 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	if planted.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}
+	from := origin{stream: bus.Spans}
+	if l.excerpt != nil {
+		from.stream = bus.Stream(otlpwire.Traces)
+	}
 	for len(l.exports) > 0 {
 		first := l.exports[0]
+		from.seq = first.Seq
 		n, spans, payload := 1, first.Spans, l.payload(nil, &first)
 		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
 			payload = l.payload(payload, &l.exports[n])
 			spans += l.exports[n].Spans
 			n++
 		}
-		if !l.delivery.write(ctx, first.Instance, payload, spans, origin{seq: first.Seq}) {
+		if !l.delivery.write(ctx, first.Instance, payload, spans, from) {
 			return false
 		}
 		for _, e := range l.exports[:n] {

@@ -215,7 +215,7 @@ func TestConfigurationPausesTheLane(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
 	t.Cleanup(other.Close)
 	each(t, func(t *testing.T, kind string, _ func(http.ResponseWriter), ten []byte) {
-		for _, code := range []int{401, 403, 404, 405, 301, 302, 307, 308} {
+		for _, code := range []int{401, 403, 404, 405, 301, 302, 307, 308, 260} {
 			o := bring(t, kind, ten, 200*time.Millisecond, func(int, string) func(http.ResponseWriter) { return header(code, "Location", other.URL) })
 			if o != (outcome{paused: true, requests: 1}) {
 				t.Errorf("%d: %+v", code, o)

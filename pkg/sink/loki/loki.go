@@ -123,6 +123,8 @@ func refused(status int, body string) (reason string) {
 		return ""
 	}
 	switch {
+	case strings.Contains(body, "this feature is disallowed"): // allow_structured_metadata: not what is sent is wrong
+		return push.Misconfigured
 	case strings.Contains(body, "too far behind"), strings.Contains(body, "timestamp too old"), strings.Contains(body, "timestamp too new"):
 		return ledger.DeadTooOld
 	case strings.Contains(body, "max entry size"), strings.Contains(body, "line too long"), strings.Contains(body, "structured metadata too large"):

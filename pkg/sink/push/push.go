@@ -40,9 +40,16 @@ type Client struct {
 	http    *http.Client
 	access  Access
 	// Refused lets a backend name answers of its own that will not heal, by the reason
-	// for dead letters; empty for others. nil for none.
+	// for dead letters or [Misconfigured]; empty for others. nil for none.
 	Refused func(status int, body string) (reason string)
 }
+
+// Misconfigured says that a backend refuses what it is made to refuse: a person must mend that.
+const Misconfigured = "misconfigured"
+
+// blocked is Loki's answer while an operator has blocked a tenant: a success that stores
+// nothing.
+const blocked = 260
 
 const (
 	timeout = 30 * time.Second
@@ -176,7 +183,7 @@ func (c *Client) Send(ctx context.Context, instance string, payload, body []byte
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	_ = res.Body.Close()
-	if res.StatusCode/100 == 2 {
+	if res.StatusCode/100 == 2 && res.StatusCode != blocked {
 		return res.Header, text, nil // what follows a success is not our business
 	}
 	if err != nil {
@@ -203,14 +210,18 @@ func Untrusted(err error) error {
 func (c *Client) meaning(res *http.Response, text string) error {
 	err := &Error{res.StatusCode, fmt.Sprintf("%s answered %s: %s", c.url, res.Status, text)}
 	if c.Refused != nil {
-		if reason := c.Refused(res.StatusCode, text); reason != "" {
+		switch reason := c.Refused(res.StatusCode, text); reason {
+		case "":
+		case Misconfigured:
+			return fault.Configuration(err)
+		default:
 			return fault.Permanent(reason, err)
 		}
 	}
 	switch code := res.StatusCode; {
 	case code == 429 || code/100 == 5:
 		return fault.After(err, retryAfter(res.Header.Get("Retry-After"), time.Now()))
-	case code == 401, code == 403, code == 404, code == 405, code/100 == 3:
+	case code == 401, code == 403, code == 404, code == 405, code/100 == 3, code == blocked:
 		return fault.Configuration(err)
 	case code == http.StatusRequestEntityTooLarge:
 		return fault.Permanent(ledger.DeadTooLarge, err)

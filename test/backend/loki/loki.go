@@ -135,7 +135,7 @@ func (s *Server) pushLocked(body []byte, now time.Time) error {
 				}
 				e.Labels, e.Came = labels, now
 				if why := s.refuseLocked(text, e, now); why != "" {
-					refused = append(refused, fmt.Sprintf("entry with timestamp %v ignored, reason: '%s' for stream: %s", e.At, why, text))
+					refused = append(refused, why)
 					return nil
 				}
 				if e.At.After(s.mu.newest[text]) {
@@ -157,21 +157,22 @@ func (s *Server) refuseLocked(stream string, e Entry, now time.Time) string {
 	for k, v := range e.Metadata {
 		size += len(k) + len(v)
 	}
+	// In Loki's words (pkg/validation/validate.go, pkg/chunkenc/interface.go).
 	switch newest := s.mu.newest[stream]; {
 	case len(e.Labels) > 15:
-		return "max_label_names_per_series"
+		return fmt.Sprintf("entry for stream '%s' has %d label names; limit %d", stream, len(e.Labels), 15)
 	case len(e.Line) > 256<<10:
-		return "line_too_long"
+		return fmt.Sprintf("max entry size '%d' bytes exceeded for stream '%s' while adding an entry with length '%d' bytes", 256<<10, stream, len(e.Line))
 	case size > 64<<10:
-		return "structured_metadata_too_large"
+		return fmt.Sprintf("stream '%s' has structured metadata too large: '%d' bytes, limit: '%d' bytes", stream, size, 64<<10)
 	case len(e.Metadata) > 128:
-		return "structured_metadata_too_many"
+		return fmt.Sprintf("stream '%s' has too many structured metadata labels: '%d', limit: '%d'", stream, len(e.Metadata), 128)
 	case e.At.Before(now.Add(-7 * 24 * time.Hour)):
-		return "greater_than_max_sample_age"
+		return fmt.Sprintf("entry for stream '%s' has timestamp too old: %v", stream, e.At)
 	case e.At.After(now.Add(10 * time.Minute)):
-		return "too_far_in_future"
+		return fmt.Sprintf("entry for stream '%s' has timestamp too new: %v", stream, e.At)
 	case !newest.IsZero() && e.At.Before(newest.Add(-s.mu.chunk/2)):
-		return "too_far_behind"
+		return fmt.Sprintf("entry with timestamp %v ignored, reason: 'entry too far behind, entry timestamp is: %v'", e.At, e.At)
 	}
 	return ""
 }

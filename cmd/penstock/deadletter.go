@@ -1,0 +1,398 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/pkg/sink/backend"
+)
+
+const deadLetterUsage = `Usage: penstock deadletter list [filters] [flags]
+       penstock deadletter show SEQ [flags]
+       penstock deadletter resend [SEQ...] [filters] -config.file SINK.yaml [flags]
+       penstock deadletter purge [SEQ...] [filters] [-yes] [flags]
+
+What a backend has refused for good waits in the stream DEADLETTER: the items that were
+refused and no others, as they were sent, with the reason, the backend's own words, and the
+message they came in.
+
+list sums up and shows the youngest. show prints one as OTLP/JSON. resend writes them to the
+backend that refused them once more, when what was wrong is mended: it uses the
+configuration of the sinks, so run it where they can be reached. What is taken is
+deleted, what is refused again stays. purge deletes; it asks before, unless told -yes.
+
+  penstock deadletter list -signal logs -reason too_large
+  penstock deadletter resend -backend loki -config.file /etc/penstock/sink.yaml
+  penstock deadletter purge -before 168h -yes
+
+Flags:
+`
+
+// letterFilter says which dead letters are meant.
+type letterFilter struct {
+	signal, instance, reason, backend string
+	before                            time.Duration
+	seqs                              map[uint64]bool // empty: all
+}
+
+func (f *letterFilter) add(fs *flag.FlagSet) {
+	fs.StringVar(&f.signal, "signal", "", "traces, metrics or `logs`; default: all")
+	fs.StringVar(&f.instance, "instance", "", "`name` of an instance or a glob such as 'shop-*'; default: all")
+	fs.StringVar(&f.reason, "reason", "", "`reason`, such as refused, too_old, out_of_order, too_large, cardinality, unsupported or undecodable; default: all")
+	fs.StringVar(&f.backend, "backend", "", "`name` of the backend that refused them; default: all")
+	fs.DurationVar(&f.before, "before", 0, "only those that are older than `this`, such as 24h")
+}
+
+// parse reads the numbers behind the command's word.
+func (f *letterFilter) parse(words []string) error {
+	f.seqs = map[uint64]bool{}
+	for _, w := range words {
+		n, err := strconv.ParseUint(w, 10, 64)
+		if err != nil || n == 0 {
+			return fmt.Errorf("%q is no number of a dead letter; penstock deadletter list shows them", w)
+		}
+		f.seqs[n] = true
+	}
+	if f.signal != "" {
+		if _, err := otlpwire.ParseSignal(f.signal); err != nil {
+			return err
+		}
+	}
+	if _, err := path.Match(f.instance, ""); err != nil {
+		return fmt.Errorf("--instance %q is no glob", f.instance)
+	}
+	return nil
+}
+
+// all reports whether nothing narrows it down.
+func (f *letterFilter) all() bool {
+	return len(f.seqs) == 0 && f.signal+f.instance+f.reason+f.backend == "" && f.before == 0
+}
+
+func (f *letterFilter) matches(l bus.Letter, now time.Time) bool {
+	of, _ := path.Match(f.instance, l.Instance)
+	return (len(f.seqs) == 0 || f.seqs[l.Seq]) && (f.instance == "" || of) && (f.reason == "" || f.reason == l.Reason) &&
+		(f.backend == "" || f.backend == l.Backend) && (f.before == 0 || l.At.Before(now.Add(-f.before)))
+}
+
+// letters calls visit with those that match.
+func (f *letterFilter) letters(ctx context.Context, conn *bus.Conn, bodies bool, visit func(bus.Letter) bool) error {
+	now := time.Now()
+	return conn.Letters(ctx, f.signal, "", bodies, func(l bus.Letter) bool { return !f.matches(l, now) || visit(l) })
+}
+
+// deadLetters shows what backends have refused, brings it to them again, or clears it away.
+func deadLetters(args []string) int {
+	fs := flag.NewFlagSet("penstock deadletter", flag.ContinueOnError)
+	var (
+		hub    hubFlags
+		filter letterFilter
+		config string
+		most   int
+		yes    bool
+		raw    bool
+	)
+	filter.add(fs)
+	fs.StringVar(&config, "config.file", "", "resend: `file` with the sinks' configuration; without it their environment alone (PROMETHEUS_URL and so on)")
+	fs.IntVar(&most, "n", 20, "list: show the youngest `n`; 0 for all")
+	fs.BoolVar(&yes, "yes", false, "purge: do not ask")
+	fs.BoolVar(&raw, "raw", false, "show: write the bytes as they are, OTLP in protobuf")
+	hub.add(fs, "deadletter")
+	fs.Usage = func() { fmt.Fprint(fs.Output(), deadLetterUsage); fs.PrintDefaults() }
+	words, err := words(fs, args)
+	if err != nil {
+		return parseExit(err)
+	}
+	if len(words) == 0 || words[0] == "show" && len(words) != 2 || words[0] == "list" && len(words) != 1 {
+		fs.Usage()
+		return 2
+	}
+	if err := filter.parse(words[1:]); err != nil {
+		return failed("deadletter", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	conn, err := hub.dial()
+	if err != nil {
+		return failed("deadletter", err)
+	}
+	defer conn.Close()
+	switch words[0] {
+	case "list":
+		err = listLetters(ctx, conn, &filter, most, os.Stdout)
+	case "show":
+		err = showLetter(ctx, conn, &filter, raw, os.Stdout)
+	case "resend":
+		err = resendLetters(ctx, conn, &filter, config, os.Stdout)
+	case "purge":
+		err = purgeLetters(ctx, conn, &filter, yes)
+	default:
+		fs.Usage()
+		return 2
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted; what is done stays done")
+	}
+	if err != nil {
+		return failed("deadletter "+words[0], err)
+	}
+	return 0
+}
+
+// group sums up the letters that have the same cause.
+type group struct {
+	signal, backend, reason, instance string
+}
+
+type sum struct {
+	letters, items int
+	size           int64
+	first, last    time.Time
+}
+
+func listLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, most int, out io.Writer) error {
+	groups := map[group]*sum{}
+	var young []bus.Letter
+	n := 0
+	if err := f.letters(ctx, conn, false, func(l bus.Letter) bool {
+		g := group{l.Signal, l.Backend, l.Reason, l.Instance}
+		s := groups[g]
+		if s == nil {
+			s = &sum{first: l.At}
+			groups[g] = s
+		}
+		s.letters, s.items, s.size, s.last = s.letters+1, s.items+l.Items, s.size+int64(l.Size), l.At
+		if young = append(young, l); most > 0 && len(young) > 2*most {
+			young = append(young[:0], young[len(young)-most:]...)
+		}
+		n++
+		return true
+	}); err != nil {
+		return err
+	}
+	if n == 0 {
+		fmt.Fprintln(out, "no dead letters")
+		return nil
+	}
+	keys := make([]group, 0, len(groups))
+	for g := range groups {
+		keys = append(keys, g)
+	}
+	slices.SortFunc(keys, func(a, b group) int {
+		return cmp.Or(cmp.Compare(a.signal, b.signal), cmp.Compare(a.backend, b.backend), cmp.Compare(a.reason, b.reason), cmp.Compare(a.instance, b.instance))
+	})
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SIGNAL\tBACKEND\tREASON\tINSTANCE\tLETTERS\tITEMS\tSIZE\tFIRST\tLAST")
+	for _, g := range keys {
+		s := groups[g]
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", g.signal, name(g.backend), name(g.reason), name(g.instance), s.letters, s.items, bytesText(s.size), s.first.UTC().Format(time.RFC3339), s.last.UTC().Format(time.RFC3339))
+	}
+	if most > 0 && len(young) > most {
+		young = young[len(young)-most:]
+	}
+	fmt.Fprintln(w)
+	fmt.Fprintln(w, "SEQ\tAT\tSIGNAL\tINSTANCE\tITEMS\tFROM\tREASON\tBACKEND'S WORDS")
+	for _, l := range young {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.Seq, l.At.UTC().Format(time.RFC3339), l.Signal, name(l.Instance), l.Items, name(l.Source), name(l.Reason), line(l.Detail, 160))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if n > len(young) {
+		fmt.Fprintf(out, "the youngest %d of %d; -n 0 shows all\n", len(young), n)
+	}
+	return nil
+}
+
+// line makes what others have written fit for a terminal, cut to most bytes.
+func line(s string, most int) string {
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return strings.Trim(strconv.QuoteToASCII(s), `"`)
+}
+
+func showLetter(ctx context.Context, conn *bus.Conn, f *letterFilter, raw bool, out io.Writer) error {
+	var found *bus.Letter
+	if err := f.letters(ctx, conn, true, func(l bus.Letter) bool {
+		found = &l
+		return false
+	}); err != nil {
+		return err
+	}
+	if found == nil {
+		return errors.New("there is no dead letter of that number; penstock deadletter list shows them")
+	}
+	l := *found
+	if raw {
+		_, err := out.Write(l.Body)
+		return err
+	}
+	fmt.Fprintf(out, "number    %d\nstored    %s\nsignal    %s\ninstance  %s\nitems     %d\nbackend   %s\nreason    %s\nfrom      %s\nwords     %s\n\n",
+		l.Seq, l.At.UTC().Format(time.RFC3339), l.Signal, name(l.Instance), l.Items, name(l.Backend), name(l.Reason), name(l.Source), line(l.Detail, 600))
+	sig, err := otlpwire.ParseSignal(l.Signal)
+	if err == nil && l.Err == nil {
+		_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
+	}
+	if err = errors.Join(err, l.Err); err != nil {
+		return fmt.Errorf("its %d bytes are no OTLP (%w); -raw writes them as they are", len(l.Body), err)
+	}
+	var tree any
+	if err := json.Unmarshal(otlpwire.AppendJSON(nil, sig, l.Body), &tree); err != nil {
+		return err
+	}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(tree)
+}
+
+// openWriters opens the sinks' writers, by signal and name.
+func openWriters(config string) (sink.Writers, error) {
+	cfg := sink.DefaultConfig()
+	if config != "" {
+		if err := proc.LoadFile(config, &cfg); err != nil {
+			return sink.Writers{}, err
+		}
+	}
+	cfg.ApplyEnv(os.Getenv)
+	return cfg.Writers()
+}
+
+func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config string, out io.Writer) error {
+	writers, err := openWriters(config)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = writers.Close() }()
+	byName := map[string]backend.Writer{}
+	for _, sig := range otlpwire.Signals {
+		for _, w := range writers[sig] {
+			byName[sig.String()+" "+w.Name()] = backend.Session(w)
+		}
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var taken, again, passed int
+	m := newMeter(os.Stderr)
+	defer m.end()
+	var failure error
+	err = f.letters(ctx, conn, true, func(l bus.Letter) bool {
+		sig, err := otlpwire.ParseSignal(l.Signal)
+		w := byName[l.Signal+" "+l.Backend]
+		if err == nil {
+			_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
+		}
+		if err != nil || l.Err != nil || w == nil || l.Reason == ledger.DeadUndecodable {
+			passed++
+			if w == nil && l.Reason != ledger.DeadUndecodable {
+				fmt.Fprintf(out, "%d is passed over: this configuration has no backend %s for %s\n", l.Seq, name(l.Backend), l.Signal)
+			}
+			return true
+		}
+		refused := 0
+		d := backend.Delivery{
+			Signal: sig, Writer: w, Log: log, Delivered: func(int) {}, Deduplicated: func(int) {}, Paused: func(bool) {},
+			GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
+				refused += otlpwire.Count(sig, payload)
+				fmt.Fprintf(out, "%d is refused again, %s: %s\n", l.Seq, reason, line(why.Error(), 300))
+				return true
+			},
+		}
+		if !d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), true) {
+			return false
+		}
+		if refused > 0 {
+			again++
+			return true
+		}
+		taken++
+		m.show(fmt.Sprintf("%d taken, %d refused again", taken, again))
+		failure = conn.DropLetter(ctx, l.Seq)
+		return failure == nil
+	})
+	if err = cmp.Or(failure, err, ctx.Err()); err != nil {
+		err = fmt.Errorf("after %d that were taken: %w", taken, err)
+	}
+	fmt.Fprintf(out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", taken, again, passed)
+	if taken > 0 {
+		err = errors.Join(err, recordLetters(ctx, conn, "resend", f, taken))
+	}
+	if err == nil && again > 0 {
+		err = fmt.Errorf("%d were refused again", again)
+	}
+	return err
+}
+
+func purgeLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, yes bool) error {
+	var seqs []uint64
+	items := 0
+	if err := f.letters(ctx, conn, false, func(l bus.Letter) bool {
+		seqs, items = append(seqs, l.Seq), items+l.Items
+		return true
+	}); err != nil {
+		return err
+	}
+	if len(seqs) == 0 {
+		fmt.Println("no dead letters")
+		return nil
+	}
+	if !yes {
+		what := ""
+		if f.all() {
+			what = "all "
+		}
+		fmt.Printf("delete %s%d dead letters with %d items for good? yes or no: ", what, len(seqs), items)
+		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		if strings.TrimSpace(answer) != "yes" {
+			return errors.New("nothing was deleted; -yes does not ask")
+		}
+	}
+	m := newMeter(os.Stderr)
+	defer m.end()
+	done := 0
+	var err error
+	for _, seq := range seqs {
+		if err = conn.DropLetter(ctx, seq); err != nil {
+			break
+		}
+		done++
+		m.show(fmt.Sprintf("%d of %d deleted", done, len(seqs)))
+	}
+	fmt.Printf("%d dead letters were deleted\n", done)
+	if done > 0 {
+		err = errors.Join(err, recordLetters(ctx, conn, "purge", f, done))
+	}
+	return err
+}
+
+// recordLetters writes into the audit who has done what.
+func recordLetters(ctx context.Context, conn *bus.Conn, what string, f *letterFilter, n int) error {
+	entry, _ := json.Marshal(map[string]any{ // cannot fail
+		"at": time.Now().UTC(), "by": caller(), "what": "deadletter " + what, "letters": n,
+		"signal": f.signal, "instance": f.instance, "reason": f.reason, "backend": f.backend,
+	})
+	if err := conn.Record(context.WithoutCancel(ctx), "deadletter."+what, entry); err != nil {
+		return fmt.Errorf("it is done, and not in the audit: %w", err)
+	}
+	return nil
+}

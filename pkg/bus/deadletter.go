@@ -1,0 +1,121 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Refusal says why a message is a dead letter.
+type Refusal struct {
+	Reason  string // of a closed set, see package ledger
+	Detail  string // the backend's own words
+	Backend string // who has refused it
+	Source  string // stream and sequence of the message it was in
+}
+
+// Headers of a dead letter, besides those of the original.
+const (
+	headerReason  = "Penstock-Reason"
+	headerDetail  = "Penstock-Detail"
+	headerBackend = "Penstock-Backend"
+	headerSource  = "Penstock-Source"
+)
+
+// DeadLetter stores what a backend refused for good, with the reason. A body that
+// no message can hold, which only a hostile sender makes, is cut.
+func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
+	why := *m.Refusal
+	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > envelope.MaxPayload {
+		why.Detail = fmt.Sprintf("cut from %d bytes: %s", len(m.Body), why.Detail)
+		m.Body = m.Body[:envelope.MaxPayload]
+	}
+	m.Subject = deadSubject(sig.String(), instance)
+	const maxDetail = 512
+	why.Detail = printable(why.Detail[:min(len(why.Detail), maxDetail)])
+	m.Refusal = &why
+	_, err := c.Publish(ctx, m)
+	return err
+}
+
+func deadSubject(signal, instance string) string { return "dead." + signal + "." + instance }
+
+// printable makes text fit for a header line and a terminal.
+func printable(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c > '~' {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// Letter is a dead letter as it is stored.
+type Letter struct {
+	Refusal
+	Seq      uint64
+	At       time.Time // when it was stored
+	Signal   string
+	Instance string
+	Items    int
+	Size     int    // bytes as stored
+	Body     []byte // OTLP; of undecodable ones what came. Only where it was asked for
+	Err      error  // the body cannot be decompressed
+}
+
+// Letters calls visit with the dead letters there are, oldest first, until it returns
+// false. signal and instance may be empty, for all. Without bodies they stay on the server.
+func (c *Conn) Letters(ctx context.Context, signal, instance string, bodies bool, visit func(Letter) bool) error {
+	any := func(token string) string {
+		if token == "" {
+			return "*"
+		}
+		return token
+	}
+	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: DeadLetter, Filters: []string{deadSubject(any(signal), any(instance))}, Headers: !bodies})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return r.Each(ctx, func(d Delivery) bool {
+		l := Letter{Seq: d.Seq, At: d.Stored, Items: d.Header.Items, Size: d.Size}
+		if d.Refusal != nil {
+			l.Refusal = *d.Refusal
+		}
+		if tokens := strings.Split(d.Subject, "."); len(tokens) == 3 {
+			l.Signal, l.Instance = tokens[1], tokens[2]
+		}
+		if bodies {
+			l.Body, l.Err = envelope.Decompress(nil, d.Body, d.Header.Encoding)
+		}
+		return visit(l)
+	})
+}
+
+// ErrKept reports that a stream does not allow its messages to be deleted.
+var ErrKept = errors.New("the stream DEADLETTER was made with deny_delete, before there was a command for dead letters: its messages go when it is full; to change that, make it anew")
+
+// DropLetter deletes a dead letter.
+func (c *Conn) DropLetter(ctx context.Context, seq uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, DeadLetter)
+	if err != nil {
+		return fmt.Errorf("dead letters: %w", err)
+	}
+	if s.CachedInfo().Config.DenyDelete {
+		return ErrKept
+	}
+	if err := s.DeleteMsg(ctx, seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return fmt.Errorf("delete dead letter %d: %w", seq, err)
+	}
+	return nil
+}
