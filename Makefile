@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay docs sim chaos chaos-edge test-oracle fuzz clean
+.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge test-oracle fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ test: ## run all tests; installs what is missing when it may, and names what it 
 lint: ## go vet, gofmt, staticcheck
 	@scripts/lint
 
-bench: bench-wire bench-compress bench-sampler bench-edge bench-replay ## run all benchmarks
+bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay ## run all benchmarks
 
 bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
 	@cd bench && $(GO) run ./wire
@@ -40,6 +40,9 @@ bench-compress: ## s2 against zstd on messages of the bus
 
 bench-sampler: ## the sampler alone: spans a second, allocations, memory a span
 	@cd bench && $(GO) run ./sampler
+
+bench-writers: ## what the writers do with OTLP bytes, beside what the collector's exporters do
+	@cd bench/writers && $(GO) run .
 
 bench-edge: ## the edge beside an OpenTelemetry Collector, answering after the disk, with and without fsync; then an hour without a hub made up for
 	@cd bench && $(GO) run ./edge && $(GO) run ./edge -backlog

@@ -156,6 +156,8 @@ func Meaning(err error) error {
 		return fault.Permanent(ledger.DeadRefused, err)
 	case code == codes.Unauthenticated, code == codes.PermissionDenied, code == codes.NotFound, code == codes.Unimplemented:
 		return fault.Configuration(err)
+	case code == codes.Unavailable && strings.Contains(st.Message(), "authentication handshake failed"):
+		return fault.Configuration(err) // a certificate
 	case code == codes.ResourceExhausted:
 		// Larger than rate and burst together it can never pass: cut it.
 		if strings.Contains(st.Message(), "batch size") || strings.Contains(st.Message(), "larger than max") {

@@ -11,7 +11,8 @@ import (
 )
 
 // ClientTLS holds files in PEM; empty means the system's roots and no client
-// certificate. Files that change are read again for the next connection.
+// certificate. A certificate that changes is read again for the next connection, and so are
+// the authorities by those who use LoadFor.
 type ClientTLS struct {
 	CA   string `yaml:"ca_file"`   // who signed the server's certificate; default: the system's roots
 	Cert string `yaml:"cert_file"` // client certificate
@@ -23,11 +24,51 @@ type ClientTLS struct {
 	Insecure bool `yaml:"insecure_skip_verify"`
 }
 
-// Load reads the files. key is the section's name in the operator's configuration.
+// Load reads the files; who signed the server's certificate stays as it is then. key is the
+// section's name in the operator's configuration.
 func (c ClientTLS) Load(key string) (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName, InsecureSkipVerify: c.Insecure}
-	if c.CA != "" && !c.Insecure {
-		roots := NewFile(c.CA, func(text []byte) (*x509.CertPool, error) {
+	roots, cfg, err := c.load(key)
+	if err == nil && roots != nil {
+		cfg.RootCAs, err = roots.Get()
+	}
+	return cfg, err
+}
+
+// LoadFor is Load for connections to one host, a name or an IP address. The authorities are
+// read again when they change.
+func (c ClientTLS) LoadFor(key, host string) (*tls.Config, error) {
+	roots, cfg, err := c.load(key)
+	if err != nil || roots == nil || c.Insecure {
+		return cfg, err
+	}
+	if c.ServerName != "" {
+		host = c.ServerName
+	}
+	// crypto/tls takes its roots once. What it would verify is verified here, the name, too:
+	// of an IP address the state of the connection has none.
+	cfg.InsecureSkipVerify = true
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		pool, err := roots.Get()
+		if err != nil {
+			return err
+		}
+		opts := x509.VerifyOptions{Roots: pool, DNSName: host, Intermediates: x509.NewCertPool()}
+		for _, cert := range cs.PeerCertificates[1:] {
+			opts.Intermediates.AddCert(cert)
+		}
+		if _, err = cs.PeerCertificates[0].Verify(opts); err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+		}
+		return nil
+	}
+	return cfg, nil
+}
+
+// load reads the files for the first time. roots is nil for the system's.
+func (c ClientTLS) load(key string) (roots *File[*x509.CertPool], cfg *tls.Config, err error) {
+	cfg = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName, InsecureSkipVerify: c.Insecure}
+	if c.CA != "" {
+		roots = NewFile(c.CA, func(text []byte) (*x509.CertPool, error) {
 			pool := x509.NewCertPool()
 			if !pool.AppendCertsFromPEM(text) {
 				return nil, fmt.Errorf("%s holds no certificate in PEM", c.CA)
@@ -35,25 +76,11 @@ func (c ClientTLS) Load(key string) (*tls.Config, error) {
 			return pool, nil
 		})
 		if _, err := roots.Get(); err != nil {
-			return nil, fmt.Errorf("%s.ca_file: %w", key, err)
-		}
-		// crypto/tls takes its roots once. What it would verify is verified here.
-		cfg.InsecureSkipVerify = true
-		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-			pool, err := roots.Get()
-			if err != nil {
-				return err
-			}
-			opts := x509.VerifyOptions{Roots: pool, DNSName: cs.ServerName, Intermediates: x509.NewCertPool()}
-			for _, cert := range cs.PeerCertificates[1:] {
-				opts.Intermediates.AddCert(cert)
-			}
-			_, err = cs.PeerCertificates[0].Verify(opts)
-			return err
+			return nil, nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}
 	}
 	if (c.Cert == "") != (c.Key == "") {
-		return nil, errors.New(key + " needs both cert_file and key_file, or neither")
+		return nil, nil, errors.New(key + " needs both cert_file and key_file, or neither")
 	}
 	if c.Cert != "" {
 		// The pair is read when either file has changed; while only one has, the old pair stays.
@@ -66,11 +93,11 @@ func (c ClientTLS) Load(key string) (*tls.Config, error) {
 			return &cert, err
 		}, c.Cert)
 		if _, err := pair.Get(); err != nil {
-			return nil, fmt.Errorf("%s.cert_file: %w", key, err)
+			return nil, nil, fmt.Errorf("%s.cert_file: %w", key, err)
 		}
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.Get() }
 	}
-	return cfg, nil
+	return roots, cfg, nil
 }
 
 // File is what a file holds, read again when it has changed.

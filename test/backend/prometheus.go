@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -28,8 +31,8 @@ func StartPrometheus(t testing.TB) *Prometheus {
 	return StartPrometheusWith(t, "")
 }
 
-// StartPrometheusWith adds lines to its configuration.
-func StartPrometheusWith(t testing.TB, lines string) *Prometheus {
+// StartPrometheusWith adds lines to its configuration, and flags.
+func StartPrometheusWith(t testing.TB, lines string, flags ...string) *Prometheus {
 	t.Helper()
 	bin, err := exec.LookPath("prometheus")
 	if err != nil {
@@ -48,8 +51,8 @@ func StartPrometheusWith(t testing.TB, lines string) *Prometheus {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, "--web.listen-address="+addr, "--web.enable-remote-write-receiver",
-		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--config.file="+config)
+	cmd := exec.Command(bin, append([]string{"--web.listen-address=" + addr, "--web.enable-remote-write-receiver",
+		"--storage.tsdb.path=" + filepath.Join(dir, "data"), "--config.file=" + config}, flags...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -102,6 +105,33 @@ func (p *Prometheus) Series(match string) ([]map[string]string, error) {
 	var out []map[string]string
 	err := p.get("/api/v1/series", url.Values{"match[]": {match}}, &out)
 	return out, err
+}
+
+// Counter returns the sum of one of its own metrics, over all labels.
+func (p *Prometheus) Counter(name string) (sum float64, err error) {
+	res, err := http.Get(p.URL + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	lines := bufio.NewScanner(res.Body)
+	lines.Buffer(nil, 1<<20)
+	found := false
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			continue
+		}
+		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum, found = sum+v, true
+	}
+	if err := lines.Err(); err != nil || !found {
+		return 0, fmt.Errorf("prometheus has no metric %s (%v)", name, err)
+	}
+	return sum, nil
 }
 
 func (p *Prometheus) get(path string, q url.Values, into any) error {

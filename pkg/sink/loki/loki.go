@@ -210,3 +210,16 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	}
 	return nil
 }
+
+// Translate calls visit with the pushes that a payload becomes, not compressed: for those
+// who measure.
+func (w *Writer) Translate(instance string, payload []byte, visit func(push []byte)) {
+	if w.batch == nil {
+		w.batch = newBatch(&w.cfg)
+	}
+	w.batch.reset(instance, time.Now())
+	w.batch.add(payload)
+	for body := w.batch.request(); body != nil; body = w.batch.request() {
+		visit(body)
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -97,7 +98,11 @@ func (c *Client) Use(section string, a Access) error {
 	if err := a.Open(section, strings.HasPrefix(c.url, "https://")); err != nil {
 		return err
 	}
-	cfg, err := a.TLS.Load(section + ".tls")
+	u, err := url.Parse(c.url)
+	if err != nil {
+		return err
+	}
+	cfg, err := a.TLS.LoadFor(section+".tls", u.Hostname())
 	if err != nil {
 		return err
 	}
@@ -195,7 +200,8 @@ func (c *Client) Send(ctx context.Context, instance string, payload, body []byte
 // Untrusted marks an error of a connection to a server that is not the one it should be, or
 // does not know us, as one of configuration. Others are returned as they are.
 func Untrusted(err error) error {
-	_, alert := errors.AsType[tls.AlertError](err)
+	remote, alert := errors.AsType[*net.OpError](err) // an alert of TLS has no type of its own
+	alert = alert && remote.Op == "remote error"
 	_, verify := errors.AsType[*tls.CertificateVerificationError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)
 	_, authority := errors.AsType[x509.UnknownAuthorityError](err)

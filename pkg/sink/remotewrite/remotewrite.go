@@ -242,6 +242,20 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	return nil
 }
 
+// Translate calls visit with the requests of remote_write 2.0 that a payload becomes, not
+// compressed, and how many samples and histograms each has: for those who measure.
+func (w *Writer) Translate(instance string, payload []byte, visit func(request []byte, samples int)) {
+	if w.translation == nil {
+		w.translation = newTranslation(&w.cfg)
+	}
+	w.translation.reset(instance, time.Now())
+	w.translation.add(payload)
+	w.encoder.series = 0
+	for body := w.encoder.next(w.translation, 2); body != nil; body = w.encoder.next(w.translation, 2) {
+		visit(body, w.encoder.samples+w.encoder.histogram)
+	}
+}
+
 // reprobe is after how long 2.0 is tried again.
 const reprobe = time.Hour
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 
@@ -60,7 +61,11 @@ func New(cfg Config) (*Writer, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	own, err := cfg.TLS.Load("tempo.tls")
+	host := strings.TrimPrefix(strings.TrimPrefix(cfg.Endpoint, "https://"), "http://")
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	own, err := cfg.TLS.LoadFor("tempo.tls", host)
 	if err != nil {
 		return nil, err
 	}
