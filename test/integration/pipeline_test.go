@@ -207,6 +207,11 @@ func (p *pipeline) startEdge(t testing.TB, instance edge.InstanceConfig) *edgeAd
 
 func startEdge(t testing.TB, log *slog.Logger, hubURL, dir string, instance edge.InstanceConfig) *edgeAddrs {
 	t.Helper()
+	return startEdgeWith(t, log, hubURL, dir, instance, func(*edge.Config) {})
+}
+
+func startEdgeWith(t testing.TB, log *slog.Logger, hubURL, dir string, instance edge.InstanceConfig, configure func(*edge.Config)) *edgeAddrs {
+	t.Helper()
 	ec := edge.DefaultConfig()
 	ec.Instance = instance
 	ec.Hub.URL = hubURL
@@ -214,6 +219,7 @@ func startEdge(t testing.TB, log *slog.Logger, hubURL, dir string, instance edge
 	ec.Spool.Reserve = 1 << 20
 	ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen = backend.FreeAddr(t), backend.FreeAddr(t)
 	ec.Receive.HTTP.CORS.AllowedOrigins = []string{"https://shop.example"}
+	configure(&ec)
 	if err := ec.Validate(); err != nil {
 		t.Fatal(err)
 	}
