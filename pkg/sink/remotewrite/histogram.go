@@ -36,27 +36,34 @@ func (h *otlpHistogram) reset() {
 	*h = otlpHistogram{bounds: h.bounds[:0], counts: h.counts[:0], positive: buckets{counts: h.positive.counts[:0]}, negative: buckets{counts: h.negative.counts[:0]}}
 }
 
+// total reads the fields that both kinds have.
+func (h *otlpHistogram) total(f otlpwire.Field) {
+	switch f.Tag {
+	case 4<<3 | otlpwire.Fixed64:
+		h.count = f.Bits
+	case 5<<3 | otlpwire.Fixed64:
+		h.sum, h.summed = f.Double(), true
+	}
+}
+
+// histogramPoint makes t.histogram cumulative, and asks the guard.
+func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt point) (point, error) {
+	if m.Temporality == otlpwire.Delta && !pt.ended {
+		var err error
+		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, &t.histogram, m.Kind == otlpwire.ExponentialHistogram); err != nil {
+			return pt, err
+		}
+	}
+	return pt, t.memory.admit(t, names.plain, pt)
+}
+
 // explicit adds a point of a histogram with bounds: a series for each bucket, one for
 // the count and, where there is one, the sum.
 func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) error {
-	var pt point
 	h := &t.histogram
 	h.reset()
-	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
-	for i := 0; i < len(p); {
-		var f otlpwire.Field
-		switch f, i = otlpwire.NextField(p, i); f.Tag {
-		case 9<<3 | otlpwire.Bytes:
-			key, value := otlpwire.Attribute(f.Bytes)
-			t.attributes = append(t.attributes, attribute{key, value})
-		case 2<<3 | otlpwire.Fixed64:
-			pt.start = f.Bits
-		case 3<<3 | otlpwire.Fixed64:
-			pt.at = f.Bits
-		case 4<<3 | otlpwire.Fixed64:
-			h.count = f.Bits
-		case 5<<3 | otlpwire.Fixed64:
-			h.sum, h.summed = f.Double(), true
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
 		case 6<<3 | otlpwire.Bytes:
 			for b := f.Bytes; len(b) >= 8; b = b[8:] {
 				h.counts = append(h.counts, binary.LittleEndian.Uint64(b))
@@ -69,29 +76,19 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 			}
 		case 7<<3 | otlpwire.Fixed64:
 			h.bounds = append(h.bounds, f.Double())
-		case 8<<3 | otlpwire.Bytes:
-			t.exemplar(f.Bytes)
-		case 10<<3 | otlpwire.Varint:
-			pt.ended = f.Bits&noRecordedValue != 0
+		default:
+			h.total(f)
 		}
-	}
-	t.seen(pt.at)
-	if len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1 {
+	})
+	switch {
+	case err != nil:
+		return err
+	case len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1:
 		return errCounts
-	}
-	if !slices.IsSorted(h.bounds) {
+	case !slices.IsSorted(h.bounds):
 		return errBounds
 	}
-	if err := t.pointLabels(); err != nil {
-		return err
-	}
-	if m.Temporality == otlpwire.Delta && !pt.ended {
-		var err error
-		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h, false); err != nil {
-			return err
-		}
-	}
-	if err := t.memory.admit(t, names.plain, pt); err != nil {
+	if pt, err = t.histogramPoint(m, names, pt); err != nil {
 		return err
 	}
 	if h.summed {
@@ -166,24 +163,10 @@ type span struct {
 
 // exponential adds a point of an exponential histogram, as a native one.
 func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyNames) error {
-	var pt point
 	h := &t.histogram
 	h.reset()
-	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
-	for i := 0; i < len(p); {
-		var f otlpwire.Field
-		switch f, i = otlpwire.NextField(p, i); f.Tag {
-		case 1<<3 | otlpwire.Bytes:
-			key, value := otlpwire.Attribute(f.Bytes)
-			t.attributes = append(t.attributes, attribute{key, value})
-		case 2<<3 | otlpwire.Fixed64:
-			pt.start = f.Bits
-		case 3<<3 | otlpwire.Fixed64:
-			pt.at = f.Bits
-		case 4<<3 | otlpwire.Fixed64:
-			h.count = f.Bits
-		case 5<<3 | otlpwire.Fixed64:
-			h.sum, h.summed = f.Double(), true
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
 		case 6<<3 | otlpwire.Varint:
 			h.scale = f.Sint32()
 		case 7<<3 | otlpwire.Fixed64:
@@ -192,26 +175,17 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 			h.positive.read(f.Bytes)
 		case 9<<3 | otlpwire.Bytes:
 			h.negative.read(f.Bytes)
-		case 10<<3 | otlpwire.Varint:
-			pt.ended = f.Bits&noRecordedValue != 0
-		case 11<<3 | otlpwire.Bytes:
-			t.exemplar(f.Bytes)
+		default:
+			h.total(f)
 		}
+	})
+	if err == nil && h.scale < minSchema {
+		err = errScale
 	}
-	t.seen(pt.at)
-	if h.scale < minSchema {
-		return errScale
+	if err == nil {
+		pt, err = t.histogramPoint(m, names, pt)
 	}
-	if err := t.pointLabels(); err != nil {
-		return err
-	}
-	if m.Temporality == otlpwire.Delta && !pt.ended {
-		var err error
-		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h, true); err != nil {
-			return err
-		}
-	}
-	if err := t.memory.admit(t, names.plain, pt); err != nil {
+	if err != nil {
 		return err
 	}
 	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema)}

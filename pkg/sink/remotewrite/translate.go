@@ -98,6 +98,7 @@ type translation struct {
 
 	// Of the request.
 	symbols   symbols
+	nameLabel uint32
 	index     table
 	series    []series
 	pairs     []uint32 // names and values of labels
@@ -118,6 +119,9 @@ type translation struct {
 	// Of the point at hand.
 	attributes []attribute
 	labels     []label // merged, in order
+	nameAt     int     // where the name goes among them
+	extra      uint32  // the name of the extra label at hand
+	extraAt    int     // where it goes
 	own        []label
 	marks      []mark
 	scratch    []byte
@@ -143,6 +147,7 @@ func newTranslation(cfg *Config) *translation {
 func (t *translation) reset(instance string, now time.Time) {
 	t.instance, t.now = instance, uint64(now.UnixNano())
 	t.symbols.reset()
+	t.nameLabel = t.symbols.addString(nameLabel)
 	t.index.reset()
 	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
 	t.families, t.refused, t.point = t.families[:0], t.refused[:0], 0
@@ -397,62 +402,75 @@ func prometheusType(m *otlpwire.Metric) uint8 {
 	return typeUnknown
 }
 
-// pointLabels makes t.labels of the attributes in t.attributes.
-func (t *translation) pointLabels() error {
-	var err error
-	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
-		return fmt.Errorf("attributes: %w", err)
-	}
-	t.own = t.order(t.own)
-	t.merge(t.own, t.resource)
-	return nil
+// point is what all kinds have.
+type point struct {
+	at, start uint64 // nanoseconds
+	ended     bool
 }
 
-// seen notes the time of a point of the resource.
-func (t *translation) seen(at uint64) { t.first, t.last = min(t.first, at), max(t.last, at) }
+// layout says which fields of a point hold what all kinds have, by tag; start and time are
+// the same in all.
+type layout struct{ attributes, exemplars, flags int }
 
-// number adds a point of a gauge or sum.
-func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) error {
-	var (
-		at, start uint64
-		v         float64
-		ended     bool
-	)
+var layouts = [...]layout{
+	otlpwire.Gauge:                {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint}, // a gauge has no exemplars in Prometheus
+	otlpwire.Sum:                  {7<<3 | otlpwire.Bytes, 5<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Varint},
+	otlpwire.Histogram:            {9<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
+	otlpwire.ExponentialHistogram: {1<<3 | otlpwire.Bytes, 11<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
+	otlpwire.Summary:              {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint},
+}
+
+// read reads what all kinds of points have, and hands own the other fields; then it makes the
+// labels.
+func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire.Field)) (pt point, err error) {
+	l := &layouts[kind]
 	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
 	for i := 0; i < len(p); {
 		var f otlpwire.Field
 		switch f, i = otlpwire.NextField(p, i); f.Tag {
-		case 7<<3 | otlpwire.Bytes:
+		case l.attributes:
 			key, value := otlpwire.Attribute(f.Bytes)
 			t.attributes = append(t.attributes, attribute{key, value})
 		case 2<<3 | otlpwire.Fixed64:
-			start = f.Bits
+			pt.start = f.Bits
 		case 3<<3 | otlpwire.Fixed64:
-			at = f.Bits
+			pt.at = f.Bits
+		case l.exemplars:
+			t.exemplar(f.Bytes)
+		case l.flags:
+			pt.ended = f.Bits&noRecordedValue != 0
+		default:
+			own(f)
+		}
+	}
+	t.first, t.last = min(t.first, pt.at), max(t.last, pt.at)
+	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
+		return pt, fmt.Errorf("attributes: %w", err)
+	}
+	t.own = t.order(t.own)
+	t.merge(t.own, t.resource)
+	t.place()
+	return pt, nil
+}
+
+// number adds a point of a gauge or sum.
+func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) error {
+	var v float64
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
 		case 4<<3 | otlpwire.Fixed64:
 			v = f.Double()
 		case 6<<3 | otlpwire.Fixed64:
 			v = float64(int64(f.Bits))
-		case 5<<3 | otlpwire.Bytes:
-			if m.Kind == otlpwire.Sum {
-				t.exemplar(f.Bytes)
-			}
-		case 8<<3 | otlpwire.Varint:
-			ended = f.Bits&noRecordedValue != 0
 		}
+	})
+	if err == nil && !pt.ended && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
+		v, pt.start, err = t.memory.sum(t.identity(names.plain), pt, v)
 	}
-	t.seen(at)
-	if err := t.pointLabels(); err != nil {
-		return err
+	if err == nil {
+		err = t.memory.admit(t, names.plain, pt)
 	}
-	pt := point{at: at, start: start, ended: ended}
-	if !ended && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
-		var err error
-		if v, pt.start, err = t.memory.sum(t.identity(names.plain), pt, v); err != nil {
-			return err
-		}
-	}
-	if err := t.memory.admit(t, names.plain, pt); err != nil {
+	if err != nil {
 		return err
 	}
 	s := t.one(names.plain, label{}, pt, v)
@@ -462,30 +480,15 @@ func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) er
 	return nil
 }
 
-// point is what all kinds have.
-type point struct {
-	at, start uint64 // nanoseconds
-	ended     bool
-}
-
 // summary adds a point of a summary.
 func (t *translation) summary(p []byte, names familyNames) error {
 	var (
-		pt    point
 		sum   float64
 		count uint64
 	)
-	t.attributes, t.floats = t.attributes[:0], t.floats[:0]
-	for i := 0; i < len(p); {
-		var f otlpwire.Field
-		switch f, i = otlpwire.NextField(p, i); f.Tag {
-		case 7<<3 | otlpwire.Bytes:
-			key, value := otlpwire.Attribute(f.Bytes)
-			t.attributes = append(t.attributes, attribute{key, value})
-		case 2<<3 | otlpwire.Fixed64:
-			pt.start = f.Bits
-		case 3<<3 | otlpwire.Fixed64:
-			pt.at = f.Bits
+	t.floats = t.floats[:0]
+	pt, err := t.read(p, otlpwire.Summary, func(f otlpwire.Field) {
+		switch f.Tag {
 		case 4<<3 | otlpwire.Fixed64:
 			count = f.Bits
 		case 5<<3 | otlpwire.Fixed64:
@@ -502,15 +505,12 @@ func (t *translation) summary(p []byte, names familyNames) error {
 				}
 			}
 			t.floats = append(t.floats, q, v)
-		case 8<<3 | otlpwire.Varint:
-			pt.ended = f.Bits&noRecordedValue != 0
 		}
+	})
+	if err == nil {
+		err = t.memory.admit(t, names.plain, pt)
 	}
-	t.seen(pt.at)
-	if err := t.pointLabels(); err != nil {
-		return err
-	}
-	if err := t.memory.admit(t, names.plain, pt); err != nil {
+	if err != nil {
 		return err
 	}
 	t.one(names.sum, label{}, pt, sum)
@@ -538,39 +538,46 @@ func (t *translation) decimal(v float64) uint32 {
 	return t.symbols.add(t.scratch)
 }
 
-// at returns the series that name, t.labels and an extra label make up.
+// place finds out where the name goes among t.labels.
+func (t *translation) place() {
+	t.nameAt, t.extra = t.position(t.nameLabel), 0
+}
+
+// position is where a label of a name goes among t.labels.
+func (t *translation) position(name uint32) int {
+	i := 0
+	for i < len(t.labels) && t.before(t.labels[i].name, name) {
+		i++
+	}
+	return i
+}
+
+// at returns the series that name, t.labels and an extra label make up. The extra one takes
+// the place of another of its name.
 func (t *translation) at(name uint32, extra label, histograms bool) int {
+	if extra.name != t.extra {
+		t.extra, t.extraAt = extra.name, t.position(extra.name)
+	}
 	from := uint32(len(t.pairs))
-	nl := t.symbols.addString(nameLabel)
 	hash := uint64(0)
 	if histograms {
 		hash = 1
 	}
-	put := func(l label) {
-		t.pairs = append(t.pairs, l.name, l.value)
-		hash = (hash^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
+	put := func(name, value uint32) {
+		t.pairs = append(t.pairs, name, value)
+		hash = (hash^t.symbols.hashes[name])*0x9e3779b97f4a7c15 + t.symbols.hashes[value]
 		hash ^= hash >> 29
 	}
-	named, extended := false, extra.name == 0
-	for _, l := range t.labels {
-		if !named && t.before(nl, l.name) {
-			put(label{name: nl, value: name})
-			named = true
+	for i := 0; i <= len(t.labels); i++ {
+		if i == t.nameAt {
+			put(t.nameLabel, name)
 		}
-		if l.name == extra.name && extra.name != 0 {
-			continue
+		if i == t.extraAt && extra.name != 0 {
+			put(extra.name, extra.value)
 		}
-		if !extended && t.before(extra.name, l.name) {
-			put(extra)
-			extended = true
+		if i < len(t.labels) && (t.labels[i].name != extra.name || extra.name == 0) {
+			put(t.labels[i].name, t.labels[i].value)
 		}
-		put(l)
-	}
-	if !named {
-		put(label{name: nl, value: name})
-	}
-	if !extended {
-		put(extra)
 	}
 	t.index.grow(func(n uint32) uint64 { return t.series[n].hash })
 	i := int(hash)
@@ -740,6 +747,7 @@ func (t *translation) targetInfo() {
 	}
 	name := t.symbols.addString("target_info")
 	t.labels = append(t.labels[:0], t.target...)
+	t.place()
 	id := t.identity(name)
 	next, end := int64(t.first)/1e6, int64(t.last)/1e6
 	if before, ok := t.memory.target(id); ok {
