@@ -311,14 +311,18 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 		}
 		refused := 0
 		d := backend.Delivery{
-			Signal: sig, Writer: w, Log: log, Delivered: func(int) {}, Deduplicated: func(int) {}, Paused: func(bool) {},
+			Signal: sig, Writer: w, Log: log, Delivered: func(int) {}, Paused: func(bool) {},
+			Deduplicated: func(items int) { // or it has something newer: who knows
+				refused += items
+				fmt.Fprintf(out, "%d is refused again, %s: the backend has something newer, or the same\n", l.Seq, ledger.DeadOutOfOrder)
+			},
 			GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
 				refused += otlpwire.Count(sig, payload)
 				fmt.Fprintf(out, "%d is refused again, %s: %s\n", l.Seq, reason, line(why.Error(), 300))
 				return true
 			},
 		}
-		if !d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), true) {
+		if !d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), false) {
 			return false
 		}
 		if refused > 0 {

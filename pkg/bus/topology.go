@@ -76,6 +76,15 @@ const (
 // Stream returns the name of a signal's stream.
 func Stream(sig otlpwire.Signal) string { return strings.ToUpper(sig.String()) }
 
+// StreamOf returns the name of the stream that a subject, as stored, is of.
+func StreamOf(subject string) string {
+	kind, rest, _ := strings.Cut(subject, ".")
+	if kind == "otlp" {
+		kind, _, _ = strings.Cut(rest, ".")
+	}
+	return strings.ToUpper(kind)
+}
+
 // Subject returns where an instance publishes a signal.
 func Subject(sig otlpwire.Signal, instance string) string {
 	return "otlp." + sig.String() + "." + instance

@@ -15,6 +15,7 @@ type marked struct {
 	reason string        // of a permanent fault, a closed set: it becomes a label
 	config bool          // wrong configuration: data is kept, the lane pauses
 	after  time.Duration // the other side asked for this pause
+	whole  bool          // a permanent fault of the work as a whole
 }
 
 func (m *marked) Error() string { return m.err.Error() }
@@ -23,6 +24,16 @@ func (m *marked) Unwrap() error { return m.err }
 // Permanent marks work that will never succeed as it is: it is narrowed down
 // and dead-lettered. reason is a short name from a closed set.
 func Permanent(reason string, err error) error { return &marked{err: err, reason: reason} }
+
+// Whole is [Permanent] where no part of the work can be better than the whole: it is not
+// narrowed down.
+func Whole(reason string, err error) error { return &marked{err: err, reason: reason, whole: true} }
+
+// IsWhole reports whether err was marked by [Whole].
+func IsWhole(err error) bool {
+	m, is := errors.AsType[*marked](err)
+	return is && m.whole
+}
 
 // Configuration marks a refusal that a person must mend (401, 403, 404): the
 // data is kept and nothing else is tried for a while.
@@ -84,6 +95,41 @@ type Part struct {
 
 // Parts are an error that says: the rest of the payload is stored.
 type Parts []Part
+
+// Refusals collects, by reason, the items of a payload that a writer itself cannot bring to
+// its backend.
+type Refusals []Refusal
+
+// Refusal is what it has for one reason.
+type Refusal struct {
+	Reason string
+	Err    error // of the first
+	Items  []int // by number in the payload, rising
+}
+
+// Add notes an item.
+func (r *Refusals) Add(reason string, err error, item int) {
+	for i := range *r {
+		if one := &(*r)[i]; one.Reason == reason {
+			one.Items = append(one.Items, item)
+			return
+		}
+	}
+	*r = append(*r, Refusal{reason, err, []int{item}})
+}
+
+// Parts returns them as an error; nil when there are none. pick returns a payload with
+// the items of those numbers.
+func (r Refusals) Parts(pick func(items []int) []byte) error {
+	if len(r) == 0 {
+		return nil
+	}
+	var parts Parts
+	for _, one := range r {
+		parts = append(parts, Part{pick(one.Items), len(one.Items), one.Reason, one.Err})
+	}
+	return parts
+}
 
 // Error names the reasons.
 func (p Parts) Error() string {

@@ -137,6 +137,9 @@ func New(section string, cfg Config) (*Rules, error) {
 		Filter
 	}{otlpwire.Traces: {"spans", cfg.Filter.Spans}, otlpwire.Metrics: {"metrics", cfg.Filter.Metrics}, otlpwire.Logs: {"logs", cfg.Filter.Logs}} {
 		key := section + ".filter." + f.key
+		for name, m := range map[string]*Match{"include": f.Include, "exclude": f.Exclude} {
+			p.filters(key+"."+name, otlpwire.Signal(sig), m)
+		}
 		r.filter[sig] = filter{include: p.match(key+".include", f.Include), exclude: p.match(key+".exclude", f.Exclude)}
 	}
 	return r, errors.Join(p.errs...)
@@ -290,6 +293,28 @@ func (p *parser) match(key string, m *Match) *match {
 		p.fail(key, "names no condition: it would match everything")
 	}
 	return out
+}
+
+// filters reports conditions that nothing of a signal can meet: an include with one would drop
+// everything.
+func (p *parser) filters(key string, sig otlpwire.Signal, m *Match) {
+	if m == nil {
+		return
+	}
+	for name, c := range map[string]struct {
+		set  bool
+		when bool
+	}{
+		"span_names":          {len(m.SpanNames) > 0, sig == otlpwire.Traces},
+		"metric_names":        {len(m.MetricNames) > 0, sig == otlpwire.Metrics},
+		"log_bodies":          {len(m.LogBodies) > 0, sig == otlpwire.Logs},
+		"log_severity_number": {m.Severity != nil, sig == otlpwire.Logs},
+		"attributes":          {len(m.Attributes) > 0, sig != otlpwire.Metrics}, // a metric has none, its points have
+	} {
+		if c.set && !c.when {
+			p.fail(key+"."+name, "is no condition for %s", sig)
+		}
+	}
 }
 
 // texts returns what reports whether a text is one of those that are meant; nil for none.

@@ -2,6 +2,7 @@ package process
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -176,6 +177,18 @@ redaction:
 	if _, _, touched := apply(t, r, otlpwire.Logs, logs(`{"stringValue":"nothing here"}`, kv("a", "b"), 9)); touched {
 		t.Error("what has nothing to hide was touched")
 	}
+	for _, value := range []string{`{"bytesValue":"` + base64.StdEncoding.EncodeToString([]byte("to a@b.org")) + `"}`} {
+		if got, _, _ := apply(t, r, otlpwire.Logs, logs(value, kv("raw", value), 9)); strings.Count(got, "****") != 2 {
+			t.Errorf("bytes: %s", got)
+		}
+	}
+	// An array in two parts is one, as protobuf has it.
+	element := func(text string) []byte {
+		return appendBytes(nil, 5, appendBytes(nil, 1, appendBytes(nil, 1, []byte(text))))
+	}
+	if got, yes := r.redaction.value(append(element("a@b.org"), element("other")...)); !yes || bytes.Contains(got, []byte("a@b")) || !bytes.Contains(got, []byte("other")) {
+		t.Errorf("two parts: %q", got)
+	}
 	// Identity is not looked at: what the credential says may well be an address.
 	id := `{"resourceLogs":[{"resource":{"attributes":` + kv("instance.id", "a@b.org") + `},"scopeLogs":[{"logRecords":[{}]}]}]}`
 	if _, _, touched := apply(t, r, otlpwire.Logs, id); touched {
@@ -228,6 +241,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		`filter: {logs: {include: {match_type: strict}}}`:                                      `names no condition`,
 		`filter: {spans: {exclude: {match_type: regexp, span_names: ["("]}}}`:                  `span_names[0] is no regular expression`,
 		`filter: {spans: {exclude: {match_type: strict, span_names: [a], metric_names: [a]}}}`: `nothing is both`,
+		`filter: {metrics: {include: {match_type: strict, attributes: [{key: a}]}}}`:           `metrics.include.attributes is no condition for metrics`,
+		`filter: {logs: {include: {match_type: strict, span_names: [a]}}}`:                     `logs.include.span_names is no condition for logs`,
 		`filter: {spans: {exclude: {match_type: strict, attributes: [{value: 1}]}}}`:           `attributes[0].key is empty`,
 	} {
 		var cfg Config
@@ -236,6 +251,21 @@ func TestMistakesAreNamed(t *testing.T) {
 		}
 		if _, err := New("processing", cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestNoItemBecomesCrowded: an item with as many attributes as there may be gets no more.
+func TestNoItemBecomesCrowded(t *testing.T) {
+	var full []string
+	for i := range otlpwire.MaxAttributes {
+		full = append(full, fmt.Sprint("a", i), "x")
+	}
+	r := rules(t, `attributes: [{actions: [{key: b, action: insert, value: x}, {key: a1, action: update, value: y}]}]`)
+	for sig, in := range map[otlpwire.Signal]string{otlpwire.Traces: span(kv(full...)), otlpwire.Metrics: metrics("m", kv(full...))} {
+		got, _, _ := apply(t, r, sig, in) // looks whether it is sound
+		if strings.Contains(got, `"b"`) || !strings.Contains(got, `"y"`) {
+			t.Errorf("%v: inserted, or not updated", sig)
 		}
 	}
 }

@@ -81,10 +81,14 @@ func (r *redaction) value(value []byte) (masked []byte, yes bool) {
 			return nil, false
 		}
 		return appendBytes(nil, 1, text), true
+	case otlpwire.Binary:
+		if _, yes := r.text(v.Str); yes {
+			return appendBytes(nil, 1, mask), true
+		}
 	case otlpwire.Array:
-		return r.list(v.Str, 5, func(element []byte) ([]byte, bool) { return r.value(element) })
+		return r.list(otlpwire.Single(value, 5), 5, func(element []byte) ([]byte, bool) { return r.value(element) })
 	case otlpwire.Map:
-		return r.list(v.Str, 6, func(kv []byte) ([]byte, bool) {
+		return r.list(otlpwire.Single(value, 6), 6, func(kv []byte) ([]byte, bool) {
 			key, value := otlpwire.Attribute(kv)
 			masked, yes := r.attribute(key, value)
 			if !yes {

@@ -29,7 +29,7 @@ var payloads = [...]*node{
 		11: {attributes: 3}, // events
 		13: {attributes: 4}, // links
 	}}),
-	otlpwire.Metrics: request(&node{drops: true, named: 1, below: map[int]*node{
+	otlpwire.Metrics: request(&node{attributes: 12, drops: true, named: 1, below: map[int]*node{
 		5: points(7, 5), 7: points(7, 5), 9: points(9, 8), 10: points(1, 11), 11: points(7, 0),
 	}}),
 	otlpwire.Logs: request(&node{attributes: 6, body: 5, item: true, drops: true}),
@@ -278,11 +278,16 @@ func (w *rewriter) one(a *action, msg []byte, num int) []byte {
 		}
 		return string(key) == a.key
 	}
-	found := false
+	found, all := false, 0
 	for i := 0; i < len(msg) && !found; {
 		var f otlpwire.Field
-		f, i = otlpwire.NextField(msg, i)
-		found = f.Tag == tag && present(f.Bytes)
+		if f, i = otlpwire.NextField(msg, i); f.Tag == tag {
+			all++
+			found = present(f.Bytes)
+		}
+	}
+	if !found && all >= otlpwire.MaxAttributes {
+		return msg // one more, and backends would not have it
 	}
 	if found && a.do == "insert" || !found && a.do != "insert" && a.do != "upsert" {
 		return msg

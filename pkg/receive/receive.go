@@ -355,13 +355,10 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 	if err != nil {
 		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
-	large, items := 0, rep.Items-rep.Invalid
+	large, items, dropped := 0, rep.Items-rep.Invalid, 0
 	if r.deps.Process != nil && items > 0 {
-		var dropped int
 		payload, dropped = r.deps.Process(sig, payload)
 		items -= dropped
-		led.Accepted.Add(float64(dropped))
-		led.Filtered.Add(float64(dropped))
 	}
 	if items > 0 {
 		buf := r.buffer()
@@ -377,6 +374,8 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 			return outcome{}, busy(ledger.RefusedUnavailable, err.Error())
 		}
 	}
+	led.Accepted.Add(float64(dropped))
+	led.Filtered.Add(float64(dropped))
 	led.Refused(ledger.RefusedInvalid).Add(float64(rep.Invalid))
 	led.Refused(ledger.RefusedTooLarge).Add(float64(large))
 	led.Sanitised.Add(float64(rep.BadStrings))

@@ -79,7 +79,7 @@ type Request struct {
 	To        Point    `json:"to"`                  // not in the range itself; a sequence is
 	Instances []string `json:"instances,omitempty"` // names or globs; none for all
 	Signals   []string `json:"signals"`
-	Backends  []string `json:"backends,omitempty"` // none for all that the sinks have
+	Backends  []string `json:"backends,omitempty"` // none for those without a name
 	// Policies, where they are set, decide instead of those that were in force.
 	Policies   string `json:"policies,omitempty"`
 	NoSampling bool   `json:"no_sampling,omitempty"` // every span, whatever policies say

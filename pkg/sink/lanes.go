@@ -279,8 +279,8 @@ func (o origin) source() string { return fmt.Sprintf("%s %d", o.stream, o.seq) }
 // and false when ctx ended first.
 func (d *delivery) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	payload, filtered := d.process.Apply(d.sig, payload)
-	d.tally().filtered(filtered)
 	if items -= filtered; items == 0 {
+		d.tally().filtered(filtered)
 		return true
 	}
 	b := backend.Delivery{
@@ -290,7 +290,11 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
 	}
-	return b.Write(ctx, instance, payload, items, from.again)
+	if !b.Write(ctx, instance, payload, items, from.again) {
+		return false
+	}
+	d.tally().filtered(filtered)
+	return true
 }
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {
@@ -308,7 +312,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 	d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why)
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.w.Name(), d.sig, m.Seq)},
-		Body:   m.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: d.w.Name(), Source: origin{stream: bus.Stream(d.sig), seq: m.Seq}.source()},
+		Body:   m.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: d.w.Name(), Source: origin{stream: bus.StreamOf(m.Subject), seq: m.Seq}.source()},
 	})
 }
 

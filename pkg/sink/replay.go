@@ -74,9 +74,16 @@ func (r *replays) act(ctx context.Context) {
 			}
 		case replay.Running:
 			for _, l := range job.Lanes {
-				if !l.Done {
-					wanted = append(wanted, r.lane(job, l))
+				if l.Done {
+					continue
 				}
+				sig, _ := otlpwire.ParseSignal(l.Signal) // the table holds valid jobs only
+				w, ok := r.writer(job, sig)
+				if !ok {
+					r.log.Error("a replay is for a backend that this sink does not have: its configuration is not that of the others", "job", job.ID, "backends", job.Backends)
+					continue
+				}
+				wanted = append(wanted, r.lane(job, l, sig, w))
 			}
 		}
 	}
@@ -200,9 +207,7 @@ func (r *replays) writer(job replay.Status, sig otlpwire.Signal) (w backend.Writ
 }
 
 // lane returns the lane of a job that the members are to place.
-func (r *replays) lane(job replay.Status, l replay.LaneStatus) bus.Shared {
-	sig, _ := otlpwire.ParseSignal(l.Signal)
-	w, _ := r.writer(job, sig) // the check has found it
+func (r *replays) lane(job replay.Status, l replay.LaneStatus, sig otlpwire.Signal, w backend.Writer) bus.Shared {
 	return bus.Shared{
 		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.Run(), l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
 		Signal:     l.Signal, Partition: l.Partition, Partitions: r.cfg.Streams.Partitions, Backend: w.Name(), Quiet: true,

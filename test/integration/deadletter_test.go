@@ -84,6 +84,11 @@ func TestDeadLetters(t *testing.T) {
 	if out := command(1, "resend", "-config.file", writeFile(t, "sink.yaml", "loki: {url: "+strict.URL+"}\n")); strings.Count(out, "is refused again, too_large") != 2 {
 		t.Errorf("resend: %s", tail(out, 400))
 	}
+	newer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "out of order sample", 400) }))
+	t.Cleanup(newer.Close)
+	if out := command(1, "resend", "-config.file", writeFile(t, "newer.yaml", "loki: {url: "+newer.URL+"}\n")); !strings.Contains(out, "0 dead letters were taken and deleted, 2 refused again") {
+		t.Errorf("resend to one that has something newer: %s", tail(out, 400))
+	}
 	var pushed atomic.Int32
 	raised := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		pushed.Add(1)

@@ -12,13 +12,16 @@ import "strings"
 //     own. The generator makes none.
 //  3. Of samples of one series and millisecond in one request the last is sent: a
 //     receiver takes one, and refuses the request or the sample for the others.
-//  4. target_info is written every 2.5 minutes of a resource's time, not with every request, and
-//     points that are refused do not count for its time. Compared are its labels, values and metadata.
+//  4. target_info is written every 2.5 minutes of a resource's time, not with every request, for an hour
+//     at the most, without attributes that no label can have, and not for resources with more than 256
+//     attributes; points that are refused do not count for its time. Compared are its labels, values and
+//     metadata.
 //  5. Exemplars are put into the bucket they belong to in any order, one without a value
 //     is left out; Prometheus wants them in order, and drops the metric for one without a value. The
 //     generator orders them.
 //  6. A point that has no translation is refused alone, not with its metric, and not
-//     silently: it is dead-lettered. The generator makes none but metrics without a name.
+//     silently: it is dead-lettered. So is one with more than 4096 buckets or quantiles, or with more than
+//     4 KiB of attributes that share a label. The generator makes none but metrics without a name.
 //  7. Histograms that are finer than schema 8 are made coarser as Histogram.ReduceResolution does; the
 //     translation of Prometheus puts what is behind an empty bucket into the wrong one then (see coarse).
 //  8. Buckets are compared after Compact(0): the same ones can be written with more or fewer spans.

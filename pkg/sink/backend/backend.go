@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -29,6 +30,7 @@ import (
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/file"
 	"github.com/penstock/penstock/pkg/sink/loki"
+	"github.com/penstock/penstock/pkg/sink/push"
 	"github.com/penstock/penstock/pkg/sink/remotewrite"
 	"github.com/penstock/penstock/pkg/sink/tempo"
 )
@@ -227,6 +229,12 @@ type Delivery struct {
 	Owned func() bool
 }
 
+// definite reports whether a backend has said that it stored nothing.
+func definite(err error) bool {
+	var answer *push.Error
+	return errors.As(err, &answer) && slices.Contains([]int{401, 403, 404, 405, 429, 503}, answer.Status)
+}
+
 // Write returns true when every one of a payload's items is stored or given up, and
 // false when ctx ended first. again says that the payload may have been written before.
 func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
@@ -258,7 +266,7 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 		}
 		if reason, permanent := fault.Reason(err); permanent {
 			first, second, ok := otlpwire.Halve(d.Signal, payload)
-			if ok {
+			if ok && !fault.IsWhole(err) {
 				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
 			}
 			if again && reason == ledger.DeadOutOfOrder {
@@ -268,7 +276,7 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 			}
 			return d.GiveUp(ctx, instance, payload, reason, err)
 		}
-		again = true // the answer may be lost, and not the request
+		again = again || !definite(err) // the answer may be lost, and not the request
 		was := paused
 		pause(fault.IsConfiguration(err))
 		switch {

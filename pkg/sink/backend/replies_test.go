@@ -273,6 +273,15 @@ func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 				t.Errorf("%s, after a lost answer: %+v", kind, o)
 			}
 		}
+		ten := items(t, otlpwire.Metrics, 10, numbered)
+		if o := bring(t, kind, ten, 20*time.Second, func(n int, body string) func(http.ResponseWriter) {
+			if n == 1 {
+				return status(429) // it has stored nothing, and has said so
+			}
+			return text(400, "out of order sample")
+		}); o.dead != 10 || o.dedup != 0 {
+			t.Errorf("%s, after a 429: %+v", kind, o)
+		}
 		old := items(t, otlpwire.Metrics, 2, numbered)
 		if o := bring(t, kind, old, 20*time.Second, func(int, string) func(http.ResponseWriter) { return text(400, "too old sample") }); o.dead != 2 || o.reason != ledger.DeadTooOld {
 			t.Errorf("%s, too old: %+v", kind, o)
@@ -286,6 +295,25 @@ func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 	} {
 		if o := bring(t, "loki push", two, 20*time.Second, func(int, string) func(http.ResponseWriter) { return text(400, why) }); o.dead != 2 || o.reason != reason {
 			t.Errorf("%s: %+v", why, o)
+		}
+	}
+}
+
+// TestTargetInfoCostsNobody: a refused target_info takes nothing along.
+func TestTargetInfoCostsNobody(t *testing.T) {
+	payload, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"h"}}]},"scopeMetrics":[{"metrics":[{"name":"m","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, ok := range map[string]func(http.ResponseWriter){"remote_write 1.0": status(204), "remote_write 2.0": wrote(1)} {
+		o := bring(t, kind, payload, 20*time.Second, func(_ int, body string) func(http.ResponseWriter) {
+			if strings.Contains(body, "target_info") {
+				return text(400, "out of order sample")
+			}
+			return ok
+		})
+		if o != (outcome{delivered: 1, finished: true, requests: 2}) {
+			t.Errorf("%s: %+v", kind, o)
 		}
 	}
 }

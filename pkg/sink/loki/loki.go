@@ -198,17 +198,16 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	}
 	b := w.batch
 	b.reset(instance, time.Now())
-	b.add(payload)
+	if b.add(payload); b.large {
+		return fault.Permanent(ledger.DeadTooLarge, errors.New("its lines take too much memory together"))
+	}
 	for body := b.request(); body != nil; body = b.request() {
 		w.compressed = snappy.Encode(w.compressed[:cap(w.compressed)], body)
 		if _, _, err := w.client.Send(ctx, instance, payload, w.compressed, nil); err != nil {
 			return err
 		}
 	}
-	if len(b.refused) > 0 {
-		return fault.Parts{{Payload: otlpwire.Pick(otlpwire.Logs, payload, b.refused), Items: len(b.refused), Reason: ledger.DeadCardinality, Err: b.why}}
-	}
-	return nil
+	return b.refused.Parts(func(records []int) []byte { return otlpwire.Pick(otlpwire.Logs, payload, records) })
 }
 
 // Translate calls visit with the pushes that a payload becomes, not compressed: for those

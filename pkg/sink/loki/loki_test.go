@@ -38,6 +38,56 @@ func TestStreamsAndMetadata(t *testing.T) {
 	}
 }
 
+// TestLabelsAreThereOnce: what a resource calls level, or instance_id, is no second label.
+func TestLabelsAreThereOnce(t *testing.T) {
+	p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[
+		{"key":"level","value":{"stringValue":"prod"}},{"key":"instance_id","value":{"stringValue":"forged"}},{"key":"service.name","value":{"stringValue":"shop"}}]},
+		"scopeLogs":[{"logRecords":[{"timeUnixNano":"3","severityNumber":9,"body":{"stringValue":"x"}}]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	cfg.Labels = append(cfg.Labels, "instance_id")
+	want := `{instance_id="as-1", level="info", service_name="shop"} 3 x [{severity_number 9} {level prod}]`
+	if got := pushed(t, &cfg, p); len(got) != 1 || got[0] != want {
+		t.Errorf("got  %v\nwant %s", got, want)
+	}
+}
+
+// TestHugeLogsStayWithinBounds: payloads of a megabyte at the most that would take gigabytes.
+func TestHugeLogsStayWithinBounds(t *testing.T) {
+	huge := strings.Repeat("x", 400_000)
+	var nested []string
+	for i := range 20_000 {
+		nested = append(nested, fmt.Sprintf(`{"key":"%d","value":{"intValue":"1"}}`, i))
+	}
+	for name, tc := range map[string]struct {
+		attributes, record string
+		records            int
+		large              bool
+		refused            int
+	}{
+		"a resource on many records": {`{"key":"a","value":{"stringValue":"` + huge + `"}}`, `{}`, 10_000, true, 0},
+		"a long name on many values": {`{"key":"` + huge + `","value":{"stringValue":"x"}}`, `{"attributes":[{"key":"` + huge + `","value":{"kvlistValue":{"values":[` + strings.Join(nested, ",") + `]}}}]}`, 1, false, 1},
+	} {
+		p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[`+tc.attributes+`]},"scopeLogs":[{"logRecords":[`+strings.Repeat(tc.record+",", tc.records-1)+tc.record+`]}]}]}`), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := DefaultConfig()
+		b := newBatch(&cfg)
+		b.reset("as-1", time.Unix(1_700_000_000, 0))
+		b.add(p)
+		refused := 0
+		for _, r := range b.refused {
+			refused += len(r.Items)
+		}
+		if b.large != tc.large || refused != tc.refused || len(b.entries) > maxEntries+maxEntry || cap(b.message) > 4*maxEntry {
+			t.Errorf("%s: large %v, %d refused, %d bytes of entries, %d of one", name, b.large, refused, len(b.entries), cap(b.message))
+		}
+	}
+}
+
 func TestLabelsAreQuoted(t *testing.T) {
 	if got := labelString([]pair{{"b", "x\"}\n"}, {"a", "é"}}); got != `{a="é", b="x\"}\n"}` {
 		t.Errorf("got %s", got)

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/otlptranslator"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink/attr"
 )
@@ -34,9 +36,9 @@ type batch struct {
 	index   map[string]int
 	entries []byte // of all streams, encoded
 	order   []entry
-	refused []int // numbers of records
-	why     error // of the first
-	record  int   // number of the next one
+	refused fault.Refusals
+	record  int  // number of the next one
+	large   bool // more than a writer should hold: nothing of it counts
 
 	// Of the resource and scope at hand.
 	labels   []pair
@@ -70,11 +72,22 @@ func newBatch(cfg *Config) *batch {
 func (b *batch) reset(instance string, now time.Time) {
 	b.instance, b.now = instance, uint64(now.UnixNano())
 	clear(b.index)
-	b.streams, b.entries, b.refused, b.why, b.record, b.sent = b.streams[:0], b.entries[:0], b.refused[:0], nil, 0, 0
+	b.streams, b.entries, b.refused, b.record, b.large, b.sent = b.streams[:0], b.entries[:0], b.refused[:0], 0, false, 0
 }
 
-// maxNames bounds what is remembered of names, over all requests.
-const maxNames = 4096
+// maxNames bounds what is remembered of names, over all requests, and maxName how long, in
+// bytes, each may be; Loki takes no longer label.
+const (
+	maxNames = 4096
+	maxName  = 1024
+)
+
+// maxEntries is how many bytes the entries of one payload may have, and maxEntry each: what stands on
+// a resource stands on every line, and a name on all that is nested in it.
+const (
+	maxEntries = 64 << 20
+	maxEntry   = 4 << 20
+)
 
 // name turns an attribute's key into a label name, as Loki does; one that cannot be
 // one is unnamed.
@@ -90,7 +103,10 @@ func (b *batch) name(key []byte) string {
 	if len(b.names) >= maxNames {
 		clear(b.names)
 	}
-	b.names[string(key)] = n
+	n = n[:min(len(n), maxName)]
+	if len(key) <= maxName {
+		b.names[string(key)] = n
+	}
 	return n
 }
 
@@ -101,6 +117,9 @@ func (b *batch) add(payload []byte) {
 		for s := range r.Scopes() {
 			b.setScope(s.Scope())
 			for item := range s.Items() {
+				if b.large = b.large || len(b.entries) > maxEntries; b.large {
+					return
+				}
 				b.add1(item)
 				b.record++
 			}
@@ -114,6 +133,8 @@ func (b *batch) setResource(resource []byte) {
 	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
 		switch {
 		case string(key) == instanceID:
+		case string(key) == levelLabel: // the record's is the label
+			b.resource = b.metadata(b.resource, levelLabel, value)
 		case slices.Contains(b.cfg.Labels, string(key)):
 			b.text = attr.Append(b.text[:0], value)
 			if name := b.name(key); len(b.text) > 0 && !slices.ContainsFunc(b.labels, func(p pair) bool { return p.name == name }) {
@@ -124,6 +145,7 @@ func (b *batch) setResource(resource []byte) {
 		}
 	})
 	if slices.Contains(b.cfg.Labels, instanceID) {
+		b.labels = slices.DeleteFunc(b.labels, func(p pair) bool { return p.name == "instance_id" })
 		b.labels = append(b.labels, pair{"instance_id", b.instance}) // as the subject says
 	} else {
 		b.resource = b.pair(b.resource, "instance_id", []byte(b.instance))
@@ -175,7 +197,7 @@ func (b *batch) metadata(dst []byte, name string, value []byte) []byte {
 	case otlpwire.String:
 		return b.pair(dst, name, v.Str)
 	case otlpwire.Map:
-		for i := 0; i < len(v.Str); {
+		for i := 0; i < len(v.Str) && len(dst) <= maxEntry; {
 			var f otlpwire.Field
 			if f, i = otlpwire.NextField(v.Str, i); f.Tag == 1<<3|otlpwire.Bytes {
 				key, inner := otlpwire.Attribute(f.Bytes)
@@ -264,6 +286,10 @@ func (b *batch) add1(rec []byte) {
 	m = b.pair(m, "event_name", event)
 	m = append(append(m, b.resource...), b.scope...)
 	b.message = m
+	if len(m) > maxEntry {
+		b.refused.Add(ledger.DeadTooLarge, errEntry, b.record)
+		return
+	}
 	s := &b.streams[n]
 	from := len(b.entries)
 	b.entries = appendBytes(b.entries, 2, m)
@@ -297,9 +323,7 @@ func (b *batch) stream(level int) (n int, ok bool) {
 	n, have := b.index[labels]
 	if !have {
 		if err := b.admit(labels); err != nil {
-			if b.refused = append(b.refused, b.record); b.why == nil {
-				b.why = err
-			}
+			b.refused.Add(ledger.DeadCardinality, err, b.record)
 			return 0, false
 		}
 		n = len(b.streams)
@@ -416,6 +440,8 @@ func appendBytes(dst []byte, num protowire.Number, v []byte) []byte {
 func appendNumber(dst []byte, num protowire.Number, v uint64) []byte {
 	return protowire.AppendVarint(append(dst, byte(num<<3)|byte(protowire.VarintType)), v)
 }
+
+var errEntry = fmt.Errorf("a record with more than %d bytes of line and metadata", maxEntry)
 
 var errStreams = errors.New("too many streams")
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -40,12 +41,13 @@ type Tenant struct {
 	// Header names it; Mimir, Loki and Tempo read X-Scope-OrgID.
 	Header string `yaml:"header"`
 	// From is instance or customer: the tenant is named by the instance that the data is
-	// of, or its customer.id. Empty: all is sent for Default.
+	// of, which its credential says, or by its customer.id, which its edge says. Empty: all is
+	// sent for Default.
 	From string `yaml:"from"`
 	// Map gives instances or customers other names.
 	Map map[string]string `yaml:"map"`
-	// Default is the tenant of those that stand not in Map. Empty: they are named as they are;
-	// without From no header is sent.
+	// Default is the tenant of those that stand not in Map. Empty: they are named as they are,
+	// and those without a name are dead-lettered; without From no header is sent.
 	Default string `yaml:"default"`
 }
 
@@ -128,7 +130,11 @@ func (a *Access) Of(instance string, payload []byte) (http.Header, error) {
 		}
 		h.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(a.BasicAuth.Username+":"+password)))
 	}
-	if tenant := a.Tenant.of(instance, payload); tenant != "" {
+	tenant := a.Tenant.of(instance, payload)
+	if a.Tenant.From != "" && payload != nil && !printable(tenant) {
+		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("it is of no tenant: tenant.from is %s, which is %q there, and there is no tenant.default", a.Tenant.From, tenant))
+	}
+	if tenant != "" {
 		name := a.Tenant.Header
 		if name == "" {
 			name = tenantHeader
@@ -154,16 +160,16 @@ func (t Tenant) of(instance string, payload []byte) string {
 			break
 		}
 	}
-	if mapped, ok := t.Map[name]; ok {
+	if mapped, ok := t.Map[name]; ok && name != "" {
 		return mapped
 	}
 	if t.Default != "" {
 		return t.Default
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '_'
-		}
-		return r
-	}, name)
+	return name
+}
+
+// printable reports whether a text can stand in a header of every protocol.
+func printable(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }

@@ -228,6 +228,19 @@ func TestCredentialsAndTenants(t *testing.T) {
 			t.Errorf("file with %q: %q, want %q (%v)", step.text, got.Get("Authorization"), step.want, err)
 		}
 	}
+	nobody, _ := New(srv.URL, "/p", nil)
+	if err := nobody.Use("loki", Access{Tenant: Tenant{From: "customer"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, customer := range []string{"", "caf\u00e9", "a b", "a\u0000b"} {
+		p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"customer.id","value":{"stringValue":"`+strings.ReplaceAll(customer, "\x00", "\\u0000")+`"}}]}}]}`), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := nobody.Send(t.Context(), "as-1", p, nil, nil); !fault.IsWhole(err) {
+			t.Errorf("customer %q: %v, want the payload to be given up", customer, err)
+		}
+	}
 	for name, tc := range map[string]struct {
 		url    string
 		access Access

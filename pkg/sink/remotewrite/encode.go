@@ -15,8 +15,8 @@ type encoder struct {
 	samples, histogram int    // in the request
 }
 
-// maxRequest is after how many bytes a request is closed: the receiver of Prometheus takes
-// 32 MiB, others often less.
+// maxRequest is after how many bytes of series a request is closed: the receiver of Prometheus
+// takes 32 MiB, others often less.
 const maxRequest = 4 << 20
 
 // next returns the next request, uncompressed, and how many samples and histograms it
@@ -31,8 +31,8 @@ func (e *encoder) next(t *translation, version int) []byte {
 			e.out = appendBytes(e.out, 4, t.symbols.get(uint32(n)))
 		}
 	}
-	first := e.series
-	for e.series < len(t.series) && (e.series == first || len(e.out) < maxRequest) {
+	first, head := e.series, len(e.out)
+	for e.series < len(t.series) && (e.series == first || len(e.out)-head < maxRequest) {
 		s := &t.series[e.series]
 		e.series++
 		if version == 2 {

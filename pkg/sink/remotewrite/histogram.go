@@ -20,6 +20,7 @@ type otlpHistogram struct {
 	bounds []float64 // explicit
 	counts []uint64  // likewise, not cumulative
 
+	exponential        bool
 	scale              int32
 	zeros              uint64
 	positive, negative buckets
@@ -48,13 +49,16 @@ func (h *otlpHistogram) total(f otlpwire.Field) {
 
 // histogramPoint makes t.histogram cumulative, and asks the guard.
 func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt point) (point, error) {
-	if m.Temporality == otlpwire.Delta && !pt.ended {
-		var err error
-		if pt.start, err = t.memory.histogram(t.identity(names.plain), pt, &t.histogram, m.Kind == otlpwire.ExponentialHistogram); err != nil {
-			return pt, err
-		}
+	h := &t.histogram
+	if len(h.counts) > maxBuckets+1 || len(h.bounds) > maxBuckets || len(h.positive.counts) > maxBuckets || len(h.negative.counts) > maxBuckets {
+		return pt, errBuckets
 	}
-	return pt, t.memory.admit(t, names.plain, pt)
+	err := t.memory.admit(t, names.plain, pt, h.bounds)
+	if err == nil && m.Temporality == otlpwire.Delta && !pt.ended {
+		h.exponential = m.Kind == otlpwire.ExponentialHistogram
+		pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h)
+	}
+	return pt, err
 }
 
 // explicit adds a point of a histogram with bounds: a series for each bucket, one for

@@ -2,6 +2,7 @@ package remotewrite
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -17,8 +18,12 @@ type label struct {
 	weak        bool
 }
 
-// maxNames bounds what is remembered of names, over all requests.
-const maxNames = 4096
+// maxNames bounds what is remembered of names, over all requests, and maxName how long, in
+// bytes, each may be.
+const (
+	maxNames = 4096
+	maxName  = 256
+)
 
 // names builds label and metric names by a strategy, and remembers them.
 type names struct {
@@ -68,7 +73,9 @@ func (n *names) labelName(key []byte) (string, error) {
 	if len(n.labels) >= maxNames {
 		clear(n.labels)
 	}
-	n.labels[string(key)] = name
+	if len(key) <= maxName {
+		n.labels[string(key)] = name
+	}
 	return name, nil
 }
 
@@ -86,7 +93,9 @@ func (n *names) family(m *otlpwire.Metric, id []byte) (family, []byte) {
 		if len(n.families) >= maxNames {
 			clear(n.families)
 		}
-		n.families[string(id)] = f
+		if len(id) <= maxName {
+			n.families[string(id)] = f
+		}
 	}
 	return f, id
 }
@@ -142,6 +151,9 @@ func (t *translation) text(value []byte) []byte {
 	return t.scratch
 }
 
+// maxJoined is how long the value of attributes with one label may be before another joins.
+const maxJoined = 4096
+
 // addAttributes appends the labels of attributes to ls, which has none yet. Those whose
 // names become one are joined with ';', in the order of their keys.
 func (t *translation) addAttributes(ls []label, as []attribute, prefix string) ([]label, error) {
@@ -164,6 +176,9 @@ func (t *translation) addAttributes(ls []label, as []attribute, prefix string) (
 		case i < 0:
 			ls = append(ls, label{name: n, value: v})
 		case ls[i].value != 0 && t.names.escape:
+			if len(t.symbols.get(ls[i].value)) > maxJoined {
+				return ls, fmt.Errorf("attributes that become the label %s: more than %d bytes together", name, maxJoined)
+			}
 			joined := append(append([]byte(nil), t.symbols.get(ls[i].value)...), ';')
 			ls[i].value = t.symbols.add(append(joined, t.symbols.get(v)...))
 		default:

@@ -3,6 +3,7 @@ package remotewrite
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -116,6 +117,9 @@ func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err er
 
 // sum returns the cumulative value and start of a sum.
 func (m *memory) sum(id identity, pt point, v float64) (value float64, start uint64, err error) {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return 0, 0, errFinite
+	}
 	d, _, again, err := m.next(id, pt)
 	if err != nil {
 		return 0, 0, err
@@ -127,19 +131,20 @@ func (m *memory) sum(id identity, pt point, v float64) (value float64, start uin
 	return d.value, d.start, nil
 }
 
-// histogram makes h cumulative and returns its start. A histogram with other bounds than
+// histogram makes h cumulative and returns its start. One that cannot be added to what was
 // before begins anew.
-func (m *memory) histogram(id identity, pt point, h *otlpHistogram, exponential bool) (start uint64, err error) {
+func (m *memory) histogram(id identity, pt point, h *otlpHistogram) (start uint64, err error) {
+	if math.IsNaN(h.sum) || math.IsInf(h.sum, 0) {
+		return 0, errFinite
+	}
 	d, fresh, again, err := m.next(id, pt)
 	if err != nil {
 		return 0, err
 	}
-	if before := d.histogram; !fresh && before != nil && (exponential || slices.Equal(before.bounds, h.bounds) && len(before.counts) == len(h.counts)) {
-		if again {
-			h.reset()
-		}
-		h.add(before, exponential)
-	} else if !fresh {
+	if before := d.histogram; !fresh && before != nil && again {
+		*h = *before.clone()
+		return d.start, nil
+	} else if !fresh && (before == nil || !h.add(before)) {
 		d.start = pt.start
 	}
 	if !again {
@@ -157,37 +162,41 @@ func (h *otlpHistogram) clone() *otlpHistogram {
 	return &c
 }
 
-// maxBuckets is how many buckets a side of a sum of exponential histograms has at the
-// most: what SDKs bound theirs to. With more its resolution is halved.
-const maxBuckets = 160
+// maxSum is how many buckets a side of a sum of exponential histograms has at the most:
+// what SDKs bound theirs to. With more its resolution is halved.
+const maxSum = 160
 
-// add adds what was before to h. Without counts h takes over everything.
-func (h *otlpHistogram) add(before *otlpHistogram, exponential bool) {
+// add adds what was before to h, and reports whether that can be done: not with other bounds
+// or another kind, nor where an exponential one would have too many buckets.
+func (h *otlpHistogram) add(before *otlpHistogram) bool {
+	scale := min(h.scale, before.scale)
+	wide := func() bool {
+		return width(h, before, scale, positive) > maxSum || width(h, before, scale, negative) > maxSum
+	}
+	if h.exponential != before.exponential || !h.exponential && (!slices.Equal(before.bounds, h.bounds) || len(before.counts) != len(h.counts)) {
+		return false
+	}
+	for scale > minSchema && wide() {
+		scale--
+	}
+	if wide() {
+		return false
+	}
 	h.count += before.count
 	h.sum += before.sum
 	h.summed = h.summed || before.summed
 	h.zeros += before.zeros
-	if !exponential {
-		if len(h.counts) == 0 {
-			h.bounds, h.counts = append(h.bounds[:0], before.bounds...), append(h.counts, before.counts...)
-			return
-		}
+	if !h.exponential {
 		for i, c := range before.counts {
 			h.counts[i] += c
 		}
-		return
-	}
-	if h.count == before.count && len(h.positive.counts)+len(h.negative.counts) == 0 {
-		h.scale = before.scale
-	}
-	scale := min(h.scale, before.scale)
-	for scale > minSchema && (width(h, before, scale, positive) > maxBuckets || width(h, before, scale, negative) > maxBuckets) {
-		scale--
+		return true
 	}
 	for _, side := range []func(*otlpHistogram) *buckets{positive, negative} {
 		*side(h) = union(*side(h), uint(h.scale-scale), *side(before), uint(before.scale-scale))
 	}
 	h.scale = scale
+	return true
 }
 
 func positive(h *otlpHistogram) *buckets { return &h.positive }
@@ -213,7 +222,7 @@ func width(a, b *otlpHistogram, scale int32, side func(*otlpHistogram) *buckets)
 	case !some:
 		return 0
 	}
-	return int(last-first) + 1
+	return int(int64(last)-int64(first)) + 1
 }
 
 func union(a buckets, downA uint, b buckets, downB uint) buckets {
@@ -255,15 +264,22 @@ const (
 	// learning is how many minutes long an instance that is new here may have ten
 	// times as many new series: to a sink that has just taken it over all are new.
 	learning = 5
+
+	// maxLabels is how many names the labels of an instance's points may have in an hour.
+	maxLabels = 1024
 )
 
 // admit refuses the point at hand when its series is new and there are too many.
-func (m *memory) admit(t *translation, name uint32, pt point) error {
+// shape are its bounds or quantiles, each of which makes a series.
+func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) error {
 	limits := &m.cfg.Limits
 	if limits.NewSeries == 0 {
 		return nil
 	}
 	hash := t.symbols.hashes[name]
+	for _, b := range shape {
+		hash = (hash ^ math.Float64bits(b)) * 0x9e3779b97f4a7c15
+	}
 	for _, l := range t.labels {
 		hash = (hash^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
 	}
@@ -295,6 +311,9 @@ func (m *memory) admit(t *translation, name uint32, pt point) error {
 		return fmt.Errorf("%w of instance %s: more than %d in a minute (prometheus.limits.new_series_per_minute): what is new with every request does not belong into an attribute of a metric", errCardinality, t.instance, most)
 	}
 	for _, l := range t.own {
+		if len(g.values) >= maxLabels && g.values[t.symbols.hashes[l.name]] == nil {
+			return fmt.Errorf("%w of instance %s: more than %d names of labels in an hour", errCardinality, t.instance, maxLabels)
+		}
 		if v := g.values[t.symbols.hashes[l.name]]; values > 0 && len(v) >= values {
 			if _, known := v[t.symbols.hashes[l.value]]; !known {
 				return fmt.Errorf("%w of instance %s: label %s has more than %d values in an hour (prometheus.limits.label_values)", errCardinality, t.instance, t.symbols.get(l.name), values)
@@ -309,7 +328,7 @@ func (m *memory) admit(t *translation, name uint32, pt point) error {
 		}
 		v[t.symbols.hashes[l.value]] = struct{}{}
 	}
-	g.fresh++
+	g.fresh += 1 + len(shape)
 	g.young[hash] = struct{}{}
 	return nil
 }

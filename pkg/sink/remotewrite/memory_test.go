@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -72,7 +73,7 @@ func TestDeltasAreAddedUp(t *testing.T) {
 			t.Errorf("step %d: counts since %d, want 5", i, k)
 		}
 	}
-	if got := step(t, tr, delta(1, 2, 9), true); len(got) != 0 || len(tr.refused) != 1 || tr.refused[0].reason != ledger.DeadOutOfOrder {
+	if got := step(t, tr, delta(1, 2, 9), true); len(got) != 0 || len(tr.refused) != 1 || tr.refused[0].Reason != ledger.DeadOutOfOrder {
 		t.Errorf("an old delta: %v, %v", got, tr.refused)
 	}
 	// Two points of one request, and one that says that the series has ended.
@@ -118,9 +119,116 @@ func TestExponentialDeltasAreAddedUp(t *testing.T) {
 	tr.commit()
 	// Far apart the sum has 160 buckets at the most.
 	tr.reset("as-1", time.Unix(1_700_000_000, 0))
-	tr.add(delta(30, 0, 100_000, `"5"`, 6))
-	if n = tr.native[0]; n.count != 24 || n.schema != minSchema {
+	tr.add(delta(30, 0, 1500, `"5"`, 6))
+	if n = tr.native[0]; n.count != 24 || n.schema >= 0 {
 		t.Errorf("far apart: %+v", n)
+	}
+	tr.commit()
+	// No number is that far away: whatever it is, it begins anew.
+	for i, offset := range []int{2_000_000_000, -2_000_000_000, 0} {
+		tr.reset("as-1", time.Unix(1_700_000_000, 0))
+		tr.add(delta(40+10*i, -4, offset, `"5"`, 6))
+		if n = tr.native[0]; n.count != 6 || len(n.positive.deltas) != 1 {
+			t.Errorf("offset %d: %+v", offset, n)
+		}
+		tr.commit()
+	}
+}
+
+// TestDeltasThatChangeTheirKindBeginAnew: an explicit histogram becomes an exponential one.
+func TestDeltasThatChangeTheirKindBeginAnew(t *testing.T) {
+	tr := keeper(nil)
+	step(t, tr, request(t, `{"name":"h","histogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"1000000","count":"3","bucketCounts":["3"]}]}}`), true)
+	step(t, tr, request(t, `{"name":"h","exponentialHistogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"2000000","count":"1","positive":{"bucketCounts":["1"]}}]}}`), true)
+	if len(tr.native) != 1 || tr.native[0].count != 1 {
+		t.Errorf("%+v", tr.native)
+	}
+	for _, bad := range []string{
+		`{"name":"n","sum":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"1000000","asDouble":"NaN"}]}}`,
+		`{"name":"h2","histogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"1000000","count":"3","sum":"Infinity","bucketCounts":["3"]}]}}`,
+	} {
+		if got := step(t, tr, request(t, bad), true); len(got) != 0 || len(tr.refused) != 1 {
+			t.Errorf("%s: %v", bad, got)
+		}
+	}
+}
+
+// TestHugeMetricsStayWithinBounds: payloads of a megabyte at the most that would take
+// gigabytes.
+func TestHugeMetricsStayWithinBounds(t *testing.T) {
+	attributes := func(n int, key, value string) string {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf(`{"key":%q,"value":{"stringValue":%q}}`, strings.NewReplacer("#", strconv.Itoa(i), "*", string(rune(0x4e00+i))).Replace(key), value))
+		}
+		return strings.Join(all, ",")
+	}
+	resource := func(attributes, points string) []byte {
+		p, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},`+attributes+`]},"scopeMetrics":[{"metrics":[`+points+`]}]}]}`), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	gauge := `{"name":"g","gauge":{"dataPoints":[%s]}}`
+	point := `{"timeUnixNano":"%d","asInt":"1"}`
+	var bounds, counts, many []string
+	for i := range 5000 {
+		bounds, counts = append(bounds, fmt.Sprintf("%de300", i+1)), append(counts, `"1"`)
+		many = append(many, fmt.Sprintf(point, 1_700_000_000_000_000_000+i))
+	}
+	for name, tc := range map[string]struct {
+		payload []byte
+		series  int // at the most
+		refused int
+	}{
+		"1970 and today":        {resource(attributes(1, "a#", "x"), fmt.Sprintf(gauge, fmt.Sprintf(point, 0)+","+fmt.Sprintf(point, 1_700_000_000_000_000_000))), 2, 0},
+		"attributes that join":  {resource(attributes(20_000, "a.#", "x")+","+attributes(20_000, "same*", "xxxxxxxxxxxxxxxx"), fmt.Sprintf(gauge, fmt.Sprintf(point, 1))), 1, 0},
+		"a point's that join":   {resource(attributes(1, "a#", "x"), fmt.Sprintf(gauge, `{"timeUnixNano":"1","asInt":"1","attributes":[`+attributes(1000, "same*", strings.Repeat("x", 500))+`]}`)), 0, 1},
+		"too many buckets":      {resource(attributes(1, "a#", "x"), `{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1","explicitBounds":[`+strings.Join(bounds, ",")+`],"bucketCounts":[`+strings.Join(counts, ",")+`,"0"]}]}}`), 0, 1},
+		"many of one series":    {resource(attributes(1, "a#", "x"), fmt.Sprintf(gauge, strings.Join(many, ","))), 2, 0},
+		"names no label can be": {resource(`{"key":"__","value":{"stringValue":"x"}},{"key":"日本","value":{"stringValue":"x"}},{"key":"","value":{"stringValue":"x"}}`, fmt.Sprintf(gauge, fmt.Sprintf(point, 1))), 1, 0},
+	} {
+		tr := keeper(func(c *Config) { c.TargetInfo, c.Labels = true, []string{"instance.id", "__"} })
+		tr.reset("as-1", time.Unix(1_700_000_000, 0))
+		tr.add(tc.payload)
+		refused := 0
+		for _, r := range tr.refused {
+			refused += len(r.Items)
+		}
+		if len(tr.series) > tc.series || refused != tc.refused || len(tr.samples) > 5100 || len(tr.symbols.text) > 4<<20 || tr.large {
+			t.Errorf("%s: %d series, %d samples, %d refused, %d bytes of text, large %v", name, len(tr.series), len(tr.samples), refused, len(tr.symbols.text), tr.large)
+		}
+	}
+	// What cannot be bounded by a point is cut by the payload.
+	var wide []string
+	for i := range 900 {
+		wide = append(wide, fmt.Sprintf(`{"name":"m%d","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1","explicitBounds":[%s],"bucketCounts":[%s,"0"]}]}}`, i, strings.Join(bounds[:3000], ","), strings.Join(counts[:3000], ",")))
+	}
+	tr := keeper(func(c *Config) { c.Limits.NewSeries = 0 })
+	tr.reset("as-1", time.Unix(1_700_000_000, 0))
+	for _, m := range wide {
+		tr.add(resource(attributes(1, "a#", "x"), m))
+	}
+	if !tr.large || len(tr.pairs) > maxPairs+1<<20 {
+		t.Errorf("large %v, %d labels", tr.large, len(tr.pairs)/2)
+	}
+}
+
+func TestBucketsCountAsSeries(t *testing.T) {
+	tr := keeper(func(c *Config) { c.Limits.NewSeries = 10 })
+	send := func(minute int, bound float64) int {
+		tr.reset("as-1", time.Unix(1_700_000_000, 0))
+		tr.add(request(t, fmt.Sprintf(`{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"%d","explicitBounds":[%v,1000],"bucketCounts":["1","1","1"]}]}}`, int64(minute)*60e9, bound)))
+		return len(tr.series)
+	}
+	send(1, 0.5)
+	total := 0
+	for i := range 20 {
+		total += min(send(100, float64(i)), 1)
+	}
+	if total != 4 { // of three series each, ten in a minute, the last may go over
+		t.Errorf("%d histograms with other bounds each were taken, want 4", total)
 	}
 }
 
@@ -146,10 +254,10 @@ func TestTooManySeriesAreRefused(t *testing.T) {
 		tr.add(request(t, `{"name":"n","gauge":{"dataPoints":[`+strings.Join(points, ",")+`]}}`))
 		tr.commit()
 		for _, r := range tr.refused {
-			if r.reason != ledger.DeadCardinality || !errors.Is(r.err, errCardinality) {
-				t.Errorf("refused for %s: %v", r.reason, r.err)
+			if r.Reason != ledger.DeadCardinality || !errors.Is(r.Err, errCardinality) {
+				t.Errorf("refused for %s: %v", r.Reason, r.Err)
 			}
-			refused += len(r.points)
+			refused += len(r.Items)
 		}
 		return len(tr.series), refused
 	}
@@ -172,7 +280,7 @@ func TestTooManySeriesAreRefused(t *testing.T) {
 	}
 	other := keeper(func(c *Config) { c.Limits.NewSeries, c.Limits.LabelValues = 1000, 20 })
 	tr = other
-	if kept, _ := send(0, 0, 100); kept != 20 || !strings.Contains(tr.refused[0].err.Error(), "label request_id has more than 20 values") {
+	if kept, _ := send(0, 0, 100); kept != 20 || !strings.Contains(tr.refused[0].Err.Error(), "label request_id has more than 20 values") {
 		t.Errorf("values: %d kept, %v", kept, tr.refused)
 	}
 }

@@ -226,21 +226,25 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 		w.translation = newTranslation(&w.cfg)
 	}
 	t := w.translation
-	t.reset(instance, time.Now())
+	now := time.Now()
+	t.reset(instance, now)
 	t.add(payload)
-	if err := w.send(ctx, t, payload); err != nil {
+	err := w.send(ctx, t, payload)
+	if _, refused := fault.Reason(err); refused && t.targeted {
+		// Nobody has sent target_info; what was sent must not be lost for it.
+		t.reset(instance, now)
+		t.plain = true
+		t.add(payload)
+		err = w.send(ctx, t, payload)
+	}
+	if err != nil {
 		return err
 	}
 	t.commit()
-	var parts fault.Parts
-	for _, r := range t.refused {
-		parts = append(parts, fault.Part{Payload: otlpwire.Pick(otlpwire.Metrics, payload, r.points), Items: len(r.points), Reason: r.reason, Err: r.err})
-	}
-	if parts != nil {
-		return parts
-	}
-	return nil
+	return t.refused.Parts(func(points []int) []byte { return otlpwire.Pick(otlpwire.Metrics, payload, points) })
 }
+
+var errLarge = errors.New("its series take too much memory together")
 
 // Translate calls visit with the requests of remote_write 2.0 that a payload becomes, not
 // compressed, and how many samples and histograms each has: for those who measure.
@@ -269,6 +273,9 @@ func (r *receiver) version() int {
 
 // send sends what has been translated, in as many requests as it takes.
 func (w *Writer) send(ctx context.Context, t *translation, payload []byte) error {
+	if t.large {
+		return fault.Permanent(ledger.DeadTooLarge, errLarge)
+	}
 	e := &w.encoder
 	for e.series = 0; e.series < len(t.series); {
 		from, version := e.series, w.version()
@@ -326,7 +333,7 @@ func (w *Writer) post(ctx context.Context, t *translation, payload []byte, versi
 	_, exemplars := written(header, exemplarsWritten)
 	if !said && !also && !exemplars {
 		if err == nil {
-			return errNotWritten
+			return fault.Configuration(errNotWritten)
 		}
 		return err
 	}

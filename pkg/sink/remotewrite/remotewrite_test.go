@@ -30,7 +30,7 @@ func translate(t *testing.T, metrics string) ([]string, error) {
 	tr.reset("as-1", time.Now())
 	tr.add(p)
 	if len(tr.refused) > 0 {
-		return nil, tr.refused[0].err
+		return nil, tr.refused[0].Err
 	}
 	return lines(t, tr), nil
 }

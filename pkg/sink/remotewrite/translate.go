@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/otlptranslator"
 
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -22,6 +23,8 @@ var (
 	errTemporality = errors.New("the aggregation temporality is neither cumulative nor delta")
 	errCounts      = errors.New("the number of bucket counts is not that of the bounds and one more")
 	errBounds      = errors.New("the bounds are not in order")
+	errBuckets     = fmt.Errorf("more than %d buckets or quantiles", maxBuckets)
+	errFinite      = errors.New("a delta that is no finite number")
 	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
 	errOld         = errors.New("a delta that is older than the one before it in its series")
 )
@@ -78,13 +81,6 @@ const (
 	typeSummary
 )
 
-// refusal says why data points of a payload are not sent.
-type refusal struct {
-	reason string
-	err    error // of the first
-	points []int // by number in the payload, rising
-}
-
 // translation turns one OTLP request after the other into series. It is the pure part:
 // now is an argument, no connection. What it remembers from one request to the next (deltas, known
 // series, when target_info was written) changes with commit only, so that a request that
@@ -106,8 +102,11 @@ type translation struct {
 	native    []native
 	exemplars []exemplar
 	families  []metadata
-	refused   []refusal
-	point     int // number of the next one in the payload
+	refused   fault.Refusals
+	point     int  // number of the next one in the payload
+	large     bool // more than one request's worth of memory: nothing of it counts
+	targeted  bool // target_info is among the series
+	plain     bool // without target_info
 
 	// Of the resource, scope and metric at hand.
 	resource    []label // with what the scope adds, in order
@@ -119,6 +118,7 @@ type translation struct {
 	// Of the point at hand.
 	attributes []attribute
 	labels     []label // merged, in order
+	moment     uint64  // its time
 	nameAt     int     // where the name goes among them
 	extra      uint32  // the name of the extra label at hand
 	extraAt    int     // where it goes
@@ -128,7 +128,8 @@ type translation struct {
 	id         []byte
 	bounds     []float64 // of the histogram before
 	les        []uint32  // its le labels
-	floats     []float64
+	quantiles  []float64 // of the summary at hand
+	values     []float64
 	sort       []sample
 	histogram  otlpHistogram
 }
@@ -151,6 +152,7 @@ func (t *translation) reset(instance string, now time.Time) {
 	t.index.reset()
 	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
 	t.families, t.refused, t.point = t.families[:0], t.refused[:0], 0
+	t.large, t.targeted, t.plain = false, false, false
 	t.bounds = t.bounds[:0]
 	t.memory.reset()
 }
@@ -161,16 +163,16 @@ func (t *translation) commit() { t.memory.commit() }
 // add translates an OTLP request, whose bytes must be sound.
 func (t *translation) add(payload []byte) {
 	for r := range otlpwire.Resources(payload) {
-		wrong := t.setResource(r.Resource())
+		t.setResource(r.Resource())
 		t.first, t.last = math.MaxUint64, 0
 		own := t.resource
 		for s := range r.Scopes() {
 			t.resource = own
-			err := wrong
-			if err == nil {
-				err = t.setScope(s.Scope(), s)
-			}
+			err := t.setScope(s.Scope(), s)
 			for item := range s.Items() {
+				if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
+					return
+				}
 				var m otlpwire.Metric
 				if m.Parse(item); err != nil {
 					t.refuseAll(&m, err)
@@ -179,11 +181,22 @@ func (t *translation) add(payload []byte) {
 				}
 			}
 		}
-		if t.resource = own; wrong == nil && t.first != math.MaxUint64 && t.cfg.TargetInfo {
+		if t.resource = own; t.first != math.MaxUint64 && t.cfg.TargetInfo && !t.plain {
 			t.targetInfo()
 		}
 	}
 }
+
+// What a translation may hold, in labels and in bytes of texts: payloads of a megabyte can be
+// made that would take a thousand times as much. With more it is cut in halves.
+const (
+	maxPairs = 8 << 20
+	maxText  = 64 << 20
+)
+
+// maxBuckets is how many buckets, bounds or quantiles a point may have: each is a series, or
+// as good as one.
+const maxBuckets = 4096
 
 // refuseAll refuses the points of a metric.
 func (t *translation) refuseAll(m *otlpwire.Metric, err error) {
@@ -194,17 +207,10 @@ func (t *translation) refuseAll(m *otlpwire.Metric, err error) {
 }
 
 // refuse says that the point at hand is not sent.
-func (t *translation) refuse(reason string, err error) {
-	i := slices.IndexFunc(t.refused, func(r refusal) bool { return r.reason == reason })
-	if i < 0 {
-		i = len(t.refused)
-		t.refused = append(t.refused, refusal{reason: reason, err: err})
-	}
-	t.refused[i].points = append(t.refused[i].points, t.point)
-}
+func (t *translation) refuse(reason string, err error) { t.refused.Add(reason, err, t.point) }
 
 // setResource prepares the labels that every series of a resource has.
-func (t *translation) setResource(resource []byte) error {
+func (t *translation) setResource(resource []byte) {
 	t.resource, t.target, t.job, t.host = t.resource[:0], t.target[:0], 0, 0
 	t.attributes = t.attributes[:0]
 	var namespace, service []byte // nil: absent, which is not the same as empty
@@ -231,7 +237,7 @@ func (t *translation) setResource(resource []byte) error {
 		}
 		name, err := t.names.labelName(a.key)
 		if err != nil {
-			return fmt.Errorf("resource attribute %q: %w", a.key, err)
+			continue // no label can have it
 		}
 		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.add(t.text(a.value))})
 	}
@@ -248,15 +254,22 @@ func (t *translation) setResource(resource []byte) error {
 	t.resource = t.external(t.resource)
 	t.resource = t.order(t.resource)
 	if !t.cfg.TargetInfo {
-		return nil
+		return
 	}
-	others := slices.DeleteFunc(t.attributes, func(a attribute) bool { return slices.Contains(identifying, string(a.key)) })
-	if len(others) == 0 || t.job == 0 && t.host == 0 {
-		return nil
+	others := slices.DeleteFunc(t.attributes, func(a attribute) bool {
+		if slices.Contains(identifying, string(a.key)) {
+			return true
+		}
+		_, err := t.names.labelName(a.key)
+		return err != nil
+	})
+	if len(others) == 0 || len(others) > maxTarget || t.job == 0 && t.host == 0 {
+		return
 	}
 	var err error
 	if t.target, err = t.addAttributes(t.target, others, ""); err != nil {
-		return fmt.Errorf("resource attributes: %w", err)
+		t.target = t.target[:0]
+		return
 	}
 	if t.job != 0 {
 		t.target = set(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
@@ -265,10 +278,12 @@ func (t *translation) setResource(resource []byte) error {
 		t.target = set(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
 	}
 	t.target = t.order(t.external(t.target))
-	return nil
 }
 
 const instanceID = "instance.id"
+
+// maxTarget is how many attributes a resource with a target_info may have.
+const maxTarget = 256
 
 // external adds the external labels that ls does not have.
 func (t *translation) external(ls []label) []label {
@@ -365,7 +380,9 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		case otlpwire.Summary:
 			err = t.summary(p, names)
 		}
-		if err != nil {
+		if err == nil {
+			t.first, t.last = min(t.first, t.moment), max(t.last, t.moment)
+		} else {
 			if errors.Is(err, errOld) {
 				reason = ledger.DeadOutOfOrder
 			} else if errors.Is(err, errCardinality) {
@@ -443,10 +460,10 @@ func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire
 			own(f)
 		}
 	}
-	t.first, t.last = min(t.first, pt.at), max(t.last, pt.at)
 	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
 		return pt, fmt.Errorf("attributes: %w", err)
 	}
+	t.moment = pt.at
 	t.own = t.order(t.own)
 	t.merge(t.own, t.resource)
 	t.place()
@@ -464,11 +481,11 @@ func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) er
 			v = float64(int64(f.Bits))
 		}
 	})
+	if err == nil {
+		err = t.memory.admit(t, names.plain, pt, nil)
+	}
 	if err == nil && !pt.ended && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
 		v, pt.start, err = t.memory.sum(t.identity(names.plain), pt, v)
-	}
-	if err == nil {
-		err = t.memory.admit(t, names.plain, pt)
 	}
 	if err != nil {
 		return err
@@ -486,7 +503,7 @@ func (t *translation) summary(p []byte, names familyNames) error {
 		sum   float64
 		count uint64
 	)
-	t.floats = t.floats[:0]
+	t.quantiles, t.values = t.quantiles[:0], t.values[:0]
 	pt, err := t.read(p, otlpwire.Summary, func(f otlpwire.Field) {
 		switch f.Tag {
 		case 4<<3 | otlpwire.Fixed64:
@@ -504,11 +521,14 @@ func (t *translation) summary(p []byte, names familyNames) error {
 					v = g.Double()
 				}
 			}
-			t.floats = append(t.floats, q, v)
+			t.quantiles, t.values = append(t.quantiles, q), append(t.values, v)
 		}
 	})
+	if err == nil && len(t.quantiles) > maxBuckets {
+		err = errBuckets
+	}
 	if err == nil {
-		err = t.memory.admit(t, names.plain, pt)
+		err = t.memory.admit(t, names.plain, pt, t.quantiles)
 	}
 	if err != nil {
 		return err
@@ -516,8 +536,8 @@ func (t *translation) summary(p []byte, names familyNames) error {
 	t.one(names.sum, label{}, pt, sum)
 	t.one(names.count, label{}, pt, float64(count))
 	quantile := t.symbols.addString(quantileLabel)
-	for i := 0; i < len(t.floats); i += 2 {
-		t.one(names.plain, label{name: quantile, value: t.decimal(t.floats[i])}, pt, t.floats[i+1])
+	for i, q := range t.quantiles {
+		t.one(names.plain, label{name: quantile, value: t.decimal(q)}, pt, t.values[i])
 	}
 	return nil
 }
@@ -739,6 +759,9 @@ func (t *translation) attach(n int, entry int32) {
 // minutes that PromQL looks back.
 const targetInterval = 150_000 // milliseconds
 
+// maxTargetSamples is how many samples of target_info one request may have for a resource.
+const maxTargetSamples = 24
+
 // targetInfo adds the samples of target_info for the resource at hand, from its first
 // point to its last, unless it was written a short while ago.
 func (t *translation) targetInfo() {
@@ -750,11 +773,13 @@ func (t *translation) targetInfo() {
 	t.place()
 	id := t.identity(name)
 	next, end := int64(t.first)/1e6, int64(t.last)/1e6
+	next = max(next, end-maxTargetSamples*targetInterval) // a point may be of 1970
 	if before, ok := t.memory.target(id); ok {
 		if next = max(next, before+targetInterval); next > end {
 			return
 		}
 	}
+	t.targeted = true
 	t.family = uint32(len(t.families))
 	t.families = append(t.families, metadata{name: name, help: t.symbols.addString("Target metadata"), kind: typeGauge})
 	n := t.at(name, label{}, false)

@@ -18,7 +18,6 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpclient"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/push"
 )
 
@@ -77,8 +76,8 @@ func New(cfg Config) (*Writer, error) {
 			return nil, fmt.Errorf("tempo.status_url: %w", err)
 		}
 		access := cfg.Access
-		if !strings.HasPrefix(cfg.StatusURL, "https://") {
-			access.TLS = proc.ClientTLS{}
+		if !strings.HasPrefix(cfg.StatusURL, "https://") { // nothing that is secret goes in plain text
+			access = push.Access{Tenant: cfg.Tenant}
 		}
 		if err := w.status.Use("tempo", access); err != nil {
 			return nil, err
