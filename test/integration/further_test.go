@@ -50,6 +50,7 @@ func TestFurtherBackends(t *testing.T) {
 		c.Tempo.Endpoint, c.Loki.URL, c.Prometheus.URL = tmp.Addr, l.URL, prom.URL
 		c.Sampling.File = writeFile(t, "half.yaml", "decision_wait: 2s\npolicies: [{name: half, type: probabilistic, probabilistic: {sampling_percentage: 50}}]\n")
 		other := backends.Named{Name: "site-b", Config: backends.DefaultConfig()}
+		other.Tempo.Compression = "gzip"
 		other.Tempo.Endpoint, other.Loki.URL, other.Prometheus.URL = farTempo.Addr, farLoki.URL, gate.URL
 		c.Also = []backends.Named{other}
 	})

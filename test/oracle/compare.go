@@ -183,6 +183,13 @@ func theirs(md pmetric.Metrics, v variant) book {
 // be, and says how fine.
 const scaleKey = "scale"
 
+// tellScale gives a point that attribute.
+func tellScale(p pmetric.ExponentialHistogramDataPoint) {
+	if p.Scale() > histogram.ExponentialSchemaMax {
+		p.Attributes().PutInt(scaleKey, int64(p.Scale()))
+	}
+}
+
 // coarse returns a copy in which no histogram is finer than a native one: the translation
 // would make them coarser, and puts a bucket behind an empty one in the wrong place then
 // (see differences.go). The appender makes them coarser instead, with

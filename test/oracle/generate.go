@@ -203,9 +203,7 @@ func metric(r *rand.Rand, m pmetric.Metric, now time.Time, number int) {
 			p.SetTimestamp(at)
 			p.SetFlags(flags)
 			p.SetScale(int32(r.IntN(25)) - 4)
-			if p.Scale() > 8 {
-				p.Attributes().PutInt(scaleKey, int64(p.Scale()))
-			}
+			tellScale(p)
 			p.SetZeroCount(uint64(r.IntN(5)))
 			p.SetZeroThreshold(pick(r, []float64{0, 1e-6}))
 			total := p.ZeroCount()
