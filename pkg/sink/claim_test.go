@@ -1,0 +1,127 @@
+package sink
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/snappy"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/backend"
+)
+
+// TestAClaimBeginsAnew: whoever claims a lane knows nothing of the sums of deltas from when it
+// had it before, and takes a refusal of what comes first for a repetition.
+func TestAClaimBeginsAnew(t *testing.T) {
+	var (
+		mu     sync.Mutex
+		values []float64
+		refuse bool
+	)
+	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if refuse {
+			refuse = false
+			http.Error(w, "duplicate sample for timestamp", http.StatusBadRequest)
+			return
+		}
+		packed, _ := io.ReadAll(r.Body)
+		body, _ := snappy.Decode(nil, packed)
+		values = append(values, firstValue(body))
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer prometheus.Close()
+	cfg := backend.DefaultConfig()
+	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = prometheus.URL, "1.0", false
+	w, err := cfg.Open(otlpwire.Metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, conn := testDelivery(t, w)
+	d.sig = otlpwire.Metrics
+	publish := func(n int) {
+		body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, n), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(n),
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// own runs the lane until so many samples are stored or refused.
+	own := func(until int) {
+		t.Helper()
+		lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			mine := *d // as the members begin it anew
+			(&directLane{lane: lane, delivery: &mine}).run(ctx)
+		}()
+		if !proc.Until(t.Context(), func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(values)+int(testutil.ToFloat64(d.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
+		}) {
+			t.Fatal("stopped")
+		}
+		stop()
+		<-done
+	}
+	for n := range 3 {
+		publish(n + 1)
+	}
+	own(3)
+	for n := range 2 {
+		publish(n + 4)
+	}
+	own(5)
+	refuse = true // the first one is there already
+	for n := range 2 {
+		publish(n + 6)
+	}
+	own(7)
+	want := []float64{1, 2, 3, 1, 2, 1}
+	if fmt.Sprint(values) != fmt.Sprint(want) {
+		t.Errorf("sums are %v, want %v", values, want)
+	}
+	signal := d.led.Of(otlpwire.Metrics)
+	if dead, dedup, delivered := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)), testutil.ToFloat64(signal.Deduplicated("prometheus")), testutil.ToFloat64(signal.Delivered("prometheus")); dead != 0 || dedup != 1 || delivered != 7 {
+		t.Errorf("%v dead, %v there already, %v delivered", dead, dedup, delivered)
+	}
+}
+
+// firstValue is the value of the first sample of a request of remote_write 1.0.
+func firstValue(body []byte) float64 {
+	next := func(msg []byte, tag int) (out []byte) {
+		for i := 0; i < len(msg) && out == nil; {
+			var f otlpwire.Field
+			if f, i = otlpwire.NextField(msg, i); f.Tag == tag {
+				out = f.Bytes
+			}
+		}
+		return out
+	}
+	sample := next(next(body, otlpwire.Tag(1, otlpwire.Bytes)), otlpwire.Tag(2, otlpwire.Bytes))
+	return math.Float64frombits(binary.LittleEndian.Uint64(sample[1:]))
+}
