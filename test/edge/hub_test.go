@@ -87,12 +87,15 @@ func (a *authority) issue(name string) (cert, key string) {
 
 func (a *authority) server() *tls.Config {
 	cert, key := a.issue("server")
-	cfg, err := proc.ClientTLS{CA: a.ca, Cert: cert, Key: key}.Load("test")
+	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	cfg.ClientCAs = cfg.RootCAs
-	return cfg
+	cfg, err := proc.ClientTLS{CA: a.ca}.Load("test")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: cfg.RootCAs}
 }
 
 // serve runs a nats-server of its own.
