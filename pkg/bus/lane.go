@@ -62,13 +62,11 @@ type Delivery struct {
 	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
-	Body    []byte // decompressed, unless the lane is raw or a [Reader] returns it
-	Pending uint64 // messages behind this one
-	Size    int    // bytes of the body as stored
-	// Stored is when the stream got it, and Refusal what is wrong with a dead letter; a
-	// [Reader] tells them.
-	Stored  time.Time
-	Refusal *Refusal
+	Body    []byte    // decompressed, unless the lane is raw or a [Reader] returns it
+	Pending uint64    // messages behind this one
+	Size    int       // bytes of the body as stored
+	Stored  time.Time // when the stream got it; a [Reader] tells
+	Refusal *Refusal  // of a dead letter; likewise
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
