@@ -65,11 +65,19 @@ type outcome struct {
 	delivered, dedup, dead int
 	reason                 string
 	paused, finished       bool
+	still                  bool // paused at the end
+	letters                int
 	requests               int
 }
 
 // bring has a payload written to a server whose answers script gives, by number and body.
 func bring(t *testing.T, kind string, payload []byte, within time.Duration, script func(n int, body string) func(http.ResponseWriter)) (o outcome) {
+	t.Helper()
+	return bringTo(t, kind, func(*Config) {}, payload, within, script)
+}
+
+// bringTo is bring with a configuration.
+func bringTo(t *testing.T, kind string, set func(*Config), payload []byte, within time.Duration, script func(n int, body string) func(http.ResponseWriter)) (o outcome) {
 	t.Helper()
 	var mu sync.Mutex
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -85,6 +93,7 @@ func bring(t *testing.T, kind string, payload []byte, within time.Duration, scri
 	k := kinds[kind]
 	cfg := DefaultConfig()
 	k.set(&cfg, srv.URL)
+	set(&cfg)
 	w, err := cfg.Open(k.sig)
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +103,10 @@ func bring(t *testing.T, kind string, payload []byte, within time.Duration, scri
 	d := Delivery{
 		Signal: k.sig, Writer: Session(w), Log: slog.New(slog.DiscardHandler),
 		Delivered: func(n int) { o.delivered += n }, Deduplicated: func(n int) { o.dedup += n },
-		Paused: func(now bool) { o.paused = o.paused || now },
+		Paused: func(now bool) { o.paused, o.still = o.paused || now, now },
 		GiveUp: func(_ context.Context, _ string, p []byte, reason string, why error) bool {
 			o.dead, o.reason = o.dead+otlpwire.Count(k.sig, p), reason
+			o.letters++
 			if why.Error() == "" || len(why.Error()) > 2048 || strings.ContainsAny(why.Error(), "\n\x1b") {
 				t.Errorf("%s: the reason is no line for a log: %q", kind, why)
 			}
@@ -204,7 +214,7 @@ func TestOnlyTheCulpritIsGivenUp(t *testing.T) {
 			return ok
 		})
 		// Two requests for each of six halvings, and the first.
-		if o != (outcome{delivered: 63, dead: 1, reason: ledger.DeadRefused, finished: true, requests: 13}) || len(stored) != 63 {
+		if o != (outcome{delivered: 63, dead: 1, letters: 1, reason: ledger.DeadRefused, finished: true, requests: 13}) || len(stored) != 63 {
 			t.Errorf("%+v, %d stored", o, len(stored))
 		}
 	})
@@ -217,7 +227,7 @@ func TestConfigurationPausesTheLane(t *testing.T) {
 	each(t, func(t *testing.T, kind string, _ func(http.ResponseWriter), ten []byte) {
 		for _, code := range []int{401, 403, 404, 405, 301, 302, 307, 308, 260} {
 			o := bring(t, kind, ten, 200*time.Millisecond, func(int, string) func(http.ResponseWriter) { return header(code, "Location", other.URL) })
-			if o != (outcome{paused: true, requests: 1}) {
+			if o != (outcome{paused: true, requests: 1}) { // not paused any more when it has ended
 				t.Errorf("%d: %+v", code, o)
 			}
 		}
@@ -299,6 +309,31 @@ func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 	}
 }
 
+// TestPartsAreGivenUpAtOnce: what a writer itself knows to be impossible is one dead letter,
+// and takes nothing along; what is of no tenant is one, too.
+func TestPartsAreGivenUpAtOnce(t *testing.T) {
+	good, bad := `{"name":"m","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}`, `{"name":"...","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"},{"timeUnixNano":"2","asInt":"1"}]}}`
+	payload, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"scopeMetrics":[{"metrics":[`+bad+","+good+","+bad+`]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := bring(t, "remote_write 1.0", payload, 20*time.Second, func(int, string) func(http.ResponseWriter) { return status(204) })
+	if o != (outcome{delivered: 1, dead: 4, letters: 1, reason: ledger.DeadUnsupported, finished: true, requests: 1}) {
+		t.Errorf("%+v", o)
+	}
+	for kind, set := range map[string]func(*Config){
+		"remote_write 1.0": func(c *Config) { c.Prometheus.Tenant.From = "customer" },
+		"loki push":        func(c *Config) { c.Loki.Tenant.From = "customer" },
+		"tempo http":       func(c *Config) { c.Tempo.Tenant.From = "customer" },
+	} {
+		ten := items(t, kinds[kind].sig, 10, numbered)
+		o := bringTo(t, kind, set, ten, 20*time.Second, func(int, string) func(http.ResponseWriter) { return status(204) })
+		if o != (outcome{dead: 10, letters: 1, reason: ledger.DeadRefused, finished: true}) {
+			t.Errorf("%s: %+v", kind, o)
+		}
+	}
+}
+
 // TestTargetInfoCostsNobody: a refused target_info takes nothing along.
 func TestTargetInfoCostsNobody(t *testing.T) {
 	payload, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}},{"key":"host.name","value":{"stringValue":"h"}}]},"scopeMetrics":[{"metrics":[{"name":"m","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}]}]}]}`), otlpwire.DefaultLimits)
@@ -340,6 +375,11 @@ func TestSuccessHasManyForms(t *testing.T) {
 	})
 	partial, _ := hex.DecodeString("0a0708011203626164") // one span is bad
 	ten := items(t, otlpwire.Traces, 10, numbered)
+	// A receiver that has written fewer: those that were not are looked for.
+	fewer := items(t, otlpwire.Metrics, 10, numbered)
+	if o := bring(t, "remote_write 2.0", fewer, 20*time.Second, func(int, string) func(http.ResponseWriter) { return wrote(1) }); o.delivered != 10 || o.dead != 0 || o.requests != 19 {
+		t.Errorf("written one at a time: %+v", o)
+	}
 	if o := bring(t, "tempo http", ten, 20*time.Second, func(_ int, body string) func(http.ResponseWriter) {
 		return func(w http.ResponseWriter) {
 			if strings.Contains(body, "item-4") {

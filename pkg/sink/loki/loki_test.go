@@ -54,6 +54,73 @@ func TestLabelsAreThereOnce(t *testing.T) {
 	}
 }
 
+// TestStreams: each resource has its own, an instance so many, and lines go in the order of
+// time, in pushes that a tenant's burst allows.
+func TestStreams(t *testing.T) {
+	resource := func(service string, times ...int) string {
+		var records []string
+		for _, at := range times {
+			records = append(records, fmt.Sprintf(`{"timeUnixNano":"%d","severityNumber":9,"body":{"stringValue":"x"}}`, at))
+		}
+		return `{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"` + service + `"}}]},"scopeLogs":[{"logRecords":[` + strings.Join(records, ",") + `]}]}`
+	}
+	payload := func(resources ...string) []byte {
+		p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[`+strings.Join(resources, ",")+`]}`), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	cfg := DefaultConfig()
+	cfg.Labels = []string{"service.name"}
+	got := pushed(t, &cfg, payload(resource("a", 3, 1), resource("b", 2), resource("a", 2)))
+	var short []string
+	for _, line := range got {
+		short = append(short, strings.Join(strings.Fields(line)[:2], " "))
+	}
+	if want := `{service_name="a"} 1 {service_name="a"} 2 {service_name="a"} 3 {service_name="b"} 2`; strings.Join(short, " ") != want {
+		t.Errorf("got  %v\nwant %s", short, want)
+	}
+	cfg.Limits.Streams = 3
+	b := newBatch(&cfg)
+	step := func(at time.Time, services ...string) (refused int) {
+		var all []string
+		for _, s := range services {
+			all = append(all, resource(s, 1))
+		}
+		b.reset("as-1", at)
+		b.add(payload(all...))
+		for _, r := range b.refused {
+			refused += len(r.Items)
+		}
+		return refused
+	}
+	now := time.Unix(1_700_000_000, 0)
+	for i, want := range []int{step(now, "a", "b", "c", "d", "e"), step(now, "c", "d"), step(now.Add(time.Hour), "d", "e")} {
+		if want != []int{2, 1, 0}[i] {
+			t.Errorf("step %d: %d refused", i, want)
+		}
+	}
+	large := make([]int, 70_000)
+	for i := range large {
+		large[i] = i + 1
+	}
+	cfg = DefaultConfig()
+	b = newBatch(&cfg)
+	b.reset("as-1", now)
+	b.add(payload(resource("a", large...)))
+	pushes, bytes := 0, 0
+	for body := b.request(); body != nil; body = b.request() {
+		if pushes++; len(body) > maxRequest+4096 {
+			t.Errorf("a push of %d bytes", len(body))
+		}
+		bytes += len(body)
+	}
+	if pushes < 2 || pushes > bytes/maxRequest+1 {
+		t.Errorf("%d pushes of %d bytes", pushes, bytes)
+	}
+}
+
 // TestHugeLogsStayWithinBounds: payloads of a megabyte at the most that would take gigabytes.
 func TestHugeLogsStayWithinBounds(t *testing.T) {
 	huge := strings.Repeat("x", 400_000)

@@ -64,6 +64,25 @@ func issue(t *testing.T, by *authority, template *x509.Certificate) (cert *x509.
 	return cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
 }
 
+// again issues a further certificate for a key.
+func again(t *testing.T, by *authority, keyPEM []byte) []byte {
+	t.Helper()
+	block, _ := pem.Decode(keyPEM)
+	private, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "sink"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, &private.(*ecdsa.PrivateKey).PublicKey, by.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
 // put writes a file, a second younger than before.
 func put(t *testing.T, path string, text []byte) string {
 	t.Helper()
@@ -170,6 +189,13 @@ func TestTLS(t *testing.T) {
 	c.http.CloseIdleConnections()
 	if err := post(t, c, "x"); err != nil || seen == first {
 		t.Errorf("a new pair: %v, the same certificate", err)
+	}
+	second := seen
+	certPEM = again(t, ours, keyPEM) // renewed, with the same key
+	put(t, cert, certPEM)
+	c.http.CloseIdleConnections()
+	if err := post(t, c, "x"); err != nil || seen == second {
+		t.Errorf("a new certificate for the same key: %v, the same certificate", err)
 	}
 	put(t, ca, others.pem)
 	c.http.CloseIdleConnections()

@@ -65,6 +65,8 @@ func TestDeltasAreAddedUp(t *testing.T) {
 		{delta(10, 20, 4), true, "n_total 7@20"}, // came twice
 		{delta(20, 30, 0), true, "n_total 7@30"},
 		{delta(50, 60, 1), true, "n_total 8@60"}, // a gap
+		{delta(60, 61, 9), false, "n_total 17@61"},
+		{delta(60, 62, 1), true, "n_total 9@62"}, // the one before was not stored, and does not count
 	} {
 		if got := step(t, tr, s.payload, s.stored); !slices.Equal(got, []string{s.want}) {
 			t.Errorf("step %d: %v, want %s", i, got, s.want)
@@ -78,7 +80,7 @@ func TestDeltasAreAddedUp(t *testing.T) {
 	}
 	// Two points of one request, and one that says that the series has ended.
 	two := request(t, `{"name":"n","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"70000000","asInt":"1"},{"timeUnixNano":"80000000","asInt":"1"},{"timeUnixNano":"90000000","flags":1}]}}`)
-	if got := step(t, tr, two, true); !slices.Equal(got, []string{"n_total 9@70 | 10@80 | NaN@90"}) {
+	if got := step(t, tr, two, true); !slices.Equal(got, []string{"n_total 10@70 | 11@80 | NaN@90"}) {
 		t.Errorf("two points: %v", got)
 	}
 }
@@ -244,7 +246,7 @@ func TestOldSumsAreForgotten(t *testing.T) {
 
 func TestTooManySeriesAreRefused(t *testing.T) {
 	tr := keeper(func(c *Config) { c.Limits.NewSeries, c.Limits.LabelValues = 10, 300 })
-	base := int64(1_699_990_000) / 60 * 60
+	base := int64(1_699_970_000) / 3600 * 3600
 	send := func(minute, from, n int) (kept, refused int) {
 		var points []string
 		for i := range n {
@@ -270,8 +272,9 @@ func TestTooManySeriesAreRefused(t *testing.T) {
 		{99999, 3000, 5, 0},  // a point from the future does not move the time
 		{8, 4000, 5, 5},      //
 		{70, 0, 100, 100},    // still known in the hour after
-		{200, 100, 100, 10},  // forgotten
-		{201, 1000, 100, 10}, //
+		{130, 0, 100, 100},   // and in the one after that, for they were seen in between
+		{300, 100, 100, 10},  // forgotten
+		{301, 1000, 100, 10}, //
 	} {
 		kept, refused := send(s.minute, s.from, s.n)
 		if kept != s.kept || kept+refused != s.n {

@@ -92,6 +92,10 @@ func TestTranslation(t *testing.T) {
 			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1000000","asInt":"1","attributes":[{"key":"a.b","value":{"stringValue":"1"}},{"key":"a_b","value":{"stringValue":"2"}}]}]}}`,
 			[]string{"__name__=g a_b=1;2" + common + " | 1@1"},
 		},
+		"out of order, and twice in a millisecond": {
+			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"3000000","asInt":"3"},{"timeUnixNano":"1000000","asInt":"1"},{"timeUnixNano":"1000001","asInt":"2"},{"timeUnixNano":"3000001","asInt":"4"}]}}`,
+			[]string{"__name__=g" + common + " | 2@1 | 4@3"},
+		},
 		"no data": {`{"name":"g"}`, nil},
 	} {
 		got, err := translate(t, tc.metric)
