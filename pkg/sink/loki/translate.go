@@ -35,7 +35,6 @@ type batch struct {
 	streams []stream
 	index   map[string]int
 	entries []byte // of all streams, encoded
-	order   []entry
 	refused fault.Refusals
 	record  int  // number of the next one
 	large   bool // more than a writer should hold: nothing of it counts

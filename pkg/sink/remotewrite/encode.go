@@ -10,9 +10,8 @@ import (
 // Its slices are used again.
 type encoder struct {
 	out, message, part []byte
-	starts             []byte // of 2.0: the symbols
-	series             int    // number of the next one
-	samples, histogram int    // in the request
+	series             int // number of the next one
+	samples, histogram int // in the request
 }
 
 // maxRequest is after how many bytes of series a request is closed: the receiver of Prometheus

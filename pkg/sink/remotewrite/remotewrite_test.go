@@ -96,6 +96,10 @@ func TestTranslation(t *testing.T) {
 			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"3000000","asInt":"3"},{"timeUnixNano":"1000000","asInt":"1"},{"timeUnixNano":"1000001","asInt":"2"},{"timeUnixNano":"3000001","asInt":"4"}]}}`,
 			[]string{"__name__=g" + common + " | 2@1 | 4@3"},
 		},
+		"twice in a millisecond": {
+			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1000000","asInt":"1"},{"timeUnixNano":"1000001","asInt":"2"}]}}`,
+			[]string{"__name__=g" + common + " | 2@1"},
+		},
 		"no data": {`{"name":"g"}`, nil},
 	} {
 		got, err := translate(t, tc.metric)
