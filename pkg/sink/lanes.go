@@ -116,17 +116,17 @@ type directLane struct {
 	guard    envelope.Guard
 	body     []byte   // of the message at hand
 	excerpt  *excerpt // nil: live
-	// repeated is up to where the owner before may have written: its last ack may be lost.
-	repeated uint64
+	// repeats is how many of the next messages the owner before may have written: its last
+	// acks may be lost.
+	repeats int
 }
 
-// maxRepeated is how many messages the owner before may have written at the most without
-// the hub knowing.
+// maxRepeated is how many that can be at the most.
 const maxRepeated = 64
 
 // claim begins anew: what was remembered of series is another owner's by now.
 func (l *directLane) claim() {
-	l.repeated = l.lane.Floor() + maxRepeated
+	l.repeats = maxRepeated
 	l.delivery.w = backend.Session(l.delivery.w)
 }
 
@@ -176,7 +176,9 @@ func (l *directLane) run(ctx context.Context) {
 				items   int
 			)
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, d.Seq <= l.repeated}) {
+				again := l.repeats > 0
+				l.repeats--
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, again}) {
 					return false
 				}
 			}

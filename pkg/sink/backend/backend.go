@@ -224,15 +224,22 @@ type Delivery struct {
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
+	// refused is how many were refused one after the other.
+	refused int
 	// Owned, where it is set, is asked before something is tried again or given up:
 	// an owner that has slept must not bring old items behind newer ones.
 	Owned func() bool
 }
 
+// maxRefused is after how many culprits in a row the rest of a payload that is refused, too, is
+// given up as it is: all of an instance whose clock is wrong must not cost everybody of its
+// partition two requests an item.
+const maxRefused = 256
+
 // definite reports whether a backend has said that it stored nothing.
 func definite(err error) bool {
 	var answer *push.Error
-	return errors.As(err, &answer) && slices.Contains([]int{401, 403, 404, 405, 429, 503}, answer.Status)
+	return errors.As(err, &answer) && slices.Contains([]int{401, 403, 404, 405, 429}, answer.Status) && !errors.Is(err, push.ErrBegun)
 }
 
 // Write returns true when every one of a payload's items is stored or given up, and
@@ -258,6 +265,7 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 					return false
 				}
 			}
+			d.refused = 0
 			d.Delivered(items)
 			return true
 		}
@@ -266,9 +274,10 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 		}
 		if reason, permanent := fault.Reason(err); permanent {
 			first, second, ok := otlpwire.Halve(d.Signal, payload)
-			if ok && !fault.IsWhole(err) {
+			if ok && !fault.IsWhole(err) && d.refused < maxRefused {
 				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
 			}
+			d.refused++
 			if again && reason == ledger.DeadOutOfOrder {
 				d.Deduplicated(items)
 				d.Delivered(items)

@@ -268,7 +268,7 @@ func TestTooLargeIsSplit(t *testing.T) {
 // lost it refuses as a duplicate; the same refusal of a first try is a dead letter (F40).
 func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 	for _, kind := range []string{"remote_write 1.0", "remote_write 2.0"} {
-		for _, why := range []string{"out of order sample", "duplicate sample for timestamp"} {
+		for _, why := range []string{"out of order sample", "duplicate sample for timestamp", "received a sample whose timestamp is older, out-of-order samples are not allowed (err-mimir-sample-out-of-order)"} {
 			ten := items(t, otlpwire.Metrics, 10, numbered)
 			refused := func(int, string) func(http.ResponseWriter) { return text(400, why) }
 			if o := bring(t, kind, ten, 20*time.Second, refused); o.dead != 10 || o.reason != ledger.DeadOutOfOrder || o.delivered != 0 {
@@ -307,6 +307,18 @@ func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 			t.Errorf("%s: %+v", why, o)
 		}
 	}
+}
+
+// TestAllThatIsRefusedIsGivenUpSoon: an instance whose every item is refused does not cost two
+// requests for each of them.
+func TestAllThatIsRefusedIsGivenUpSoon(t *testing.T) {
+	each(t, func(t *testing.T, kind string, ok func(http.ResponseWriter), _ []byte) {
+		payload := items(t, kinds[kind].sig, 5000, numbered)
+		o := bring(t, kind, payload, 60*time.Second, func(int, string) func(http.ResponseWriter) { return text(400, "no") })
+		if o.dead != 5000 || o.delivered != 0 || o.requests > 700 || o.letters > 300 || !o.finished {
+			t.Errorf("%+v", o)
+		}
+	})
 }
 
 // TestPartsAreGivenUpAtOnce: what a writer itself knows to be impossible is one dead letter,

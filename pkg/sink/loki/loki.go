@@ -204,7 +204,7 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	for body := b.request(); body != nil; body = b.request() {
 		w.compressed = snappy.Encode(w.compressed[:cap(w.compressed)], body)
 		if _, _, err := w.client.Send(ctx, instance, payload, w.compressed, nil); err != nil {
-			return err
+			return err // what comes twice is one line to Loki
 		}
 	}
 	return b.refused.Parts(func(records []int) []byte { return otlpwire.Pick(otlpwire.Logs, payload, records) })

@@ -134,8 +134,9 @@ func TestHugeLogsStayWithinBounds(t *testing.T) {
 		large              bool
 		refused            int
 	}{
-		"a resource on many records": {`{"key":"a","value":{"stringValue":"` + huge + `"}}`, `{}`, 10_000, true, 0},
-		"a long name on many values": {`{"key":"` + huge + `","value":{"stringValue":"x"}}`, `{"attributes":[{"key":"` + huge + `","value":{"kvlistValue":{"values":[` + strings.Join(nested, ",") + `]}}}]}`, 1, false, 1},
+		"a resource on many records":        {`{"key":"a","value":{"stringValue":"` + huge[:200_000] + `"}}`, `{}`, 10_000, true, 0},
+		"a larger resource on many records": {`{"key":"a","value":{"stringValue":"` + huge + `"}}`, `{}`, 10_000, false, 10_000},
+		"a long name on many values":        {`{"key":"` + huge + `","value":{"stringValue":"x"}}`, `{"attributes":[{"key":"` + huge + `","value":{"kvlistValue":{"values":[` + strings.Join(nested, ",") + `]}}}]}`, 1, false, 1},
 	} {
 		p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[`+tc.attributes+`]},"scopeLogs":[{"logRecords":[`+strings.Repeat(tc.record+",", tc.records-1)+tc.record+`]}]}]}`), otlpwire.DefaultLimits)
 		if err != nil {

@@ -86,6 +86,10 @@ const (
 const (
 	maxEntries = 64 << 20
 	maxEntry   = 4 << 20
+
+	// maxShared is how much metadata a resource and a scope may give each line; Loki takes
+	// 64 KiB by default.
+	maxShared = 256 << 10
 )
 
 // name turns an attribute's key into a label name, as Loki does; one that cannot be
@@ -252,6 +256,10 @@ func (b *batch) add1(rec []byte) {
 	timed := at != 0
 	if !timed {
 		at = cmp.Or(observed, b.now)
+	}
+	if len(b.resource)+len(b.scope) > maxShared {
+		b.refused.Add(ledger.DeadTooLarge, errShared, b.record)
+		return
 	}
 	n, ok := b.stream(level(number, severity, body))
 	if !ok {
@@ -439,6 +447,8 @@ func appendBytes(dst []byte, num protowire.Number, v []byte) []byte {
 func appendNumber(dst []byte, num protowire.Number, v uint64) []byte {
 	return protowire.AppendVarint(append(dst, byte(num<<3)|byte(protowire.VarintType)), v)
 }
+
+var errShared = fmt.Errorf("a resource and scope with more than %d bytes of metadata for each line", maxShared)
 
 var errEntry = fmt.Errorf("a record with more than %d bytes of line and metadata", maxEntry)
 

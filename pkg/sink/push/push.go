@@ -159,6 +159,9 @@ func (w *sliceWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// ErrBegun says that a part of a payload was stored before the request that failed.
+var ErrBegun = errors.New("what was sent before is stored")
+
 // Error is an answer that is no success.
 type Error struct {
 	Status int

@@ -183,8 +183,12 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 			h.total(f)
 		}
 	})
-	if err == nil && h.scale < minSchema {
+	switch {
+	case err != nil:
+	case h.scale < minSchema:
 		err = errScale
+	case !pt.ended && !h.counted():
+		err = errCounted
 	}
 	if err == nil {
 		pt, err = t.histogramPoint(m, names, pt)
@@ -207,6 +211,22 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 		t.attach(s, k.entry)
 	}
 	return nil
+}
+
+// counted reports whether the buckets of an exponential histogram hold what its count says, as
+// Prometheus wants them to: of one with a sum that is no number they may hold less. Releases
+// differ in what they answer to others, and for some it is 500.
+func (h *otlpHistogram) counted() bool {
+	total := float64(h.zeros)
+	for _, side := range [][]uint64{h.positive.counts, h.negative.counts} {
+		for _, c := range side {
+			total += float64(c)
+		}
+	}
+	if math.IsNaN(h.sum) {
+		return total <= float64(h.count)
+	}
+	return total == float64(h.count) && total < math.MaxInt64
 }
 
 // read reads a Buckets message; of one that is there twice the numbers follow each other.

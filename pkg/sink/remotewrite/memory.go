@@ -65,6 +65,16 @@ func (m *memory) reset() {
 	clear(m.written)
 }
 
+// forget begins the series anew whose deltas were refused: nobody knows what of them the
+// backend has.
+func (m *memory) forget() {
+	for id := range m.staged {
+		delete(m.deltas.young, id)
+		delete(m.deltas.old, id)
+	}
+	m.reset()
+}
+
 func (m *memory) commit() {
 	for id, d := range m.staged {
 		m.deltas.set(id, d)
@@ -95,7 +105,8 @@ type delta struct {
 // next returns the sum that a delta is to be added to. fresh says that it begins here;
 // again, that the delta is in the sum already.
 func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err error) {
-	d, ok := m.staged[id]
+	d, staged := m.staged[id]
+	ok := staged
 	if !ok {
 		d, ok = m.deltas.get(id)
 	}
@@ -108,7 +119,7 @@ func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err er
 		return delta{start: start, last: pt.at}, true, false, nil
 	case pt.at < d.last:
 		return d, false, false, errOld
-	case pt.at == d.last:
+	case pt.at == d.last && !staged: // of two in one request both count: two scopes may count the same
 		return d, false, true, nil
 	}
 	d.last = pt.at
@@ -136,6 +147,9 @@ func (m *memory) sum(id identity, pt point, v float64) (value float64, start uin
 func (m *memory) histogram(id identity, pt point, h *otlpHistogram) (start uint64, err error) {
 	if math.IsNaN(h.sum) || math.IsInf(h.sum, 0) {
 		return 0, errFinite
+	}
+	if h.exponential && !h.add(&otlpHistogram{exponential: true, scale: h.scale}) { // as coarse as it must be
+		return 0, errBuckets
 	}
 	d, fresh, again, err := m.next(id, pt)
 	if err != nil {
@@ -259,7 +273,8 @@ type guard struct {
 const (
 	minuteNanos = 60e9
 	hourMinutes = 60
-	ahead       = 10 // minutes that Prometheus takes points before their time
+	dayNanos    = 24 * 3600e9 // older points do not say when an instance began
+	ahead       = 10          // minutes that Prometheus takes points before their time
 
 	// learning is how many minutes long an instance that is new here may have ten
 	// times as many new series: to a sink that has just taken it over all are new.
@@ -285,7 +300,7 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 	}
 	g := m.guards[t.instance]
 	if g == nil {
-		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(pt.at, t.now) / minuteNanos)}
+		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(max(pt.at, t.now-dayNanos), t.now) / minuteNanos)}
 		m.guards[t.instance] = g
 	}
 	// A point from the future must not move the time: Prometheus will not have it.

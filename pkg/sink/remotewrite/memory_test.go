@@ -137,6 +137,25 @@ func TestExponentialDeltasAreAddedUp(t *testing.T) {
 	}
 }
 
+// TestWhatWasRefusedBeginsAnew: nobody knows which of the deltas of a refused point a backend has.
+func TestWhatWasRefusedBeginsAnew(t *testing.T) {
+	tr := keeper(nil)
+	delta := func(at, v int) []byte {
+		return request(t, fmt.Sprintf(`{"name":"n","sum":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"%d"}]}}`, at, v))
+	}
+	step(t, tr, delta(1, 5), true)
+	step(t, tr, delta(2, 5), false)
+	tr.memory.forget()
+	if got := step(t, tr, delta(3, 2), true); !slices.Equal(got, []string{"n 2@3"}) {
+		t.Errorf("got %v", got)
+	}
+	// Of two in one request at one time both count.
+	two := request(t, `{"name":"n","sum":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"4000000","asInt":"1"},{"timeUnixNano":"4000000","asInt":"2"}]}}`)
+	if got := step(t, tr, two, true); !slices.Equal(got, []string{"n 5@4"}) {
+		t.Errorf("got %v", got)
+	}
+}
+
 // TestDeltasThatChangeTheirKindBeginAnew: an explicit histogram becomes an exponential one.
 func TestDeltasThatChangeTheirKindBeginAnew(t *testing.T) {
 	tr := keeper(nil)
@@ -152,6 +171,20 @@ func TestDeltasThatChangeTheirKindBeginAnew(t *testing.T) {
 		if got := step(t, tr, request(t, bad), true); len(got) != 0 || len(tr.refused) != 1 {
 			t.Errorf("%s: %v", bad, got)
 		}
+	}
+}
+
+// TestFineDeltasAreMadeCoarse: a histogram of many buckets is not what is remembered.
+func TestFineDeltasAreMadeCoarse(t *testing.T) {
+	tr := keeper(nil)
+	counts := strings.TrimSuffix(strings.Repeat(`"1",`, 4000), ",")
+	step(t, tr, request(t, `{"name":"e","exponentialHistogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"1000000","count":"4000","scale":8,"positive":{"bucketCounts":[`+counts+`]}}]}}`), true)
+	n := 0
+	for _, d := range tr.memory.deltas.young {
+		n = len(d.histogram.positive.counts)
+	}
+	if n == 0 || n > maxSum || len(tr.native) != 1 || tr.native[0].count != 4000 {
+		t.Errorf("%d buckets are remembered, %+v", n, tr.native)
 	}
 }
 
@@ -219,9 +252,10 @@ func TestHugeMetricsStayWithinBounds(t *testing.T) {
 
 func TestBucketsCountAsSeries(t *testing.T) {
 	tr := keeper(func(c *Config) { c.Limits.NewSeries = 10 })
+	base := int64(1_699_970_000)
 	send := func(minute int, bound float64) int {
 		tr.reset("as-1", time.Unix(1_700_000_000, 0))
-		tr.add(request(t, fmt.Sprintf(`{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"%d","explicitBounds":[%v,1000],"bucketCounts":["1","1","1"]}]}}`, int64(minute)*60e9, bound)))
+		tr.add(request(t, fmt.Sprintf(`{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"%d","explicitBounds":[%v,1000],"bucketCounts":["1","1","1"]}]}}`, (base+int64(minute)*60)*1e9, bound)))
 		return len(tr.series)
 	}
 	send(1, 0.5)

@@ -128,7 +128,12 @@ type Writer struct {
 	translation *translation // nil: nothing was written yet
 	encoder     encoder
 	compressed  []byte
+	without     int // so many payloads go without target_info: something of the last was refused
 }
+
+// pause is how many payloads go without target_info after a refusal: the halves of what was
+// refused are among them.
+const pause = 64
 
 // receiver is what the writers to one Prometheus share.
 type receiver struct {
@@ -167,10 +172,15 @@ func refused(status int, body string) (reason string) {
 		return ""
 	}
 	switch {
-	case strings.Contains(body, "out of order sample"), strings.Contains(body, "duplicate sample"):
+	case strings.Contains(body, "out of order sample"), strings.Contains(body, "duplicate sample"),
+		strings.Contains(body, "sample-out-of-order"), strings.Contains(body, "sample-duplicate-timestamp"): // Mimir
 		return ledger.DeadOutOfOrder
-	case strings.Contains(body, "too old sample"), strings.Contains(body, "out of bounds"):
+	case strings.Contains(body, "too old sample"), strings.Contains(body, "out of bounds"), strings.Contains(body, "sample-timestamp-too-old"):
 		return ledger.DeadTooOld
+	case strings.Contains(body, "observations found in buckets"): // a histogram; 500 before 3.6
+		return ledger.DeadRefused
+	case strings.Contains(body, "native histograms are disabled"): // likewise
+		return push.Misconfigured
 	}
 	return ""
 }
@@ -228,16 +238,22 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	t := w.translation
 	now := time.Now()
 	t.reset(instance, now)
+	t.plain = w.without > 0
+	w.without = max(w.without-1, 0)
 	t.add(payload)
 	err := w.send(ctx, t, payload)
 	if _, refused := fault.Reason(err); refused && t.targeted {
 		// Nobody has sent target_info; what was sent must not be lost for it.
+		w.without = pause
 		t.reset(instance, now)
 		t.plain = true
 		t.add(payload)
 		err = w.send(ctx, t, payload)
 	}
 	if err != nil {
+		if _, refused := fault.Reason(err); refused && (fault.IsWhole(err) || otlpwire.Count(otlpwire.Metrics, payload) < 2) {
+			t.memory.forget()
+		}
 		return err
 	}
 	t.commit()
@@ -287,7 +303,9 @@ func (w *Writer) send(ctx context.Context, t *translation, payload []byte) error
 				w.confirmed.Store(false)
 			}
 		}
-		if err != nil {
+		if err != nil && from > 0 {
+			return fmt.Errorf("%w (%w)", err, push.ErrBegun)
+		} else if err != nil {
 			return err
 		}
 	}

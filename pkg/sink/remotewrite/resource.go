@@ -9,7 +9,7 @@ import (
 
 // setResource prepares the labels that every series of a resource has.
 func (t *translation) setResource(resource []byte) {
-	t.resource, t.target, t.job, t.host = t.resource[:0], t.target[:0], 0, 0
+	t.about, t.resource, t.job, t.host = resource, t.resource[:0], 0, 0
 	t.attributes = t.attributes[:0]
 	var namespace, service []byte // nil: absent, which is not the same as empty
 	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
@@ -51,31 +51,6 @@ func (t *translation) setResource(resource []byte) {
 	}
 	t.resource = t.external(t.resource)
 	t.resource = t.order(t.resource)
-	if !t.cfg.TargetInfo {
-		return
-	}
-	others := slices.DeleteFunc(t.attributes, func(a attribute) bool {
-		if slices.Contains(identifying, string(a.key)) {
-			return true
-		}
-		_, err := t.names.labelName(a.key)
-		return err != nil
-	})
-	if len(others) == 0 || len(others) > maxTarget || t.job == 0 && t.host == 0 {
-		return
-	}
-	var err error
-	if t.target, err = t.addAttributes(t.target, others, ""); err != nil {
-		t.target = t.target[:0]
-		return
-	}
-	if t.job != 0 {
-		t.target = set(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
-	}
-	if t.host != 0 {
-		t.target = set(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
-	}
-	t.target = t.order(t.external(t.target))
 }
 
 const instanceID = "instance.id"
@@ -147,14 +122,34 @@ const maxTargetSamples = 24
 // targetInfo adds the samples of target_info for the resource at hand, from its first
 // point to its last, unless it was written a short while ago.
 func (t *translation) targetInfo() {
-	if len(t.target) == 0 {
+	t.attributes, t.target = t.attributes[:0], t.target[:0]
+	otlpwire.EachResourceAttribute(t.about, func(key, value []byte) {
+		if slices.Contains(identifying, string(key)) {
+			return
+		}
+		if _, err := t.names.labelName(key); err == nil {
+			t.attributes = append(t.attributes, attribute{key, value})
+		}
+	})
+	if len(t.attributes) == 0 || len(t.attributes) > maxTarget || t.job == 0 && t.host == 0 {
 		return
 	}
+	var err error
+	if t.target, err = t.addAttributes(t.target, t.attributes, ""); err != nil {
+		return
+	}
+	if t.job != 0 {
+		t.target = set(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
+	}
+	if t.host != 0 {
+		t.target = set(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
+	}
+	t.target = t.order(t.external(t.target))
 	name := t.symbols.addString("target_info")
 	t.labels = append(t.labels[:0], t.target...)
 	t.place()
 	id := t.identity(name)
-	next, end := int64(t.first)/1e6, int64(t.last)/1e6
+	next, end := int64(t.first)/1e6, int64(min(t.last, t.now))/1e6
 	next = max(next, end-maxTargetSamples*targetInterval) // a point may be of 1970
 	if before, ok := t.memory.target(id); ok {
 		if next = max(next, before+targetInterval); next > end {

@@ -20,6 +20,7 @@ var (
 	errBounds      = errors.New("the bounds are not in order")
 	errBuckets     = fmt.Errorf("more than %d buckets or quantiles", maxBuckets)
 	errFinite      = errors.New("a delta that is no finite number")
+	errCounted     = errors.New("the buckets of the exponential histogram do not hold as many as its count says")
 	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
 	errOld         = errors.New("a delta that is older than the one before it in its series")
 )
@@ -78,6 +79,7 @@ type translation struct {
 	// Of the resource, scope and metric at hand.
 	resource    []label // with what the scope adds, in order
 	job, host   uint32
+	about       []byte // the Resource message
 	target      []label
 	first, last uint64 // times of the resource's points
 	family      uint32
@@ -113,6 +115,9 @@ func newTranslation(cfg *Config) *translation {
 
 // reset forgets the request before, and what it would have changed.
 func (t *translation) reset(instance string, now time.Time) {
+	if cap(t.pairs) > 2*maxPairs || cap(t.symbols.text) > maxText {
+		t.pairs, t.symbols.text = nil, nil // of one huge payload: not kept
+	}
 	t.instance, t.now = instance, uint64(now.UnixNano())
 	t.symbols.reset()
 	t.nameLabel = t.symbols.addString(nameLabel)
@@ -137,7 +142,7 @@ func (t *translation) add(payload []byte) {
 			t.resource = own
 			err := t.setScope(s.Scope(), s)
 			for item := range s.Items() {
-				if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
+				if t.large {
 					return
 				}
 				var m otlpwire.Metric
@@ -203,6 +208,9 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
 	}
 	for p := range m.Points() {
+		if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
+			return
+		}
 		var (
 			reason = ledger.DeadUnsupported
 			err    error

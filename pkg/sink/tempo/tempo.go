@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -60,11 +60,7 @@ func New(cfg Config) (*Writer, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	host := strings.TrimPrefix(strings.TrimPrefix(cfg.Endpoint, "https://"), "http://")
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	own, err := cfg.TLS.LoadFor("tempo.tls", host)
+	own, err := cfg.TLS.LoadFor("tempo.tls", hostOf(cfg.Endpoint))
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +80,15 @@ func New(cfg Config) (*Writer, error) {
 		}
 	}
 	return w, nil
+}
+
+// hostOf returns the host of an endpoint of TLS, which has a scheme.
+func hostOf(endpoint string) string {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 const statusPath = "/status/config"

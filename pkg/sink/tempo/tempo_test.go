@@ -20,3 +20,12 @@ func TestEndpoints(t *testing.T) {
 		}
 	}
 }
+
+// TestHosts: whose name a certificate must have.
+func TestHosts(t *testing.T) {
+	for endpoint, want := range map[string]string{"https://tempo.example/otlp": "tempo.example", "https://tempo.example:4318/": "tempo.example", "https://[::1]:4317": "::1", "h:4317": ""} {
+		if got := hostOf(endpoint); got != want {
+			t.Errorf("%s: %q, want %q", endpoint, got, want)
+		}
+	}
+}
