@@ -135,13 +135,16 @@ func (a *Access) Of(instance string, payload []byte) (http.Header, error) {
 		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("it is of no tenant: tenant.from is %s, which is %q there, and there is no tenant.default", a.Tenant.From, tenant))
 	}
 	if tenant != "" {
-		name := a.Tenant.Header
-		if name == "" {
-			name = tenantHeader
-		}
-		h.Set(name, tenant)
+		h.Set(a.Tenant.header(), tenant)
 	}
 	return h, nil
+}
+
+func (t Tenant) header() string {
+	if t.Header != "" {
+		return t.Header
+	}
+	return tenantHeader
 }
 
 // of returns the tenant of a payload of an instance.

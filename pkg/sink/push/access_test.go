@@ -294,6 +294,23 @@ func TestCredentialsAndTenants(t *testing.T) {
 	}
 }
 
+// TestSecretsSaidBackAreNotLogged: B8.
+func TestSecretsSaidBackAreNotLogged(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "no \x1b[31m"+r.Header.Get("Authorization")+" and "+r.Header.Get("X-Api-Key")+" for "+r.Header.Get("X-Scope-OrgID"), 400)
+	}))
+	defer srv.Close()
+	secret := put(t, filepath.Join(t.TempDir(), "secret"), []byte("s3cr3t-t0ken"))
+	c, _ := New(srv.URL, "/p", nil)
+	if err := c.Use("loki", Access{BearerToken: secret, Headers: map[string]proc.Secret{"X-Api-Key": "an-api-key"}, Tenant: Tenant{Default: "everybody"}}); err != nil {
+		t.Fatal(err)
+	}
+	err := post(t, c, "x")
+	if err == nil || strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), "an-api-key") || strings.Contains(err.Error(), "\x1b") || strings.Count(err.Error(), "[redacted]") != 2 || !strings.Contains(err.Error(), "everybody") {
+		t.Errorf("got %q", err)
+	}
+}
+
 // TestNoAnswerIsCutOff: F37 and B4. Whatever a backend does, a request ends.
 func TestNoAnswerIsCutOff(t *testing.T) {
 	ended := make(chan struct{})

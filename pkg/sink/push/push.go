@@ -197,7 +197,27 @@ func (c *Client) Send(ctx context.Context, instance string, payload, body []byte
 	if err != nil {
 		return nil, nil, fmt.Errorf("answer of %s: %w", c.url, err)
 	}
-	return res.Header, text, c.meaning(res, clean(string(text)))
+	return res.Header, text, c.meaning(res, clean(c.access.hide(string(text), own)))
+}
+
+// hide takes what identifies us out of an answer, which may say it back to us.
+func (a *Access) hide(text string, own http.Header) string {
+	const shortest = 4
+	for name, values := range own {
+		if name == http.CanonicalHeaderKey(a.Tenant.header()) {
+			continue // no secret, and worth reading
+		}
+		for _, v := range values {
+			_, secret, found := strings.Cut(v, " ") // behind Bearer or Basic
+			if !found {
+				secret = v
+			}
+			if len(secret) >= shortest {
+				text = strings.ReplaceAll(text, secret, "[redacted]")
+			}
+		}
+	}
+	return text
 }
 
 // Untrusted marks an error of a connection to a server that is not the one it should be, or
