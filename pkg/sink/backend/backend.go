@@ -224,7 +224,7 @@ type Delivery struct {
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
-	// refused is how many were refused one after the other.
+	// refused is how many of the payload at hand were given up one after the other.
 	refused int
 	// Owned, where it is set, is asked before something is tried again or given up:
 	// an owner that has slept must not bring old items behind newer ones.
@@ -245,6 +245,11 @@ func definite(err error) bool {
 // Write returns true when every one of a payload's items is stored or given up, and
 // false when ctx ended first. again says that the payload may have been written before.
 func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
+	d.refused = 0
+	return d.write(ctx, instance, payload, items, again)
+}
+
+func (d *Delivery) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
 	paused := false
 	pause := func(now bool) {
 		if now != paused {
@@ -273,16 +278,16 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 			return false
 		}
 		if reason, permanent := fault.Reason(err); permanent {
-			first, second, ok := otlpwire.Halve(d.Signal, payload)
-			if ok && !fault.IsWhole(err) && d.refused < maxRefused {
-				return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
+			first, second, several := otlpwire.Halve(d.Signal, payload)
+			if several && !fault.IsWhole(err) && d.refused < maxRefused {
+				return d.write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
 			}
-			d.refused++
-			if again && reason == ledger.DeadOutOfOrder {
+			if again && !several && reason == ledger.DeadOutOfOrder {
 				d.Deduplicated(items)
 				d.Delivered(items)
 				return true
 			}
+			d.refused++
 			return d.GiveUp(ctx, instance, payload, reason, err)
 		}
 		again = again || !definite(err) // the answer may be lost, and not the request

@@ -321,6 +321,20 @@ func TestAllThatIsRefusedIsGivenUpSoon(t *testing.T) {
 	})
 }
 
+// TestAllThatIsThereAlreadyIsCounted: a lost answer to many items costs none of them.
+func TestAllThatIsThereAlreadyIsCounted(t *testing.T) {
+	payload := items(t, otlpwire.Metrics, 600, numbered)
+	o := bring(t, "remote_write 1.0", payload, 60*time.Second, func(n int, _ string) func(http.ResponseWriter) {
+		if n == 1 {
+			return reset
+		}
+		return text(400, "duplicate sample for timestamp")
+	})
+	if o.dedup != 600 || o.delivered != 600 || o.dead != 0 {
+		t.Errorf("%+v", o)
+	}
+}
+
 // TestPartsAreGivenUpAtOnce: what a writer itself knows to be impossible is one dead letter,
 // and takes nothing along; what is of no tenant is one, too.
 func TestPartsAreGivenUpAtOnce(t *testing.T) {

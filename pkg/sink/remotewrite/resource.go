@@ -55,7 +55,8 @@ func (t *translation) setResource(resource []byte) {
 
 const instanceID = "instance.id"
 
-// maxTarget is how many attributes a resource with a target_info may have.
+// maxTarget is how many attributes a resource with a target_info may have, and a scope whose
+// attributes are labels.
 const maxTarget = 256
 
 // external adds the external labels that ls does not have.
@@ -96,6 +97,9 @@ func (t *translation) setScope(scope, around []byte) error {
 		if f, i = otlpwire.NextField(around, i); f.Tag == 3<<3|otlpwire.Bytes {
 			schema = f.Bytes
 		}
+	}
+	if len(as) > maxTarget {
+		return fmt.Errorf("scope with more than %d attributes", maxTarget)
 	}
 	own, err := t.addAttributes(nil, as, "otel_scope_")
 	if err != nil {
