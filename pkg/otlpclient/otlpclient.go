@@ -70,7 +70,7 @@ func New(key string, cfg Config) (*Client, error) {
 		if cfg.HTTP {
 			prefix = strings.TrimSuffix(u.Path, "/")
 			if u.Port() == "" { // as a proxy in front of a backend has it
-				host = net.JoinHostPort(host, map[string]string{"http": "80", "https": "443"}[scheme])
+				host = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[scheme])
 			}
 		}
 	}

@@ -197,6 +197,9 @@ func (c *Client) Send(ctx context.Context, instance string, payload, body []byte
 	if err != nil {
 		return nil, nil, fmt.Errorf("answer of %s: %w", c.url, err)
 	}
+	if auth := req.Header.Get("Authorization"); auth != "" {
+		own.Set("Authorization", auth) // of a caller who has it from elsewhere
+	}
 	return res.Header, text, c.meaning(res, clean(c.access.hide(string(text), own)))
 }
 
