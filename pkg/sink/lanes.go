@@ -126,7 +126,9 @@ const maxRepeated = 64
 
 // claim begins anew: what was remembered of series is another owner's by now.
 func (l *directLane) claim() {
-	l.repeats = maxRepeated
+	if l.repeats = maxRepeated; l.excerpt != nil && l.excerpt.progress().Owner == "" {
+		l.repeats = 0 // there was none before
+	}
 	l.delivery.w = backend.Session(l.delivery.w)
 }
 
@@ -158,8 +160,11 @@ func (l *directLane) run(ctx context.Context) {
 			l.excerpt.done()
 			return false
 		case d.Claimed:
+			if !l.excerpt.claimed(finish) {
+				return false
+			}
 			l.claim()
-			return l.excerpt.claimed(finish)
+			return true
 		case d.Seq == 0:
 			return true
 		case !l.excerpt.wait(ctx, d):
