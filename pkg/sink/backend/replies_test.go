@@ -335,6 +335,29 @@ func TestAllThatIsThereAlreadyIsCounted(t *testing.T) {
 	}
 }
 
+// TestWhatIsGivenUpAsAWholeIsNoRepetition: of several items that are refused as duplicates some
+// may not be there; they are dead-lettered, not counted as delivered.
+func TestWhatIsGivenUpAsAWholeIsNoRepetition(t *testing.T) {
+	payload := items(t, otlpwire.Metrics, 600, func(i int) string {
+		if i < 300 {
+			return fmt.Sprint("bad-", i)
+		}
+		return numbered(i)
+	})
+	o := bring(t, "remote_write 1.0", payload, 60*time.Second, func(n int, body string) func(http.ResponseWriter) {
+		switch {
+		case n == 1:
+			return reset
+		case strings.Contains(body, "bad-"):
+			return text(400, "no")
+		}
+		return text(400, "duplicate sample for timestamp")
+	})
+	if o.dead != 600 || o.dedup != 0 || o.delivered != 0 {
+		t.Errorf("%+v", o)
+	}
+}
+
 // TestPartsAreGivenUpAtOnce: what a writer itself knows to be impossible is one dead letter,
 // and takes nothing along; what is of no tenant is one, too.
 func TestPartsAreGivenUpAtOnce(t *testing.T) {

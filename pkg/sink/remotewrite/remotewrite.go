@@ -177,9 +177,9 @@ func refused(status int, body string) (reason string) {
 		return ledger.DeadOutOfOrder
 	case strings.Contains(body, "too old sample"), strings.Contains(body, "out of bounds"), strings.Contains(body, "sample-timestamp-too-old"):
 		return ledger.DeadTooOld
-	case strings.Contains(body, "observations found in buckets"): // a histogram; 500 before 3.6
+	case strings.Contains(body, "observations found in buckets"): // a histogram; some releases answer 500
 		return ledger.DeadRefused
-	case strings.Contains(body, "native histograms are disabled"): // likewise
+	case strings.Contains(body, "native histograms are disabled"): // likewise, and not what is sent is wrong
 		return push.Misconfigured
 	}
 	return ""
