@@ -2,7 +2,10 @@ package otlpwire
 
 import (
 	"bytes"
+	"errors"
 	"math"
+	"slices"
+	"strings"
 	"testing"
 
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
@@ -183,6 +186,99 @@ func TestScanTruncatedAndFlipped(t *testing.T) {
 				flipped[i] ^= 1 << bit
 				scanned(t, sig, flipped)
 			}
+		}
+	}
+}
+
+// TestPlainAttributes changes every byte of attributes to every value: what the short
+// way passes over, the long way must find whole and in valid UTF-8, of the same length.
+func TestPlainAttributes(t *testing.T) {
+	text := func(key, val string) []byte {
+		return marshal(t, &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: val}}})
+	}
+	number := func(key string, val int64) []byte {
+		return marshal(t, &commonpb.KeyValue{Key: key, Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_IntValue{IntValue: val}}})
+	}
+	var row []byte
+	all := [][]byte{
+		text("http.route", "/api/orders"), text("k", "v"), text("Straße", "café"), text("k", strings.Repeat("long ", 40)), text("k", strings.Repeat("ü", 100)),
+		number("status", 200), {0x0a, 0, 0x12, 2, 0x18, 1}, number("negative", -1),
+		marshal(t, &commonpb.KeyValue{Key: "ok", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_BoolValue{BoolValue: true}}}),
+		marshal(t, &commonpb.KeyValue{Key: "ratio", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_DoubleValue{DoubleValue: 0.1}}}),
+	}
+	for _, kv := range all {
+		field := protowire.AppendBytes([]byte{9<<3 | 2}, kv)
+		row = append(row, field...)
+		short := 0
+		for i := 1; i < len(field); i++ { // the tag is the caller's
+			for b := range 256 {
+				changed := bytes.Clone(field)
+				changed[i] = byte(b)
+				for _, p := range [][]byte{changed, append(changed, field...), changed[:i]} {
+					end, n := plainAttributes(p, 0)
+					short += n
+					for at := 0; n > 0; n-- {
+						_, _, value, next := nextField(p, at)
+						if next < 0 || next > end {
+							t.Fatalf("%x: passed over to %d, and what begins at %d ends at %d", p, end, at, next)
+						}
+						if rep, err := scan(keyValue, p[value:next], DefaultLimits, false); err != nil || !rep.Sound() {
+							t.Fatalf("%x: passed over, but %+v, %v", p, rep, err)
+						}
+						if at = next; n == 1 && at != end {
+							t.Fatalf("%x: passed over to %d, want %d", p, end, at)
+						}
+					}
+				}
+			}
+		}
+		if short == 0 {
+			t.Errorf("%x goes the long way", field)
+		}
+	}
+	if end, n := plainAttributes(row, 0); n != len(all) || end != len(row) {
+		t.Errorf("a row of %d attributes in %d bytes: passed over %d in %d", len(all), len(row), n, end)
+	}
+	for _, p := range [][]byte{
+		{9<<3 | 2, 6, 0x0a, 0, 0x12, 0x81, 0, 0x0a},       // a string without a length, and nothing behind it
+		{9<<3 | 0x82, 0, 6, 0x0a, 0, 0x12, 2, 0x18, 1, 0}, // a tag of two bytes
+	} {
+		if _, n := plainAttributes(p, 0); n != 0 {
+			t.Errorf("%x: passed over", p)
+		}
+	}
+}
+
+// TestScanCountsElements: the short way past attributes counts as the long one does.
+func TestScanCountsElements(t *testing.T) {
+	const rows, attrs = 3, 10
+	sp := &tracepb.Span{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: bytes.Repeat([]byte{2}, 8)}
+	for range attrs {
+		sp.Attributes = append(sp.Attributes, &commonpb.KeyValue{Key: "k", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: "v"}}})
+	}
+	ss := &tracepb.ScopeSpans{Spans: slices.Repeat([]*tracepb.Span{sp}, rows)}
+	p := marshal(t, &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{ss}}}})
+	const elements = 2 + rows*(1+2*attrs)
+	if _, err := Scan(Traces, p, Limits{MaxElements: elements}); err != nil {
+		t.Errorf("%d elements: %v", elements, err)
+	}
+	if _, err := Scan(Traces, p, Limits{MaxElements: elements - 1}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("%d elements where %d may be: %v", elements, elements-1, err)
+	}
+}
+
+func TestASCII(t *testing.T) {
+	for n := range 40 {
+		p := bytes.Repeat([]byte{0x7f}, n)
+		if !ascii(p) {
+			t.Errorf("%d bytes of ASCII are said to be none", n)
+		}
+		for i := range p {
+			p[i] = 0x80
+			if ascii(p) {
+				t.Errorf("byte %d of %d is beyond ASCII and was not seen", i, n)
+			}
+			p[i] = 0
 		}
 	}
 }

@@ -153,18 +153,20 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 		switch st.check {
 		case checkNothing:
 		case checkMessage:
-			if msg.role.item() && st.msg.role == attribute {
-				s.attrs++
+			row := 0
+			if st.msg.role == attribute {
+				after, n := plainAttributes(p[:end], pos)
+				if row = n; n > 0 {
+					next = after
+				}
+				if msg.role.item() {
+					s.attrs += max(row, 1)
+				}
 			}
-			elems++
-			plain := st.msg.role == attribute && plainAttribute(p[value:next])
-			if plain {
-				elems++ // its value
-			}
-			if elems > lim.MaxElements {
+			if elems += max(2*row, 1); elems > lim.MaxElements { // a plain attribute has a value
 				return s.rep, malformed(msg, pos, "more than %d elements in one request", lim.MaxElements)
 			}
-			if plain {
+			if row > 0 {
 				break
 			}
 			if st.data {
@@ -351,57 +353,49 @@ func (k kind) validID(b []byte) bool {
 	return len(b) == 8 && binary.LittleEndian.Uint64(b) != 0
 }
 
-// plainAttribute reports whether b is a KeyValue as every encoder writes most of
-// them: a key, then a value of one string or number, in lengths of one byte (the
-// string's may have two), in valid UTF-8. It is a shorter way to the same answer
-// that Scan would come to; false means no more than that it did not look.
-func plainAttribute(b []byte) bool {
-	if len(b) < 6 || b[0] != 0x0a || b[1] >= 0x80 {
-		return false
-	}
-	key := int(b[1]) + 2
-	if key+4 > len(b) || b[key] != 0x12 {
-		return false
-	}
-	val := b[key+1:] // length, tag and content of the value
-	switch {
-	case val[0] < 0x80:
-		if int(val[0])+1 != len(val) {
-			return false
+// minAttribute is the shortest field that plainAttributes knows: an empty key and a
+// bool, with all their tags and lengths.
+const minAttribute = 8
+
+// plainAttributes passes over a row of attributes that are as every encoder writes
+// most of them: each under the tag at p[pos], a key, then a value of one string or
+// number, in lengths of one byte or two, in valid UTF-8. It returns where the row
+// ends and how many they are. It is a shorter way to the answer that Scan would come
+// to; what follows the row is for Scan to look at. A tag of more bytes than one ends
+// it, too: behind it there is what would be a length of 0.
+func plainAttributes(p []byte, pos int) (next, n int) {
+	for tag := p[pos]; pos+minAttribute <= len(p) && p[pos] == tag; n++ {
+		size, at := shortLen(p, pos+1)
+		end := at + size
+		if size < minAttribute-2 || end > len(p) || p[at] != 0x0a {
+			break
 		}
-		val = val[1:]
-	case len(val) > 4 && val[1] < 0x80:
-		if (int(val[0]&0x7f)|int(val[1])<<7)+2 != len(val) {
-			return false
+		size, key := shortLen(p, at+1)
+		val := key + size
+		if size < 0 || val+4 > end || p[val] != 0x12 {
+			break
 		}
-		val = val[2:]
-	default:
-		return false
+		size, in := shortLen(p, val+1)
+		if size < 2 || in+size != end {
+			break
+		}
+		ok := false
+		switch p[in] {
+		case 0x0a: // string
+			size, text := shortLen(p, in+1)
+			ok = text+size == end && (ascii(p[pos:end]) || validUTF8(p[key:val]) && validUTF8(p[text:end]))
+		case 0x10, 0x18: // bool, int
+			_, stop := shortVarint(p[:end], in+1)
+			ok = stop == end && validUTF8(p[key:val])
+		case 0x21: // double
+			ok = end-in == 9 && validUTF8(p[key:val])
+		}
+		if !ok {
+			break
+		}
+		pos = end
 	}
-	switch val[0] {
-	case 0x0a: // string
-		if len(val) < 2 {
-			return false
-		}
-		if n := int(val[1]); n < 0x80 {
-			if n+2 != len(val) {
-				return false
-			}
-			val = val[2:]
-		} else {
-			if len(val) < 3 || val[2] >= 0x80 || (n&0x7f|int(val[2])<<7)+3 != len(val) {
-				return false
-			}
-			val = val[3:]
-		}
-		return validUTF8(b[2:key]) && validUTF8(val)
-	case 0x10, 0x18: // bool, int
-		_, end := shortVarint(val, 1)
-		return end == len(val) && validUTF8(b[2:key])
-	case 0x21: // double
-		return len(val) == 9 && validUTF8(b[2:key])
-	}
-	return false
+	return pos, n
 }
 
 // sanitise overwrites every byte that is not part of valid UTF-8 with '?'.

@@ -1,6 +1,7 @@
 package otlpwire
 
 import (
+	"encoding/binary"
 	"errors"
 	"unicode/utf8"
 
@@ -114,18 +115,40 @@ func appendLen(dst []byte, num FieldNumber, size int) []byte {
 // of one byte.
 func lenSize(size int) int { return 1 + protowire.SizeBytes(size) }
 
+// shortLen reads the length at b[i], i < len(b), when it has one byte or two, and
+// returns where what it is the length of begins; size is negative when it has more.
+func shortLen(b []byte, i int) (size, value int) {
+	if size = int(b[i]); size < 0x80 {
+		return size, i + 1
+	}
+	if i+1 < len(b) && b[i+1] < 0x80 {
+		return size&0x7f | int(b[i+1])<<7, i + 2
+	}
+	return -1, i
+}
+
 // validUTF8 is utf8.Valid, quicker for the short strings that keys are.
-func validUTF8(b []byte) bool {
-	for len(b) >= 8 {
-		if (uint64(b[0])|uint64(b[1])<<8|uint64(b[2])<<16|uint64(b[3])<<24|
-			uint64(b[4])<<32|uint64(b[5])<<40|uint64(b[6])<<48|uint64(b[7])<<56)&0x8080808080808080 != 0 {
-			return utf8.Valid(b)
+func validUTF8(b []byte) bool { return ascii(b) || utf8.Valid(b) }
+
+// ascii reports whether no byte of b is beyond ASCII. It reads words, the last of
+// which may overlap the one before.
+func ascii(b []byte) bool {
+	const beyond = 0x8080808080808080
+	le := binary.LittleEndian
+	n := len(b)
+	switch {
+	case n >= 8:
+		or := le.Uint64(b[n-8:])
+		for ; len(b) > 8; b = b[8:] {
+			or |= le.Uint64(b)
 		}
-		b = b[8:]
+		return or&beyond == 0
+	case n >= 4:
+		return uint64(le.Uint32(b)|le.Uint32(b[n-4:]))&beyond == 0
 	}
 	var or byte
 	for _, c := range b {
 		or |= c
 	}
-	return or < utf8.RuneSelf || utf8.Valid(b)
+	return or < utf8.RuneSelf
 }
