@@ -29,10 +29,11 @@ const (
 
 	roleHub     = "hub"
 	roleDiscard = "discard"
+	roleLimit   = "limit"
 )
 
-// child is this program in another role: what stands behind edge and collector, in
-// a process of its own so that its CPU time is not theirs. It ends when its standard
+// child is this program in another role: what stands behind edge and collector, and
+// the limit, in a process of its own so that its CPU time is theirs alone. It ends when its standard
 // input does, which is when the bench has ended.
 func child(args []string) int {
 	var err error
@@ -41,6 +42,8 @@ func child(args []string) int {
 		err = runHub(args[1], args[2], hubKind{whole: args[3] == "true", fsync: args[4] == "true"})
 	case role == roleDiscard && len(args) == 2:
 		err = runDiscard(args[1])
+	case role == roleLimit && len(args) == 5:
+		err = runLimit(args[1], args[2], args[3], args[4])
 	default:
 		err = fmt.Errorf("unknown role %q", args)
 	}

@@ -9,7 +9,8 @@
 // was answered; what is refused for now is sent again after a pause and counts when
 // it is taken. Behind the edge stands a hub, behind the collector a server that
 // counts and discards, both processes of their own. CPU time and memory are those of
-// the edge and of the collector alone.
+// the edge and of the collector alone. The same receiver in front of a file, with
+// nothing behind it, says how little an edge could need (limit.go).
 //
 // A cell begins with a warm-up. Its CPU time runs from the first request to the
 // moment when the next hop has all of its spans, so that one who puts off work pays
@@ -30,8 +31,8 @@ import (
 const about = `Measures the edge daemon beside an OpenTelemetry Collector (bench/collector), as
 real processes on the same requests. Run it in the directory bench.
 
-  go run ./edge                              everything, about 6 minutes
-  go run ./edge -quick -peer ""              the edge alone, two cells, under 20 s
+  go run ./edge                              everything, about 8 minutes
+  go run ./edge -quick -peer ""              edge and limit alone, two cells, under 30 s
   go run ./edge -connections 8 -spans 512    one cell
   go run ./edge -backlog                     fill an hour without a hub, then drain it
   go run ./edge -backlog -quick              a minute instead of an hour
@@ -41,7 +42,11 @@ spans/s       spans answered with success a second; with fsync on, on the disk,
 CPU s/M       CPU seconds, user and system, for a million spans, passed on
 peak MiB      the most memory the process has had, VmHWM
 behind s      time after the last answer until the next hop had everything
-edge/collector  spans a CPU second of the edge over those of this collector
+edge/this     spans a CPU second of the edge over those of this side
+
+The limit is a process that has the edge's receiver and no more: each request is
+compressed and appended to a file, and synced, by the goroutine that received it,
+or by that of another which waits for the disk, too. No edge can need less.
 
 `
 

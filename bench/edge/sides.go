@@ -29,9 +29,9 @@ type side struct {
 	start func(ctx context.Context, fsync bool) (*running, error)
 }
 
-// sides are the edge, then the ways to run the collector.
+// sides are the edge, the limit, then the ways to run the collector.
 func (b *bench) sides() []side {
-	all := []side{{"edge", b.startEdgeAndHub}}
+	all := []side{{"edge", b.startEdgeAndHub}, {"limit (receives, checks, stamps, writes; no more)", b.startLimit}}
 	if b.peerBin != "" {
 		all = append(all,
 			side{"collector (answers after the disk)", func(ctx context.Context, fsync bool) (*running, error) {

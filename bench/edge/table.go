@@ -39,18 +39,19 @@ const nameWidth = 52
 
 // table measures all cells, the sides of a cell one after the other.
 func (b *bench) table(ctx context.Context) error {
-	fmt.Printf("%-5s %5s %6s  %-*s %9s %8s %9s %8s %8s %9s  %s\n", "fsync", "conns", "spans", nameWidth, "", "spans/s", "CPU s/M", "peak MiB", "p50 ms", "p99 ms", "behind s", "edge/collector")
-	var durable []float64 // the ratios that compare like with like
+	fmt.Printf("%-5s %5s %6s  %-*s %9s %8s %9s %8s %8s %9s  %s\n", "fsync", "conns", "spans", nameWidth, "", "spans/s", "CPU s/M", "peak MiB", "p50 ms", "p99 ms", "behind s", "edge/this")
+	var durable, possible []float64 // the ratios of edge and limit that compare like with like
 	var all [2]measurement
 	for _, fsync := range b.fsyncs {
 		for _, connections := range b.connections {
 			for _, spans := range b.spans {
-				edge, peer, err := b.row(ctx, fsync, connections, spans)
+				edge, limit, peer, err := b.row(ctx, fsync, connections, spans)
 				if err != nil {
 					return fmt.Errorf("fsync %s, %d connections, %d spans a request: %w", onOff(fsync), connections, spans, err)
 				}
 				if fsync && peer.spans > 0 {
 					durable = append(durable, edge.perCPU()/peer.perCPU())
+					possible = append(possible, limit.perCPU()/peer.perCPU())
 					for i, m := range []measurement{edge, peer} {
 						all[i].spans += m.spans
 						all[i].cpu += m.cpu
@@ -62,26 +63,31 @@ func (b *bench) table(ctx context.Context) error {
 	if len(durable) > 0 {
 		fmt.Printf("\nboth answering after the disk, with fsync: for a CPU second the edge takes %.1f to %.1f times the spans, %.1f times over all cells together\n",
 			slices.Min(durable), slices.Max(durable), all[0].perCPU()/all[1].perCPU())
+		fmt.Printf("the limit takes %.1f to %.1f times as many\n", slices.Min(possible), slices.Max(possible))
 	}
 	return nil
 }
 
-// row measures and prints all sides of a cell. It returns the edge and the collector
-// that answers after the disk, which is empty where there is none.
-func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (edge, peer measurement, err error) {
+// row measures and prints all sides of a cell. It returns the edge, the limit and the
+// collector that answers after the disk, which is empty where there is none.
+func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (edge, limit, peer measurement, err error) {
 	bodies := b.requests(spans)
 	for i, s := range b.sides() {
 		m, err := b.cell(ctx, s, fsync, connections, spans, 0, bodies)
 		if err != nil {
-			return edge, peer, fmt.Errorf("%s: %w", s.name, err)
+			return edge, limit, peer, fmt.Errorf("%s: %w", s.name, err)
 		}
 		note := ""
-		if i == 0 {
+		switch i {
+		case 0:
 			edge = m
-		} else {
-			if note = fmt.Sprintf("%.2fx", edge.perCPU()/m.perCPU()); i == 1 {
-				peer = m
-			}
+		case 1:
+			limit = m
+		case 2:
+			peer = m
+		}
+		if i > 0 {
+			note = fmt.Sprintf("%.2fx", edge.perCPU()/m.perCPU())
 		}
 		if m.refused > 0 {
 			note += fmt.Sprintf("  refused %d times", m.refused)
@@ -89,7 +95,7 @@ func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (ed
 		fmt.Printf("%-5s %5d %6d  %-*s %9.0f %8.2f %9.0f %8.2f %8.2f %9.1f  %s\n", onOff(fsync), connections, spans, nameWidth, s.name,
 			float64(m.spans)/m.took.Seconds(), 1e6/m.perCPU(), float64(m.peak)/(1<<20), ms(quantile(m.answers, 0.5)), ms(quantile(m.answers, 0.99)), m.behind.Seconds(), note)
 	}
-	return edge, peer, nil
+	return edge, limit, peer, nil
 }
 
 // lightLoad prints how long an answer takes when there is little to do.

@@ -5,10 +5,11 @@
 //
 // All read over TCP, with the same pull requests. The raw reader takes the messages as
 // they are stored and drops them: one reader of the whole stream, in order; then a reader
-// for each partition at a time, as the replay has them; then these with decompression. The
-// replay also checks them, splits spans by trace, samples whole traces,
-// records its decisions, and writes down how far it is. Hub, one sink and the readers
-// are this process; there is no router, so no live spans.
+// for each partition at a time, as the replay has them; then these with decompression;
+// then with the check that every payload goes through before a backend sees it, which is
+// the limit of what a replay could do. The replay also splits spans by trace, samples
+// whole traces, records its decisions, and writes down how far it is. Hub, one sink and
+// the readers are this process; there is no router, so no live spans.
 package main
 
 import (
@@ -105,7 +106,7 @@ func run(ctx context.Context, o options) error {
 	fmt.Printf("%s, %d CPUs shared by hub, sink and readers; %d items a signal in messages of %d, %d instances, %d partitions, spans in traces of %d\n\n",
 		runtime.Version(), runtime.NumCPU(), o.items, perMessage, instances, b.top.Partitions, traceSpans)
 	fmt.Println("                                                                         share of a raw read by")
-	fmt.Println("signal   what                         items/s   MB/s stored  CPU ns/item  one  partitions  and decompressed  of 10,000/s")
+	fmt.Println("signal   what                         items/s   MB/s stored  CPU ns/item  one  partitions  and decompressed  and checked  of 10,000/s")
 	for _, sig := range otlpwire.Signals {
 		if err := b.fill(ctx, sig); err != nil {
 			return fmt.Errorf("fill %v: %w", sig, err)
@@ -199,25 +200,37 @@ func (r result) rate() float64 { return float64(r.items) / r.took.Seconds() }
 
 // signal measures one signal and prints its lines.
 func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
-	var raw [3]result
-	for i, read := range []func() (result, error){
-		func() (result, error) { return b.raw(ctx, sig, 1, false) },
-		func() (result, error) { return b.raw(ctx, sig, b.top.Partitions, false) },
-		func() (result, error) { return b.raw(ctx, sig, b.top.Partitions, true) },
-	} {
+	raws := []struct {
+		what    string
+		readers int
+		open    func(buf []byte, d bus.Delivery) ([]byte, error)
+	}{
+		{"raw read, one reader", 1, nil},
+		{"raw read, by partition", b.top.Partitions, nil},
+		{"and decompressed", b.top.Partitions, decompress},
+		{"and checked", b.top.Partitions, func(buf []byte, d bus.Delivery) ([]byte, error) {
+			buf, err := decompress(buf, d)
+			if err == nil {
+				_, err = otlpwire.Scan(sig, buf, otlpwire.DefaultLimits)
+			}
+			return buf, err
+		}},
+	}
+	var raw [4]result
+	print := func(what string, r result) {
+		share := func(of result) float64 { return 100 * r.rate() / of.rate() }
+		fmt.Printf("%-8v %-24s %11.0f %13.0f %12.0f %3.0f %% %9.0f %% %15.0f %% %10.0f %% %11.1fx\n", sig, what, r.rate(), float64(r.bytes)/1e6/r.took.Seconds(),
+			float64(r.cpu.Nanoseconds())/float64(r.items), share(raw[0]), share(raw[1]), share(raw[2]), share(raw[3]), r.rate()/liveRate)
+	}
+	for i, read := range raws {
 		var err error
-		if raw[i], err = b.median(read); err != nil {
+		if raw[i], err = b.median(func() (result, error) { return b.raw(ctx, sig, read.readers, read.open) }); err != nil {
 			return err
 		}
 	}
-	print := func(what string, r result) {
-		share := func(of result) float64 { return 100 * r.rate() / of.rate() }
-		fmt.Printf("%-8v %-24s %11.0f %13.0f %12.0f %3.0f %% %9.0f %% %15.0f %% %11.1fx\n", sig, what, r.rate(), float64(r.bytes)/1e6/r.took.Seconds(),
-			float64(r.cpu.Nanoseconds())/float64(r.items), share(raw[0]), share(raw[1]), share(raw[2]), r.rate()/liveRate)
+	for i, read := range raws {
+		print(read.what, raw[i])
 	}
-	print("raw read, one reader", raw[0])
-	print("raw read, by partition", raw[1])
-	print("and decompressed", raw[2])
 	if sig != otlpwire.Traces {
 		r, err := b.median(func() (result, error) { return b.replay(ctx, sig, func(*replay.Request) {}) })
 		print("replay", r)
@@ -263,9 +276,13 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+func decompress(buf []byte, d bus.Delivery) ([]byte, error) {
+	return envelope.Decompress(buf, d.Body, d.Header.Encoding)
+}
+
 // raw reads a stream with so many readers at a time: one for everything, or one for each
-// partition.
-func (b *bench) raw(ctx context.Context, sig otlpwire.Signal, readers int, decompress bool) (result, error) {
+// partition. Each message goes through open, with a buffer to be used again; nil for none.
+func (b *bench) raw(ctx context.Context, sig otlpwire.Signal, readers int, open func([]byte, bus.Delivery) ([]byte, error)) (result, error) {
 	var items, bytes atomic.Int64
 	errs := make([]error, readers)
 	start, before := time.Now(), cpu()
@@ -285,8 +302,8 @@ func (b *bench) raw(ctx context.Context, sig otlpwire.Signal, readers int, decom
 			var buf []byte
 			for r.Left() > 0 {
 				d, err := r.Next(ctx)
-				if err == nil && decompress {
-					buf, err = envelope.Decompress(buf, d.Body, d.Header.Encoding)
+				if err == nil && open != nil {
+					buf, err = open(buf, d)
 				}
 				if err != nil {
 					errs[p] = err
