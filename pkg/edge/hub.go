@@ -219,18 +219,18 @@ type dialer struct {
 	cfg bus.Config
 	log *slog.Logger
 
-	mu struct {
+	conn    atomic.Pointer[bus.Conn] // the last one; nil before the first
+	dialing struct {
 		sync.Mutex
-		conn  *bus.Conn
 		since time.Time // when the hub was lost; zero when it is there
 	}
 }
 
 func (d *dialer) dial() (*bus.Conn, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mu.conn != nil && d.mu.conn.Connected() {
-		return d.mu.conn, nil
+	d.dialing.Lock()
+	defer d.dialing.Unlock()
+	if d.connected() {
+		return d.conn.Load(), nil
 	}
 	conn, err := bus.Dial(d.cfg, d.log)
 	if err == nil && conn.MaxPayload() < minHubPayload {
@@ -238,30 +238,29 @@ func (d *dialer) dial() (*bus.Conn, error) {
 		conn.Close()
 	}
 	if err != nil {
-		if d.mu.since.IsZero() {
+		if d.dialing.since.IsZero() {
 			d.log.Warn("hub unreachable, spooling", "err", err)
-			d.mu.since = time.Now()
+			d.dialing.since = time.Now()
 		}
 		return nil, err
 	}
-	if !d.mu.since.IsZero() {
-		d.log.Info("hub back, draining", "away", time.Since(d.mu.since).Truncate(time.Millisecond))
+	if !d.dialing.since.IsZero() {
+		d.log.Info("hub back, draining", "away", time.Since(d.dialing.since).Truncate(time.Millisecond))
 	}
-	d.mu.since = time.Time{}
-	d.mu.conn = conn
+	d.dialing.since = time.Time{}
+	d.conn.Store(conn)
 	return conn, nil
 }
 
+// connected does not wait for somebody who dials.
 func (d *dialer) connected() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mu.conn != nil && d.mu.conn.Connected()
+	conn := d.conn.Load()
+	return conn != nil && conn.Connected()
 }
 
+// close is for when nobody dials any more.
 func (d *dialer) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.mu.conn != nil {
-		d.mu.conn.Close()
+	if conn := d.conn.Load(); conn != nil {
+		conn.Close()
 	}
 }

@@ -81,7 +81,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Streams.Validate(), bus.CheckName(c.Member)}
+	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
 		errs = append(errs, c.Gateway.Validate("gateway"))
 	}

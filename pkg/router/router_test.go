@@ -150,6 +150,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for want, change := range map[string]func(*Config){
 		"":                    func(*Config) {},
+		"hub.url":             func(c *Config) { c.Hub.URL = "http://h:4222" },
 		"linger":              func(c *Config) { c.Linger = 1 << 40 },
 		"max_batch_bytes":     func(c *Config) { c.MaxBatch = 1 },
 		"streams.partitions":  func(c *Config) { c.Streams.Partitions = 0 },

@@ -151,7 +151,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once, also those in the policies.
 func (c *Config) Validate() error {
-	errs := []error{c.Streams.Validate(), bus.CheckName(c.Member)}
+	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Sampling.MaxBytes < 8<<20 { // several messages of the bus
 		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 8MiB", c.Sampling.MaxBytes))
 	}

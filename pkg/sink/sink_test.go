@@ -144,6 +144,8 @@ func TestConfig(t *testing.T) {
 		"":                                 func(*Config) {},
 		"bad.yaml:2":                       func(c *Config) { c.Sampling.File = bad },
 		"no such file":                     func(c *Config) { c.Sampling.File = "/does/not/exist" },
+		"hub.url":                          func(c *Config) { c.Hub.URL = "http://h:4222" },
+		"hub.creds":                        func(c *Config) { c.Hub.User, c.Hub.Token = "u", "t" },
 		"tempo.endpoint":                   func(c *Config) { c.Tempo.Endpoint = "nonsense" },
 		"prometheus":                       func(c *Config) { c.Prometheus.URL = "nonsense" },
 		"loki":                             func(c *Config) { c.Loki.URL = "file:///etc/passwd" },
