@@ -39,6 +39,7 @@ type traceLane struct {
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
+	request   []byte              // memory of the last one
 	scratch   []byte
 	rewind    bool         // once all is sent, begin anew at the floor
 	horizon   *bus.Horizon // nil: silence does not move the time
@@ -361,11 +362,14 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	for len(l.exports) > 0 {
 		first := l.exports[0]
 		from.seq = first.Seq
-		n, spans, payload := 1, first.Spans, l.payload(nil, &first)
+		n, spans, payload := 1, first.Spans, l.payload(l.request[:0], &first)
 		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
 			payload = l.payload(payload, &l.exports[n])
 			spans += l.exports[n].Spans
 			n++
+		}
+		if l.request = payload; cap(payload) > 2*maxRequest { // a trace that was larger
+			l.request = nil
 		}
 		if !l.delivery.write(ctx, first.Instance, payload, spans, from) {
 			return false
