@@ -62,17 +62,6 @@ func NextField(msg []byte, i int) (f Field, next int) {
 // one that is repeated are merged, as protobuf does.
 func Single(msg []byte, num int) []byte { return single(msg, num) }
 
-// Attribute returns key and AnyValue message, for [ParseValue], of a KeyValue message.
-func Attribute(kv []byte) (key, value []byte) {
-	// What encoders write: the key, then the value and nothing else.
-	if n := shortField(kv, 0); n != 0 && kv[0] == keyTag {
-		if n < len(kv) && kv[n] == valueTag && shortField(kv, n) == len(kv) {
-			return kv[2:n], kv[n+2:]
-		}
-	}
-	return attributeKey(kv), single(kv, 2)
-}
-
 // MetricKind says what the points of a metric are.
 type MetricKind uint8
 

@@ -329,15 +329,21 @@ func EachScopeAttribute(scope []byte, visit func(key, value []byte)) {
 }
 
 func eachAttribute(msg []byte, num int, visit func(key, value []byte)) {
-	for i := 0; i < len(msg); {
-		got, typ, value, end := nextField(msg, i)
-		if end < 0 {
-			return
-		}
-		if i = end; got == num && typ == bytesType {
-			visit(attributeKey(msg[value:end]), single(msg[value:end], 2))
+	each(msg, num, func(kv []byte) bool {
+		visit(Attribute(kv))
+		return true
+	})
+}
+
+// Attribute returns key and AnyValue message, for [ParseValue], of a KeyValue message.
+func Attribute(kv []byte) (key, value []byte) {
+	// What encoders write: the key, then the value and nothing else.
+	if n := shortField(kv, 0); n != 0 && kv[0] == keyTag {
+		if n < len(kv) && kv[n] == valueTag && shortField(kv, n) == len(kv) {
+			return kv[2:n], kv[n+2:]
 		}
 	}
+	return attributeKey(kv), single(kv, 2)
 }
 
 // find looks up a key among the attributes of msg, which are its field num. Of a
