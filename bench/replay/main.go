@@ -59,7 +59,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.IntVar(&o.items, "items", 2_000_000, "items of each signal")
+	flag.IntVar(&o.items, "items", 4_000_000, "items of each signal: enough to make what a job costs at its beginning and end small")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each is measured; the median counts")
 	flag.StringVar(&o.dir, "dir", "", "`directory` for the hub's files; default: a temporary one")
 	flag.Parse()
