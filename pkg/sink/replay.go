@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -242,6 +243,7 @@ type excerpt struct {
 		progress replay.Progress
 		revision uint64
 		known    bool
+		tried    []byte // what was to be written last
 		read     uint64 // the sequence of the last message
 	}
 }
@@ -399,7 +401,10 @@ func (e *excerpt) write(ctx context.Context) error {
 	e.mu.Lock()
 	e.mu.progress.Owner, e.mu.progress.At = e.members.Self(), time.Now().UTC()
 	value, _ := json.Marshal(e.mu.progress) // cannot fail
-	revision, known := e.mu.revision, e.mu.known
+	revision, known, tried := e.mu.revision, e.mu.known, e.mu.tried
+	if known {
+		e.mu.tried = value
+	}
 	e.mu.Unlock()
 	if !known {
 		return errLost
@@ -410,12 +415,15 @@ func (e *excerpt) write(ctx context.Context) error {
 	}
 	next, err := b.Store(ctx, e.job.LaneKey(e.lane), value, revision)
 	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
-		// The owner before has written once more, or there is another.
 		var now replay.Progress
-		value, at, readErr := b.Get(ctx, e.job.LaneKey(e.lane))
-		if known = readErr == nil && json.Unmarshal(value, &now) == nil && !now.Done && e.owned(); known {
-			next = at
-		} else if readErr == nil {
+		there, at, readErr := b.Get(ctx, e.job.LaneKey(e.lane))
+		switch {
+		case readErr != nil:
+		case bytes.Equal(there, tried): // ours: its answer was not waited for, or lost
+			next, err = b.Store(ctx, e.job.LaneKey(e.lane), value, at)
+		case json.Unmarshal(there, &now) == nil && !now.Done && e.owned():
+			next = at // the owner before has written once more
+		default:
 			err = errLost
 		}
 	}
