@@ -46,7 +46,7 @@ edge/this     spans a CPU second of the edge over those of this side
 
 The limit is a process that has the edge's receiver and no more: each request is
 compressed and appended to a file, and synced, by the goroutine that received it,
-or by that of another which waits for the disk, too. No edge can need less.
+or by that of another which waits for the disk, too: there is no spool, no hub.
 
 `
 

@@ -63,7 +63,7 @@ func (b *bench) table(ctx context.Context) error {
 	if len(durable) > 0 {
 		fmt.Printf("\nboth answering after the disk, with fsync: for a CPU second the edge takes %.1f to %.1f times the spans, %.1f times over all cells together\n",
 			slices.Min(durable), slices.Max(durable), all[0].perCPU()/all[1].perCPU())
-		fmt.Printf("the limit takes %.1f to %.1f times as many\n", slices.Min(possible), slices.Max(possible))
+		fmt.Printf("the limit takes %.1f to %.1f times the spans of the same collector\n", slices.Min(possible), slices.Max(possible))
 	}
 	return nil
 }

@@ -383,7 +383,8 @@ func plainAttributes(p []byte, pos int) (next, n int) {
 		switch p[in] {
 		case 0x0a: // string
 			size, text := shortLen(p, in+1)
-			ok = text+size == end && (ascii(p[pos:end]) || validUTF8(p[key:val]) && validUTF8(p[text:end]))
+			short := at == pos+2 // all lengths are of one byte, which is ASCII, as the tags are
+			ok = text+size == end && (short && ascii(p[pos:end]) || validUTF8(p[key:val]) && validUTF8(p[text:end]))
 		case 0x10, 0x18: // bool, int
 			_, stop := shortVarint(p[:end], in+1)
 			ok = stop == end && validUTF8(p[key:val])

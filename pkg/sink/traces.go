@@ -39,7 +39,6 @@ type traceLane struct {
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sample.Export     // decided, not yet stored by the backend
 	bytes     int                 // of exports
-	request   []byte              // memory of the last one
 	scratch   []byte
 	rewind    bool         // once all is sent, begin anew at the floor
 	horizon   *bus.Horizon // nil: silence does not move the time
@@ -61,8 +60,8 @@ const (
 	// DECISIONS lives for two hours, and the last one is what fences.
 	journalInterval = 30 * time.Minute
 
-	// maxRequest is how many bytes go to the backend in one request; Tempo takes
-	// 4 MiB by default.
+	// maxRequest is how many bytes go to the backend in one request, without what the
+	// decision adds to each span; Tempo takes 4 MiB by default.
 	maxRequest = 1 << 20
 )
 
@@ -362,14 +361,16 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	for len(l.exports) > 0 {
 		first := l.exports[0]
 		from.seq = first.Seq
-		n, spans, payload := 1, first.Spans, l.payload(l.request[:0], &first)
-		for n < len(l.exports) && l.exports[n].Instance == first.Instance && len(payload)+l.exports[n].Size() <= maxRequest {
-			payload = l.payload(payload, &l.exports[n])
+		n, spans, size := 1, first.Spans, first.Size()
+		for n < len(l.exports) && l.exports[n].Instance == first.Instance && size+l.exports[n].Size() <= maxRequest {
 			spans += l.exports[n].Spans
+			size += l.exports[n].Size()
 			n++
 		}
-		if l.request = payload; cap(payload) > 2*maxRequest { // a trace that was larger
-			l.request = nil
+		// Memory of its own: a transport may still read it when an attempt has failed.
+		payload := make([]byte, 0, size)
+		for i := range l.exports[:n] {
+			payload = l.payload(payload, &l.exports[i])
 		}
 		if !l.delivery.write(ctx, first.Instance, payload, spans, from) {
 			return false
