@@ -32,9 +32,9 @@ const (
 	roleLimit   = "limit"
 )
 
-// child is this program in another role: what stands behind edge and collector, and
-// the limit, in a process of its own so that its CPU time is theirs alone. It ends when its standard
-// input does, which is when the bench has ended.
+// child is this program in another role: what stands behind edge and collector, or the
+// limit. Each is a process, so that nobody's CPU time is counted as another's. It ends
+// when its standard input does, which is when the bench has ended.
 func child(args []string) int {
 	var err error
 	switch role := args[0]; {

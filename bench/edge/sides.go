@@ -29,7 +29,8 @@ type side struct {
 	start func(ctx context.Context, fsync bool) (*running, error)
 }
 
-// sides are the edge, the limit, then the ways to run the collector.
+// sides are the edge, the limit, then the ways to run the collector: first the one that
+// answers after the disk.
 func (b *bench) sides() []side {
 	all := []side{{"edge", b.startEdgeAndHub}, {"limit (receives, checks, stamps, writes; no more)", b.startLimit}}
 	if b.peerBin != "" {

@@ -45,11 +45,12 @@ func (b *bench) table(ctx context.Context) error {
 	for _, fsync := range b.fsyncs {
 		for _, connections := range b.connections {
 			for _, spans := range b.spans {
-				edge, limit, peer, err := b.row(ctx, fsync, connections, spans)
+				sides, err := b.row(ctx, fsync, connections, spans)
 				if err != nil {
 					return fmt.Errorf("fsync %s, %d connections, %d spans a request: %w", onOff(fsync), connections, spans, err)
 				}
-				if fsync && peer.spans > 0 {
+				if fsync && b.peerBin != "" {
+					edge, limit, peer := sides[0], sides[1], sides[2]
 					durable = append(durable, edge.perCPU()/peer.perCPU())
 					possible = append(possible, limit.perCPU()/peer.perCPU())
 					for i, m := range []measurement{edge, peer} {
@@ -68,26 +69,18 @@ func (b *bench) table(ctx context.Context) error {
 	return nil
 }
 
-// row measures and prints all sides of a cell. It returns the edge, the limit and the
-// collector that answers after the disk, which is empty where there is none.
-func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (edge, limit, peer measurement, err error) {
+// row measures and prints all sides of a cell, in their order.
+func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (all []measurement, err error) {
 	bodies := b.requests(spans)
 	for i, s := range b.sides() {
 		m, err := b.cell(ctx, s, fsync, connections, spans, 0, bodies)
 		if err != nil {
-			return edge, limit, peer, fmt.Errorf("%s: %w", s.name, err)
+			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
+		all = append(all, m)
 		note := ""
-		switch i {
-		case 0:
-			edge = m
-		case 1:
-			limit = m
-		case 2:
-			peer = m
-		}
 		if i > 0 {
-			note = fmt.Sprintf("%.2fx", edge.perCPU()/m.perCPU())
+			note = fmt.Sprintf("%.2fx", all[0].perCPU()/m.perCPU())
 		}
 		if m.refused > 0 {
 			note += fmt.Sprintf("  refused %d times", m.refused)
@@ -95,7 +88,7 @@ func (b *bench) row(ctx context.Context, fsync bool, connections, spans int) (ed
 		fmt.Printf("%-5s %5d %6d  %-*s %9.0f %8.2f %9.0f %8.2f %8.2f %9.1f  %s\n", onOff(fsync), connections, spans, nameWidth, s.name,
 			float64(m.spans)/m.took.Seconds(), 1e6/m.perCPU(), float64(m.peak)/(1<<20), ms(quantile(m.answers, 0.5)), ms(quantile(m.answers, 0.99)), m.behind.Seconds(), note)
 	}
-	return edge, limit, peer, nil
+	return all, nil
 }
 
 // lightLoad prints how long an answer takes when there is little to do.
