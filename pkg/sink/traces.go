@@ -342,6 +342,19 @@ func (l *traceLane) payload(dst []byte, e *sample.Export) []byte {
 	return note.Append(dst, l.scratch)
 }
 
+// together returns how many exports, from the first on, go in one request, and the spans
+// and bytes of it: one instance, up to maxRequest or one export.
+func together(exports []sample.Export) (n, spans, size int) {
+	for i := range exports {
+		e := &exports[i]
+		if n > 0 && (e.Instance != exports[0].Instance || size+e.Size() > maxRequest) {
+			break
+		}
+		n, spans, size = n+1, spans+e.Spans, size+e.Size()
+	}
+	return n, spans, size
+}
+
 // flush records what was decided, exports it, one instance a request, in the
 // order of decision, and moves the floor.
 func (l *traceLane) flush(ctx context.Context) bool {
@@ -361,12 +374,7 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	for len(l.exports) > 0 {
 		first := l.exports[0]
 		from.seq = first.Seq
-		n, spans, size := 1, first.Spans, first.Size()
-		for n < len(l.exports) && l.exports[n].Instance == first.Instance && size+l.exports[n].Size() <= maxRequest {
-			spans += l.exports[n].Spans
-			size += l.exports[n].Size()
-			n++
-		}
+		n, spans, size := together(l.exports)
 		// Memory of its own: a transport may still read it when an attempt has failed.
 		payload := make([]byte, 0, size)
 		for i := range l.exports[:n] {
