@@ -1,0 +1,244 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/penstock/penstock/pkg/disk"
+)
+
+// Report is what was found when a log was opened.
+type Report struct {
+	Records int
+	Bytes   int64 // of the files, read
+	// Damage names every place that is not as it was written.
+	Damage []Damage
+	// Missing are the sequences known to be gone, but for those of records that were
+	// released and those that an earlier report has named.
+	Missing []Range
+	// Torn is the youngest file when its end was no whole record: a write that was cut
+	// off, or damage in the last record. TornBytes is how much of it that was.
+	Torn      string
+	TornBytes int64
+}
+
+// Damage is one place in a log's files.
+type Damage struct {
+	File   string
+	Offset int64
+	What   string
+}
+
+func (d Damage) String() string {
+	return fmt.Sprintf("%s at byte %d: %s", filepath.Base(d.File), d.Offset, d.What)
+}
+
+// Range is a row of sequences.
+type Range struct{ From, To uint64 }
+
+// Open reads every record of a log, mends its files where they are damaged, and takes
+// more. Where the disk does not write, the log is opened all the same and says so
+// ([Log.Err]); an error is what a person has to mend.
+func Open(cfg Config) (*Log, Report, error) {
+	l := &Log{cfg: cfg, sync: fdatasync}
+	if err := disk.MakeDir(cfg.Dir); err != nil {
+		return nil, Report{}, err
+	}
+	entries, err := os.ReadDir(cfg.Dir) // sorted, so by sequence
+	if err != nil {
+		return nil, Report{}, err
+	}
+	var bases []uint64
+	for _, e := range entries {
+		if base, ok := baseOf(e.Name()); ok {
+			bases = append(bases, base)
+		} else if _, ok := baseOf(strings.TrimSuffix(e.Name(), ".tmp")); ok { // the process ended while it mended
+			_ = os.Remove(filepath.Join(cfg.Dir, e.Name()))
+		}
+	}
+	x := &examination{log: l}
+	for i, base := range bases {
+		if err := x.segment(base, i == len(bases)-1); err != nil {
+			return nil, x.report, err
+		}
+	}
+	l.mu.first, l.mu.last, l.mu.next = x.first, x.last, max(x.last+1, cfg.Next, 1)
+	if len(l.mu.segments) == 0 {
+		l.mu.first, l.mu.last = l.mu.next, l.mu.next-1
+	}
+	if l.Err() == nil {
+		if err := l.openTail(); err != nil {
+			_ = l.fail(err)
+		}
+	}
+	return l, x.report, nil
+}
+
+// openTail opens the youngest segment for appending.
+func (l *Log) openTail() error {
+	n := len(l.mu.segments)
+	if n == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(l.mu.segments[n-1].path, os.O_RDWR, 0)
+	if err == nil && l.cfg.Sync { // the process before may have ended before it did
+		err = disk.SyncDir(l.cfg.Dir)
+	}
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	l.tail.file, l.tail.ready = f, info.Size() // zeros behind the end, as was seen
+	return nil
+}
+
+// examination goes through the segments of a log, the oldest first.
+type examination struct {
+	log    *Log
+	report Report
+	first  uint64 // where the log begins, by its oldest record; 0 before that
+	last   uint64 // of the records so far
+	buf    []byte // a segment, file and all
+	anew   []byte // what it should be
+}
+
+// segment reads one file and mends it.
+func (x *examination) segment(base uint64, youngest bool) error {
+	l := x.log
+	seg := segment{path: filepath.Join(l.cfg.Dir, segmentName(base)), base: base}
+	damaged := func(at int, what string) {
+		x.report.Damage = append(x.report.Damage, Damage{seg.path, int64(at), what})
+	}
+	mend, keep := youngest && l.cfg.Distrust, false
+	bad, err := x.read(seg.path)
+	if err != nil {
+		return fmt.Errorf("log %s: %w", l.cfg.Dir, err) // it may be mended
+	}
+	if bad > 0 {
+		damaged(0, fmt.Sprintf("%d places cannot be read", bad))
+		keep = true
+	}
+	x.report.Bytes += int64(len(x.buf))
+	at := min(segmentHead, len(x.buf))
+	switch err := checkHead(x.buf, base); {
+	case errors.Is(err, ErrVersion):
+		return fmt.Errorf("log %s: %s: %w", l.cfg.Dir, segmentName(base), err)
+	case err != nil && youngest && !keep && zeros(x.buf): // made, and not written before a crash
+	case err != nil:
+		damaged(0, err.Error())
+		keep = true
+	}
+	if x.first == 0 {
+		x.last = base - 1
+		if r, _, ok := parseRecord(x.buf[at:], x.last); ok && r.seq == base {
+			x.last -= r.gap
+		}
+		x.first = x.last + 1
+	}
+	before := x.last
+	seg.end = segmentHead
+	for at < len(x.buf) {
+		r, _, ok := parseRecord(x.buf[at:], x.last)
+		if !ok {
+			if zeros(x.buf[at:]) {
+				break
+			}
+			next := find(x.buf, at+1, x.last)
+			if next == len(x.buf) && youngest {
+				x.report.Torn, x.report.TornBytes = seg.path, int64(len(x.buf)-at)
+			} else {
+				damaged(at, "no sound record")
+			}
+			at, keep = next, true
+			continue
+		}
+		if from := r.seq - r.gap; from != x.last+1 {
+			if from > x.last+1 {
+				x.report.Missing = append(x.report.Missing, Range{x.last + 1, from - 1})
+			}
+			mend = true
+		}
+		at += r.size()
+		seg.last, x.last, seg.end = r.seq, r.seq, int64(at)
+		x.report.Records++
+	}
+	empty := seg.last == 0
+	if empty {
+		seg.last = base - 1
+	}
+	switch {
+	case empty:
+		err = x.remove(seg.path, keep)
+	case mend || keep:
+		whole := x.whole(base, before)
+		err = disk.Replace(seg.path, whole, func() error { return x.keep(seg.path, keep) })
+		seg.end = int64(len(whole))
+	}
+	if err != nil {
+		_ = l.fail(fmt.Errorf("mend %s: %w", seg.path, err))
+		seg.end = max(int64(len(x.buf)), segmentHead)
+	} else if empty {
+		return nil
+	}
+	l.mu.segments = append(l.mu.segments, seg)
+	l.mu.total += seg.bytes()
+	return nil
+}
+
+// whole returns the segment as it should be: what is whole of it, each record with the
+// number of those that are missing before it. before is the sequence that it begins behind.
+func (x *examination) whole(base, before uint64) []byte {
+	b := appendHead(make([]byte, 0, len(x.buf)+segmentHead), base)
+	for at := min(segmentHead, len(x.buf)); at < len(x.buf); {
+		r, _, ok := parseRecord(x.buf[at:], before)
+		if !ok {
+			at = find(x.buf, at+1, before)
+			continue
+		}
+		b = appendRecord(b, r.seq, r.seq-1-before, r.body)
+		before = r.seq
+		at += r.size()
+	}
+	return b
+}
+
+// remove deletes a segment in which no record is. The next one begins where it is due.
+func (x *examination) remove(path string, keep bool) error {
+	if err := x.keep(path, keep); err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// keep puts a damaged file aside as it is.
+func (x *examination) keep(path string, damaged bool) error {
+	if !damaged || x.log.cfg.Keep == nil {
+		return nil
+	}
+	return x.log.cfg.Keep(path)
+}
+
+// read reads a file into memory that is used for each. bad is how many places of it the
+// disk does not give back.
+func (x *examination) read(path string) (bad int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if x.buf = x.buf[:0]; int64(cap(x.buf)) < info.Size() {
+		x.buf = make([]byte, 0, info.Size())
+	}
+	x.buf = x.buf[:info.Size()]
+	return disk.ReadAround(f, x.buf, 0)
+}

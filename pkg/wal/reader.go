@@ -1,0 +1,217 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/penstock/penstock/pkg/disk"
+)
+
+// Record is one that a [Reader] has read.
+type Record struct {
+	Seq    uint64
+	Behind uint64 // how many the log had behind it when it was read
+	Body   []byte // valid until the next call of Next
+	// Missing is how many records cannot be read, the last of them Seq: their file was
+	// damaged after the log was opened. There is no body then.
+	Missing uint64
+}
+
+// Reader reads a log in order. What is released before it was read is passed over. For
+// one goroutine.
+type Reader struct {
+	// Pause is how long a reader that has read all waits for more than one record: who
+	// appends wakes it seldom then.
+	Pause time.Duration
+
+	log  *Log
+	next uint64   // sequence
+	file *os.File // nil: to be chosen
+	seg  segment  // that file, as it was when last looked at
+	at   int64    // in it, where buf ends
+	buf  []byte   // read and not returned, in chunk
+	kept *Record  // returned by the next call
+
+	chunk []byte // memory that is used again
+}
+
+// chunkBytes is how much is read at a time.
+const chunkBytes = 256 << 10
+
+// Read returns a reader that begins with a sequence, or with the first behind it.
+func (l *Log) Read(from uint64) *Reader { return &Reader{log: l, next: max(from, 1)} }
+
+// Close ends reading.
+func (r *Reader) Close() {
+	if r.file != nil {
+		_ = r.file.Close()
+		r.file = nil
+	}
+}
+
+// Next returns the next record; it waits for one until ctx ends.
+func (r *Reader) Next(ctx context.Context) (Record, error) {
+	if k := r.kept; k != nil {
+		r.kept = nil
+		return *k, nil
+	}
+	for {
+		if r.left() <= 0 {
+			missing, err := r.advance(ctx)
+			if err != nil || missing.Missing > 0 {
+				return missing, err
+			}
+			continue
+		}
+		rec, more, ok := parseRecord(r.buf, 0)
+		switch {
+		case ok && rec.seq < r.next:
+			r.buf = r.buf[rec.size():]
+		case ok:
+			r.buf = r.buf[rec.size():]
+			return r.found(rec), nil
+		case more > 0 && int64(more) <= r.left():
+			if err := r.load(int64(max(more, chunkBytes))); err != nil {
+				return Record{}, err
+			}
+		default:
+			if err := r.load(r.left()); err != nil {
+				return Record{}, err
+			}
+			if len(r.buf) > 0 {
+				r.buf = r.buf[find(r.buf, 1, r.next-1):]
+			}
+		}
+	}
+}
+
+// left is how many bytes of the segment are not returned.
+func (r *Reader) left() int64 { return r.seg.end - r.at + int64(len(r.buf)) }
+
+// found returns a record, or before it how many are missing.
+func (r *Reader) found(rec record) Record {
+	first, last := r.log.bounds()
+	next := max(r.next, first) // what was released is not missing
+	out := Record{Seq: rec.seq, Behind: max(last, rec.seq) - rec.seq, Body: rec.body}
+	r.next = rec.seq + 1
+	if from := rec.seq - rec.gap; from > next {
+		r.kept = &out
+		return Record{Seq: from - 1, Behind: out.Behind + 1, Missing: from - next}
+	}
+	return out
+}
+
+func (l *Log) bounds() (first, last uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.first, l.mu.last
+}
+
+// load reads on, so that size bytes are there, or what is left of the segment. What the
+// disk does not give back is zeros: no record.
+func (r *Reader) load(size int64) error {
+	begin := r.at - int64(len(r.buf))
+	size = min(size, r.seg.end-begin)
+	if int64(cap(r.chunk)) < size {
+		r.chunk = make([]byte, size)
+	}
+	buf := r.chunk[:size]
+	if _, err := disk.ReadAround(r.file, buf, begin); err != nil {
+		return fmt.Errorf("read log %s: %w", r.log.cfg.Dir, err)
+	}
+	r.at, r.buf = begin+size, buf
+	return nil
+}
+
+// advance looks at the segment again, or goes on to the next one. It waits for a record
+// that was not read; where none can be, it says how many are missing.
+func (r *Reader) advance(ctx context.Context) (Record, error) {
+	seg, last, err := r.await(ctx)
+	if err != nil {
+		return Record{}, fmt.Errorf("read log %s: %w", r.log.cfg.Dir, err)
+	}
+	missing := func(upto uint64) Record {
+		m := Record{Seq: upto, Behind: last - upto, Missing: upto + 1 - r.next}
+		r.next = upto + 1
+		return m
+	}
+	if seg == nil {
+		return missing(last), nil
+	}
+	if r.file == nil || r.seg.base != seg.base {
+		r.Close()
+		f, err := os.Open(seg.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if first, _ := r.log.bounds(); first > seg.last || seg.last < r.next {
+				return Record{}, nil // released since
+			}
+			return missing(seg.last), nil
+		}
+		if err != nil {
+			return Record{}, fmt.Errorf("read log %s: %w", r.log.cfg.Dir, err)
+		}
+		r.file, r.at, r.buf = f, segmentHead, nil
+	}
+	r.seg = *seg
+	return Record{}, nil
+}
+
+// await returns the segment in which there is more to read, when there is, and the last
+// sequence; nil when what was appended is in none.
+func (r *Reader) await(ctx context.Context) (*segment, uint64, error) {
+	l := r.log
+	for waited := false; ; {
+		l.mu.Lock()
+		r.next = max(r.next, min(l.mu.first, l.mu.last+1))
+		last, grown := l.mu.last, l.mu.grown
+		if r.next <= last && (!waited || r.Pause == 0) {
+			seg := r.choose()
+			l.mu.Unlock()
+			return seg, last, nil
+		}
+		if r.next > last && grown == nil {
+			grown = make(chan struct{})
+			l.mu.grown = grown
+		}
+		l.mu.Unlock()
+		if waited {
+			if err := sleep(ctx, r.Pause); err != nil {
+				return nil, 0, err
+			}
+			waited = false
+			continue
+		}
+		select {
+		case <-grown:
+			waited = true
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
+}
+
+// choose returns the segment that is open while there is more in it, else the one behind
+// it. The log is locked.
+func (r *Reader) choose() *segment {
+	for _, seg := range r.log.mu.segments {
+		if r.file == nil && seg.last >= r.next || r.file != nil && (seg.base > r.seg.base || seg.base == r.seg.base && seg.end > r.at) {
+			return &seg
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

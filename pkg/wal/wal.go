@@ -1,0 +1,335 @@
+// Package wal is a write-ahead log: records in files, in order, with sequences that
+// only rise. One process appends at its end, lets go of its start, and reads in between
+// as often as it likes.
+//
+//	l, report, err := wal.Open(wal.Config{Dir: dir, MaxBytes: 1 << 30, Sync: true})
+//	seq, err := l.Append(head, body)        // on the disk when it returns
+//	r := l.Read(seq)
+//	rec, err := r.Next(ctx)                 // waits for what is appended later
+//	err = l.Release(seq)                    // the files of what is released are deleted
+//
+// # Promises
+//
+//   - With Config.Sync a record is on the disk when Append has returned its sequence.
+//   - After a write or sync error nothing is appended until the log is opened anew: what
+//     the kernel holds may not be what the disk has. It can be read and released.
+//   - What was damaged on the disk is found when the log is opened, and again when it
+//     is read, by a checksum for each record. What is whole around it is read; what is
+//     missing is reported, once.
+//   - A sequence is given once, also when records are gone from the end, as far as
+//     Config.Next knows.
+//
+// A sync costs less CPU time and disk where it need not change the file's size, so the
+// file is made longer ahead of small records, with zeros (docs/adr/0010).
+//
+// # Not here
+//
+// What is in a record. Who owns the directory: package disk.
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/penstock/penstock/pkg/disk"
+)
+
+// Config says what kind of log it is.
+type Config struct {
+	Dir string // of the segments; made when it is not there
+	// MaxBytes bounds the records that are not released. The files may take two
+	// segments more.
+	MaxBytes int64
+	// Sync makes Append wait for the disk.
+	Sync bool
+	// Next is the sequence of the next record where fewer are found; 0 is 1.
+	Next uint64
+	// Distrust writes the youngest segment anew when the log is opened. After a failed
+	// sync the kernel may hold pages that never reached the disk for clean: a later
+	// sync of the same file says nothing about them.
+	Distrust bool
+	// Keep is told of a damaged file, before it is replaced or removed. nil for nobody.
+	Keep func(path string) error
+}
+
+const (
+	// A segment holds a sixteenth of what the log may, between these.
+	minSegment = 1 << 20
+	maxSegment = 8 << 20
+
+	// ahead is how much is made ready at a time behind a small record, in bytes.
+	ahead = 256 << 10
+	// small is the size of a record that this is done for: with larger ones a sync is
+	// shared by many, and what is written twice costs more.
+	small = 64 << 10
+)
+
+func (c Config) segmentBytes() int64 { return min(max(c.MaxBytes/16, minSegment), maxSegment) }
+
+// ErrFull reports that a record would not fit within Config.MaxBytes.
+var ErrFull = errors.New("log is full")
+
+// Log is an open log. Its methods may be called from many goroutines.
+type Log struct {
+	cfg  Config
+	sync func(*os.File) error // fdatasync, but in tests
+
+	// The end of the youngest segment, for one who appends.
+	tail struct {
+		sync.Mutex
+		file  *os.File // nil: the next record begins a segment
+		ready int64    // up to where the file has zeros
+		fresh bool     // its name may not be on the disk
+		buf   []byte
+	}
+
+	releasing sync.Mutex // one at a time deletes files
+
+	mu struct {
+		sync.Mutex
+		segments []segment // the oldest first
+		total    int64     // bytes of their records
+		first    uint64    // the oldest that is not released; last+1 for none
+		last     uint64
+		next     uint64        // the one that is given next; last+1 when none is missing
+		err      error         // why nothing is appended any more
+		grown    chan struct{} // closed when the log has grown; nil when nobody waits
+	}
+}
+
+// State is what a log holds.
+type State struct {
+	First, Last uint64 // sequences; First is Last + 1 for nothing
+	// Bytes are those of the records that are not released: within a segment that is
+	// released in part, as if they were all of one size.
+	Bytes int64
+}
+
+// Records is how many there are, with those that are missing.
+func (s State) Records() uint64 { return s.Last + 1 - s.First }
+
+// State returns what the log holds.
+func (l *Log) State() State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := State{First: l.mu.first, Last: l.mu.last}
+	if s.First > s.Last {
+		return s
+	}
+	s.Bytes = l.mu.total
+	for _, seg := range l.mu.segments {
+		if seg.base >= s.First {
+			break
+		}
+		if seg.last < seg.base {
+			continue
+		}
+		released := min(s.First-seg.base, seg.last+1-seg.base)
+		s.Bytes -= int64(float64(seg.bytes()) * float64(released) / float64(seg.last+1-seg.base))
+	}
+	return s
+}
+
+// Err returns why nothing is appended any more; nil for a log that takes records.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.err
+}
+
+// fail makes the log one that is only read, and returns why.
+func (l *Log) fail(err error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.err == nil {
+		l.mu.err = fmt.Errorf("log %s takes no records until it is opened anew: %w", l.cfg.Dir, err)
+	}
+	return l.mu.err
+}
+
+// Append stores a record whose body is all parts, and returns its sequence.
+func (l *Log) Append(parts ...[]byte) (seq uint64, err error) {
+	t := &l.tail
+	t.Lock()
+	defer t.Unlock()
+	size := int64(recordHead)
+	for _, p := range parts {
+		size += int64(len(p))
+	}
+	if err := l.Err(); err != nil {
+		return 0, err
+	}
+	if size > recordHead+maxRecord {
+		return 0, fmt.Errorf("append to log %s: a record of %d bytes, at most %d can be read", l.cfg.Dir, size, maxRecord)
+	}
+	if l.State().Bytes+size > l.cfg.MaxBytes {
+		return 0, ErrFull
+	}
+	at, seq, gap := l.end()
+	if t.file != nil && at > segmentHead && at+size > l.cfg.segmentBytes() {
+		if err := l.seal(at); err != nil {
+			return 0, l.fail(err)
+		}
+	}
+	t.buf = t.buf[:0]
+	if t.file == nil {
+		if err := l.begin(seq); err != nil {
+			return 0, l.fail(err)
+		}
+		at, t.buf = 0, appendHead(t.buf, seq)
+	}
+	t.buf = appendRecord(t.buf, seq, gap, parts...)
+	if err := l.write(at); err != nil {
+		// What is there of it is cut off, as far as possible: no torn write is found then.
+		_ = t.file.Truncate(at)
+		return 0, l.fail(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	young := &l.mu.segments[len(l.mu.segments)-1]
+	young.last, young.end = seq, at+int64(len(t.buf))
+	l.mu.total += size
+	if l.mu.first > l.mu.last { // nothing was owed: what is missing is not, either
+		l.mu.first = seq
+	}
+	l.mu.last, l.mu.next = seq, seq+1
+	if l.mu.grown != nil {
+		close(l.mu.grown)
+		l.mu.grown = nil
+	}
+	return seq, nil
+}
+
+// end returns where the youngest segment ends, the sequence that comes next, and how
+// many before it are missing.
+func (l *Log) end() (at int64, seq, gap uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.mu.segments); n > 0 {
+		at = l.mu.segments[n-1].end
+	}
+	return at, l.mu.next, l.mu.next - 1 - l.mu.last
+}
+
+// begin makes a segment.
+func (l *Log) begin(base uint64) error {
+	path := filepath.Join(l.cfg.Dir, segmentName(base))
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	l.tail.file, l.tail.ready, l.tail.fresh = f, 0, true
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.segments = append(l.mu.segments, segment{path: path, base: base, last: base - 1, end: segmentHead})
+	return nil
+}
+
+// seal ends the youngest segment: what was made ready for more is given back.
+func (l *Log) seal(end int64) error {
+	t := &l.tail
+	if t.ready > end {
+		_ = t.file.Truncate(end)
+	}
+	err := t.file.Close()
+	t.file = nil
+	return err
+}
+
+// nothing is what a file is made longer with.
+var nothing [ahead]byte
+
+// write puts the buffer at a place of the youngest segment and, if it should, waits for
+// the disk.
+func (l *Log) write(at int64) error {
+	t := &l.tail
+	if _, err := t.file.WriteAt(t.buf, at); err != nil {
+		return err
+	}
+	if !l.cfg.Sync {
+		t.fresh = false
+		return nil
+	}
+	if end := at + int64(len(t.buf)); end > t.ready {
+		if t.ready = end; len(t.buf) < small {
+			if _, err := t.file.WriteAt(nothing[:], end); err != nil {
+				return err
+			}
+			t.ready += ahead
+		}
+	}
+	if err := l.sync(t.file); err != nil {
+		return err
+	}
+	if t.fresh {
+		if err := disk.SyncDir(l.cfg.Dir); err != nil {
+			return err
+		}
+		t.fresh = false
+	}
+	return nil
+}
+
+// fdatasync returns when data and size of a file are on the disk.
+func fdatasync(f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var syncErr error
+	if err := conn.Control(func(fd uintptr) {
+		for {
+			if syncErr = syscall.Fdatasync(int(fd)); !errors.Is(syncErr, syscall.EINTR) {
+				return
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("fdatasync", syncErr)
+}
+
+// Release lets go of all records up to a sequence. Their files are deleted when nothing
+// else is in them; the youngest stays, unless nothing is appended to it any more.
+func (l *Log) Release(upto uint64) error {
+	l.releasing.Lock()
+	defer l.releasing.Unlock()
+	for path := l.released(upto); path != ""; path = l.released(upto) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("release of log %s: %w", l.cfg.Dir, err)
+		}
+		l.mu.Lock()
+		l.mu.total -= l.mu.segments[0].bytes()
+		l.mu.segments = l.mu.segments[1:]
+		l.mu.Unlock()
+	}
+	return nil
+}
+
+// released returns the file of the oldest segment when it may go.
+func (l *Log) released(upto uint64) (path string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.first = max(l.mu.first, min(upto, l.mu.last)+1)
+	if n := len(l.mu.segments); n == 0 || l.mu.segments[0].last >= l.mu.first || (n == 1 && l.mu.err == nil) {
+		return ""
+	}
+	return l.mu.segments[0].path
+}
+
+// Close ends the log for those who append; readers may read on.
+func (l *Log) Close() error {
+	l.tail.Lock()
+	defer l.tail.Unlock()
+	_ = l.fail(os.ErrClosed)
+	if l.tail.file == nil {
+		return nil
+	}
+	err := l.tail.file.Close()
+	l.tail.file = nil
+	return err
+}
