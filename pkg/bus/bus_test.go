@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -358,23 +360,24 @@ func TestFullStreamRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.EnsureSpool(t.Context(), [3]int64{1 << 20, 1 << 20, 1 << 20}); err != nil {
+	s, err := c.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Discard: jetstream.DiscardNew, MaxBytes: 1 << 20})
+	if err != nil {
 		t.Fatal(err)
 	}
-	m := Message{Subject: SpoolSubject(otlpwire.Logs), Body: make([]byte, 300<<10), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
+	m := Message{Subject: "s", Body: make([]byte, 300<<10), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
 	for i := range 5 {
 		_, err = c.Publish(t.Context(), m)
 		if full := errors.Is(err, ErrFull); full != (i >= 3) || (err != nil && !full) {
 			t.Errorf("message %d: %v", i, err)
 		}
 	}
-	if err := c.PurgeBelow(t.Context(), SpoolStream(otlpwire.Logs), 3); err != nil {
+	if err := s.Purge(t.Context(), jetstream.WithPurgeSequence(3)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Publish(t.Context(), m); err != nil {
 		t.Errorf("after the purge: %v", err)
 	}
-	if st, err := c.State(t.Context(), SpoolStream(otlpwire.Logs)); err != nil || st.FirstSeq != 3 || st.Messages != 2 {
+	if st, err := c.State(t.Context(), "S"); err != nil || st.FirstSeq != 3 || st.Messages != 2 {
 		t.Errorf("got %+v, %v", st, err)
 	}
 }

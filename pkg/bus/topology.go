@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -252,48 +251,6 @@ func (c *Conn) Partitions(ctx context.Context) (int, error) {
 	return strconv.Atoi(m[1])
 }
 
-// SpoolStream returns the name of the spool's stream of a signal.
-func SpoolStream(sig otlpwire.Signal) string { return "SPOOL_" + Stream(sig) }
-
-// SpoolSubject returns the subject of the spool's stream of a signal.
-func SpoolSubject(sig otlpwire.Signal) string { return "spool." + sig.String() }
-
-// EnsureSpool creates the three streams of an edge's spool: no age limit, so
-// that a clock step expires nothing; full means refuse. One that has its bound is
-// left alone: to change it would need room on the disk.
-func (c *Conn) EnsureSpool(ctx context.Context, maxBytes [len(otlpwire.Signals)]int64) error {
-	for _, sig := range otlpwire.Signals {
-		want := jetstream.StreamConfig{
-			Name: SpoolStream(sig), Subjects: []string{SpoolSubject(sig)},
-			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Storage: jetstream.FileStorage,
-			MaxBytes: maxBytes[sig], DenyDelete: true,
-		}
-		s, err := c.js.Stream(ctx, want.Name)
-		if err == nil && s.CachedInfo().Config.MaxBytes == want.MaxBytes {
-			continue
-		}
-		if _, err = c.js.CreateOrUpdateStream(ctx, want); err != nil {
-			return fmt.Errorf("spool stream %s: %w", want.Name, err)
-		}
-	}
-	return nil
-}
-
-// Restore publishes a message as a stream's files hold it: header is as on the wire.
-func (c *Conn) Restore(ctx context.Context, subject string, header, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-	defer cancel()
-	m := &nats.Msg{Subject: subject, Data: body}
-	var err error
-	if len(header) > 0 {
-		m.Header, err = nats.DecodeHeadersMsg(header)
-	}
-	if err == nil {
-		_, err = c.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
-	}
-	return publishError(subject, err)
-}
-
 // StreamState is what a stream holds.
 type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
@@ -346,18 +303,4 @@ func (c *Conn) Subjects(ctx context.Context, stream, filter string) (map[string]
 		return nil, fmt.Errorf("subjects of stream %s: %w", stream, err)
 	}
 	return info.State.Subjects, nil
-}
-
-// PurgeBelow deletes the messages of a stream with a sequence below seq.
-func (c *Conn) PurgeBelow(ctx context.Context, stream string, seq uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	s, err := c.js.Stream(ctx, stream)
-	if err == nil {
-		err = s.Purge(ctx, jetstream.WithPurgeSequence(seq))
-	}
-	if err != nil {
-		return fmt.Errorf("purge stream %s below %d: %w", stream, seq, err)
-	}
-	return nil
 }

@@ -120,13 +120,6 @@ func (c SpoolConfig) share(sig otlpwire.Signal) proc.Bytes {
 	return c.MaxBytes / 100 * proc.Bytes(percent)
 }
 
-func (c SpoolConfig) shares() (all [len(otlpwire.Signals)]int64) {
-	for _, sig := range otlpwire.Signals {
-		all[sig] = int64(c.share(sig))
-	}
-	return all
-}
-
 // minShare holds a few messages of the largest size.
 const minShare = 4 << 20
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,7 +16,6 @@ import (
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -93,50 +93,137 @@ func TestRequestsShareMessages(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	st, err := s.current.Load().conn.State(t.Context(), bus.SpoolStream(otlpwire.Logs))
-	if err != nil || st.Messages == 0 || st.Messages >= n {
-		t.Errorf("%d requests became %d messages (%v): no group was formed", n, st.Messages, err)
+	messages := s.current.Load().logs[otlpwire.Logs].State().Records()
+	if messages == 0 || messages >= n {
+		t.Errorf("%d requests became %d messages: no group was formed", n, messages)
 	}
-	t.Logf("%d requests in %d messages", n, st.Messages)
+	t.Logf("%d requests in %d messages", n, messages)
 }
 
-// TestGroupIsCut: by bytes, items and linger; what does not fit begins the next one.
+// TestGroupIsCut: by bytes and items; what does not fit begins the next one.
 func TestGroupIsCut(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
-	cfg.MaxItems = 10
-	s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
-	put := func(items, bytes int) *request {
-		return &request{batch: receive.Batch{Signal: otlpwire.Logs, Items: items, Payload: make([]byte, bytes)}}
+	type cut struct{ requests, items, bytes int }
+	put := func(items, bytes int) receive.Batch {
+		return receive.Batch{Signal: otlpwire.Logs, Items: items, Payload: make([]byte, bytes)}
 	}
-	gather := func(first *request, more ...*request) (int, int, *request) {
-		for _, r := range more {
-			s.queues[otlpwire.Logs] <- r
+	// written returns the groups that requests become which arrive while one is written.
+	written := func(all ...receive.Batch) (cuts []cut) {
+		began, goOn := make(chan struct{}), make(chan struct{})
+		q := newGroups(10, 0, func(g *group) error {
+			if len(cuts) == 0 {
+				close(began)
+				<-goOn
+			}
+			cuts = append(cuts, cut{g.requests, g.items, len(g.body)})
+			return nil
+		})
+		var wg sync.WaitGroup
+		join := func(b receive.Batch) {
+			g, first := q.add(b)
+			wg.Go(func() {
+				if first {
+					q.lead(g)
+				}
+				<-g.done
+			})
 		}
-		group, body, next := s.gather(otlpwire.Logs, []*request{first}, append([]byte(nil), first.batch.Payload...))
-		for len(s.queues[otlpwire.Logs]) > 0 {
-			<-s.queues[otlpwire.Logs]
+		join(put(1, 1))
+		<-began
+		for _, b := range all {
+			join(b)
 		}
-		return len(group), len(body), next
+		close(goOn)
+		wg.Wait()
+		return cuts[1:]
 	}
-	if n, size, next := gather(put(4, 100), put(4, 100), put(2, 100)); n != 3 || size != 300 || next != nil {
-		t.Errorf("what fits: %d requests, %d bytes, next %v", n, size, next)
+	sum := func(cuts []cut) (s cut) {
+		for _, g := range cuts {
+			s = cut{s.requests + g.requests, s.items + g.items, s.bytes + g.bytes}
+		}
+		return s
 	}
-	third := put(4, 100)
-	if n, _, next := gather(put(4, 100), put(4, 100), third); n != 2 || next != third {
-		t.Errorf("too many items: %d requests, next %v", n, next)
+	if got := written(put(4, 100), put(4, 100), put(2, 100)); !slices.Equal(got, []cut{{3, 10, 300}}) {
+		t.Errorf("what fits: %v", got)
 	}
-	if n, size, next := gather(put(1, envelope.MaxPayload-10), put(1, 11)); n != 1 || size > envelope.MaxPayload || next == nil {
-		t.Errorf("too many bytes: %d requests, %d bytes, next %v", n, size, next)
+	if got := written(put(4, 100), put(4, 100), put(4, 100)); len(got) != 2 || sum(got) != (cut{3, 12, 300}) {
+		t.Errorf("too many items: %v", got)
 	}
-	if n, _, next := gather(put(100, 10), put(1, 10)); n != 1 || next == nil {
-		t.Errorf("one with more items than a group: %d requests, next %v", n, next)
+	if got := written(put(1, envelope.MaxPayload-10), put(1, 11)); len(got) != 2 || sum(got) != (cut{2, 2, envelope.MaxPayload + 1}) {
+		t.Errorf("too many bytes: %v", got)
 	}
-	s.cfg.Linger = 50 * time.Millisecond
-	late := time.AfterFunc(5*time.Millisecond, func() { s.queues[otlpwire.Logs] <- put(1, 10) })
-	defer late.Stop()
-	if n, _, _ := gather(put(1, 10)); n != 2 {
-		t.Errorf("%d requests in a group that waits for 50 ms", n)
+	if got := written(put(100, 10), put(1, 10)); len(got) != 2 || sum(got) != (cut{2, 101, 20}) {
+		t.Errorf("one with more items than a group: %v", got)
 	}
+}
+
+// TestGroupsLinger: a request waits for others as long as it is told to, or until one
+// does not fit.
+func TestGroupsLinger(t *testing.T) {
+	sizes := make(chan int, 2)
+	q := newGroups(10, 100*time.Millisecond, func(g *group) error { sizes <- g.requests; return nil })
+	b := receive.Batch{Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() { _ = q.join(t.Context(), b) })
+	}
+	wg.Wait()
+	if n := <-sizes; n != 2 {
+		t.Errorf("%d requests in a group that waits for 100 ms", n)
+	}
+	q.linger, b.Items = time.Hour, 10
+	for range 2 {
+		wg.Go(func() { _ = q.join(t.Context(), b) })
+	}
+	if n := <-sizes; n != 1 {
+		t.Errorf("%d requests in a full group", n)
+	}
+	q.state.Lock()
+	close(q.state.open.closed) // as a third would
+	q.state.Unlock()
+	wg.Wait()
+}
+
+// TestWhoWaitsForAGroupMayLeave: a sender that has given up holds nothing, and its
+// request is written all the same.
+func TestWhoWaitsForAGroupMayLeave(t *testing.T) {
+	began, goOn := make(chan struct{}, 2), make(chan struct{})
+	items := 0
+	q := newGroups(10, 0, func(g *group) error { began <- struct{}{}; <-goOn; items += g.items; return nil })
+	b := receive.Batch{Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = q.join(t.Context(), b) })
+	<-began
+	second, _ := q.add(b) // its goroutine would lead
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := q.join(ctx, b); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	wg.Go(func() { q.lead(second) })
+	close(goOn)
+	wg.Wait()
+	if items != 3 {
+		t.Errorf("%d requests were written of 3", items)
+	}
+}
+
+// TestAWriterThatPanics tells nobody success.
+func TestAWriterThatPanics(t *testing.T) {
+	joined := make(chan struct{})
+	q := newGroups(10, 0, func(*group) error { <-joined; panic("BUG") })
+	b := receive.Batch{Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}
+	g, _ := q.add(b)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer func() { _ = recover() }()
+		q.lead(g)
+	})
+	close(joined)
+	<-g.done
+	if !errors.Is(g.err, errNotWritten) {
+		t.Errorf("who waits is told %v", g.err)
+	}
+	wg.Wait()
 }
 
 // TestSpoolKeepsWhatItAcknowledged stops the spool, opens it again and reads.
@@ -163,19 +250,16 @@ func TestSpoolKeepsWhatItAcknowledged(t *testing.T) {
 // wantLogs reads the spool and wants the log records numbered from to to, in order.
 func wantLogs(t testing.TB, s *spool, from, to int) {
 	t.Helper()
-	r, err := s.current.Load().conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := s.current.Load().read(otlpwire.Logs, 0)
 	defer r.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for i := from; i < to; {
-		d, err := r.Next(ctx)
+		d, err := r.next(ctx)
 		if err != nil {
 			t.Fatalf("log record %d: %v", i, err)
 		}
-		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +269,7 @@ func wantLogs(t testing.TB, s *spool, from, to int) {
 			}
 			i++
 		}
-		if d.Pending == 0 && i < to {
+		if d.Behind == 0 && i < to {
 			t.Fatalf("the spool ends before log record %d", i)
 		}
 	}
@@ -211,7 +295,7 @@ func TestFullSpoolRefusesAndTakesAgain(t *testing.T) {
 	if err := s.Accept(t.Context(), other); err != nil {
 		t.Errorf("traces are refused because logs are full: %v", err)
 	}
-	if err := s.current.Load().conn.PurgeBelow(t.Context(), bus.SpoolStream(otlpwire.Logs), 3); err != nil {
+	if err := s.current.Load().logs[otlpwire.Logs].Release(2); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Accept(t.Context(), logBatch(t, 0, 900<<10)); err != nil {

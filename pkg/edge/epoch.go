@@ -10,7 +10,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/disk"
 )
 
 // epoch is the nonce that begins the ids of a spool's messages; no other instance
@@ -42,7 +42,7 @@ func loadEpoch(dir string, anew bool) (string, error) {
 	}
 	text, err := json.Marshal(now)
 	if err == nil {
-		err = broker.WriteSynced(path, text)
+		err = disk.WriteSynced(path, text)
 	}
 	if err != nil {
 		_ = os.Remove(path)

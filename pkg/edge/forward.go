@@ -10,7 +10,6 @@ import (
 
 	"github.com/grafana/dskit/services"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -87,7 +86,7 @@ func (f *forward) drain(ctx context.Context) {
 	defer cancel()
 	proc.Until(ctx, func() bool {
 		for _, sig := range otlpwire.Signals {
-			if !f.spool.empty(ctx, sig) {
+			if !f.spool.empty(sig) {
 				return !f.way.connected()
 			}
 		}
@@ -143,18 +142,21 @@ func (h *handing) done(a arrived) {
 }
 
 func (h *handing) purge(ctx context.Context, log *slog.Logger) {
+	owing := uint64(0) // what is to be deleted
 	for {
 		goOn := proc.Sleep(ctx, purgeInterval)
 		held := &h.spool.held[h.sig]
 		held.Lock()
-		upto := held.expire(h.spool.now())
+		owing = max(owing, held.expire(h.spool.now()))
 		held.Unlock()
-		if upto > 0 {
+		if owing > 0 {
 			err := h.spool.marks.save()
 			if err == nil {
-				err = h.store.conn.PurgeBelow(context.WithoutCancel(ctx), bus.SpoolStream(h.sig), upto+1)
+				err = h.store.logs[h.sig].Release(owing)
 			}
-			if err != nil {
+			if err == nil {
+				owing = 0
+			} else {
 				log.Warn("spool keeps what the hub already has", "signal", h.sig, "err", err)
 			}
 		}

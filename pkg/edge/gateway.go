@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -97,22 +97,24 @@ type merged struct {
 	id      string
 	arrival int64
 	body    []byte
+	missing uint64 // messages among them that cannot be read
 }
 
 func (w *gatewayWay) session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error {
-	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), w.spool.marks.get(hubReader, sig).Done+1)
-	if err != nil {
-		return err
-	}
+	r := st.read(sig, w.spool.marks.get(hubReader, sig).Done)
 	defer r.Close()
-	var next *bus.Delivery
+	var next *message
 	for {
 		var m merged
+		var err error
 		if m, next, err = w.gather(ctx, st, sig, r, next); err != nil {
 			return err
 		}
 		if err := w.deliver(ctx, sig, &m); err != nil {
 			return err
+		}
+		if m.missing > 0 {
+			w.spool.damaged(sig, m.missing, m.seq)
 		}
 		done(m.arrived)
 	}
@@ -142,11 +144,11 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 
 // gather waits for a message and adds those that are there already, up to the size
 // of a message. It returns one that did not fit.
-func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal, r *bus.Reader, first *bus.Delivery) (m merged, next *bus.Delivery, err error) {
+func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal, r reader, first *message) (m merged, next *message, err error) {
 	for {
 		d := first
 		if first = nil; d == nil {
-			read, err := r.Next(ctx)
+			read, err := r.next(ctx)
 			if err != nil {
 				return m, nil, err
 			}
@@ -155,24 +157,25 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 		if d.Seq <= w.spool.marks.get(hubReader, sig).Done {
 			continue // dropped since it was read
 		}
-		var body []byte
-		if err = d.Err; err == nil {
-			body, err = envelope.Decompress(nil, d.Body, d.Header.Encoding)
-		}
+		body, err := envelope.Decompress(nil, d.Body, d.header.Encoding)
 		if err != nil {
-			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", err)
-			w.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(max(d.Header.Items, 1)))
-			body, d.Header.Items = nil, 0
+			d.Missing = 1
 		}
-		if m.seq > 0 && (len(m.body)+len(body) > envelope.MaxPayload || d.Header.Arrival-m.arrival > int64(maxMerge)) {
-			return m, d, nil
+		if d.Missing > 0 {
+			body, d.header.Items = nil, 0
+		}
+		if m.seq > 0 && (len(m.body)+len(body) > envelope.MaxPayload || d.header.Arrival-m.arrival > int64(maxMerge)) {
+			later := *d
+			later.Body = bytes.Clone(d.Body)
+			return m, &later, nil
 		}
 		if m.seq == 0 {
-			m.id, m.arrival = fmt.Sprintf("%s-%d", st.nonce(), d.Seq), d.Header.Arrival
+			m.id, m.arrival = fmt.Sprintf("%s-%d", st.nonce(), d.Seq), d.header.Arrival
 		}
-		m.seq, m.items, m.bytes = d.Seq, m.items+d.Header.Items, m.bytes+int64(len(d.Body))
+		m.missing += d.Missing
+		m.seq, m.items, m.bytes = d.Seq, m.items+d.header.Items, m.bytes+int64(len(d.Body))
 		m.body = append(m.body, body...)
-		if d.Pending == 0 {
+		if d.Behind == 0 {
 			return m, nil, nil
 		}
 	}

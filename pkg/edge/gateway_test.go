@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -126,21 +125,16 @@ func TestGatewayMergesWhatIsClose(t *testing.T) {
 		at   time.Duration
 		size int
 	}{{0, 10}, {time.Second / 2, 10}, {2 * time.Second, 10}, {2 * time.Second, 600 << 10}, {2 * time.Second, 600 << 10}} {
-		b := logBatch(t, i, m.size)
-		_, err := st.conn.Publish(t.Context(), bus.Message{Subject: bus.SpoolSubject(otlpwire.Logs), Body: b.Payload, Header: envelope.Header{
-			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1_790_000_000_000_000_000 + int64(m.at),
-		}})
-		if err != nil {
+		head := appendHead(nil, envelope.Header{Items: 1, Arrival: 1_790_000_000_000_000_000 + int64(m.at)})
+		if _, err := st.logs[otlpwire.Logs].Append(head, logBatch(t, i, m.size).Payload); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r, err := st.conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := st.read(otlpwire.Logs, 0)
 	defer r.Close()
 	w := &gatewayWay{spool: s, led: s.led, log: quiet}
-	var next *bus.Delivery
+	var err error
+	var next *message
 	var got [][]int
 	for seq := uint64(0); seq < 5; {
 		var m merged

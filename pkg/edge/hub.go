@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,8 +44,8 @@ type flight struct {
 	seq     uint64 // of the spool
 	items   int
 	bytes   int64
-	again   bool // it may have been sent before
-	skip    bool // it was left out
+	again   bool   // it may have been sent before
+	missing uint64 // messages up to seq that cannot be read; nothing was sent
 	pending bus.Pending
 }
 
@@ -61,10 +62,7 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 			conn.Close()
 		}
 	}()
-	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), w.spool.marks.get(hubReader, sig).Done+1)
-	if err != nil {
-		return err
-	}
+	r := st.read(sig, w.spool.marks.get(hubReader, sig).Done)
 	defer r.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -85,27 +83,25 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 // acknowledgement: a hub that has lost its data shows it there. The first message is
 // sent on the condition that the subject's last message is the one that the hub has
 // acknowledged last, for others may have filled up the stream's sequences since.
-func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.Reader, sig otlpwire.Signal, flights chan<- flight, first <-chan struct{}) error {
+func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reader, sig otlpwire.Signal, flights chan<- flight, first <-chan struct{}) error {
 	for sent := 0; ; {
-		d, err := r.Next(ctx)
+		m, err := r.next(ctx)
 		if err != nil {
 			return err
 		}
-		if planted.ForwardSwapped && d.Seq%50 == 7 {
-			if next, err := r.Next(ctx); err == nil {
-				next.Header.ID = fmt.Sprintf("%s-%d", st.nonce(), next.Seq)
-				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.Header, Body: next.Body})
+		if planted.ForwardSwapped && m.Seq%50 == 7 {
+			m.Body = bytes.Clone(m.Body)
+			if next, err := r.next(ctx); err == nil {
+				next.header.ID = fmt.Sprintf("%s-%d", st.nonce(), next.Seq)
+				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.header, Body: next.Body})
 			}
 		}
-		if d.Seq <= w.spool.marks.get(hubReader, sig).Done {
+		if m.Seq <= w.spool.marks.get(hubReader, sig).Done {
 			continue // dropped since it was read
 		}
-		if d.Err != nil {
-			// Only this process writes the spool: the file is damaged.
-			w.log.Error("spooled message is damaged and was left out", "signal", sig, "seq", d.Seq, "err", d.Err)
-			w.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(max(d.Header.Items, 1)))
+		if m.Missing > 0 {
 			select {
-			case flights <- flight{seq: d.Seq, skip: true}:
+			case flights <- flight{seq: m.Seq, missing: m.Missing}:
 				continue
 			case <-ctx.Done():
 				return ctx.Err()
@@ -115,13 +111,13 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r *bus.
 		if sent == 0 && w.spool.holds(sig) && !w.shared[sig].Swap(false) {
 			after = w.spool.marks.get(hubReader, sig).Hub
 		}
-		d.Header.ID = fmt.Sprintf("%s-%d", st.nonce(), d.Seq)
-		again := d.Seq <= st.sent[sig].Load()
-		st.sent[sig].Store(max(st.sent[sig].Load(), d.Seq))
-		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: d.Header, Body: d.Body, After: after})
+		m.header.ID = fmt.Sprintf("%s-%d", st.nonce(), m.Seq)
+		again := m.Seq <= st.sent[sig].Load()
+		st.sent[sig].Store(max(st.sent[sig].Load(), m.Seq))
+		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.header, Body: m.Body, After: after})
 		planted.Point("after-forward")
 		select {
-		case flights <- flight{seq: d.Seq, items: d.Header.Items, bytes: int64(len(d.Body)), again: again, pending: p}:
+		case flights <- flight{seq: m.Seq, items: m.header.Items, bytes: int64(len(m.Body)), again: again, pending: p}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -151,13 +147,14 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 		if planted.ForwardUnacked {
 			done(arrived{seq: f.seq, items: f.items, bytes: f.bytes})
 		}
-		if f.skip {
+		if f.missing > 0 {
+			w.spool.damaged(sig, f.missing, f.seq)
 			done(arrived{seq: f.seq})
 			continue
 		}
 		stored, err := f.pending.Stored(ctx)
 		if other, is := errors.AsType[*bus.LastSequenceError](err); is {
-			return w.compare(sig, other.Last)
+			return w.compare(st, sig, other.Last)
 		}
 		if err != nil {
 			return err
@@ -179,7 +176,7 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 
 // compare is asked when the last message of our subject is another than the last that
 // the hub has acknowledged: last is its sequence, 0 for none.
-func (w *hubWay) compare(sig otlpwire.Signal, last uint64) error {
+func (w *hubWay) compare(st *store, sig otlpwire.Signal, last uint64) error {
 	before := w.spool.marks.get(hubReader, sig).Hub
 	if last > before {
 		// Our own, with its acknowledgement lost, or another edge's or a gateway's.
@@ -188,7 +185,7 @@ func (w *hubWay) compare(sig otlpwire.Signal, last uint64) error {
 	}
 	w.log.Error("the hub does not have what it has acknowledged: its stream was made anew or restored, or has lost its end; all that is held is sent again", "signal", sig, "acknowledged", before, "last", last)
 	w.led.HubAlarms.Inc()
-	w.spool.rewind(sig)
+	w.spool.rewind(st, sig)
 	return errRewind
 }
 
@@ -209,7 +206,7 @@ func (w *hubWay) check(st *store, sig otlpwire.Signal, f flight, stored bus.Stor
 		return nil
 	}
 	w.led.HubAlarms.Inc()
-	w.spool.rewind(sig)
+	w.spool.rewind(st, sig)
 	return errRewind
 }
 

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -9,7 +10,6 @@ import (
 
 	"github.com/grafana/dskit/services"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -93,10 +93,7 @@ func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) 
 
 func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger) (wrote bool, err error) {
 	name := localReader + w.Name()
-	r, err := st.conn.OpenReader(ctx, bus.SpoolStream(sig), l.spool.marks.get(name, sig).Done+1)
-	if err != nil {
-		return false, err
-	}
+	r := st.read(sig, l.spool.marks.get(name, sig).Done)
 	defer r.Close()
 	count := l.led.Local(sig, w.Name())
 	d := backend.Delivery{
@@ -110,20 +107,21 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 		},
 	}
 	for {
-		m, err := r.Next(ctx)
+		m, err := r.next(ctx)
 		if err != nil {
 			return wrote, err
 		}
-		if done := l.spool.marks.get(name, sig).Done; done > 0 && m.Seq > done+1 {
-			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", m.Seq-done-1)
-			count(ledger.LocalMissed).Add(float64(m.Seq - done - 1))
+		begins := m.Seq - max(m.Missing, 1) // behind this
+		if done := l.spool.marks.get(name, sig).Done; done > 0 && begins > done {
+			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", begins-done)
+			count(ledger.LocalMissed).Add(float64(begins - done))
 		}
-		body, err := envelope.Decompress(nil, m.Body, m.Header.Encoding)
-		if err == nil {
-			err = m.Err
+		body, err := envelope.Decompress(nil, m.Body, m.header.Encoding)
+		if m.header.Encoding == "" {
+			body = bytes.Clone(body) // a transport may read it after an attempt has failed
 		}
-		if err != nil {
-			log.Error("spooled message is damaged and was left out", "seq", m.Seq, "err", err)
+		if err != nil || m.Missing > 0 {
+			log.Error("spooled messages are damaged and were left out", "messages", max(m.Missing, 1), "last", m.Seq, "err", err)
 		} else if !d.Write(ctx, l.instance, body, otlpwire.Count(sig, body), !wrote) {
 			return wrote, ctx.Err()
 		}

@@ -63,7 +63,7 @@ func TestLocalBackendsReadTheSpool(t *testing.T) {
 		cancel()
 		// The hub's side does not care.
 		s.marks.advance(hubReader, otlpwire.Logs, 10, 0)
-		if !s.empty(t.Context(), otlpwire.Logs) && round == 0 {
+		if !s.empty(otlpwire.Logs) && round == 0 {
 			t.Error("a dead local backend holds the spool back")
 		}
 		if err := services.StopAndAwaitTerminated(context.Background(), svc); err != nil {
@@ -81,7 +81,7 @@ func TestLocalBackendMissesWhatIsGone(t *testing.T) {
 	s, _ := startSpool(t, cfg.Spool)
 	accept(t, s, 0, 10)
 	s.marks.advance(localReader+"file", otlpwire.Logs, 2, 0)
-	if err := s.current.Load().conn.PurgeBelow(t.Context(), bus.SpoolStream(otlpwire.Logs), 6); err != nil {
+	if err := s.current.Load().logs[otlpwire.Logs].Release(5); err != nil {
 		t.Fatal(err)
 	}
 	svc := newLocal(cfg, s, s.led, quiet).service()

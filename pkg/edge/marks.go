@@ -10,7 +10,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -112,23 +112,15 @@ func (m *marks) end(sig otlpwire.Signal) uint64 {
 	return m.mu.state.Appended[sig.String()]
 }
 
-// begin puts all marks of a signal at the start of a stream that ends at last.
-func (m *marks) begin(sig otlpwire.Signal, last uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.mu.state.Appended[sig.String()], m.mu.dirty = last, true
-	for key, mk := range m.of(sig) {
-		m.mu.state.Readers[key] = mark{Hub: mk.Hub}
-	}
-}
-
-// reconcile compares the marks with a stream that was opened and ends at last. It
-// returns how many messages were in it once and are gone from its end: their
-// sequences will be given to others, so no mark may stand above it.
+// reconcile compares the marks with a log that was opened and ends at last. It returns
+// how many messages were in it once, are gone from its end, and are not with the hub:
+// their sequences will be given to others, so no mark may stand above them. Those of
+// what the hub has will not.
 func (m *marks) reconcile(sig otlpwire.Signal, last uint64) (missing uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	highest := m.mu.state.Appended[sig.String()]
+	last = max(last, m.mu.state.Readers[hubReader+"/"+sig.String()].Done)
 	for key, mk := range m.of(sig) {
 		highest = max(highest, mk.Done)
 		m.mu.state.Readers[key] = mark{Done: min(mk.Done, last), Hub: mk.Hub}
@@ -162,7 +154,7 @@ func (m *marks) save() error {
 	m.mu.dirty = false
 	m.mu.Unlock()
 	if err == nil {
-		err = broker.WriteSynced(m.path, append(fmt.Appendf(nil, "%08x\n", crc32.ChecksumIEEE(state)), state...))
+		err = disk.WriteSynced(m.path, append(fmt.Appendf(nil, "%08x\n", crc32.ChecksumIEEE(state)), state...))
 	}
 	if err != nil {
 		m.mu.Lock()

@@ -3,78 +3,81 @@ package edge
 import (
 	"context"
 	"errors"
+	"syscall"
 	"time"
 
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/wal"
 )
 
-// makeRoom deletes from a full stream what the hub has, then, with on_full:
-// drop_oldest, what it has not, and tries to publish again after each. It returns
-// [bus.ErrFull] when nothing may be deleted.
-func (s *spool) makeRoom(ctx context.Context, st *store, sig otlpwire.Signal, msg bus.Message) (seq uint64, err error) {
-	if err := s.release(ctx, st, sig); err != nil {
+// makeRoom deletes from a full log what the hub has, then, with on_full: drop_oldest,
+// what it has not, and tries to append again after each. It returns [wal.ErrFull] when
+// nothing may be deleted.
+func (s *spool) makeRoom(st *store, sig otlpwire.Signal, head, body []byte) (seq uint64, err error) {
+	if err := s.release(st, sig); err != nil {
 		return 0, err
 	}
-	seq, err = st.publish(ctx, msg)
-	for errors.Is(err, bus.ErrFull) && s.cfg.OnFull == DropOldest {
-		dropped, dropErr := s.dropOldest(ctx, st, sig, int64(len(msg.Body)))
+	seq, err = st.logs[sig].Append(head, body)
+	for errors.Is(err, wal.ErrFull) && s.cfg.OnFull == DropOldest {
+		dropped, dropErr := s.dropOldest(st, sig, int64(len(body)))
 		if dropErr != nil {
 			return 0, dropErr
 		}
 		if dropped == 0 {
 			break
 		}
-		seq, err = st.publish(ctx, msg)
+		seq, err = st.logs[sig].Append(head, body)
 	}
 	return seq, err
 }
 
-// release deletes what the hub has.
-func (s *spool) release(ctx context.Context, st *store, sig otlpwire.Signal) error {
+// release deletes what the hub has. It is marked before; on a disk without room for that,
+// behind.
+func (s *spool) release(st *store, sig otlpwire.Signal) error {
 	h := &s.held[sig]
 	h.Lock()
 	h.forget()
 	h.Unlock()
-	if err := s.marks.save(); err != nil {
-		return err
+	done := s.marks.get(hubReader, sig).Done
+	marked := s.marks.save()
+	if marked != nil && !errors.Is(marked, syscall.ENOSPC) {
+		return marked
 	}
-	return st.conn.PurgeBelow(ctx, bus.SpoolStream(sig), s.marks.get(hubReader, sig).Done+1)
+	err := st.logs[sig].Release(done)
+	if err == nil && marked != nil {
+		err = s.marks.save()
+	}
+	return err
 }
 
-// dropTimeout bounds the search for what may go: while it lasts, the hub may have taken
-// it all.
+// dropTimeout bounds the search for what may go.
 const dropTimeout = 5 * time.Second
 
 // dropOldest deletes messages that the hub does not have, the oldest first, until
 // there is room for need bytes, and counts their items as lost. One that is on its
 // way to the hub at this moment counts, too.
-func (s *spool) dropOldest(ctx context.Context, st *store, sig otlpwire.Signal, need int64) (messages int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, dropTimeout)
+func (s *spool) dropOldest(st *store, sig otlpwire.Signal, need int64) (messages int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dropTimeout)
 	defer cancel()
-	stream := bus.SpoolStream(sig)
-	state, err := st.conn.State(ctx, stream)
-	if err != nil || state.Messages == 0 {
-		return 0, err
+	state := st.logs[sig].State()
+	if state.Records() == 0 {
+		return 0, nil
 	}
-	r, err := st.conn.OpenReader(ctx, stream, state.FirstSeq)
-	if err != nil {
-		return 0, err
-	}
+	r := reader{st.logs[sig].Read(state.First)}
 	defer r.Close()
 	// A little more at a time, so that not every group has to do this.
 	need = max(need, int64(s.cfg.share(sig))/64)
 	var last uint64
 	items := 0
-	for freed := int64(0); freed < need && last < state.LastSeq; messages++ {
-		d, err := r.Next(ctx)
+	for freed := int64(0); freed < need && last < state.Last; messages++ {
+		m, err := r.next(ctx)
 		if err != nil {
 			return 0, err
 		}
-		last = d.Seq
-		freed += int64(len(d.Body))
-		items += max(d.Header.Items, 1)
+		last = m.Seq
+		freed += int64(len(m.Body))
+		items += max(m.header.Items, int(m.Missing), 1)
 	}
 	s.log.Warn("spool full, the oldest is dropped", "signal", sig, "items", items, "messages", messages)
 	s.led.Of(sig).Dropped(ledger.DroppedFull).Add(float64(items))
@@ -82,5 +85,5 @@ func (s *spool) dropOldest(ctx context.Context, st *store, sig otlpwire.Signal, 
 	if err := s.marks.save(); err != nil {
 		return 0, err
 	}
-	return messages, st.conn.PurgeBelow(ctx, stream, last+1)
+	return messages, st.logs[sig].Release(last)
 }

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,43 +18,39 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/wal"
 )
 
 // numbers reads what a spool holds of logs: the numbers of the records, in order.
 func numbers(t *testing.T, s *spool) (all []int) {
 	t.Helper()
 	st := s.current.Load()
-	state, err := st.conn.State(t.Context(), bus.SpoolStream(otlpwire.Logs))
-	if err != nil || state.Messages == 0 {
+	if st.logs[otlpwire.Logs].State().Records() == 0 {
 		return nil
 	}
-	r, err := st.conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := st.read(otlpwire.Logs, 0)
 	defer r.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for {
-		d, err := r.Next(ctx)
+		d, err := r.next(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for item := range otlpwire.Items(body) {
 			all = append(all, number(item))
 		}
-		if d.Pending == 0 {
+		if d.Behind == 0 {
 			return all
 		}
 	}
@@ -73,20 +70,15 @@ const perDamageTest = 16
 // TestDamagedFiles damages a spool in every way that disks know, and opens it: what
 // is whole is there, in order, and what is not is counted and put aside.
 func TestDamagedFiles(t *testing.T) {
-	blocks := func(t *testing.T, dir string) []string {
+	segments := func(t *testing.T, dir string) []string {
 		t.Helper()
-		all, err := filepath.Glob(filepath.Join(broker.StreamDir(dir, "SPOOL_LOGS"), "msgs", "*.blk"))
-		if err != nil || len(all) < 2 {
-			t.Fatalf("%v %v: the test wants several blocks", all, err)
+		all := segmentFiles(t, dir)
+		if len(all) < 3 {
+			t.Fatalf("%v: the test wants several segments", all)
 		}
-		slices.SortFunc(all, func(a, b string) int {
-			if len(a) != len(b) {
-				return len(a) - len(b)
-			}
-			return strings.Compare(a, b)
-		})
 		return all
 	}
+	last := func(t *testing.T, dir string) string { return segments(t, dir)[len(segments(t, dir))-1] }
 	edit := func(t *testing.T, path string, do func([]byte) []byte) {
 		t.Helper()
 		b, err := os.ReadFile(path)
@@ -97,9 +89,6 @@ func TestDamagedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stream := func(dir string, path ...string) string {
-		return filepath.Join(append([]string{broker.StreamDir(dir, "SPOOL_LOGS")}, path...)...)
-	}
 	for name, tc := range map[string]struct {
 		damage func(t *testing.T, dir string)
 		// lost is how many messages may be gone at the most, and whether one must be.
@@ -108,47 +97,42 @@ func TestDamagedFiles(t *testing.T) {
 		aside bool
 	}{
 		"nothing":          {func(*testing.T, string) {}, 0, false, false},
-		"bit flip":         {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[0], flip(1000)) }, 1, true, true},
-		"bit in a length":  {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[0], flip(1)) }, 1, true, true},
-		"flip in youngest": {func(t *testing.T, dir string) { edit(t, blocks(t, dir)[len(blocks(t, dir))-1], flip(1000)) }, 1, true, true},
+		"bit flip":         {func(t *testing.T, dir string) { edit(t, segments(t, dir)[0], flip(1000)) }, 1, true, true},
+		"bit in a length":  {func(t *testing.T, dir string) { edit(t, segments(t, dir)[0], flip(25)) }, 1, true, true},
+		"bit in a header":  {func(t *testing.T, dir string) { edit(t, segments(t, dir)[1], flip(1)) }, 0, false, true},
+		"flip in youngest": {func(t *testing.T, dir string) { edit(t, last(t, dir), flip(1000)) }, 1, true, true},
 		"zero page": {func(t *testing.T, dir string) {
-			edit(t, blocks(t, dir)[0], func(b []byte) []byte { clear(b[8192:12288]); return b })
+			edit(t, segments(t, dir)[0], func(b []byte) []byte { clear(b[8192:12288]); return b })
 		}, 1, true, true},
-		"block truncated": {func(t *testing.T, dir string) {
-			edit(t, blocks(t, dir)[0], func(b []byte) []byte { return b[:len(b)-10] })
+		"segment truncated": {func(t *testing.T, dir string) {
+			edit(t, segments(t, dir)[0], func(b []byte) []byte { return b[:len(b)-10] })
 		}, 1, true, true},
 		"tail torn": {func(t *testing.T, dir string) {
-			edit(t, blocks(t, dir)[len(blocks(t, dir))-1], func(b []byte) []byte { return b[:len(b)-10] })
+			edit(t, last(t, dir), func(b []byte) []byte { return b[:len(b)-10] })
 		}, 1, true, true},
 		"garbage behind the tail": {func(t *testing.T, dir string) {
-			edit(t, blocks(t, dir)[len(blocks(t, dir))-1], func(b []byte) []byte { return append(b, "garbage that is no record"...) })
+			edit(t, last(t, dir), func(b []byte) []byte { return append(b, "garbage that is no record"...) })
 		}, 0, false, true},
-		"block deleted": {func(t *testing.T, dir string) {
-			if err := os.Remove(blocks(t, dir)[1]); err != nil {
+		"segment deleted": {func(t *testing.T, dir string) {
+			if err := os.Remove(segments(t, dir)[1]); err != nil {
 				t.Fatal(err)
 			}
-		}, 25, true, true},
-		"first block deleted": {func(t *testing.T, dir string) {
-			if err := os.Remove(blocks(t, dir)[0]); err != nil {
+		}, 2, true, false},
+		"first segment deleted": {func(t *testing.T, dir string) {
+			if err := os.Remove(segments(t, dir)[0]); err != nil {
 				t.Fatal(err)
 			}
-		}, 25, true, false},
-		"last block deleted": {func(t *testing.T, dir string) {
-			all := blocks(t, dir)
-			if err := os.Remove(all[len(all)-1]); err != nil {
+		}, 2, true, false},
+		"last segment deleted": {func(t *testing.T, dir string) {
+			if err := os.Remove(last(t, dir)); err != nil {
 				t.Fatal(err)
 			}
-		}, 25, true, false},
-		"index garbage": {func(t *testing.T, dir string) { edit(t, stream(dir, "msgs", "index.db"), flip(20)) }, 0, false, false},
-		"index gone":    {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "msgs", "index.db")) }, 0, false, false},
-		"meta garbage":  {func(t *testing.T, dir string) { edit(t, stream(dir, "meta.inf"), flip(20)) }, 0, false, true},
-		"meta gone":     {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "meta.inf")) }, 0, false, true},
-		"checksum gone": {func(t *testing.T, dir string) { _ = os.Remove(stream(dir, "meta.sum")) }, 0, false, true},
+		}, 2, true, false},
 		"marks garbage": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, "marks"), flip(0)) }, 0, false, false},
 		"epoch garbage": {func(t *testing.T, dir string) { edit(t, filepath.Join(dir, "epoch"), flip(0)) }, 0, false, false},
 		"two bits": {func(t *testing.T, dir string) {
-			edit(t, blocks(t, dir)[0], flip(1000))
-			edit(t, blocks(t, dir)[1], flip(1000))
+			edit(t, segments(t, dir)[0], flip(1000))
+			edit(t, segments(t, dir)[1], flip(1000))
 		}, 2, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -160,7 +144,7 @@ func TestDamagedFiles(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s.watch(t.Context())
+			s.watch()
 			before := s.current.Load().nonce()
 			stop()
 			tc.damage(t, cfg.Dir)
@@ -176,11 +160,11 @@ func TestDamagedFiles(t *testing.T) {
 			if n := int(testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs))); n != perDamageTest-len(got) && name != "marks garbage" {
 				t.Errorf("%d reported as lost, %d are", n, perDamageTest-len(got))
 			}
-			aside, _ := filepath.Glob(filepath.Join(cfg.Dir, damagedDir, "SPOOL_LOGS@*"))
+			aside, _ := filepath.Glob(filepath.Join(cfg.Dir, damagedDir, "logs@*"))
 			if (len(aside) > 0) != tc.aside {
 				t.Errorf("put aside: %v, want some: %v", aside, tc.aside)
 			}
-			if len(got) < perDamageTest && name != "first block deleted" && s.current.Load().nonce() == before {
+			if s.current.Load().logs[otlpwire.Logs].State().Last < perDamageTest && s.current.Load().nonce() == before {
 				t.Error("sequences are given again, under the same ids")
 			}
 			// It goes on, and the next start finds nothing to complain of.
@@ -203,72 +187,49 @@ func flip(at int) func([]byte) []byte {
 	return func(b []byte) []byte { b[at] ^= 0x10; return b }
 }
 
-// TestTakingOverLeavesOutWhatTheHubHas: of a damaged spool only what is owed is taken
-// over, and only what was owed can be lost.
-func TestTakingOverLeavesOutWhatTheHubHas(t *testing.T) {
+// TestDamageToWhatTheHubHas: only what was owed can be lost.
+func TestDamageToWhatTheHubHas(t *testing.T) {
 	cfg := testConfig(t, t.TempDir()).Spool
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 10)
 	s.marks.advance(hubReader, otlpwire.Logs, 4, 77)
 	stop()
-	block := filepath.Join(broker.StreamDir(cfg.Dir, "SPOOL_LOGS"), "msgs", "1.blk")
-	b, err := os.ReadFile(block)
+	path := filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := len(b) / 10
-	b[2*size+size/2] ^= 1 // the third: the hub has it
-	b[6*size+size/2] ^= 1 // the seventh
-	if err := os.WriteFile(block, b, 0o600); err != nil {
+	for _, n := range []string{"n=2 ", "n=3 ", "n=4 ", "n=6 "} { // the hub has the first two of them
+		at := bytes.Index(b, []byte(n))
+		if at < 0 {
+			t.Fatalf("no %q in the file", n)
+		}
+		b[at] ^= 1
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s, _ = startSpool(t, cfg)
-	if got := numbers(t, s); !slices.Equal(got, []int{4, 5, 7, 8, 9}) {
+	if got := numbers(t, s); !slices.Equal(got, []int{0, 1, 5, 7, 8, 9}) {
 		t.Errorf("the spool holds %v", got)
 	}
-	if lost := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); lost != 1 {
-		t.Errorf("%v reported as lost, want 1", lost)
+	if lost := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); lost != 2 {
+		t.Errorf("%v reported as lost, want 2", lost)
 	}
-	if m := s.marks.get(hubReader, otlpwire.Logs); m != (mark{Done: 0, Hub: 77}) {
-		t.Errorf("the mark is %+v: all of it is owed, and the hub's sequence still counts", m)
+	if m := s.marks.get(hubReader, otlpwire.Logs); m != (mark{Done: 4, Hub: 77}) {
+		t.Errorf("the mark is %+v", m)
 	}
 }
 
-// TestTakingOverIsRepeatable ends a start in the middle of taking over a damaged
-// spool.
-func TestTakingOverIsRepeatable(t *testing.T) {
+// TestASpoolOfAnEarlierVersion is not passed over: what it holds is owed.
+func TestASpoolOfAnEarlierVersion(t *testing.T) {
 	cfg := testConfig(t, t.TempDir()).Spool
-	s, stop := startSpool(t, cfg)
-	for i := range 10 {
-		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stop()
-	// As it stands when the files were put aside and the messages taken over.
-	dir := broker.StreamDir(cfg.Dir, "SPOOL_LOGS")
-	aside := filepath.Join(cfg.Dir, damagedDir, "SPOOL_LOGS@20260101T000000.000000"+pendingSuffix)
-	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "jetstream"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Rename(dir, aside); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(filepath.Join(cfg.Dir, "marks"), filepath.Join(cfg.Dir, "marks.kept")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(aside, dir); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.CopyFS(aside, os.DirFS(dir)); err != nil {
-		t.Fatal(err)
-	}
-	s, _ = startSpool(t, cfg)
-	if got := numbers(t, s); len(got) != 10 || !slices.IsSorted(got) {
-		t.Errorf("got %v", got)
-	}
-	if left, _ := filepath.Glob(filepath.Join(cfg.Dir, damagedDir, "*"+pendingSuffix)); len(left) > 0 {
-		t.Errorf("still pending: %v", left)
+	s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
+	if err := services.StartAndAwaitRunning(t.Context(), s.service()); err == nil || !strings.Contains(err.Error(), "penstock_spool_bytes") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -327,6 +288,11 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := s.current.Load()
+	path := filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.report(first, errors.New("input/output error"))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -339,8 +305,150 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 	if s.current.Load().nonce() == first.nonce() {
 		t.Error("after a write error a sequence may be given twice: the ids must change")
 	}
+	if after, err := os.Stat(path); err != nil || os.SameFile(before, after) {
+		t.Errorf("the file is the one that was not written: %v", err)
+	}
 	if got := numbers(t, s); !slices.Equal(got, []int{0, 1}) {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestMendingThatFails: what cannot be mended is read as it is, nothing is taken, and it
+// goes on when it can.
+func TestMendingThatFails(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	accept(t, s, 0, 5)
+	stop()
+	path := filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[bytes.Index(b, []byte("n=2 "))] ^= 1
+	obstacle := filepath.Join(cfg.Dir, damagedDir) // where a directory should be
+	if err := errors.Join(os.WriteFile(path, b, 0o600), os.WriteFile(obstacle, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	if err := s.Accept(t.Context(), logBatch(t, 5, 10)); !errors.Is(err, errClosed) {
+		t.Errorf("accepted: %v", err)
+	}
+	s.watch()
+	if testutil.ToFloat64(s.led.SpoolWritable) != 0 {
+		t.Error("said to be writable")
+	}
+	if got := numbers(t, s); !slices.Equal(got, []int{0, 1, 3, 4}) {
+		t.Errorf("read %v", got)
+	}
+	if err := os.Remove(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 5, 10)) == nil }) {
+		t.Fatal("nothing is taken, though it can be mended")
+	}
+	if got := numbers(t, s); !slices.Equal(got, []int{0, 1, 3, 4, 5}) {
+		t.Errorf("afterwards %v", got)
+	}
+}
+
+// TestSequencesGoOn: the files may go with what the hub has; its sequences are not given
+// again.
+func TestSequencesGoOn(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	accept(t, s, 0, 3)
+	s.marks.advance(hubReader, otlpwire.Logs, 3, 0)
+	nonce := s.current.Load().nonce()
+	stop()
+	if err := os.Remove(filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = startSpool(t, cfg)
+	accept(t, s, 3, 4)
+	if last := s.current.Load().logs[otlpwire.Logs].State().Last; last != 4 || s.current.Load().nonce() != nonce {
+		t.Errorf("the fourth message has sequence %d", last)
+	}
+	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
+		t.Errorf("%v reported as lost", n)
+	}
+}
+
+// TestARefusingStoreIsReopened: also when nobody has reported it.
+func TestARefusingStoreIsReopened(t *testing.T) {
+	s, _ := startSpool(t, testConfig(t, t.TempDir()).Spool)
+	accept(t, s, 0, 1)
+	if err := s.current.Load().logs[otlpwire.Logs].Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+		t.Fatal("it refuses for ever")
+	}
+}
+
+// TestOnlyWhatIsOwedIsLost: neither what the hub has and the disk has lost, nor what was
+// released before the hub had to be sent all again.
+func TestOnlyWhatIsOwedIsLost(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	s, stop := startSpool(t, cfg)
+	accept(t, s, 0, 5)
+	s.marks.advance(hubReader, otlpwire.Logs, 5, 9)
+	s.marks.advance(localReader+"file", otlpwire.Logs, 5, 0)
+	stop()
+	path := filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[bytes.Index(b, []byte("n=4 "))] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, stop = startSpool(t, cfg)
+	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
+		t.Errorf("%v reported as lost, and the hub has all", n)
+	}
+	if m := s.marks.get(localReader+"file", otlpwire.Logs); m.Done != 5 {
+		t.Errorf("a local backend has had 5 messages, its mark is %+v", m)
+	}
+	st := s.current.Load()
+	for n := 5; len(segmentFiles(t, cfg.Dir)) < 3; n++ {
+		if err := s.Accept(t.Context(), logBatch(t, n, 400<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := st.logs[otlpwire.Logs].State().Last
+	s.marks.advance(hubReader, otlpwire.Logs, last-1, 99)
+	if err := st.logs[otlpwire.Logs].Release(last - 1); err != nil {
+		t.Fatal(err)
+	}
+	s.rewind(st, otlpwire.Logs)
+	stop()
+	s, _ = startSpool(t, cfg)
+	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
+		t.Errorf("%v reported as lost, and they were released", n)
+	}
+}
+
+func segmentFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	all, err := filepath.Glob(filepath.Join(dir, "logs", "*.seg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// TestForeignRecords: what no edge has written is not sent as if one had.
+func TestForeignRecords(t *testing.T) {
+	for _, body := range []string{"", "short", "\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x09encoding 9"} {
+		if m := parse(wal.Record{Seq: 7, Body: []byte(body)}); m.Missing != 1 || m.Body != nil {
+			t.Errorf("%q: %+v", body, m)
+		}
 	}
 }
 
@@ -351,12 +459,12 @@ func TestRemovedDirectoryIsNoticed(t *testing.T) {
 	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
 		t.Fatal(err)
 	}
-	s.watch(t.Context())
+	s.watch()
 	first := s.current.Load()
 	if err := os.RemoveAll(cfg.Dir); err != nil {
 		t.Fatal(err)
 	}
-	s.watch(t.Context())
+	s.watch()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if !proc.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
@@ -416,7 +524,7 @@ func TestHeldBackGoesFirst(t *testing.T) {
 		}
 		s.marks.advance(hubReader, otlpwire.Logs, uint64(i+1), 0) // the hub has it
 	}
-	s.watch(t.Context())
+	s.watch()
 	if owed, held := testutil.ToFloat64(s.led.SpoolBytes), testutil.ToFloat64(s.led.SpoolHeld); owed != 0 || held == 0 {
 		t.Errorf("%v bytes owed, %v held; want none owed, some held", owed, held)
 	}
@@ -442,24 +550,21 @@ func TestClockSteps(t *testing.T) {
 			}
 			offset.Add(-int64(time.Hour)) // while it runs
 		}
-		s.watch(t.Context())
+		s.watch()
 		if got := numbers(t, s); len(got) != (i+1)*3 || !slices.IsSorted(got) {
 			t.Errorf("clock at %v: the spool holds %v", step, got)
 		}
-		r, err := s.current.Load().conn.OpenReader(t.Context(), bus.SpoolStream(otlpwire.Logs), uint64(i*3+1))
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := s.current.Load().read(otlpwire.Logs, uint64(i*3))
 		last = 0
 		for range 3 {
-			d, err := r.Next(t.Context())
+			d, err := r.next(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.Header.Arrival <= last {
-				t.Errorf("the stream's clock went from %d to %d", last, d.Header.Arrival)
+			if d.header.Arrival <= last {
+				t.Errorf("the stream's clock went from %d to %d", last, d.header.Arrival)
 			}
-			last = d.Header.Arrival
+			last = d.header.Arrival
 		}
 		r.Close()
 		if err := services.StopAndAwaitTerminated(context.Background(), svc); err != nil {
@@ -508,19 +613,6 @@ func TestFullDisk(t *testing.T) {
 	if refused == 0 {
 		t.Fatal("a full disk takes everything")
 	}
-	// What it holds is forwarded meanwhile.
-	h := newHub(t)
-	full := testConfig(t, dir)
-	full.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-	stopForward := startForward(t, full, s)
-	drained(t, s)
-	if got := slices.Compact(h.logs()); len(got) != acked || !slices.IsSorted(got) {
-		t.Errorf("%d were acknowledged, the hub holds %v", acked, got)
-	}
-	if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
-		t.Error("taken, though the disk is full")
-	}
-	stopForward()
 	// A start on the full disk: what is there can be read, nothing is taken.
 	stop()
 	s, stop = startSpool(t, cfg)
@@ -530,19 +622,41 @@ func TestFullDisk(t *testing.T) {
 	if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
 		t.Error("taken after a start, though the disk is full")
 	}
+	// What it holds is forwarded meanwhile, and what the hub has makes room.
+	h := newHub(t)
+	full := testConfig(t, dir)
+	full.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	stopForward := startForward(t, full, s)
+	drained(t, s)
+	if got := slices.Compact(h.logs()); len(got) != acked || !slices.IsSorted(got) {
+		t.Errorf("%d were acknowledged, the hub holds %v", acked, got)
+	}
+	stopForward()
+	taken := func(what string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
+			t.Fatalf("%s, and the spool does not go on", what)
+		}
+		acked++
+	}
+	first := acked // what it holds from here on
+	taken("the hub has all")
+	for err = nil; err == nil; {
+		if err = s.Accept(t.Context(), logBatch(t, acked, 100<<10)); err == nil {
+			acked++
+		}
+	}
 	if err := os.Remove(stranger); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
-		t.Fatal("there is room, and the spool does not go on")
-	}
-	acked++
+	taken("there is room")
 	check := func(when string) {
 		got := slices.Compact(numbers(t, s)) // one that was refused may have been stored
-		if len(got) != acked || !slices.IsSorted(got) {
-			t.Errorf("%s: %d were acknowledged, the spool holds %v", when, acked, got)
+		got = slices.DeleteFunc(got, func(n int) bool { return n < first })
+		if len(got) != acked-first || !slices.IsSorted(got) {
+			t.Errorf("%s: %d to %d were acknowledged, the spool holds %v", when, first, acked, got)
 		}
 	}
 	check("afterwards")

@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -17,9 +20,9 @@ import (
 	"github.com/penstock/penstock/test/daemon"
 )
 
-// TestFsyncFails lets fsync and write fail a few times: no false success, and the edge
-// goes on when the disk does.
-func TestFsyncFails(t *testing.T) {
+// straced returns the command that runs another with a fault in its system calls.
+func straced(t *testing.T, inject string) []string {
+	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("SKIPPED: strace is not installed (Debian: apt-get install strace)")
@@ -27,16 +30,22 @@ func TestFsyncFails(t *testing.T) {
 	if out, err := exec.Command(strace, "-o", "/dev/null", "true").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED: strace may not trace here: %s", out)
 	}
+	call, _, _ := strings.Cut(inject, ":")
+	return []string{strace, "-f", "-D", "-qq", "-o", filepath.Join(t.TempDir(), "trace"), "-e", "trace=" + call, "-e", "inject=" + inject}
+}
+
+// TestFsyncFails lets fsync and write fail a few times: no false success, and the edge
+// goes on when the disk does.
+func TestFsyncFails(t *testing.T) {
 	for name, inject := range map[string]string{ // each thread counts by itself
-		"fsync, EIO":          "fsync:error=EIO:when=12..14",
-		"write, EIO":          "pwrite64:error=EIO:when=12..14",
-		"write, ENOSPC":       "pwrite64:error=ENOSPC:when=12..14",
-		"every seventh fsync": "fsync:error=EIO:when=12+7",
+		"sync, EIO":          "fdatasync:error=EIO:when=12..14",
+		"write, EIO":         "pwrite64:error=EIO:when=12..14",
+		"write, ENOSPC":      "pwrite64:error=ENOSPC:when=12..14",
+		"every seventh sync": "fdatasync:error=EIO:when=12+7",
 	} {
 		t.Run(name, func(t *testing.T) {
 			hub := startHub(t)
-			call, _, _ := strings.Cut(inject, ":")
-			e := newEdge(t, hub, t.TempDir(), "", strace, "-f", "-D", "-qq", "-o", filepath.Join(t.TempDir(), "trace"), "-e", "trace="+call, "-e", "inject="+inject)
+			e := newEdge(t, hub, t.TempDir(), "", straced(t, inject)...)
 			e.start()
 			refused := 0
 			for n := 0; n < 150 || (refused == 0 && n < 2000); n++ {
@@ -51,7 +60,7 @@ func TestFsyncFails(t *testing.T) {
 			if refused == 0 {
 				t.Error("nothing was refused: the fault was not noticed, or not there")
 			}
-			if name != "every seventh fsync" {
+			if name != "every seventh sync" {
 				e.until(http.StatusOK) // the disk works again
 			}
 			t.Logf("%d acknowledged, %d refused", len(e.acked), refused)
@@ -67,6 +76,59 @@ func TestFsyncFails(t *testing.T) {
 			e.arrived(bus.Config{URL: hub})
 		})
 	}
+}
+
+// TestDiskThatDoesNotAnswer holds syncs up: senders are told to retry, those that wait
+// for it and those that come, and it goes on when the disk does.
+func TestDiskThatDoesNotAnswer(t *testing.T) {
+	hub := startHub(t)
+	e := newEdge(t, hub, t.TempDir(), "", straced(t, "fdatasync:delay_enter=7000000:when=20")...)
+	e.start()
+	var stop atomic.Bool
+	var taken, refused atomic.Int64
+	var acked [4][]int // by sender
+	var wg sync.WaitGroup
+	for i := range acked { // each thread counts its syncs and is held up by the 20th
+		wg.Go(func() {
+			for n := 1_000_000 * (i + 1); !stop.Load(); n++ {
+				switch code, _ := post(e.http, n, ""); code {
+				case http.StatusOK:
+					taken.Add(1)
+					acked[i] = append(acked[i], n)
+				case http.StatusServiceUnavailable:
+					refused.Add(1)
+					time.Sleep(50 * time.Millisecond) // a sender that is told to wait
+				default:
+					t.Errorf("answered %d", code)
+					return
+				}
+			}
+		})
+	}
+	if err := daemon.Until(t.Context(), 30*time.Second, func() error {
+		writable, err := daemon.Metric(e.admin, "penstock_spool_writable")
+		if err == nil && (writable != "0" || refused.Load() == 0) {
+			err = fmt.Errorf("writable %s, %d refused, %d taken", writable, refused.Load(), taken.Load())
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	before := taken.Load()
+	if err := daemon.Until(t.Context(), 30*time.Second, func() error {
+		if n := taken.Load(); n < before+20 {
+			return fmt.Errorf("%d taken after %d", n, before)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	stop.Store(true)
+	wg.Wait()
+	e.until(http.StatusOK)
+	e.acked = append(e.acked, slices.Concat(acked[:]...)...)
+	e.held(bus.Config{URL: hub})
+	t.Logf("%d taken, %d refused", taken.Load(), refused.Load())
 }
 
 // image is a small ext4 file system in a file.

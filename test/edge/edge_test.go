@@ -118,22 +118,28 @@ func noise(n, size int) string {
 }
 
 func (e *edge) post(pad string) int {
-	body := fmt.Sprintf(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"intValue":%d},"attributes":[{"key":"pad","value":{"stringValue":%q}}]}]}]}]}`, e.next, pad)
 	n := e.next
 	e.next++
-	res, err := client.Post("http://"+e.http+"/v1/logs", "application/json", strings.NewReader(body))
+	code, retryAfter := post(e.http, n, pad)
+	if code == http.StatusOK {
+		e.acked = append(e.acked, n)
+	}
+	if code == http.StatusServiceUnavailable && retryAfter == "" {
+		e.t.Error("503 without Retry-After")
+	}
+	return code
+}
+
+// post sends number n and returns the status, 0 for none, and the header Retry-After.
+func post(addr string, n int, pad string) (code int, retryAfter string) {
+	body := fmt.Sprintf(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"intValue":%d},"attributes":[{"key":"pad","value":{"stringValue":%q}}]}]}]}]}`, n, pad)
+	res, err := client.Post("http://"+addr+"/v1/logs", "application/json", strings.NewReader(body))
 	if err != nil {
-		return 0
+		return 0, ""
 	}
 	_, _ = io.Copy(io.Discard, res.Body)
 	_ = res.Body.Close()
-	if res.StatusCode == http.StatusOK {
-		e.acked = append(e.acked, n)
-	}
-	if res.StatusCode == http.StatusServiceUnavailable && res.Header.Get("Retry-After") == "" {
-		e.t.Error("503 without Retry-After")
-	}
-	return res.StatusCode
+	return res.StatusCode, res.Header.Get("Retry-After")
 }
 
 // sendAll wants n requests to be taken.
@@ -186,9 +192,16 @@ func operator(t *testing.T, cfg bus.Config) *bus.Conn {
 // arrived wants the hub to hold everything that was acknowledged, in order.
 func (e *edge) arrived(hub bus.Config) {
 	e.t.Helper()
+	if got := e.held(hub); !slices.IsSorted(got) {
+		e.t.Error("out of order at the hub")
+	}
+}
+
+// held wants the hub to hold everything that was acknowledged, and returns what it holds.
+func (e *edge) held(hub bus.Config) (got []int) {
+	e.t.Helper()
 	hub.Name = "operator"
 	conn := operator(e.t, hub)
-	var got []int
 	err := daemon.Until(e.t.Context(), 30*time.Second, func() error {
 		got = stored(e.t, conn)
 		missing := 0
@@ -205,12 +218,10 @@ func (e *edge) arrived(hub bus.Config) {
 	if err != nil {
 		e.t.Error(err)
 	}
-	if !slices.IsSorted(got) {
-		e.t.Error("out of order at the hub")
-	}
 	if len(e.acked) == 0 {
 		e.t.Error("nothing was acknowledged")
 	}
+	return got
 }
 
 // stored reads the numbers that the hub holds; what came twice counts once.
