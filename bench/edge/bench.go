@@ -86,7 +86,7 @@ func build(ctx context.Context, module, pkg, out string) error {
 
 // header says what is measured, and on what.
 func (b *bench) header() error {
-	versions, err := versionsIn(b.edgeBin, "/nats-server/v2")
+	versions, err := versionsIn(b.edgeBin, "/nats.go", "google.golang.org/grpc")
 	if err != nil {
 		return err
 	}
@@ -104,11 +104,17 @@ func (b *bench) header() error {
 		}
 		fmt.Printf("the hub keeps its streams %s, without fsync\n", where)
 	}
-	median, p99, err := diskSync(b.dir)
-	if err != nil {
-		return err
+	for _, d := range []struct {
+		where string
+		ready bool
+	}{{"at the end of a file", false}, {"into zeros that are there", true}} {
+		median, p99, cpu, err := diskSync(b.dir, d.ready)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("disk: 4 KiB and fdatasync take %.2f ms, p99 %.2f ms, CPU %.3f ms, %s\n", ms(median), ms(p99), ms(cpu), d.where)
 	}
-	fmt.Printf("disk: writing 4 KiB with fsync takes %.2f ms, p99 %.2f ms\n\n", ms(median), ms(p99))
+	fmt.Println()
 	return nil
 }
 
@@ -127,12 +133,13 @@ func versionsIn(binary string, suffixes ...string) (string, error) {
 	return text, nil
 }
 
-// diskSync is how long the disk takes for 4 KiB and an fsync, at the end of a file
-// that grows as a log does.
-func diskSync(dir string) (median, p99 time.Duration, err error) {
+// diskSync is how long the disk takes for 4 KiB and a sync, at the end of a file that
+// grows as a log does, or into one that is ready and full of zeros; and the CPU time of
+// this process for one.
+func diskSync(dir string, ready bool) (median, p99, cpu time.Duration, err error) {
 	f, err := os.CreateTemp(dir, "fsync-")
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	defer func() {
 		_ = f.Close()
@@ -141,17 +148,34 @@ func diskSync(dir string) (median, p99 time.Duration, err error) {
 	const writes = 500
 	took := make([]time.Duration, writes)
 	page := make([]byte, 4<<10)
-	for i := range took {
-		start := time.Now()
-		if _, err := f.Write(page); err != nil {
-			return 0, 0, fmt.Errorf("measure the disk: %w", err)
+	if ready {
+		if _, err := f.Write(make([]byte, writes*len(page))); err != nil {
+			return 0, 0, 0, fmt.Errorf("measure the disk: %w", err)
 		}
 		if err := f.Sync(); err != nil {
-			return 0, 0, fmt.Errorf("measure the disk: %w", err)
+			return 0, 0, 0, fmt.Errorf("measure the disk: %w", err)
+		}
+	}
+	before := ownCPU()
+	for i := range took {
+		start := time.Now()
+		if _, err := f.WriteAt(page, int64(i*len(page))); err != nil {
+			return 0, 0, 0, fmt.Errorf("measure the disk: %w", err)
+		}
+		if err := syscall.Fdatasync(int(f.Fd())); err != nil {
+			return 0, 0, 0, fmt.Errorf("measure the disk: %w", err)
 		}
 		took[i] = time.Since(start)
 	}
-	return quantile(took, 0.5), quantile(took, 0.99), nil
+	cpu = (ownCPU() - before) / writes
+	return quantile(took, 0.5), quantile(took, 0.99), cpu, nil
+}
+
+// ownCPU is the time that this process has used.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // quantile sorts all and returns the element that a share q of them does not exceed.

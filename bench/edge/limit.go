@@ -15,12 +15,13 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/wal"
 )
 
-// The limit is the least that an edge with this receiver could do: it takes, checks and
-// stamps a request, whose own goroutine compresses it, appends it to a file and syncs it.
-// There is no spool that could be read again, and nothing is passed on. What an edge
-// needs more CPU time than this for is its spool and its way to the hub.
+// The limit is the least that an edge with this receiver and this log could do: it takes,
+// checks and stamps a request, whose own goroutine compresses it and appends it to a
+// log. Nothing is read back, and nothing is passed on. What an edge needs more CPU time
+// than this for is its way to the hub.
 
 // startLimit starts it.
 func (b *bench) startLimit(ctx context.Context, fsync bool) (*running, error) {
@@ -46,7 +47,7 @@ func (b *bench) startLimit(ctx context.Context, fsync bool) (*running, error) {
 
 // runLimit is the process.
 func runLimit(protocol, addr, path, durability string) error {
-	f, err := os.Create(path)
+	l, _, err := wal.Open(wal.Config{Dir: path, MaxBytes: 1 << 40, Sync: durability == "fsync"})
 	if err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func runLimit(protocol, addr, path, durability string) error {
 		cfg.GRPC.Listen, cfg.HTTP.Listen = "", addr
 	}
 	var written atomic.Int64 // spans
-	out := &appender{file: f, sync: durability == "fsync"}
+	out := &appender{log: l}
 	sender := receive.NewSender(envelope.Instance{ID: instanceID, Name: instanceName, Customer: customerID, Namespace: namespace})
 	rcv, err := receive.New(cfg, receive.Deps{
 		Identify: func(string) (*receive.Sender, error) { return sender, nil },
@@ -79,14 +80,13 @@ func runLimit(protocol, addr, path, durability string) error {
 		return err
 	}
 	answer(func() int { return int(written.Load()) })
-	return errors.Join(services.StopAndAwaitTerminated(context.Background(), serving), f.Close())
+	return errors.Join(services.StopAndAwaitTerminated(context.Background(), serving), l.Close())
 }
 
-// appender writes to a file. Requests that come while it writes are written together,
+// appender writes to a log. Requests that come while it writes are written together,
 // by the first of them.
 type appender struct {
-	file    *os.File
-	sync    bool
+	log     *wal.Log
 	writing sync.Mutex
 	out     []byte // compressed
 
@@ -104,7 +104,7 @@ type group struct {
 	err  error
 }
 
-// append returns when the payload is in the file.
+// append returns when the payload is in the log.
 func (a *appender) append(payload []byte) error {
 	a.mu.Lock()
 	if a.mu.group == nil {
@@ -126,10 +126,7 @@ func (a *appender) append(payload []byte) error {
 	if encoding != "" { // else it is the body itself
 		a.out = out
 	}
-	_, g.err = a.file.Write(out)
-	if g.err == nil && a.sync {
-		g.err = a.file.Sync()
-	}
+	_, g.err = a.log.Append(out)
 	g.done = true
 	a.mu.Lock()
 	a.mu.free = g.body

@@ -9,7 +9,7 @@
 // was answered; what is refused for now is sent again after a pause and counts when
 // it is taken. Behind the edge stands a hub, behind the collector a server that
 // counts and discards, both processes of their own. CPU time and memory are those of
-// the edge and of the collector alone. The same receiver in front of a file, with
+// the edge and of the collector alone. The same receiver in front of the same log, with
 // nothing behind it, says how little an edge could need (limit.go).
 //
 // A cell begins with a warm-up. Its CPU time runs from the first request to the
@@ -44,9 +44,9 @@ peak MiB      the most memory the process has had, VmHWM
 behind s      time after the last answer until the next hop had everything
 edge/this     spans a CPU second of the edge over those of this side
 
-The limit is a process that has the edge's receiver and no more: each request is
-compressed and appended to a file, and synced, by the goroutine that received it,
-or by that of another which waits for the disk, too: there is no spool, no hub.
+The limit is a process that has the edge's receiver and its log and no more: each
+request is compressed and appended by the goroutine that received it, or by that of
+another which waits for the disk, too. Nothing is read back; there is no hub.
 
 `
 
