@@ -105,7 +105,6 @@ type examination struct {
 	first  uint64 // where the log begins, by its oldest record; 0 before that
 	last   uint64 // of the records so far
 	buf    []byte // a segment, file and all
-	anew   []byte // what it should be
 }
 
 // segment reads one file and mends it.
