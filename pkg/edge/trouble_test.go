@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -441,6 +442,42 @@ func segmentFiles(t *testing.T, dir string) []string {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// TestWhatIsNotMarkedIsDeletedLater: as long as marks cannot be written nothing that the
+// hub has is deleted, and then it is.
+func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
+	cfg := testConfig(t, t.TempDir()).Spool
+	cfg.Retain = 0
+	s, _ := startSpool(t, cfg)
+	accept(t, s, 0, 3)
+	st := s.current.Load()
+	obstacle := filepath.Join(cfg.Dir, "marks.tmp")
+	if err := os.Mkdir(obstacle, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h := &handing{spool: s, store: st, sig: otlpwire.Logs, counter: func(float64) {}}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { h.purge(ctx, quiet) })
+	h.done(arrived{seq: 2, hub: 2, items: 2, bytes: 100})
+	patience, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	held := &s.held[otlpwire.Logs]
+	if !proc.Until(patience, func() bool { held.Lock(); defer held.Unlock(); return len(held.points) == 0 }) {
+		t.Fatal("nothing was to be deleted")
+	}
+	if first := st.logs[otlpwire.Logs].State().First; first != 1 {
+		t.Errorf("deleted up to %d, and it is not marked", first-1)
+	}
+	if err := os.Remove(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	if !proc.Until(patience, func() bool { return st.logs[otlpwire.Logs].State().First == 3 }) {
+		t.Error("what the hub has is never deleted")
+	}
+	cancel()
+	wg.Wait()
 }
 
 // TestForeignRecords: what no edge has written is not sent as if one had.
