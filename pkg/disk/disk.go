@@ -83,23 +83,28 @@ func Replace(path string, body []byte, before func() error) error {
 }
 
 // Keep gives a file a second name, in a directory that is made when it is not there. What
-// is at the first one may then be replaced.
+// is at the first one may then be replaced. Where files have one name only, it is a copy.
 func Keep(path, as string) error {
 	if err := MakeDir(filepath.Dir(as)); err != nil {
 		return err
 	}
-	if err := os.Link(path, as); err != nil {
-		return err
+	err := os.Link(path, as)
+	if err == nil {
+		return SyncDir(filepath.Dir(as))
 	}
-	return SyncDir(filepath.Dir(as))
+	body, readErr := os.ReadFile(path)
+	if readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	return WriteSynced(as, body)
 }
 
 // unreadable are what a disk says of a place that it cannot give back.
 var unreadable = []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG}
 
 // ReadAround reads all of b from offset at on. What the disk does not give back, also
-// when it is asked twice, is zeros, and so is what is behind the end; bad is how many
-// places those were. Bad places are passed over in steps that begin with a block and grow.
+// when it is asked twice, is zeros; bad is how many places those were. Zeros is also what
+// is behind the end. Bad places are passed over in steps that begin with a block and grow.
 func ReadAround(f io.ReaderAt, b []byte, at int64) (bad int, err error) {
 	const block, farthest = 4 << 10, 1 << 20
 	step := int64(block)
@@ -112,7 +117,7 @@ func ReadAround(f io.ReaderAt, b []byte, at int64) (bad int, err error) {
 		case err == nil || len(b) == 0:
 		case errors.Is(err, io.EOF):
 			clear(b)
-			return bad + 1, nil
+			return bad, nil
 		case !slices.ContainsFunc(unreadable, func(e error) bool { return errors.Is(err, e) }):
 			return bad, err
 		case !again:

@@ -83,6 +83,31 @@ func TestWriteSynced(t *testing.T) {
 	}
 }
 
+// TestKeep: the file is there twice, also where it can have one name only.
+func TestKeep(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const elsewhere = "/dev/shm" // another file system
+	for _, dir := range []string{t.TempDir(), elsewhere} {
+		if dir == elsewhere {
+			var err error
+			if dir, err = os.MkdirTemp(elsewhere, "penstock-"); err != nil {
+				t.Skipf("SKIPPED: no second file system: %v", err)
+			}
+			defer func() { _ = os.RemoveAll(dir) }()
+		}
+		as := filepath.Join(dir, "new", "g")
+		if err := Keep(path, as); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(as); err != nil || string(got) != "content" {
+			t.Errorf("%q %v", got, err)
+		}
+	}
+}
+
 // badDisk gives back all but the places that are bad, those that are bad once only when
 // it is asked again.
 type badDisk struct {
@@ -143,7 +168,7 @@ func TestReadAround(t *testing.T) {
 		t.Errorf("%d times asked, %v", bad, err)
 	}
 	got := []byte{2, 2, 2}
-	if bad, err := ReadAround(badDisk{content: []byte{1}}, got, 0); err != nil || bad != 1 || !bytes.Equal(got, []byte{1, 0, 0}) {
+	if bad, err := ReadAround(badDisk{content: []byte{1}}, got, 0); err != nil || bad != 0 || !bytes.Equal(got, []byte{1, 0, 0}) {
 		t.Errorf("behind the end: %v %d %v", got, bad, err)
 	}
 	if _, err := ReadAround(badDisk{content, all, nil, syscall.EACCES}, got, 0); !errors.Is(err, syscall.EACCES) {

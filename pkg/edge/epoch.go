@@ -25,11 +25,13 @@ type epoch struct {
 	Inode uint64 `json:"inode"` // of the directory
 }
 
+const epochFile = "epoch"
+
 // loadEpoch returns the nonce of a spool directory, a new one where it must be, or
 // where anew says so. A new one is good also when it cannot be written down, with an
 // error: the next start makes another.
 func loadEpoch(dir string, anew bool) (string, error) {
-	path := filepath.Join(dir, "epoch")
+	path := filepath.Join(dir, epochFile)
 	now, err := newEpoch(dir)
 	if err != nil {
 		return "", fmt.Errorf("spool epoch: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/wal"
 )
 
 // purgeInterval is how often what the hub has is deleted from the spool when its time
@@ -117,7 +118,11 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return
 		}
-		f.log.Debug("forwarding again", "signal", sig, "err", err)
+		level := slog.LevelDebug
+		if errors.Is(err, wal.ErrUnreadable) {
+			level = slog.LevelWarn
+		}
+		f.log.Log(ctx, level, "forwarding again", "signal", sig, "err", err)
 	}
 }
 
@@ -150,14 +155,10 @@ func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 		owing = max(owing, held.expire(h.spool.now()))
 		held.Unlock()
 		if owing > 0 {
-			err := h.spool.marks.save()
-			if err == nil {
-				err = h.store.logs[h.sig].Release(owing)
-			}
-			if err == nil {
+			if err := h.spool.letGo(h.store, h.sig, owing); err == nil {
 				owing = 0
 			} else {
-				log.Warn("spool keeps what the hub already has", "signal", h.sig, "err", err)
+				log.Debug("spool keeps what the hub already has", "signal", h.sig, "err", err)
 			}
 		}
 		if !goOn {

@@ -3,6 +3,8 @@ package edge
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -32,24 +34,35 @@ func (s *spool) makeRoom(st *store, sig otlpwire.Signal, head, body []byte) (seq
 	return seq, err
 }
 
-// release deletes what the hub has. It is marked before; on a disk without room for that,
-// behind.
+// release deletes what the hub has.
 func (s *spool) release(st *store, sig otlpwire.Signal) error {
 	h := &s.held[sig]
 	h.Lock()
 	h.forget()
 	h.Unlock()
-	done := s.marks.get(hubReader, sig).Done
+	return s.letGo(st, sig, s.marks.get(hubReader, sig).Done)
+}
+
+// letGo deletes messages up to one that the marks say is done. That is marked on the disk
+// before; on a disk without room for it behind, and so that ids are new ones should the
+// process end in between.
+func (s *spool) letGo(st *store, sig otlpwire.Signal, upto uint64) error {
 	marked := s.marks.save()
-	if marked != nil && !errors.Is(marked, syscall.ENOSPC) {
-		return marked
+	if marked != nil {
+		if !noSpace(marked) {
+			return marked
+		}
+		_ = os.Remove(filepath.Join(s.cfg.Dir, epochFile))
 	}
-	err := st.logs[sig].Release(done)
+	err := st.logs[sig].Release(upto)
 	if err == nil && marked != nil {
 		err = s.marks.save()
 	}
 	return err
 }
+
+// noSpace reports whether an error says that the disk, or one's share of it, is full.
+func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // dropTimeout bounds the search for what may go.
 const dropTimeout = 5 * time.Second
@@ -82,8 +95,5 @@ func (s *spool) dropOldest(st *store, sig otlpwire.Signal, need int64) (messages
 	s.log.Warn("spool full, the oldest is dropped", "signal", sig, "items", items, "messages", messages)
 	s.led.Of(sig).Dropped(ledger.DroppedFull).Add(float64(items))
 	s.marks.advance(hubReader, sig, last, 0)
-	if err := s.marks.save(); err != nil {
-		return 0, err
-	}
-	return messages, st.logs[sig].Release(last)
+	return messages, s.letGo(st, sig, last)
 }

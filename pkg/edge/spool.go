@@ -200,7 +200,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 	}
 	for attempt := 1; proc.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
 		probeErr := s.probe()
-		if st != nil && (errors.Is(probeErr, syscall.ENOSPC) || errors.Is(err, syscall.ENOSPC)) {
+		if st != nil && (noSpace(probeErr) || noSpace(err)) {
 			for _, sig := range otlpwire.Signals { // what the hub has goes first, to the last file
 				_ = st.logs[sig].Close()
 				if err := s.release(st, sig); err != nil {

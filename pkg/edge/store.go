@@ -79,7 +79,7 @@ func (o *opener) open(after error) (st *store, err error) {
 	if _, err := os.Stat(filepath.Join(o.cfg.Dir, "jetstream")); err == nil {
 		return st, fmt.Errorf("%s %w", o.cfg.Dir, errOld)
 	}
-	anew := after != nil
+	anew := false
 	for _, sig := range otlpwire.Signals {
 		missing, err := o.openLog(st, sig, after != nil)
 		if err != nil {
@@ -132,7 +132,7 @@ func (o *opener) openLog(st *store, sig otlpwire.Signal, distrust bool) (missing
 	state := l.State()
 	gone := uint64(0)
 	for _, m := range report.Missing {
-		if m.To > done && l.Err() == nil { // else a reader tells; not above done: a crash while files were deleted that the hub has
+		if m.To > done { // a crash while files were deleted that the hub has
 			gone += m.To - max(m.From-1, done)
 		}
 	}

@@ -17,7 +17,8 @@ type Report struct {
 	// Damage names every place that is not as it was written.
 	Damage []Damage
 	// Missing are the sequences known to be gone, but for those of records that were
-	// released and those that an earlier report has named.
+	// released, those that an earlier report has named, and those in a file that could
+	// not be mended: readers tell of them.
 	Missing []Range
 	// Torn is the youngest file when its end was no whole record: a write that was cut
 	// off, or damage in the last record. TornBytes is how much of it that was.
@@ -43,7 +44,7 @@ type Range struct{ From, To uint64 }
 // more. Where the disk does not write, the log is opened all the same and says so
 // ([Log.Err]); an error is what a person has to mend.
 func Open(cfg Config) (*Log, Report, error) {
-	l := &Log{cfg: cfg, sync: fdatasync}
+	l := &Log{cfg: cfg, sync: fdatasync, read: disk.ReadAround, patience: readPatience}
 	if err := disk.MakeDir(cfg.Dir); err != nil {
 		return nil, Report{}, err
 	}
@@ -140,7 +141,7 @@ func (x *examination) segment(base uint64, youngest bool) error {
 		}
 		x.first = x.last + 1
 	}
-	before := x.last
+	before, told := x.last, len(x.report.Missing)
 	seg.end = segmentHead
 	for at < len(x.buf) {
 		r, _, ok := parseRecord(x.buf[at:], x.last)
@@ -181,6 +182,7 @@ func (x *examination) segment(base uint64, youngest bool) error {
 	}
 	if err != nil {
 		_ = l.fail(fmt.Errorf("mend %s: %w", seg.path, err))
+		x.report.Missing = x.report.Missing[:told] // a reader tells
 		seg.end = max(int64(len(x.buf)), segmentHead)
 	} else if empty {
 		return nil

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"time"
-
-	"github.com/penstock/penstock/pkg/disk"
 )
 
 // Record is one that a [Reader] has read.
@@ -112,7 +110,7 @@ func (l *Log) bounds() (first, last uint64) {
 }
 
 // load reads on, so that size bytes are there, or what is left of the segment. What the
-// disk does not give back is zeros: no record.
+// disk has not given back for long is zeros: no record.
 func (r *Reader) load(size int64) error {
 	begin := r.at - int64(len(r.buf))
 	size = min(size, r.seg.end-begin)
@@ -120,10 +118,41 @@ func (r *Reader) load(size int64) error {
 		r.chunk = make([]byte, size)
 	}
 	buf := r.chunk[:size]
-	if _, err := disk.ReadAround(r.file, buf, begin); err != nil {
+	bad, err := r.log.read(r.file, buf, begin)
+	if err == nil && bad > 0 {
+		err = r.log.unreadable(r.seg.path)
+	}
+	if err != nil {
 		return fmt.Errorf("read log %s: %w", r.log.cfg.Dir, err)
 	}
 	r.at, r.buf = begin+size, buf
+	return nil
+}
+
+// readPatience is how long a file may be one that the disk does not give back until what
+// is in those places counts as gone: a disk may be away for a moment.
+const readPatience = time.Minute
+
+// ErrUnreadable is what ends a reader of such a file; the next one may be luckier.
+var ErrUnreadable = errors.New("the disk does not give back what is in a file")
+
+// unreadable notes that a segment has bad places. nil is for one that has had them for
+// long: it is kept, and passed over.
+func (l *Log) unreadable(path string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.bad != path {
+		l.mu.bad, l.mu.badSince = path, time.Now()
+	}
+	if time.Since(l.mu.badSince) < l.patience {
+		return fmt.Errorf("%w: %s", ErrUnreadable, path)
+	}
+	if l.cfg.Keep != nil && l.mu.kept != path {
+		if err := l.cfg.Keep(path); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrUnreadable, path, err)
+		}
+		l.mu.kept = path
+	}
 	return nil
 }
 

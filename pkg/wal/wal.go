@@ -30,10 +30,12 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/penstock/penstock/pkg/disk"
 )
@@ -75,8 +77,12 @@ var ErrFull = errors.New("log is full")
 
 // Log is an open log. Its methods may be called from many goroutines.
 type Log struct {
-	cfg  Config
-	sync func(*os.File) error // fdatasync, but in tests
+	cfg Config
+
+	// As they are named, but in tests.
+	sync     func(*os.File) error                                  // fdatasync
+	read     func(io.ReaderAt, []byte, int64) (bad int, err error) // disk.ReadAround
+	patience time.Duration                                         // readPatience
 
 	// The end of the youngest segment, for one who appends.
 	tail struct {
@@ -98,6 +104,10 @@ type Log struct {
 		next     uint64        // the one that is given next; last+1 when none is missing
 		err      error         // why nothing is appended any more
 		grown    chan struct{} // closed when the log has grown; nil when nobody waits
+
+		bad      string // the segment that a reader could not read
+		badSince time.Time
+		kept     string // the one that was kept for that
 	}
 }
 
@@ -315,7 +325,7 @@ func (l *Log) released(upto uint64) (path string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.first = max(l.mu.first, min(upto, l.mu.last)+1)
-	if n := len(l.mu.segments); n == 0 || l.mu.segments[0].last >= l.mu.first || (n == 1 && l.mu.err == nil) {
+	if n := len(l.mu.segments); n == 0 || max(l.mu.segments[0].last, l.mu.segments[0].base) >= l.mu.first || (n == 1 && l.mu.err == nil) {
 		return ""
 	}
 	return l.mu.segments[0].path

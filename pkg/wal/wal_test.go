@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -619,6 +620,32 @@ func TestADiskThatDoesNotTakeTheMending(t *testing.T) {
 	}
 }
 
+// TestADiskThatIsAwayForAMoment: what cannot be read is not given up at once, and kept when
+// it is.
+func TestADiskThatIsAwayForAMoment(t *testing.T) {
+	kept := 0
+	l, _ := open(t, Config{Dir: t.TempDir(), MaxBytes: 16 << 20, Keep: func(string) error { kept++; return nil }})
+	fill(t, l, 1, 5, 10)
+	whole := l.read
+	away := func(_ io.ReaderAt, b []byte, _ int64) (int, error) { clear(b); return 1, nil }
+	l.read = away
+	for range 3 {
+		r := l.Read(1)
+		if rec, err := r.Next(t.Context()); !errors.Is(err, ErrUnreadable) {
+			t.Errorf("%+v %v", rec, err)
+		}
+		r.Close()
+	}
+	l.read = whole
+	if got, missing := read(t, l, 1, 10); !slices.Equal(got, row(1, 5)) || missing > 0 || kept > 0 {
+		t.Errorf("read %v, missing %d, kept %d", got, missing, kept)
+	}
+	l.read, l.patience = away, 0
+	if got, missing := read(t, l, 1, 10); len(got) > 0 || missing != 5 || kept != 1 {
+		t.Errorf("read %v, missing %d, kept %d", got, missing, kept)
+	}
+}
+
 // TestFilesThatCannotBeOpened are left alone: somebody may mend that.
 func TestFilesThatCannotBeOpened(t *testing.T) {
 	for name, youngest := range map[string]bool{segmentName(1): false, segmentName(9): true} {
@@ -683,10 +710,17 @@ func TestNothingLeftOfASegment(t *testing.T) {
 			if _, err := l.Append(); refuse != (err != nil) && tc.cut > 0 {
 				t.Errorf("%s: appended: %v", tc.what, err)
 			}
-			_ = l.Close()
 			if refuse {
+				want := 3
+				if tc.cut == 0 {
+					want = 2 // the youngest, empty, is one that was not written before a crash
+				}
+				if err := l.Release(0); err != nil || len(files(t, cfg.Dir)) != want {
+					t.Errorf("%s: nothing was released, and left is %v, %v", tc.what, files(t, cfg.Dir), err)
+				}
 				continue
 			}
+			_ = l.Close()
 			l, report := open(t, cfg)
 			last := l.State().Last
 			if report.Records != len(tc.before)+1 || len(report.Damage)+len(report.Missing) > 0 {
