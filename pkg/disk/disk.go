@@ -103,9 +103,9 @@ func Keep(path, as string) error {
 var unreadable = []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG}
 
 // ReadAround reads all of b from offset at on. What the disk does not give back, also
-// when it is asked twice, is zeros; bad is how many places those were. Zeros is also what
+// when it is asked twice, is zeros; bad are the offsets of those places. Zeros is also what
 // is behind the end. Bad places are passed over in steps that begin with a block and grow.
-func ReadAround(f io.ReaderAt, b []byte, at int64) (bad int, err error) {
+func ReadAround(f io.ReaderAt, b []byte, at int64) (bad []int64, err error) {
 	const block, farthest = 4 << 10, 1 << 20
 	step := int64(block)
 	for again := false; len(b) > 0; {
@@ -125,8 +125,8 @@ func ReadAround(f io.ReaderAt, b []byte, at int64) (bad int, err error) {
 		default:
 			n := min(at/step*step+step-at, int64(len(b)))
 			clear(b[:n])
+			bad = append(bad, at)
 			b, at, again, step = b[n:], at+n, false, min(2*step, farthest)
-			bad++
 		}
 	}
 	return bad, nil

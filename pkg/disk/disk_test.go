@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 )
@@ -89,20 +90,16 @@ func TestKeep(t *testing.T) {
 	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const elsewhere = "/dev/shm" // another file system
-	for _, dir := range []string{t.TempDir(), elsewhere} {
-		if dir == elsewhere {
-			var err error
-			if dir, err = os.MkdirTemp(elsewhere, "penstock-"); err != nil {
-				t.Skipf("SKIPPED: no second file system: %v", err)
-			}
-			defer func() { _ = os.RemoveAll(dir) }()
+	for _, path := range []string{path, "/proc/version"} { // the second is on another file system
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
 		}
-		as := filepath.Join(dir, "new", "g")
+		as := filepath.Join(t.TempDir(), "new", "g")
 		if err := Keep(path, as); err != nil {
 			t.Error(err)
 		}
-		if got, err := os.ReadFile(as); err != nil || string(got) != "content" {
+		if got, err := os.ReadFile(as); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%q %v", got, err)
 		}
 	}
@@ -141,8 +138,8 @@ func TestReadAround(t *testing.T) {
 		const at = 300
 		got := bytes.Repeat([]byte{2}, len(content)-at)
 		bad, err := ReadAround(d, got, at)
-		if err != nil || bad != 2 {
-			t.Errorf("%v: %d bad, %v", e, bad, err)
+		if err != nil || !slices.Equal(bad, []int64{100 * 512, 4000 * 512}) {
+			t.Errorf("%v: bad at %v, %v", e, bad, err)
 		}
 		gone := 0
 		for i, c := range got {
@@ -164,11 +161,11 @@ func TestReadAround(t *testing.T) {
 	for i := range int64(3 << 20 / 512) {
 		all[i] = true
 	}
-	if bad, err := ReadAround(badDisk{content, all, nil, syscall.EIO}, make([]byte, len(content)), 0); err != nil || bad > 20 {
-		t.Errorf("%d times asked, %v", bad, err)
+	if bad, err := ReadAround(badDisk{content, all, nil, syscall.EIO}, make([]byte, len(content)), 0); err != nil || len(bad) > 20 {
+		t.Errorf("%d times asked, %v", len(bad), err)
 	}
 	got := []byte{2, 2, 2}
-	if bad, err := ReadAround(badDisk{content: []byte{1}}, got, 0); err != nil || bad != 0 || !bytes.Equal(got, []byte{1, 0, 0}) {
+	if bad, err := ReadAround(badDisk{content: []byte{1}}, got, 0); err != nil || len(bad) > 0 || !bytes.Equal(got, []byte{1, 0, 0}) {
 		t.Errorf("behind the end: %v %d %v", got, bad, err)
 	}
 	if _, err := ReadAround(badDisk{content, all, nil, syscall.EACCES}, got, 0); !errors.Is(err, syscall.EACCES) {

@@ -120,8 +120,8 @@ func (x *examination) segment(base uint64, youngest bool) error {
 	if err != nil {
 		return fmt.Errorf("log %s: %w", l.cfg.Dir, err) // it may be mended
 	}
-	if bad > 0 {
-		damaged(0, fmt.Sprintf("%d places cannot be read", bad))
+	if len(bad) > 0 {
+		damaged(int(bad[0]), fmt.Sprintf("the disk does not give back this place, and %d more", len(bad)-1))
 		keep = true
 	}
 	x.report.Bytes += int64(len(x.buf))
@@ -225,17 +225,17 @@ func (x *examination) keep(path string, damaged bool) error {
 	return x.log.cfg.Keep(path)
 }
 
-// read reads a file into memory that is used for each. bad is how many places of it the
+// read reads a file into memory that is used for each. bad are the places of it that the
 // disk does not give back.
-func (x *examination) read(path string) (bad int, err error) {
+func (x *examination) read(path string) (bad []int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if x.buf = x.buf[:0]; int64(cap(x.buf)) < info.Size() {
 		x.buf = make([]byte, 0, info.Size())

@@ -119,8 +119,8 @@ func (r *Reader) load(size int64) error {
 	}
 	buf := r.chunk[:size]
 	bad, err := r.log.read(r.file, buf, begin)
-	if err == nil && bad > 0 {
-		err = r.log.unreadable(r.seg.path)
+	if err == nil && (len(bad) > 0 || !r.seg.badSince.IsZero()) {
+		err = r.unreadable(begin, size, bad)
 	}
 	if err != nil {
 		return fmt.Errorf("read log %s: %w", r.log.cfg.Dir, err)
@@ -136,24 +136,32 @@ const readPatience = time.Minute
 // ErrUnreadable is what ends a reader of such a file; the next one may be luckier.
 var ErrUnreadable = errors.New("the disk does not give back what is in a file")
 
-// unreadable notes that a segment has bad places. nil is for one that has had them for
-// long: it is kept, and passed over.
-func (l *Log) unreadable(path string) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.mu.bad != path {
-		l.mu.bad, l.mu.badSince = path, time.Now()
+// unreadable notes whether what was read has bad places. It returns nil where it has had
+// them for long, counted from the first: the segment is kept then, and they are passed over.
+func (r *Reader) unreadable(begin, size int64, bad []int64) (err error) {
+	seg := &r.seg
+	switch again := begin <= seg.badAt && seg.badAt < begin+size; {
+	case len(bad) == 0 && !again:
+		return nil
+	case len(bad) == 0:
+		seg.badSince = time.Time{}
+	case seg.badSince.IsZero():
+		seg.badSince, seg.badAt = time.Now(), bad[0]
+		fallthrough
+	case time.Since(seg.badSince) < r.log.patience:
+		err = fmt.Errorf("%w: %s", ErrUnreadable, seg.path)
+	case !seg.kept && r.log.cfg.Keep != nil:
+		err = r.log.cfg.Keep(seg.path)
+		seg.kept = err == nil
 	}
-	if time.Since(l.mu.badSince) < l.patience {
-		return fmt.Errorf("%w: %s", ErrUnreadable, path)
-	}
-	if l.cfg.Keep != nil && l.mu.kept != path {
-		if err := l.cfg.Keep(path); err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrUnreadable, path, err)
+	r.log.mu.Lock()
+	defer r.log.mu.Unlock()
+	for i := range r.log.mu.segments {
+		if s := &r.log.mu.segments[i]; s.base == seg.base { // for the next reader
+			s.badSince, s.badAt, s.kept = seg.badSince, seg.badAt, seg.kept
 		}
-		l.mu.kept = path
 	}
-	return nil
+	return err
 }
 
 // advance looks at the segment again, or goes on to the next one. It waits for a record
@@ -208,7 +216,10 @@ func (r *Reader) await(ctx context.Context) (*segment, uint64, error) {
 		}
 		l.mu.Unlock()
 		if waited {
-			if err := sleep(ctx, r.Pause); err != nil {
+			pause, cancel := context.WithTimeout(ctx, r.Pause)
+			<-pause.Done()
+			cancel()
+			if err := ctx.Err(); err != nil {
 				return nil, 0, err
 			}
 			waited = false
@@ -232,15 +243,4 @@ func (r *Reader) choose() *segment {
 		}
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

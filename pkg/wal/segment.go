@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A segment is a file <base>.seg: a header, a row of records, and zeros up to where the
@@ -42,6 +43,10 @@ type segment struct {
 	base uint64
 	last uint64 // sequence of the last record; base - 1 for none
 	end  int64  // of the last record, in bytes
+
+	badSince time.Time // when the disk did not give back what is at badAt; zero when it does
+	badAt    int64
+	kept     bool // for that, by Config.Keep
 }
 
 // bytes are those of its records.

@@ -80,9 +80,9 @@ type Log struct {
 	cfg Config
 
 	// As they are named, but in tests.
-	sync     func(*os.File) error                                  // fdatasync
-	read     func(io.ReaderAt, []byte, int64) (bad int, err error) // disk.ReadAround
-	patience time.Duration                                         // readPatience
+	sync     func(*os.File) error                                      // fdatasync
+	read     func(io.ReaderAt, []byte, int64) (bad []int64, err error) // disk.ReadAround
+	patience time.Duration                                             // readPatience
 
 	// The end of the youngest segment, for one who appends.
 	tail struct {
@@ -104,10 +104,6 @@ type Log struct {
 		next     uint64        // the one that is given next; last+1 when none is missing
 		err      error         // why nothing is appended any more
 		grown    chan struct{} // closed when the log has grown; nil when nobody waits
-
-		bad      string // the segment that a reader could not read
-		badSince time.Time
-		kept     string // the one that was kept for that
 	}
 }
 

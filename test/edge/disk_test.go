@@ -97,7 +97,12 @@ func TestDiskThatDoesNotAnswer(t *testing.T) {
 					acked[i] = append(acked[i], n)
 				case http.StatusServiceUnavailable:
 					refused.Add(1)
-					time.Sleep(50 * time.Millisecond) // a sender that is told to wait
+					_ = daemon.Until(t.Context(), 20*time.Second, func() error { // a sender that is told to wait
+						if writable, err := daemon.Metric(e.admin, "penstock_spool_writable"); err != nil || writable != "1" {
+							return fmt.Errorf("writable %s: %w", writable, err)
+						}
+						return nil
+					})
 				default:
 					t.Errorf("answered %d", code)
 					return
