@@ -61,7 +61,7 @@ func (i Instance) Stamp() *otlpwire.Stamp {
 		s.Insert("service.namespace", i.Namespace)
 	}
 	if i.Environment != "" {
-		s.Insert("deployment.environment", i.Environment)
+		s.InsertUnless("deployment.environment", "deployment.environment.name", i.Environment)
 	}
 	return &s
 }

@@ -195,6 +195,35 @@ func TestStampValues(t *testing.T) {
 	}
 }
 
+// TestStampDoesNotContradict: the environment has two names, and an application may set either.
+func TestStampDoesNotContradict(t *testing.T) {
+	in := Instance{ID: "i", Environment: "edge"}
+	const old, stable = "deployment.environment", "deployment.environment.name"
+	for _, tc := range []struct{ attributes, old, stable string }{
+		{``, "edge", ""},
+		{`{"key":"deployment.environment","value":{"stringValue":"app"}}`, "app", ""},
+		{`{"key":"deployment.environment.name","value":{"stringValue":"app"}}`, "", "app"},
+		{`{"key":"deployment.environment.name","value":{"stringValue":"new"}},{"key":"deployment.environment","value":{"stringValue":"app"}}`, "app", "new"},
+		{`{"key":"deployment.environment.names","value":{"stringValue":"other"}}`, "edge", ""},
+	} {
+		payload, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[`+tc.attributes+`]},"scopeLogs":[{"logRecords":[{}]}]}]}`), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := in.Stamp().Append(nil, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r := range otlpwire.Resources(out) {
+			a, _ := otlpwire.ResourceAttribute(r.Resource(), old)
+			b, _ := otlpwire.ResourceAttribute(r.Resource(), stable)
+			if string(a.Str) != tc.old || string(b.Str) != tc.stable {
+				t.Errorf("%s: %q and %q, want %q and %q", tc.attributes, a.Str, b.Str, tc.old, tc.stable)
+			}
+		}
+	}
+}
+
 func TestDecisionsRoundTrip(t *testing.T) {
 	want := []Decision{
 		{Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true, Upto: math.MaxInt64, Policy: "slow", Threshold: otlpwire.Unknown},

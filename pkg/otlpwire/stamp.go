@@ -13,22 +13,25 @@ type Stamp struct {
 }
 
 type stampAttr struct {
-	key       string
+	key, also string
 	wire      []byte // the attribute as a complete field 1 of a Resource
 	overwrite bool
 }
 
 // Overwrite makes key hold val in every resource, whatever the sender set,
 // however often and with whatever type. An empty val removes the key.
-func (s *Stamp) Overwrite(key, val string) { s.add(key, val, true) }
+func (s *Stamp) Overwrite(key, val string) { s.add(stampAttr{key: key, overwrite: true}, val) }
 
 // Insert makes key hold val in every resource that does not have the key.
-func (s *Stamp) Insert(key, val string) { s.add(key, val, false) }
+func (s *Stamp) Insert(key, val string) { s.add(stampAttr{key: key, also: key}, val) }
 
-func (s *Stamp) add(key, val string, overwrite bool) {
-	a := stampAttr{key: key, overwrite: overwrite}
+// InsertUnless is [Stamp.Insert] of a key with another spelling: a resource that has either is left as
+// it is.
+func (s *Stamp) InsertUnless(key, other, val string) { s.add(stampAttr{key: key, also: other}, val) }
+
+func (s *Stamp) add(a stampAttr, val string) {
 	if val != "" {
-		a.wire = AppendStringAttribute(nil, 1, key, val)
+		a.wire = AppendStringAttribute(nil, 1, a.key, val)
 	}
 	s.attrs = append(s.attrs, a)
 }
@@ -189,7 +192,7 @@ func (s *Stamp) appendAttributes(dst, resource []byte) []byte {
 func (s *Stamp) match(attr []byte) int {
 	key := attributeKey(attr)
 	for i := range s.attrs {
-		if string(key) == s.attrs[i].key {
+		if string(key) == s.attrs[i].key || !s.attrs[i].overwrite && string(key) == s.attrs[i].also {
 			return i
 		}
 	}
