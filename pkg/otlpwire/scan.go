@@ -99,7 +99,8 @@ type scanFrame struct {
 //   - a span without exactly one trace ID of 16 bytes and one span ID of 8, not
 //     all zero; any other ID whose length is neither right nor zero
 //   - a point of a metric without a name; a histogram whose bucket counts are not
-//     one more than its bounds, or whose bounds are not finite and rising; an
+//     one more than its bounds (as many, where the last bound is infinite), or whose
+//     bounds are not rising; an
 //     exponential histogram whose scale is beyond -11 to 52 or whose buckets leave
 //     the range of an int32 (OTLP metrics.proto)
 //
@@ -244,6 +245,9 @@ func (s *scanner) leave(m *message) {
 		s.rep.Items++
 		s.points++
 		misfit := m.role == histogramPoint && s.counts[0]+s.bounds > 0 && s.counts[0] != s.bounds+1
+		if s.bounds > 0 && math.IsInf(s.bound, 1) && s.counts[0] == s.bounds { // no bucket lies above
+			misfit = false
+		}
 		beyond := max(s.offset[1]+int64(s.counts[1]), s.offset[2]+int64(s.counts[2])) > math.MaxInt32
 		if s.bad || misfit || beyond || s.attrs > MaxAttributes {
 			s.rep.Invalid++
@@ -295,7 +299,7 @@ func (s *scanner) numbers(st *step, typ int, k kind, b []byte) bool {
 	case checkBounds:
 		for ; len(b) >= 8; b = b[8:] {
 			v := math.Float64frombits(binary.LittleEndian.Uint64(b))
-			if math.IsNaN(v) || math.IsInf(v, 0) || (s.bounds > 0 && v <= s.bound) {
+			if math.IsNaN(v) || (s.bounds > 0 && v <= s.bound) {
 				s.bad = true
 			}
 			s.bound = v

@@ -69,7 +69,7 @@ const (
 	checkName          // of a metric: not empty
 	checkPacked        // whole numbers
 	checkCounts        // of a histogram: how many
-	checkBounds        // of a histogram: how many, rising, finite
+	checkBounds        // of a histogram: how many, rising
 	checkScale         // of an exponential histogram: its range
 	checkOffset        // of its buckets: with their number within an int32
 )
