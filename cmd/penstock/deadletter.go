@@ -58,7 +58,7 @@ type letterFilter struct {
 func (f *letterFilter) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.signal, "signal", "", "traces, metrics or `logs`; default: all")
 	fs.StringVar(&f.instance, "instance", "", "`name` of an instance or a glob such as 'shop-*'; default: all")
-	fs.StringVar(&f.reason, "reason", "", "`reason`, such as refused, too_old, out_of_order, too_large, cardinality, unsupported or undecodable; default: all")
+	fs.StringVar(&f.reason, "reason", "", "`reason`, such as refused, too_old, too_new, out_of_order, too_large, cardinality, unsupported or undecodable; default: all")
 	fs.StringVar(&f.backend, "backend", "", "`name` of the backend that refused them; default: all")
 	fs.DurationVar(&f.before, "before", 0, "only those that are older than `this`, such as 24h")
 }

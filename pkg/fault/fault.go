@@ -85,12 +85,15 @@ func Pause(err error, n int, jitter float64) time.Duration {
 	return pause
 }
 
-// Part is what a backend will never take of a payload.
+// Part is what a backend will never take of a payload, or need not.
 type Part struct {
 	Payload []byte
 	Items   int
 	Reason  string // as [Permanent] has it
 	Err     error  // why
+	// Known says that the backend has these items already: they count as stored, and there is no
+	// payload.
+	Known bool
 }
 
 // Parts are an error that says: the rest of the payload is stored.
@@ -126,9 +129,20 @@ func (r Refusals) Parts(pick func(items []int) []byte) error {
 	}
 	var parts Parts
 	for _, one := range r {
-		parts = append(parts, Part{pick(one.Items), len(one.Items), one.Reason, one.Err})
+		parts = append(parts, Part{Payload: pick(one.Items), Items: len(one.Items), Reason: one.Reason, Err: one.Err})
 	}
 	return parts
+}
+
+var errKnown = errors.New("stored already")
+
+// Known adds to what [Refusals.Parts] returned how many items the backend has already.
+func Known(err error, items int) error {
+	if items == 0 {
+		return err
+	}
+	parts, _ := err.(Parts)
+	return append(parts, Part{Items: items, Err: errKnown, Known: true})
 }
 
 // Error names the reasons.

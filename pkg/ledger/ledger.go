@@ -38,7 +38,8 @@ const (
 	DeadUndecodable = "undecodable"  // a message that is no envelope of ours
 	DeadUnsupported = "unsupported"  // no translation for the backend
 	DeadOutOfOrder  = "out_of_order" // older than what the backend has of the series
-	DeadTooOld      = "too_old"      // older than the backend takes, or from the future
+	DeadTooOld      = "too_old"      // older than the backend takes
+	DeadTooNew      = "too_new"      // from the future
 	DeadTooLarge    = "too_large"    // one item that no request may hold, or a line
 	DeadCardinality = "cardinality"  // too many new series or streams of one instance
 )
@@ -175,7 +176,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged} {
 			s.dropped.WithLabelValues(r)
 		}
-		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooLarge, DeadCardinality} {
+		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooNew, DeadTooLarge, DeadCardinality} {
 			s.dead.WithLabelValues(r)
 		}
 	}

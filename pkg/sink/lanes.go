@@ -291,7 +291,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 		return true
 	}
 	b := backend.Delivery{
-		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned,
+		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Arrival: from.arrival,
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)

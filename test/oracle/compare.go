@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/prometheus/model/metadata"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/storage/remote/otlptranslator/prometheusremotewrite"
+	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
 	"github.com/penstock/penstock/pkg/fault"
@@ -85,6 +86,13 @@ func (a appender) Append(_ storage.SeriesRef, ls labels.Labels, st, t int64, v f
 		if err := h.ReduceResolution(histogram.ExponentialSchemaMax); err != nil {
 			return 0, err
 		}
+	}
+	if zero := ls.Get(zeroKey); h != nil && zero != "" {
+		wide, err := strconv.ParseFloat(zero, 64)
+		if err != nil {
+			return 0, err
+		}
+		h.ZeroThreshold = wide
 	}
 	a.add(ls, o.Metadata, st, t, v, h, o.Exemplars)
 	return 1, nil
@@ -170,7 +178,7 @@ func union(a, b book) map[string]bool {
 func theirs(md pmetric.Metrics, v variant) book {
 	b := book{}
 	c := prometheusremotewrite.NewPrometheusConverter(appender{b})
-	_, _ = c.FromMetrics(context.Background(), coarse(md), prometheusremotewrite.Settings{
+	_, _ = c.FromMetrics(context.Background(), prepared(md), prometheusremotewrite.Settings{
 		AddMetricSuffixes: v.strategy.ShouldAddSuffixes(), AllowUTF8: !v.strategy.ShouldEscape(),
 		PromoteResourceAttributes: prometheusremotewrite.NewPromoteResourceAttributes(config.OTLPConfig{PromoteResourceAttributes: remotewrite.DefaultConfig().Labels}),
 		ExternalLabels:            external, PromoteScopeMetadata: v.scope,
@@ -180,35 +188,67 @@ func theirs(md pmetric.Metrics, v variant) book {
 }
 
 // scaleKey is an attribute of exponential histograms that are finer than native ones can
-// be, and says how fine.
-const scaleKey = "scale"
+// be, and says how fine; zeroKey says how wide the zero bucket is.
+const (
+	scaleKey = "scale"
+	zeroKey  = "zero"
+)
 
-// tellScale gives a point that attribute.
-func tellScale(p pmetric.ExponentialHistogramDataPoint) {
+// tellShape gives a point those attributes.
+func tellShape(p pmetric.ExponentialHistogramDataPoint) {
 	if p.Scale() > histogram.ExponentialSchemaMax {
 		p.Attributes().PutInt(scaleKey, int64(p.Scale()))
 	}
+	if p.ZeroThreshold() > 0 {
+		p.Attributes().PutStr(zeroKey, strconv.FormatFloat(p.ZeroThreshold(), 'g', -1, 64))
+	}
 }
 
-// coarse returns a copy in which no histogram is finer than a native one: the translation
-// would make them coarser, and puts a bucket behind an empty one in the wrong place then
-// (see differences.go). The appender makes them coarser instead, with
+// prepared returns a copy from which Prometheus makes what penstock makes of the original (see
+// differences.go). No histogram is finer than a native one: the translation would make them coarser, and
+// puts a bucket behind an empty one in the wrong place then. The appender makes them coarser instead, with
 // Histogram.ReduceResolution, which Prometheus uses everywhere else.
-func coarse(md pmetric.Metrics) pmetric.Metrics {
+func prepared(md pmetric.Metrics) pmetric.Metrics {
 	out := pmetric.NewMetrics()
 	md.CopyTo(out)
 	for _, rm := range out.ResourceMetrics().All() {
 		for _, sm := range rm.ScopeMetrics().All() {
 			for _, m := range sm.Metrics().All() {
-				if m.Type() == pmetric.MetricTypeExponentialHistogram {
-					for _, p := range m.ExponentialHistogram().DataPoints().All() {
-						p.SetScale(min(p.Scale(), histogram.ExponentialSchemaMax))
-					}
-				}
+				prepare(m)
 			}
 		}
 	}
 	return out
+}
+
+func prepare(m pmetric.Metric) {
+	switch m.Type() {
+	case pmetric.MetricTypeExponentialHistogram:
+		for _, p := range m.ExponentialHistogram().DataPoints().All() {
+			p.SetScale(min(p.Scale(), histogram.ExponentialSchemaMax))
+		}
+	case pmetric.MetricTypeHistogram:
+		for _, p := range m.Histogram().DataPoints().All() {
+			export(p.Attributes(), "le")
+			if p.Flags().NoRecordedValue() && !p.HasSum() {
+				p.SetSum(0)
+			}
+		}
+	case pmetric.MetricTypeSummary:
+		for _, p := range m.Summary().DataPoints().All() {
+			export(p.Attributes(), "quantile")
+		}
+	}
+}
+
+// export renames an attribute that a label of the series takes the place of.
+func export(attributes pcommon.Map, key string) {
+	if v, ok := attributes.Get(key); ok {
+		own := pcommon.NewValueEmpty()
+		v.CopyTo(own)
+		attributes.Remove(key)
+		own.CopyTo(attributes.PutEmpty("exported_" + key))
+	}
 }
 
 var external = map[string]string{"cluster": "eu-1", "code": "only where there is none"}

@@ -5,13 +5,15 @@ import "strings"
 // What is meant to differ from Prometheus's translation, and why. The comparison leaves it
 // out as it says here; TestMeantDifferences shows each.
 //
-//  1. Resource labels win over data point attributes of the same name: a customer must
-//     not forge instance_id. In Prometheus the data point wins. The generator gives data points no such
-//     attribute.
+//  1. Resource labels win over data point attributes of the same name, and le and quantile over attributes
+//     of histograms and summaries: a customer must not forge instance_id. The attribute is exported_instance_id
+//     then, as where Prometheus scrapes. In its translation the data point wins over the resource, and le and
+//     quantile take its attribute's place. The generator gives data points no attributes of resources.
 //  2. An attribute whose label would begin with __ gets key before it: those are Prometheus's
 //     own. The generator makes none.
-//  3. Of samples of one series and millisecond in one request the last is sent: a
-//     receiver takes one, and refuses the request or the sample for the others.
+//  3. Of samples of one stream and millisecond in one request the last is sent: a
+//     receiver takes one, and refuses the request or the sample for the others. Of several streams with the
+//     same labels the first is sent, the others are dead-lettered.
 //  4. target_info is written every 2.5 minutes of a resource's time, not with every request, for an hour
 //     at the most, without attributes that no label can have, and not for resources with more than 256
 //     attributes; points that are refused do not count for its time. Compared are its labels, values and
@@ -27,7 +29,13 @@ import "strings"
 //  8. Buckets are compared after Compact(0): the same ones can be written with more or fewer spans.
 //  9. Deltas are added up, where Prometheus refuses them by default: TestDeltas holds the sums against
 //     the cumulative points they were made of.
+//     The deltas of a sum that may fall are refused.
 // 10. NaN and infinity inside of arrays and maps are text; pdata writes nothing for the whole value.
+// 11. The zero bucket of an exponential histogram is as wide as the point says; that of Prometheus's
+//     translation is always 1e-128.
+// 12. Where a histogram ends its sum ends, too, also when the last point has none, and its buckets, also
+//     when that names none: the generator names them. A histogram's infinite bounds are left out, and a point from the future is refused, its exemplar left out.
+// 13. deployment.environment stands for deployment.environment.name, where a resource has only that.
 
 // meant takes away what is meant to differ.
 func (b book) meant() {

@@ -175,7 +175,7 @@ func metric(r *rand.Rand, m pmetric.Metric, now time.Time, number int) {
 			p.SetTimestamp(at)
 			p.SetFlags(flags)
 			total := uint64(0)
-			if !chance(r, 8) {
+			if !chance(r, 8) || flags.NoRecordedValue() {
 				p.ExplicitBounds().FromRaw(bounds)
 				for range len(bounds) + 1 {
 					c := uint64(r.IntN(1000))
@@ -203,9 +203,9 @@ func metric(r *rand.Rand, m pmetric.Metric, now time.Time, number int) {
 			p.SetTimestamp(at)
 			p.SetFlags(flags)
 			p.SetScale(int32(r.IntN(25)) - 4)
-			tellScale(p)
 			p.SetZeroCount(uint64(r.IntN(5)))
 			p.SetZeroThreshold(pick(r, []float64{0, 1e-6}))
+			tellShape(p)
 			total := p.ZeroCount()
 			for _, b := range []pmetric.ExponentialHistogramDataPointBuckets{p.Positive(), p.Negative()} {
 				b.SetOffset(int32(r.IntN(2000)) - 1000)
@@ -234,7 +234,11 @@ func metric(r *rand.Rand, m pmetric.Metric, now time.Time, number int) {
 			p.SetFlags(flags)
 			p.SetCount(r.Uint64N(1000))
 			p.SetSum(r.NormFloat64())
-			for _, q := range []float64{0, 0.5, 0.9, 0.99, 1}[:r.IntN(6)] {
+			quantiles := r.IntN(6)
+			if flags.NoRecordedValue() {
+				quantiles = max(quantiles, 1)
+			}
+			for _, q := range []float64{0, 0.5, 0.9, 0.99, 1}[:quantiles] {
 				v := p.QuantileValues().AppendEmpty()
 				v.SetQuantile(q)
 				v.SetValue(r.NormFloat64())

@@ -29,7 +29,7 @@ func TestRecordedMetrics(t *testing.T) {
 				for _, m := range sm.Metrics().All() {
 					if kinds[m.Type()] = true; m.Type() == pmetric.MetricTypeExponentialHistogram {
 						for _, p := range m.ExponentialHistogram().DataPoints().All() {
-							tellScale(p)
+							tellShape(p)
 						}
 					}
 				}

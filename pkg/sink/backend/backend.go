@@ -96,6 +96,13 @@ type Writer interface {
 	Close() error
 }
 
+// Dated is a [Writer] to which it matters when a payload arrived at its edge. That time stays the
+// same however often, and by whomever, the payload is written.
+type Dated interface {
+	// WriteArrived is Write of a payload of that arrival; the zero time stands for now.
+	WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error
+}
+
 // Session returns a writer for another goroutine, which remembers nothing of what w has
 // written. It is not closed.
 func Session(w Writer) Writer {
@@ -185,6 +192,17 @@ type named struct {
 
 func (n named) Name() string { return n.name }
 
+func (n named) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
+	return writeArrived(ctx, n.Writer, instance, payload, arrival)
+}
+
+func writeArrived(ctx context.Context, w Writer, instance string, payload []byte, arrival time.Time) error {
+	if dated, is := w.(Dated); is {
+		return dated.WriteArrived(ctx, instance, payload, arrival)
+	}
+	return w.Write(ctx, instance, payload)
+}
+
 // Open returns the writer of a signal; nil when there is none.
 func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
 	switch {
@@ -214,6 +232,8 @@ type Delivery struct {
 	Signal otlpwire.Signal
 	Writer Writer
 	Log    *slog.Logger
+	// Arrival is when what is written arrived at its edge, in Unix nanoseconds; 0: nobody knows.
+	Arrival int64
 	// Delivered counts items that the backend has.
 	Delivered func(items int)
 	// Deduplicated counts those among them that the backend has refused because it has
@@ -258,14 +278,22 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		}
 	}
 	defer pause(false)
+	var arrival time.Time
+	if d.Arrival > 0 {
+		arrival = time.Unix(0, d.Arrival)
+	}
 	for attempt := 1; ; attempt++ {
-		err := d.Writer.Write(ctx, instance, payload)
+		err := writeArrived(ctx, d.Writer, instance, payload, arrival)
 		var parts fault.Parts
 		if err == nil || errors.As(err, &parts) {
 			if attempt > 1 {
 				d.Log.Info("backend takes data again", "attempts", attempt)
 			}
 			for _, p := range parts {
+				if p.Known {
+					d.Deduplicated(p.Items)
+					continue
+				}
 				if items -= p.Items; !d.GiveUp(ctx, instance, p.Payload, p.Reason, p.Err) {
 					return false
 				}

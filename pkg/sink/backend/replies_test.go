@@ -79,6 +79,12 @@ func bring(t *testing.T, kind string, payload []byte, within time.Duration, scri
 // bringTo is bring with a configuration.
 func bringTo(t *testing.T, kind string, set func(*Config), payload []byte, within time.Duration, script func(n int, body string) func(http.ResponseWriter)) (o outcome) {
 	t.Helper()
+	return bringAll(t, kind, set, [][]byte{payload}, time.Time{}, within, script)
+}
+
+// bringAll is bringTo for payloads that arrived a second apart; the zero time is none.
+func bringAll(t *testing.T, kind string, set func(*Config), payloads [][]byte, arrival time.Time, within time.Duration, script func(n int, body string) func(http.ResponseWriter)) (o outcome) {
+	t.Helper()
 	var mu sync.Mutex
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -113,7 +119,12 @@ func bringTo(t *testing.T, kind string, set func(*Config), payload []byte, withi
 			return true
 		},
 	}
-	o.finished = d.Write(ctx, "as-1", payload, otlpwire.Count(k.sig, payload), false)
+	for i, payload := range payloads {
+		if !arrival.IsZero() {
+			d.Arrival = arrival.Add(time.Duration(i) * time.Second).UnixNano()
+		}
+		o.finished = d.Write(ctx, "as-1", payload, otlpwire.Count(k.sig, payload), false)
+	}
 	return o
 }
 

@@ -167,7 +167,7 @@ func (e *encoder) nativeV(t *translation, v *sample, num protowire.Number) []byt
 	p = protowire.AppendVarint(p, h.count)
 	p = appendDouble(p, 3, h.sum)
 	p = appendNumber(p, 4, protowire.EncodeZigZag(int64(h.schema)))
-	p = appendDouble(p, 5, zeroThreshold)
+	p = appendDouble(p, 5, h.threshold)
 	p = protowire.AppendVarint(append(p, 6<<3|byte(protowire.VarintType)), h.zeros)
 	p = h.negative.append(p, 8)
 	p = h.positive.append(p, 11)

@@ -39,7 +39,7 @@ func (t *translation) exemplar(b []byte) {
 			trace = f.Bytes
 		}
 	}
-	if !valued {
+	if !valued || t.ahead(uint64(max(e.at, 0))*1e6) { // ahead of its time it would keep later ones out
 		return
 	}
 	var (

@@ -23,6 +23,7 @@ type otlpHistogram struct {
 	exponential        bool
 	scale              int32
 	zeros              uint64
+	threshold          float64 // of the zero bucket; 0: none was said
 	positive, negative buckets
 }
 
@@ -54,11 +55,34 @@ func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt p
 		return pt, errBuckets
 	}
 	err := t.memory.admit(t, names.plain, pt, h.bounds)
-	if err == nil && m.Temporality == otlpwire.Delta && !pt.ended {
-		h.exponential = m.Kind == otlpwire.ExponentialHistogram
-		pt.start, err = t.memory.histogram(t.identity(names.plain), pt, h)
+	h.exponential = m.Kind == otlpwire.ExponentialHistogram
+	if !h.exponential {
+		h.bounds = append(h.bounds[:0], t.memory.ends(t.shape(names.plain), pt.ended, h.bounds)...)
+	}
+	if err == nil && m.Temporality == otlpwire.Delta {
+		pt, err = t.sumHistogram(names.plain, pt)
 	}
 	return pt, err
+}
+
+// finite leaves out bounds that are infinite: above positive infinity there is nothing, and the bucket
+// of the largest series has no bound anyway.
+func (h *otlpHistogram) finite() {
+	n := len(h.bounds)
+	if n > 0 && math.IsInf(h.bounds[n-1], 1) {
+		h.bounds = h.bounds[:n-1]
+		if len(h.counts) == n+1 { // some leave out the last one, which is empty
+			h.counts[n-1] += h.counts[n]
+			h.counts = h.counts[:n]
+		}
+	}
+	if len(h.bounds) > 0 && math.IsInf(h.bounds[0], -1) {
+		h.bounds = h.bounds[1:]
+		if len(h.counts) > 1 {
+			h.counts[1] += h.counts[0]
+			h.counts = h.counts[1:]
+		}
+	}
 }
 
 // explicit adds a point of a histogram with bounds: a series for each bucket, one for
@@ -84,6 +108,7 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 			h.total(f)
 		}
 	})
+	h.finite()
 	switch {
 	case err != nil:
 		return err
@@ -95,10 +120,13 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 	if pt, err = t.histogramPoint(m, names, pt); err != nil {
 		return err
 	}
-	if h.summed {
-		t.one(names.sum, label{}, pt, h.sum)
+	if t.meets(t.at(names.count, label{}, false), pt) {
+		return errCollides
 	}
 	t.one(names.count, label{}, pt, float64(h.count))
+	if h.summed || pt.ended {
+		t.one(names.sum, label{}, pt, h.sum)
+	}
 	slices.SortStableFunc(t.marks, func(a, b mark) int {
 		if a.value < b.value {
 			return -1
@@ -110,8 +138,10 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 	le := t.symbols.addString(leLabel)
 	t.le(h.bounds)
 	total, marks := uint64(0), t.marks
-	for i := 0; i < len(h.bounds) && i < len(h.counts); i++ {
-		total += h.counts[i]
+	for i := 0; i < len(h.bounds) && (i < len(h.counts) || pt.ended); i++ {
+		if i < len(h.counts) {
+			total += h.counts[i]
+		}
 		s := t.one(names.bucket, label{name: le, value: t.les[i]}, pt, float64(total))
 		for ; len(marks) > 0 && !(marks[0].value > h.bounds[i]); marks = marks[1:] {
 			t.attach(s, marks[0].entry)
@@ -141,13 +171,14 @@ const (
 	maxSchema = 8
 )
 
-// zeroThreshold is the one that Prometheus gives histograms from OTLP.
+// zeroThreshold is the one that Prometheus gives histograms from OTLP. Ours have it where their own
+// is zero.
 const zeroThreshold = 1e-128
 
 // native is a native histogram.
 type native struct {
 	count, zeros       uint64
-	sum                float64
+	sum, threshold     float64
 	schema             int32
 	positive, negative sparse
 }
@@ -179,12 +210,16 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 			h.positive.read(f.Bytes)
 		case 9<<3 | otlpwire.Bytes:
 			h.negative.read(f.Bytes)
+		case 14<<3 | otlpwire.Fixed64:
+			h.threshold = f.Double()
 		default:
 			h.total(f)
 		}
 	})
 	switch {
 	case err != nil:
+	case !(h.threshold >= 0) || math.IsInf(h.threshold, 1):
+		err = errThreshold
 	case h.scale < minSchema:
 		err = errScale
 	case !pt.ended && !h.counted():
@@ -196,7 +231,10 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 	if err != nil {
 		return err
 	}
-	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema)}
+	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema), threshold: h.threshold}
+	if n.threshold == 0 {
+		n.threshold = zeroThreshold
+	}
 	down := uint(h.scale - n.schema)
 	n.positive, n.negative = h.positive.sparse(down), h.negative.sparse(down)
 	if pt.ended {
@@ -205,6 +243,9 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 		n.sum = h.sum
 	}
 	s := t.at(names.plain, label{}, true)
+	if t.meets(s, pt) {
+		return errCollides
+	}
 	t.put(s, pt, 0, int32(len(t.native)))
 	t.native = append(t.native, n)
 	for _, k := range t.marks {

@@ -198,6 +198,25 @@ func set(ls []label, l label) []label {
 	return ls
 }
 
+// claim is set for a label that must stand there: another of its name is exported.
+func (t *translation) claim(ls []label, l label) []label {
+	if i := slices.IndexFunc(ls, func(have label) bool { return have.name == l.name && have.value != 0 }); i >= 0 {
+		ls[i].name = t.export(l.name, func(name uint32) bool {
+			return slices.ContainsFunc(ls, func(have label) bool { return have.name == name })
+		})
+	}
+	return set(ls, l)
+}
+
+// export returns the first name that is not taken with exported before it.
+func (t *translation) export(name uint32, taken func(uint32) bool) uint32 {
+	for text := string(t.symbols.get(name)); taken(name); {
+		text = exported + text
+		name = t.symbols.addString(text)
+	}
+	return name
+}
+
 // order sorts labels by name and leaves out empty ones.
 func (t *translation) order(ls []label) []label {
 	out := ls[:0]
@@ -218,18 +237,40 @@ func (t *translation) before(a, b uint32) bool {
 	return bytes.Compare(t.symbols.get(a), t.symbols.get(b)) < 0
 }
 
+// exported stands before the name of a point's label that another takes the place of, as where
+// Prometheus scrapes.
+const exported = "exported_"
+
+// giveWay renames the labels of the point at hand that the resource's would overwrite, or one that
+// its series have of their own: no customer can forge instance_id, and nothing of the point is lost.
+func (t *translation) giveWay() {
+	moved := false
+	for i := range t.own {
+		if t.overwritten(t.own[i].name) {
+			t.own[i].name, moved = t.export(t.own[i].name, func(name uint32) bool {
+				return t.overwritten(name) || slices.ContainsFunc(t.own, func(l label) bool { return l.name == name })
+			}), true
+		}
+	}
+	if moved {
+		t.own = t.order(t.own)
+	}
+}
+
+// overwritten reports whether a label of the resource, or of the series, stands above one of the point.
+func (t *translation) overwritten(name uint32) bool {
+	return name == t.reserved || slices.ContainsFunc(t.resource, func(l label) bool { return l.name == name && !l.weak })
+}
+
 // merge puts the labels of a point and of its resource together, both in order, into
-// t.labels. The resource's win, unless they are weak: no customer can forge
-// instance_id.
+// t.labels. Weak ones of the resource give way.
 func (t *translation) merge(point, resource []label) {
 	out := t.labels[:0]
 	for len(point) > 0 && len(resource) > 0 {
 		p, r := point[0], resource[0]
 		switch {
-		case p.name == r.name && r.weak:
-			resource = resource[1:]
 		case p.name == r.name:
-			point = point[1:]
+			resource = resource[1:]
 		case t.before(p.name, r.name):
 			out, point = append(out, p), point[1:]
 		default:

@@ -18,12 +18,17 @@ type identity struct{ first, second uint64 }
 // and what was old is forgotten.
 type memory struct {
 	deltas  generations[delta]
+	lasts   generations[uint64]    // the time of a stream's last delta, in nanoseconds
+	shapes  generations[[]float64] // bounds of histograms, quantiles of summaries
 	targets generations[int64]
+	doubts  generations[int64] // target_info that may have been refused: until when it is left out, in milliseconds
 	guards  map[string]*guard
 	cfg     *Config
 
 	staged  map[identity]delta
+	counted map[identity]uint64 // of lasts
 	written map[identity]int64
+	shape   []float64 // the one that was noted last: most series share it
 }
 
 type generations[T any] struct {
@@ -42,6 +47,11 @@ func (g *generations[T]) get(id identity) (v T, ok bool) {
 	return v, ok
 }
 
+func (g *generations[T]) drop(id identity) {
+	delete(g.young, id)
+	delete(g.old, id)
+}
+
 func (g *generations[T]) set(id identity, v T) {
 	if _, have := g.young[id]; !have && len(g.young) >= g.most {
 		g.old, g.young = g.young, make(map[identity]T)
@@ -52,25 +62,30 @@ func (g *generations[T]) set(id identity, v T) {
 // maxTargets is about how many resources are known to have a target_info.
 const maxTargets = 1 << 16
 
+// maxShapes is of how many histograms and summaries it is known what series they have.
+const maxShapes = 1 << 15
+
 func newMemory(cfg *Config) *memory {
+	series := max(cfg.Limits.DeltaSeries/2, 1)
 	return &memory{
-		cfg: cfg, deltas: newGenerations[delta](max(cfg.Limits.DeltaSeries/2, 1)), targets: newGenerations[int64](maxTargets / 2),
-		guards: make(map[string]*guard), staged: make(map[identity]delta), written: make(map[identity]int64),
+		cfg: cfg, deltas: newGenerations[delta](series), lasts: newGenerations[uint64](series),
+		shapes: newGenerations[[]float64](maxShapes / 2), targets: newGenerations[int64](maxTargets / 2), doubts: newGenerations[int64](maxTargets / 2),
+		guards: make(map[string]*guard), staged: make(map[identity]delta), counted: make(map[identity]uint64), written: make(map[identity]int64),
 	}
 }
 
 // reset forgets what the request before would have changed.
 func (m *memory) reset() {
 	clear(m.staged)
+	clear(m.counted)
 	clear(m.written)
 }
 
-// forget begins the series anew whose deltas were refused: nobody knows what of them the
+// forget begins the series again whose deltas were refused: nobody knows what of them the
 // backend has.
 func (m *memory) forget() {
 	for id := range m.staged {
-		delete(m.deltas.young, id)
-		delete(m.deltas.old, id)
+		m.deltas.drop(id)
 	}
 	m.reset()
 }
@@ -79,10 +94,29 @@ func (m *memory) commit() {
 	for id, d := range m.staged {
 		m.deltas.set(id, d)
 	}
+	for id, at := range m.counted {
+		m.lasts.set(id, at)
+	}
 	for id, at := range m.written {
 		m.targets.set(id, at)
+		m.doubts.drop(id)
 	}
 	m.reset()
+}
+
+// ends returns the bounds or quantiles of a series that ends, of which its last point need say
+// nothing; of others it notes them.
+func (m *memory) ends(id identity, ended bool, shape []float64) []float64 {
+	switch known, _ := m.shapes.get(id); {
+	case ended && len(shape) == 0:
+		return known
+	case !ended && len(shape) > 0 && !slices.Equal(known, shape):
+		if !slices.Equal(m.shape, shape) {
+			m.shape = slices.Clone(shape)
+		}
+		m.shapes.set(id, m.shape)
+	}
+	return shape
 }
 
 // target returns when the target_info of a series was written last, in milliseconds.
@@ -95,16 +129,43 @@ func (m *memory) target(id identity) (at int64, ok bool) {
 
 func (m *memory) wroteTarget(id identity, at int64) { m.written[id] = at }
 
-// delta is the sum of all deltas of a series since it was first seen here.
+// hour is how long a target_info is left out that was refused.
+const hour = 3600_000 // milliseconds
+
+// doubt notes that one of the target_info series of a request was refused. Each is tried alone next time;
+// one that was alone is left out for an hour.
+func (m *memory) doubt(ids []identity, now int64) {
+	for _, id := range ids {
+		until := int64(0)
+		if len(ids) == 1 {
+			until = now + hour
+		}
+		m.doubts.set(id, until)
+	}
+}
+
+// delta is the sum of all deltas of a series since it was first seen here. Several streams may
+// add to it.
 type delta struct {
-	start, last uint64 // nanoseconds
+	start, last uint64 // nanoseconds; last is that of the newest sample
 	value       float64
 	histogram   *otlpHistogram // nil: a number
 }
 
-// next returns the sum that a delta is to be added to. fresh says that it begins here;
-// again, that the delta is in the sum already.
-func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err error) {
+// next returns the sum that a delta of a stream is to be added to, and when its series has the result:
+// never before what is there already, which may be of another stream. fresh says that it begins here.
+func (m *memory) next(id, stream identity, pt point) (d delta, at uint64, fresh bool, err error) {
+	last, counting := m.counted[stream]
+	known := counting
+	if !known {
+		last, known = m.lasts.get(stream)
+	}
+	switch {
+	case known && pt.at < last:
+		return d, 0, false, errOld
+	case known && pt.at == last && !counting: // of two in one request both count
+		return d, 0, false, errKnown
+	}
 	d, staged := m.staged[id]
 	ok := staged
 	if !ok {
@@ -112,60 +173,78 @@ func (m *memory) next(id identity, pt point) (d delta, fresh, again bool, err er
 	}
 	switch {
 	case !ok:
-		start := pt.start
-		if start == 0 {
-			start = pt.at
+		d = delta{start: pt.start, last: pt.at}
+		if d.start == 0 {
+			d.start = pt.at
 		}
-		return delta{start: start, last: pt.at}, true, false, nil
-	case pt.at < d.last:
-		return d, false, false, errOld
-	case pt.at == d.last && !staged: // of two in one request both count: two scopes may count the same
-		return d, false, true, nil
+	case staged:
+		d.last = max(d.last, pt.at)
+	default:
+		const milli = 1e6
+		d.last = max(d.last/milli*milli+milli, pt.at)
 	}
-	d.last = pt.at
-	return d, false, false, nil
+	return d, d.last, !ok, nil
 }
 
-// sum returns the cumulative value and start of a sum.
-func (m *memory) sum(id identity, pt point, v float64) (value float64, start uint64, err error) {
-	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return 0, 0, errFinite
+// keep remembers a sum, and that a delta is in it.
+func (m *memory) keep(id, stream identity, d delta, at uint64) {
+	m.staged[id], m.counted[stream] = d, at
+}
+
+// summed is the stream of the samples that are sums: those of one series belong together.
+const summed = 1
+
+// sum adds a delta to the sum of its series, and returns what is to be written.
+func (t *translation) sum(name uint32, pt point, v float64) (float64, point, error) {
+	stream := identity{t.stream, 0}
+	if t.stream = summed; pt.ended {
+		return v, pt, nil
 	}
-	d, _, again, err := m.next(id, pt)
+	switch {
+	case math.IsNaN(v) || math.IsInf(v, 0):
+		return 0, pt, errFinite
+	case v < 0:
+		return 0, pt, errFalls
+	}
+	id := t.identity(name)
+	d, at, _, err := t.memory.next(id, stream, pt)
 	if err != nil {
-		return 0, 0, err
+		return 0, pt, err
 	}
-	if !again {
-		d.value += v
-		m.staged[id] = d
+	d.value += v
+	if math.IsInf(d.value, 0) {
+		d = delta{start: pt.start, last: at, value: v} // as a counter that begins again
 	}
-	return d.value, d.start, nil
+	t.memory.keep(id, stream, d, pt.at)
+	pt.at, pt.start = at, d.start
+	return d.value, pt, nil
 }
 
-// histogram makes h cumulative and returns its start. One that cannot be added to what was
-// before begins anew.
-func (m *memory) histogram(id identity, pt point, h *otlpHistogram) (start uint64, err error) {
+// sumHistogram adds what was before to t.histogram, and returns the point that is to be written. One that
+// cannot be added to what was before begins again.
+func (t *translation) sumHistogram(name uint32, pt point) (point, error) {
+	stream, h := identity{t.stream, 0}, &t.histogram
+	if t.stream = summed; pt.ended {
+		return pt, nil
+	}
 	if math.IsNaN(h.sum) || math.IsInf(h.sum, 0) {
-		return 0, errFinite
+		return pt, errFinite
 	}
-	if h.exponential && !h.add(&otlpHistogram{exponential: true, scale: h.scale}) { // as coarse as it must be
-		return 0, errBuckets
+	if h.exponential && !h.add(&otlpHistogram{exponential: true, scale: h.scale, threshold: h.threshold}) { // as coarse as it must be
+		return pt, errBuckets
 	}
-	d, fresh, again, err := m.next(id, pt)
+	id := t.identity(name)
+	d, at, fresh, err := t.memory.next(id, stream, pt)
 	if err != nil {
-		return 0, err
+		return pt, err
 	}
-	if before := d.histogram; !fresh && before != nil && again {
-		*h = *before.clone()
-		return d.start, nil
-	} else if !fresh && (before == nil || !h.add(before)) {
+	if before := d.histogram; !fresh && (before == nil || !h.add(before)) {
 		d.start = pt.start
 	}
-	if !again {
-		d.histogram = h.clone()
-		m.staged[id] = d
-	}
-	return d.start, nil
+	d.histogram = h.clone()
+	t.memory.keep(id, stream, d, pt.at)
+	pt.at, pt.start = at, d.start
+	return pt, nil
 }
 
 // clone copies a histogram.
@@ -183,6 +262,9 @@ const maxSum = 160
 // add adds what was before to h, and reports whether that can be done: not with other bounds
 // or another kind, nor where an exponential one would have too many buckets.
 func (h *otlpHistogram) add(before *otlpHistogram) bool {
+	if h.exponential && before.exponential {
+		h, before = h.sameZero(before)
+	}
 	scale := min(h.scale, before.scale)
 	wide := func() bool {
 		return width(h, before, scale, positive) > maxSum || width(h, before, scale, negative) > maxSum
@@ -211,6 +293,40 @@ func (h *otlpHistogram) add(before *otlpHistogram) bool {
 	}
 	h.scale = scale
 	return true
+}
+
+// sameZero gives two exponential histograms the wider one of their zero buckets, and returns them; of
+// before a copy, where it changes.
+func (h *otlpHistogram) sameZero(before *otlpHistogram) (*otlpHistogram, *otlpHistogram) {
+	if h.threshold == before.threshold {
+		return h, before
+	}
+	before = before.clone()
+	for h.threshold != before.threshold {
+		wide := max(h.threshold, before.threshold)
+		h.widen(wide)
+		before.widen(wide)
+	}
+	return h, before
+}
+
+// widen lets the zero bucket hold what is up to a threshold, and the rest of the bucket that this is in.
+func (h *otlpHistogram) widen(threshold float64) {
+	h.threshold = max(h.threshold, threshold)
+	for _, b := range []*buckets{&h.positive, &h.negative} {
+		for len(b.counts) > 0 && h.bound(b.offset) < h.threshold {
+			if b.counts[0] > 0 {
+				h.zeros += b.counts[0]
+				h.threshold = min(max(h.threshold, h.bound(b.offset+1)), math.MaxFloat64)
+			}
+			b.offset, b.counts = b.offset+1, b.counts[1:]
+		}
+	}
+}
+
+// bound is the lower one of the bucket of an index.
+func (h *otlpHistogram) bound(index int32) float64 {
+	return math.Exp2(math.Ldexp(float64(index), -int(h.scale)))
 }
 
 func positive(h *otlpHistogram) *buckets { return &h.positive }
@@ -303,8 +419,7 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(max(pt.at, t.now-dayNanos), t.now) / minuteNanos)}
 		m.guards[t.instance] = g
 	}
-	// A point from the future must not move the time: Prometheus will not have it.
-	if minute := int64(pt.at / minuteNanos); minute > g.minute && minute <= int64(t.now/minuteNanos)+ahead {
+	if minute := int64(pt.at / minuteNanos); minute > g.minute {
 		g.minute, g.fresh = minute, 0
 		if hour := minute / hourMinutes; hour > g.hour {
 			g.hour, g.old, g.young = hour, g.young, make(map[uint64]struct{})

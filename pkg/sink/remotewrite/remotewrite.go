@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"regexp"
@@ -128,12 +129,14 @@ type Writer struct {
 	translation *translation // nil: nothing was written yet
 	encoder     encoder
 	compressed  []byte
-	without     int // so many payloads go without target_info: something of the last was refused
+	refused     piece // what was refused last: its halves go without target_info
 }
 
-// pause is how many payloads go without target_info after a refusal: the halves of what was
-// refused are among them.
-const pause = 64
+// piece tells the parts of what arrived together.
+type piece struct {
+	instance string
+	arrival  time.Time
+}
 
 // receiver is what the writers to one Prometheus share.
 type receiver struct {
@@ -168,10 +171,12 @@ func (w *Writer) Session() *Writer { return &Writer{receiver: w.receiver} }
 // too late. Prometheus 2.42 answers 500 to one that is too old: by the book that would be
 // tried again for ever.
 func refused(status int, body string) (reason string) {
-	if status != http.StatusBadRequest && status != http.StatusInternalServerError {
+	if status != http.StatusBadRequest && status != http.StatusInternalServerError && status != http.StatusConflict {
 		return ""
 	}
 	switch {
+	case strings.Contains(body, "too far in the future"), strings.Contains(body, "too-far-in-future"), strings.Contains(body, "max-future"):
+		return ledger.DeadTooNew
 	case strings.Contains(body, "out of order sample"), strings.Contains(body, "duplicate sample"),
 		strings.Contains(body, "sample-out-of-order"), strings.Contains(body, "sample-duplicate-timestamp"): // Mimir
 		return ledger.DeadOutOfOrder
@@ -181,6 +186,8 @@ func refused(status int, body string) (reason string) {
 		return ledger.DeadRefused
 	case strings.Contains(body, "native histograms are disabled"): // likewise, and not what is sent is wrong
 		return push.Misconfigured
+	case status == http.StatusConflict: // Thanos: there is another, or a newer one
+		return ledger.DeadOutOfOrder
 	}
 	return ""
 }
@@ -229,35 +236,47 @@ func (w *Writer) Name() string { return "prometheus" }
 // Close does nothing; connections end when they idle.
 func (w *Writer) Close() error { return nil }
 
-// Write returns nil when Prometheus has stored every sample of an OTLP request, and
-// [fault.Parts] when it has stored all but those named there.
+// Write is [Writer.WriteArrived] of a payload that arrives now.
 func (w *Writer) Write(ctx context.Context, instance string, payload []byte) error {
+	return w.WriteArrived(ctx, instance, payload, time.Time{})
+}
+
+// WriteArrived returns nil when Prometheus has stored every sample of an OTLP request, and
+// [fault.Parts] when it has stored all but those named there. arrival is when the request arrived at its
+// edge; the zero time stands for now, and nothing arrives later.
+func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
 	if w.translation == nil {
 		w.translation = newTranslation(&w.cfg)
 	}
-	t := w.translation
-	now := time.Now()
-	t.reset(instance, now)
-	t.plain = w.without > 0
-	w.without = max(w.without-1, 0)
-	t.add(payload)
-	err := w.send(ctx, t, payload)
-	if _, refused := fault.Reason(err); refused && t.targeted {
-		// Nobody has sent target_info; what was sent must not be lost for it.
-		w.without = pause
-		t.reset(instance, now)
-		t.plain = true
-		t.add(payload)
-		err = w.send(ctx, t, payload)
+	if now := time.Now(); arrival.IsZero() || arrival.After(now) {
+		arrival = now
 	}
-	if err != nil {
-		if _, refused := fault.Reason(err); refused && (fault.IsWhole(err) || otlpwire.Count(otlpwire.Metrics, payload) < 2) {
+	t := w.translation
+	translate := func(plain bool) error {
+		t.reset(instance, arrival)
+		t.plain = plain
+		t.add(payload)
+		return w.send(ctx, t, payload)
+	}
+	part := piece{instance, arrival}
+	err := translate(w.refused == part)
+	if _, refused := fault.Reason(err); refused && len(t.memory.written) > 0 {
+		// Nobody has sent target_info; what was sent must not be lost for it.
+		targets := slices.Collect(maps.Keys(t.memory.written))
+		if err = translate(true); err == nil {
+			t.memory.doubt(targets, arrival.UnixMilli())
+		}
+	}
+	if _, refused := fault.Reason(err); refused {
+		if w.refused = part; fault.IsWhole(err) || otlpwire.Count(otlpwire.Metrics, payload) < 2 {
 			t.memory.forget()
 		}
+	}
+	if err != nil {
 		return err
 	}
 	t.commit()
-	return t.refused.Parts(func(points []int) []byte { return otlpwire.Pick(otlpwire.Metrics, payload, points) })
+	return fault.Known(t.refused.Parts(func(points []int) []byte { return otlpwire.Pick(otlpwire.Metrics, payload, points) }), t.known)
 }
 
 var errLarge = errors.New("its series take too much memory together")

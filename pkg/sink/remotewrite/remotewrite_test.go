@@ -76,17 +76,17 @@ func TestTranslation(t *testing.T) {
 		"histogram": {
 			`{"name":"d","unit":"s","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1000000","count":"6","sum":9,"bucketCounts":["1","2","3"],"explicitBounds":[0.1,1]}]}}`,
 			[]string{
-				"__name__=d_seconds_sum" + common + " | 9@1", "__name__=d_seconds_count" + common + " | 6@1",
+				"__name__=d_seconds_count" + common + " | 6@1", "__name__=d_seconds_sum" + common + " | 9@1",
 				"__name__=d_seconds_bucket" + common + " le=0.1 | 1@1", "__name__=d_seconds_bucket" + common + " le=1 | 3@1", "__name__=d_seconds_bucket" + common + " le=+Inf | 6@1",
 			},
 		},
 		"summary": {
 			`{"name":"q","summary":{"dataPoints":[{"timeUnixNano":"1000000","count":"2","sum":3,"quantileValues":[{"quantile":0.5,"value":1}]}]}}`,
-			[]string{"__name__=q_sum" + common + " | 3@1", "__name__=q_count" + common + " | 2@1", "__name__=q" + common + " quantile=0.5 | 1@1"},
+			[]string{"__name__=q_count" + common + " | 2@1", "__name__=q_sum" + common + " | 3@1", "__name__=q" + common + " quantile=0.5 | 1@1"},
 		},
 		"identity wins over attributes": {
 			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1000000","asInt":"1","attributes":[{"key":"instance_id","value":{"stringValue":"forged"}},{"key":"job","value":{"stringValue":"forged"}},{"key":"__name__","value":{"stringValue":"forged"}}]}]}}`,
-			[]string{"__name__=g" + common + " | 1@1"},
+			[]string{"__name__=g exported_instance_id=forged exported_job=forged" + common + " | 1@1"},
 		},
 		"names that become one are joined": {
 			`{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1000000","asInt":"1","attributes":[{"key":"a.b","value":{"stringValue":"1"}},{"key":"a_b","value":{"stringValue":"2"}}]}]}}`,

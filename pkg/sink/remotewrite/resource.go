@@ -5,11 +5,12 @@ import (
 	"slices"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/attr"
 )
 
 // setResource prepares the labels that every series of a resource has.
 func (t *translation) setResource(resource []byte) {
-	t.about, t.resource, t.job, t.host = resource, t.resource[:0], 0, 0
+	t.about, t.resource, t.job, t.host, t.streams[0] = resource, t.resource[:0], 0, 0, 0
 	t.attributes = t.attributes[:0]
 	var namespace, service []byte // nil: absent, which is not the same as empty
 	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
@@ -22,6 +23,7 @@ func (t *translation) setResource(resource []byte) {
 			t.host = t.symbols.add(t.text(value))
 		}
 		t.attributes = append(t.attributes, attribute{key, value})
+		t.streams[0] += streamOf(key, value)
 	})
 	if service != nil {
 		if namespace != nil {
@@ -29,28 +31,39 @@ func (t *translation) setResource(resource []byte) {
 		}
 		t.job = t.symbols.add(service)
 	}
-	for _, a := range t.attributes {
-		if !slices.Contains(t.cfg.Labels, string(a.key)) {
-			continue
-		}
-		name, err := t.names.labelName(a.key)
-		if err != nil {
-			continue // no label can have it
-		}
-		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.add(t.text(a.value))})
-	}
+	t.resource = t.promoted(t.resource)
 	if slices.Contains(t.cfg.Labels, instanceID) { // as the subject says, whatever stands there
 		name, _ := t.names.labelName([]byte(instanceID)) // a name it can have
 		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.addString(t.instance)})
 	}
 	if t.job != 0 {
-		t.resource = set(t.resource, label{name: t.symbols.addString(jobLabel), value: t.job})
+		t.resource = t.claim(t.resource, label{name: t.symbols.addString(jobLabel), value: t.job})
 	}
 	if t.host != 0 {
-		t.resource = set(t.resource, label{name: t.symbols.addString(instanceLabel), value: t.host})
+		t.resource = t.claim(t.resource, label{name: t.symbols.addString(instanceLabel), value: t.host})
 	}
 	t.resource = t.external(t.resource)
 	t.resource = t.order(t.resource)
+}
+
+// promoted adds the labels of those attributes at hand that are to stand on every series. Those whose names
+// become one are joined, as those of points are.
+func (t *translation) promoted(ls []label) []label {
+	chosen := t.chosen[:0]
+	for _, a := range t.attributes {
+		if _, err := t.names.labelName(a.key); err == nil && slices.Contains(t.cfg.Labels, string(a.key)) { // a label can have it
+			chosen = append(chosen, a)
+		} else if other := attr.OtherSpelling(a.key); other != "" && slices.Contains(t.cfg.Labels, other) && !has(t.attributes, other) {
+			chosen = append(chosen, attribute{[]byte(other), a.value})
+		}
+	}
+	t.chosen = chosen
+	ls, _ = t.addAttributes(ls, chosen, "") // without what would be too long
+	return ls
+}
+
+func has(as []attribute, key string) bool {
+	return slices.ContainsFunc(as, func(a attribute) bool { return string(a.key) == key })
 }
 
 const instanceID = "instance.id"
@@ -143,10 +156,10 @@ func (t *translation) targetInfo() {
 		return
 	}
 	if t.job != 0 {
-		t.target = set(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
+		t.target = t.claim(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
 	}
 	if t.host != 0 {
-		t.target = set(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
+		t.target = t.claim(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
 	}
 	t.target = t.order(t.external(t.target))
 	name := t.symbols.addString("target_info")
@@ -155,12 +168,15 @@ func (t *translation) targetInfo() {
 	id := t.identity(name)
 	next, end := int64(t.first)/1e6, int64(min(t.last, t.now))/1e6
 	next = max(next, end-maxTargetSamples*targetInterval) // a point may be of 1970
-	if before, ok := t.memory.target(id); ok {
+	if until, doubted := t.memory.doubts.get(id); t.alone || doubted && (len(t.memory.written) > 0 || int64(t.now)/1e6 < until) {
+		return
+	} else if before, ok := t.memory.target(id); ok {
 		if next = max(next, before+targetInterval); next > end {
 			return
 		}
 	}
-	t.targeted = true
+	_, t.alone = t.memory.doubts.get(id)
+	t.stream = summed // of several resources with the same one
 	t.family = uint32(len(t.families))
 	t.families = append(t.families, metadata{name: name, help: t.symbols.addString("Target metadata"), kind: typeGauge})
 	n := t.at(name, label{}, false)

@@ -1,6 +1,7 @@
 package remotewrite
 
 import (
+	"cmp"
 	"hash/maphash"
 	"slices"
 )
@@ -22,6 +23,7 @@ type series struct {
 type sample struct {
 	value     float64
 	at, start int64 // milliseconds
+	stream    uint64
 	histogram int32 // none: a number
 	next      int32
 }
@@ -95,21 +97,49 @@ func (t *translation) at(name uint32, extra label, histograms bool) int {
 	return len(t.series) - 1
 }
 
-// put adds a sample to a series: a number or, where it is not none, a histogram.
-func (t *translation) put(n int, pt point, v float64, histogram int32) {
+// place is a millisecond of a series.
+type place struct {
+	series int
+	at     int64
+}
+
+// taken returns the sample that a series has in a millisecond, or none.
+func (t *translation) taken(n int, at int64) int32 {
 	s := &t.series[n]
-	at := int64(pt.at) / 1e6
-	if s.last != none {
-		switch before := &t.samples[s.last]; {
-		case before.at == at: // one a millisecond: the last
-			before.value, before.start, before.histogram = v, int64(pt.start)/1e6, histogram
-			return
-		case before.at > at:
-			s.unsorted = true
+	switch {
+	case s.last == none || !s.unsorted && t.samples[s.last].at < at:
+		return none
+	case t.samples[s.last].at == at:
+		return s.last
+	case !s.unsorted:
+		s.unsorted = true
+		for k := s.first; k != none; k = t.samples[k].next {
+			t.places[place{n, t.samples[k].at}] = k
 		}
 	}
-	k := int32(len(t.samples))
-	t.samples = append(t.samples, sample{value: v, at: at, start: int64(pt.start) / 1e6, histogram: histogram, next: none})
+	if k, ok := t.places[place{n, at}]; ok {
+		return k
+	}
+	return none
+}
+
+// put adds a sample to a series: a number or, where it is not none, a histogram. One a millisecond: of
+// one stream the last stays, of several the first.
+func (t *translation) put(n int, pt point, v float64, histogram int32) {
+	at := int64(pt.at) / 1e6
+	one := sample{value: v, at: at, start: int64(pt.start) / 1e6, stream: t.stream, histogram: histogram, next: none}
+	if k := t.taken(n, at); k != none {
+		if t.samples[k].stream != t.stream {
+			t.collides = true
+			return
+		}
+		t.replaces = true
+		one.next = t.samples[k].next
+		t.samples[k] = one
+		return
+	}
+	s, k := &t.series[n], int32(len(t.samples))
+	t.samples = append(t.samples, one)
 	if s.last == none {
 		s.first = k
 	} else {
@@ -117,10 +147,12 @@ func (t *translation) put(n int, pt point, v float64, histogram int32) {
 	}
 	s.last = k
 	s.count++
+	if s.unsorted {
+		t.places[place{n, at}] = k
+	}
 }
 
-// ordered calls visit with the samples of a series in the order of time, the last of
-// those of one millisecond.
+// ordered calls visit with the samples of a series in the order of time.
 func (t *translation) ordered(s *series, visit func(sample)) {
 	if !s.unsorted {
 		for k := s.first; k != none; k = t.samples[k].next {
@@ -132,11 +164,9 @@ func (t *translation) ordered(s *series, visit func(sample)) {
 	for k := s.first; k != none; k = t.samples[k].next {
 		t.sort = append(t.sort, t.samples[k])
 	}
-	slices.SortStableFunc(t.sort, func(a, b sample) int { return int(min(max(a.at-b.at, -1), 1)) })
-	for i, v := range t.sort {
-		if i+1 == len(t.sort) || t.sort[i+1].at != v.at {
-			visit(v)
-		}
+	slices.SortFunc(t.sort, func(a, b sample) int { return cmp.Compare(a.at, b.at) })
+	for _, v := range t.sort {
+		visit(v)
 	}
 }
 
@@ -156,9 +186,14 @@ func (t *translation) hashOf(name uint32) uint64 {
 
 // identity is the key of the series of name and t.labels in the memory.
 func (t *translation) identity(name uint32) identity {
+	return identity{t.shape(name).first, t.hashOf(name)}
+}
+
+// shape is the half of it that is known without reading texts.
+func (t *translation) shape(name uint32) identity {
 	first := t.symbols.hashes[name]
 	for _, l := range t.labels {
 		first = (first^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
 	}
-	return identity{first, t.hashOf(name)}
+	return identity{first: first}
 }

@@ -3,6 +3,7 @@ package remotewrite
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"strconv"
 	"time"
@@ -21,8 +22,14 @@ var (
 	errBuckets     = fmt.Errorf("more than %d buckets or quantiles", maxBuckets)
 	errFinite      = errors.New("a delta that is no finite number")
 	errCounted     = errors.New("the buckets of the exponential histogram do not hold as many as its count says")
+	errThreshold   = errors.New("the zero threshold of the exponential histogram is no finite number, or below zero")
 	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
-	errOld         = errors.New("a delta that is older than the one before it in its series")
+	errOld         = errors.New("a delta that is older than the one before it in its stream")
+	errNew         = fmt.Errorf("its time is more than %d minutes ahead of its arrival", ahead)
+	errUpDown      = errors.New("the deltas of a sum that may fall cannot be added up: what it was before the first is not known, and lost at every restart; set the instrument's temporality to cumulative")
+	errFalls       = errors.New("a negative delta of a sum that is monotonic")
+	errCollides    = errors.New("another stream of the same request has the same labels at the same time: what tells the two apart is no label here (of scopes see prometheus.scope_labels, of resources prometheus.resource_labels)")
+	errKnown       = errors.New("counted already")
 )
 
 // stale is the NaN that Prometheus reads as "the series has ended here".
@@ -50,13 +57,13 @@ const (
 )
 
 // translation turns one OTLP request after the other into series. It is the pure part:
-// now is an argument, no connection. What it remembers from one request to the next (deltas, known
+// the time is an argument, no connection. What it remembers from one request to the next (deltas, known
 // series, when target_info was written) changes with commit only, so that a request that
 // fails is the same when it is tried again.
 type translation struct {
 	cfg      *Config
 	instance string
-	now      uint64 // nanoseconds
+	now      uint64 // nanoseconds: when the payload arrived
 	names    *names
 	memory   *memory
 
@@ -71,10 +78,12 @@ type translation struct {
 	exemplars []exemplar
 	families  []metadata
 	refused   fault.Refusals
-	point     int  // number of the next one in the payload
-	large     bool // more than one request's worth of memory: nothing of it counts
-	targeted  bool // target_info is among the series
-	plain     bool // without target_info
+	known     int             // points that are in what is sent, or was, without a sample of their own
+	places    map[place]int32 // samples of series that are not in the order of time
+	point     int             // number of the next one in the payload
+	large     bool            // more than one request's worth of memory: nothing of it counts
+	alone     bool            // the one target_info among the series may be refused
+	plain     bool            // without target_info
 
 	// Of the resource, scope and metric at hand.
 	resource    []label // with what the scope adds, in order
@@ -83,14 +92,20 @@ type translation struct {
 	target      []label
 	first, last uint64 // times of the resource's points
 	family      uint32
+	reserved    uint32    // the name of the label that its series have of their own: le, quantile
+	streams     [3]uint64 // hashes of the resource, scope and metric
 
 	// Of the point at hand.
 	attributes []attribute
-	labels     []label // merged, in order
-	moment     uint64  // its time
-	nameAt     int     // where the name goes among them
-	extra      uint32  // the name of the extra label at hand
-	extraAt    int     // where it goes
+	chosen     []attribute // of the resource, for labels
+	labels     []label     // merged, in order
+	moment     uint64      // its time
+	stream     uint64      // a hash of what OTLP tells it by: resource, scope, metric and attributes
+	replaces   bool        // it has taken the place of another of its stream in the same millisecond
+	collides   bool        // it has met one of another stream
+	nameAt     int         // where the name goes among them
+	extra      uint32      // the name of the extra label at hand
+	extraAt    int         // where it goes
 	own        []label
 	marks      []mark
 	scratch    []byte
@@ -110,10 +125,11 @@ type mark struct {
 }
 
 func newTranslation(cfg *Config) *translation {
-	return &translation{cfg: cfg, names: newNames(otlptranslator.TranslationStrategyOption(cfg.Strategy)), memory: newMemory(cfg)}
+	return &translation{cfg: cfg, names: newNames(otlptranslator.TranslationStrategyOption(cfg.Strategy)), memory: newMemory(cfg), places: make(map[place]int32)}
 }
 
-// reset forgets the request before, and what it would have changed.
+// reset forgets the request before, and what it would have changed. now is when the payload
+// arrived.
 func (t *translation) reset(instance string, now time.Time) {
 	if cap(t.pairs) > 2*maxPairs || cap(t.symbols.text) > maxText {
 		t.pairs, t.symbols.text = nil, nil // of one huge payload: not kept
@@ -123,8 +139,9 @@ func (t *translation) reset(instance string, now time.Time) {
 	t.nameLabel = t.symbols.addString(nameLabel)
 	t.index.reset()
 	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
-	t.families, t.refused, t.point = t.families[:0], t.refused[:0], 0
-	t.large, t.targeted, t.plain = false, false, false
+	t.families, t.refused, t.point, t.known = t.families[:0], t.refused[:0], 0, 0
+	clear(t.places)
+	t.large, t.alone, t.plain = false, false, false
 	t.bounds = t.bounds[:0]
 	t.memory.reset()
 }
@@ -140,6 +157,7 @@ func (t *translation) add(payload []byte) {
 		own := t.resource
 		for s := range r.Scopes() {
 			t.resource = own
+			t.streams[1] = streamOfScope(s.Scope())
 			err := t.setScope(s.Scope(), s)
 			for item := range s.Items() {
 				if t.large {
@@ -190,6 +208,10 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errTemporality))
 		return
 	}
+	if m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta && !m.Monotonic {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errUpDown))
+		return
+	}
 	var f family
 	if f, t.id = t.names.family(m, t.id); f.err != nil {
 		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, f.err))
@@ -200,21 +222,21 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		name: t.symbols.addString(f.name), help: t.symbols.add(m.Description), unit: t.symbols.addString(f.unit), kind: prometheusType(m),
 	})
 	names := familyNames{t.families[t.family].name, 0, 0, 0}
+	t.streams[2], t.reserved = streamOfMetric(m), 0
 	switch m.Kind {
 	case otlpwire.Histogram:
-		names.bucket = t.suffixed(f.name, "_bucket")
-		fallthrough
+		names.bucket, t.reserved = t.suffixed(f.name, "_bucket"), t.symbols.addString(leLabel)
+		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
 	case otlpwire.Summary:
+		t.reserved = t.symbols.addString(quantileLabel)
 		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
 	}
 	for p := range m.Points() {
 		if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
 			return
 		}
-		var (
-			reason = ledger.DeadUnsupported
-			err    error
-		)
+		var err error
+		t.replaces, t.collides = false, false
 		switch m.Kind {
 		case otlpwire.Gauge, otlpwire.Sum:
 			err = t.number(m, p, names)
@@ -225,18 +247,35 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		case otlpwire.Summary:
 			err = t.summary(p, names)
 		}
-		if err == nil {
-			t.first, t.last = min(t.first, t.moment), max(t.last, t.moment)
-		} else {
-			if errors.Is(err, errOld) {
-				reason = ledger.DeadOutOfOrder
-			} else if errors.Is(err, errCardinality) {
-				reason = ledger.DeadCardinality
-			}
-			t.refuse(reason, fmt.Errorf("metric %q: %w", m.Name, err))
-		}
+		t.settle(m, err)
 		t.point++
 	}
+}
+
+// settle says what became of the point at hand.
+func (t *translation) settle(m *otlpwire.Metric, err error) {
+	if err == nil && t.collides {
+		err = errCollides
+	}
+	reason := ledger.DeadUnsupported
+	switch {
+	case err == nil:
+		if t.replaces {
+			t.known++
+		}
+		t.first, t.last = min(t.first, t.moment), max(t.last, t.moment)
+		return
+	case errors.Is(err, errKnown):
+		t.known++
+		return
+	case errors.Is(err, errOld):
+		reason = ledger.DeadOutOfOrder
+	case errors.Is(err, errNew):
+		reason = ledger.DeadTooNew
+	case errors.Is(err, errCardinality):
+		reason = ledger.DeadCardinality
+	}
+	t.refuse(reason, fmt.Errorf("metric %q: %w", m.Name, err))
 }
 
 // familyNames are the symbols of the names that a metric's series have.
@@ -286,13 +325,14 @@ var layouts = [...]layout{
 // labels.
 func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire.Field)) (pt point, err error) {
 	l := &layouts[kind]
-	t.attributes, t.marks = t.attributes[:0], t.marks[:0]
+	t.attributes, t.marks, t.stream = t.attributes[:0], t.marks[:0], 0
 	for i := 0; i < len(p); {
 		var f otlpwire.Field
 		switch f, i = otlpwire.NextField(p, i); f.Tag {
 		case l.attributes:
 			key, value := otlpwire.Attribute(f.Bytes)
 			t.attributes = append(t.attributes, attribute{key, value})
+			t.stream += maphash.Bytes(seed, f.Bytes) // in any order
 		case 2<<3 | otlpwire.Fixed64:
 			pt.start = f.Bits
 		case 3<<3 | otlpwire.Fixed64:
@@ -308,11 +348,25 @@ func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire
 	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
 		return pt, fmt.Errorf("attributes: %w", err)
 	}
-	t.moment = pt.at
+	if t.moment = pt.at; t.ahead(pt.at) {
+		return pt, errNew
+	}
+	t.stream = mix(mix(mix(t.streams[0], t.streams[1]), t.streams[2]), t.stream)
 	t.own = t.order(t.own)
+	t.giveWay()
 	t.merge(t.own, t.resource)
 	t.place()
 	return pt, nil
+}
+
+// ahead reports whether a time is so far in the future of the payload that a backend which has stored
+// it would refuse what others send after it.
+func (t *translation) ahead(at uint64) bool { return at > t.now+ahead*minuteNanos }
+
+// meets reports whether a point of another stream stands where the one at hand would, in a series.
+func (t *translation) meets(n int, pt point) bool {
+	k := t.taken(n, int64(pt.at)/1e6)
+	return k != none && t.samples[k].stream != t.stream
 }
 
 // number adds a point of a gauge or sum.
@@ -329,11 +383,14 @@ func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) er
 	if err == nil {
 		err = t.memory.admit(t, names.plain, pt, nil)
 	}
-	if err == nil && !pt.ended && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
-		v, pt.start, err = t.memory.sum(t.identity(names.plain), pt, v)
+	if err == nil && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
+		v, pt, err = t.sum(names.plain, pt, v)
 	}
 	if err != nil {
 		return err
+	}
+	if t.meets(t.at(names.plain, label{}, false), pt) {
+		return errCollides
 	}
 	s := t.one(names.plain, label{}, pt, v)
 	for _, k := range t.marks {
@@ -374,12 +431,19 @@ func (t *translation) summary(p []byte, names familyNames) error {
 	}
 	if err == nil {
 		err = t.memory.admit(t, names.plain, pt, t.quantiles)
+		t.quantiles = append(t.quantiles[:0], t.memory.ends(t.shape(names.plain), pt.ended, t.quantiles)...)
+		for len(t.values) < len(t.quantiles) {
+			t.values = append(t.values, 0)
+		}
 	}
 	if err != nil {
 		return err
 	}
-	t.one(names.sum, label{}, pt, sum)
+	if t.meets(t.at(names.count, label{}, false), pt) {
+		return errCollides
+	}
 	t.one(names.count, label{}, pt, float64(count))
+	t.one(names.sum, label{}, pt, sum)
 	quantile := t.symbols.addString(quantileLabel)
 	for i, q := range t.quantiles {
 		t.one(names.plain, label{name: quantile, value: t.decimal(q)}, pt, t.values[i])
