@@ -322,6 +322,9 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 				return true
 			},
 		}
+		if sig == otlpwire.Logs { // a line without a time has that one; what was ahead of its time need not be by now
+			d.Arrival = l.Arrival
+		}
 		if !d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), false) {
 			return false
 		}

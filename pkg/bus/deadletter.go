@@ -66,6 +66,7 @@ type Letter struct {
 	Signal   string
 	Instance string
 	Items    int
+	Arrival  int64  // of the message they came in, at its edge, in Unix nanoseconds
 	Size     int    // bytes as stored
 	Body     []byte // OTLP; of undecodable ones what came. Only where it was asked for
 	Err      error  // the body cannot be decompressed
@@ -86,7 +87,7 @@ func (c *Conn) Letters(ctx context.Context, signal, instance string, bodies bool
 	}
 	defer r.Close()
 	return r.Each(ctx, func(d Delivery) bool {
-		l := Letter{Seq: d.Seq, At: d.Stored, Items: d.Header.Items, Size: d.Size}
+		l := Letter{Seq: d.Seq, At: d.Stored, Items: d.Header.Items, Arrival: d.Header.Arrival, Size: d.Size}
 		if d.Refusal != nil {
 			l.Refusal = *d.Refusal
 		}

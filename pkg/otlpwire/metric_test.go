@@ -1,6 +1,8 @@
 package otlpwire
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -67,5 +69,34 @@ func TestPick(t *testing.T) {
 		if got != tc.want || Count(Logs, picked) != len(tc.items) {
 			t.Errorf("%v: %q, want %q", tc.items, got, tc.want)
 		}
+	}
+}
+
+// TestObserved: only what has no time gets one, at whatever depth lengths change.
+func TestObserved(t *testing.T) {
+	p, _, err := FromJSON(nil, Logs, []byte(`{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"`+strings.Repeat("x", 120)+`"}},{"timeUnixNano":"1"},{"observedTimeUnixNano":"2"}]}]},{"scopeLogs":[{"logRecords":[{},{}]}]}]}`), DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := Observed(p, 7)
+	if rep, err := Scan(Logs, out, DefaultLimits); err != nil || rep.Items != 5 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	var got []uint64
+	for item := range Items(out) {
+		var times uint64
+		for i := 0; i < len(item); {
+			var f Field
+			if f, i = NextField(item, i); f.Tag == Tag(recordTime, Fixed64) || f.Tag == Tag(recordObserved, Fixed64) {
+				times = 10*times + f.Bits
+			}
+		}
+		got = append(got, times)
+	}
+	if want := []uint64{7, 1, 2, 7, 7}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if again := Observed(out, 8); &again[0] != &out[0] {
+		t.Error("copied for nothing")
 	}
 }

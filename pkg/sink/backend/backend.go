@@ -310,7 +310,8 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 			if several && !fault.IsWhole(err) && d.refused < maxRefused {
 				return d.write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
 			}
-			if again && !several && reason == ledger.DeadOutOfOrder {
+			// A sample is a part of a series, in order; a line that is too far behind need not be there.
+			if again && !several && reason == ledger.DeadOutOfOrder && d.Signal == otlpwire.Metrics {
 				d.Deduplicated(items)
 				d.Delivered(items)
 				return true

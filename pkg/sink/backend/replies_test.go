@@ -310,7 +310,7 @@ func TestLostAnswersAreNoDeadLetters(t *testing.T) {
 	}
 	two := items(t, otlpwire.Logs, 2, numbered)
 	for why, reason := range map[string]string{
-		"entry with timestamp 2026-01-01 ignored, reason: 'entry too far behind, entry timestamp is: …'":                 ledger.DeadTooOld,
+		"entry with timestamp 2026-01-01 ignored, reason: 'entry too far behind, entry timestamp is: …'":                 ledger.DeadOutOfOrder,
 		"entry for stream '{a=\"b\"}' has timestamp too old: 2020-01-01T00:00:00Z":                                       ledger.DeadTooOld,
 		"max entry size '262144' bytes exceeded for stream '{a=\"b\"}' while adding an entry with length '400000' bytes": ledger.DeadTooLarge,
 	} {

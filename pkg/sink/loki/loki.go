@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,12 +123,20 @@ func refused(status int, body string) (reason string) {
 	if status != http.StatusBadRequest {
 		return ""
 	}
+	body = strings.ToLower(body) // releases differ in capitals
+	says := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(body, w) })
+	}
 	switch {
-	case strings.Contains(body, "this feature is disallowed"): // allow_structured_metadata: not what is sent is wrong
+	case says("this feature is disallowed"): // allow_structured_metadata: not what is sent is wrong
 		return push.Misconfigured
-	case strings.Contains(body, "too far behind"), strings.Contains(body, "timestamp too old"), strings.Contains(body, "timestamp too new"):
+	case says("out of order", "too far behind"):
+		return ledger.DeadOutOfOrder
+	case says("timestamp too old"):
 		return ledger.DeadTooOld
-	case strings.Contains(body, "max entry size"), strings.Contains(body, "line too long"), strings.Contains(body, "structured metadata too large"):
+	case says("timestamp too new"):
+		return ledger.DeadTooNew
+	case says("max entry size", "line too long", "structured metadata too large", "too many structured metadata"):
 		return ledger.DeadTooLarge
 	}
 	return ""
@@ -185,11 +194,20 @@ func (w *Writer) Name() string { return "loki" }
 // Close does nothing; connections end when they idle.
 func (w *Writer) Close() error { return nil }
 
-// Write returns nil when Loki has stored every record of an OTLP request, and
-// [fault.Parts] when it has stored all but those named there.
+// Write is [Writer.WriteArrived] of a payload that arrives now.
 func (w *Writer) Write(ctx context.Context, instance string, payload []byte) error {
+	return w.WriteArrived(ctx, instance, payload, time.Time{})
+}
+
+// WriteArrived returns nil when Loki has stored every record of an OTLP request, and
+// [fault.Parts] when it has stored all but those named there. Records without any time have that of
+// the arrival, whenever they are written; the zero time stands for now.
+func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
+	if arrival.IsZero() {
+		arrival = time.Now()
+	}
 	if w.cfg.Mode == "otlp" {
-		w.compressed = push.Gzip(w.compressed[:0], payload)
+		w.compressed = push.Gzip(w.compressed[:0], otlpwire.Observed(payload, uint64(arrival.UnixNano())))
 		_, _, err := w.client.Send(ctx, instance, payload, w.compressed, http.Header{"Content-Encoding": {"gzip"}})
 		return err
 	}
@@ -197,7 +215,7 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 		w.batch = newBatch(&w.cfg)
 	}
 	b := w.batch
-	b.reset(instance, time.Now())
+	b.reset(instance, arrival)
 	if b.add(payload); b.large {
 		return fault.Permanent(ledger.DeadTooLarge, errors.New("its lines take too much memory together"))
 	}

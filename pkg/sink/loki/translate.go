@@ -3,7 +3,6 @@ package loki
 import (
 	"cmp"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -23,12 +22,12 @@ import (
 
 const instanceID = "instance.id"
 
-// batch turns one OTLP request after the other into pushes. It is the pure part: now is
+// batch turns one OTLP request after the other into pushes. It is the pure part: the time is
 // an argument.
 type batch struct {
 	cfg      *Config
 	instance string
-	now      uint64 // nanoseconds, for records without a time
+	now      uint64 // nanoseconds: when the payload arrived, for records without a time
 	names    map[string]string
 	guards   map[string]*guard
 
@@ -139,11 +138,13 @@ func (b *batch) setResource(resource []byte) {
 		case string(key) == levelLabel: // the record's is the label
 			b.resource = b.metadata(b.resource, levelLabel, value)
 		case slices.Contains(b.cfg.Labels, string(key)):
-			b.text = attr.Append(b.text[:0], value)
-			if name := b.name(key); len(b.text) > 0 && !slices.ContainsFunc(b.labels, func(p pair) bool { return p.name == name }) {
-				b.labels = append(b.labels, pair{name, string(b.text)})
-			}
+			b.label(b.name(key), value)
 		default:
+			if other := attr.OtherSpelling(key); other != "" && slices.Contains(b.cfg.Labels, other) {
+				if _, own := otlpwire.ResourceAttribute(resource, other); !own {
+					b.label(b.name([]byte(other)), value)
+				}
+			}
 			b.resource = b.metadata(b.resource, b.name(key), value)
 		}
 	})
@@ -155,6 +156,14 @@ func (b *batch) setResource(resource []byte) {
 	}
 	if !slices.ContainsFunc(b.labels, func(p pair) bool { return p.name == "service_name" }) {
 		b.labels = append(b.labels, pair{"service_name", "unknown_service"})
+	}
+}
+
+// label adds a label; the first of a name counts, as it does in Loki.
+func (b *batch) label(name string, value []byte) {
+	b.text = attr.Append(b.text[:0], value)
+	if len(b.text) > 0 && !slices.ContainsFunc(b.labels, func(p pair) bool { return p.name == name }) {
+		b.labels = append(b.labels, pair{name, string(b.text)})
 	}
 }
 
@@ -261,7 +270,15 @@ func (b *batch) add1(rec []byte) {
 		b.refused.Add(ledger.DeadTooLarge, errShared, b.record)
 		return
 	}
-	n, ok := b.stream(level(number, severity, body))
+	each := func(visit func(key, value []byte)) {
+		for i := max(first, 0); i < attributes; {
+			var f otlpwire.Field
+			if f, i = otlpwire.NextField(rec, i); f.Tag == 6<<3|otlpwire.Bytes {
+				visit(otlpwire.Attribute(f.Bytes))
+			}
+		}
+	}
+	n, ok := b.stream(level(number, severity, body, each))
 	if !ok {
 		return
 	}
@@ -274,17 +291,14 @@ func (b *batch) add1(rec []byte) {
 		b.text = attr.Append(b.text[:0], body)
 		m = appendBytes(m, 2, b.text)
 	}
-	for i := max(first, 0); i < attributes; {
-		var f otlpwire.Field
-		if f, i = otlpwire.NextField(rec, i); f.Tag == 6<<3|otlpwire.Bytes {
-			key, value := otlpwire.Attribute(f.Bytes)
-			m = b.metadata(m, b.name(key), value)
-		}
-	}
+	each(func(key, value []byte) { m = b.metadata(m, b.name(key), value) })
 	if timed {
 		m = b.number(m, "observed_timestamp", observed)
 	}
-	m = b.number(m, "severity_number", number)
+	if number != 0 {
+		b.text = strconv.AppendInt(b.text[:0], int64(int32(number)), 10)
+		m = b.pair(m, "severity_number", b.text)
+	}
 	m = b.pair(m, "severity_text", severity)
 	m = b.number(m, "dropped_attributes_count", dropped)
 	m = b.number(m, "flags", flags)
@@ -344,52 +358,6 @@ func (b *batch) stream(level int) (n int, ok bool) {
 	}
 	b.byLevel[level] = n + 1
 	return n, true
-}
-
-// levels are the names of the severity ranges of the OpenTelemetry log model,
-// four numbers each.
-var levels = [...]string{"trace", "debug", "info", "warn", "error", "fatal"}
-
-// level is the severity as users of Loki know it, as a number of levels plus one: by
-// number, else by text, else as a JSON body says, else 0, unknown.
-func level(number uint64, text, body []byte) int {
-	if number >= 1 && number <= 24 {
-		return int(number-1)/4 + 1
-	}
-	if l := known(string(text)); l != 0 {
-		return l
-	}
-	if v := otlpwire.ParseValue(body); v.Kind == otlpwire.String && len(v.Str) > 0 && v.Str[0] == '{' {
-		var body struct {
-			Level string `json:"level"`
-		}
-		if json.Unmarshal(v.Str, &body) == nil {
-			return known(body.Level)
-		}
-	}
-	return 0
-}
-
-func levelName(level int) string {
-	if level == 0 {
-		return "unknown"
-	}
-	return levels[level-1]
-}
-
-// known maps a level's usual spellings to its number, and others to 0: a label must not
-// have as many values as customers can think of.
-func known(t string) int {
-	t = strings.ToLower(t)
-	switch t {
-	case "warning":
-		t = "warn"
-	case "err":
-		t = "error"
-	case "critical":
-		t = "fatal"
-	}
-	return slices.Index(levels[:], t) + 1
 }
 
 // labelString writes labels in Loki's selector syntax, in the order of names.
