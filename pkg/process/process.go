@@ -63,8 +63,9 @@ type Action struct {
 	Pattern string `yaml:"pattern"`
 }
 
-// RedactionConfig says what is masked. Resources, scopes, items, events, links, exemplars and
-// bodies are looked through, whatever is nested in them.
+// RedactionConfig says what is masked. The attributes of resources, scopes, items, events, links and
+// exemplars, and bodies, are looked through, whatever is nested in them and of whatever type; so are names, descriptions,
+// status messages, trace states and severity texts.
 type RedactionConfig struct {
 	// BlockedValues are regular expressions: what matches is replaced by ****.
 	BlockedValues []string `yaml:"blocked_values"`

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/attr"
 )
 
 // mask stands where something was.
@@ -58,6 +59,15 @@ func literal(re *regexp.Regexp) (longest []byte) {
 	return longest
 }
 
+// pair returns the KeyValue message that is to stand in the place of another.
+func (r *redaction) pair(kv []byte) (masked []byte, yes bool) {
+	key, value := otlpwire.Attribute(kv)
+	if masked, yes = r.attribute(key, value); !yes {
+		return nil, false
+	}
+	return appendBytes(appendBytes(nil, 1, key), 2, masked), true
+}
+
 // attribute returns the AnyValue message that is to stand in the place of an attribute's.
 func (r *redaction) attribute(key, value []byte) (masked []byte, yes bool) {
 	if slices.Contains(r.ignored, string(key)) || slices.Contains(identity, string(key)) {
@@ -76,28 +86,28 @@ func (r *redaction) value(value []byte) (masked []byte, yes bool) {
 	v := otlpwire.ParseValue(value)
 	switch v.Kind {
 	case otlpwire.String:
-		text, yes := r.text(v.Str)
-		if !yes {
-			return nil, false
-		}
-		return appendBytes(nil, 1, text), true
+		return r.string(v.Str)
+	case otlpwire.Int, otlpwire.Double, otlpwire.Bool: // as backends show them
+		var buf [32]byte
+		return r.string(attr.Append(buf[:0], value))
 	case otlpwire.Binary:
 		if _, yes := r.text(v.Str); yes {
 			return appendBytes(nil, 1, mask), true
 		}
 	case otlpwire.Array:
-		return r.list(otlpwire.Single(value, 5), 5, func(element []byte) ([]byte, bool) { return r.value(element) })
+		return r.list(otlpwire.Single(value, 5), 5, r.value)
 	case otlpwire.Map:
-		return r.list(otlpwire.Single(value, 6), 6, func(kv []byte) ([]byte, bool) {
-			key, value := otlpwire.Attribute(kv)
-			masked, yes := r.attribute(key, value)
-			if !yes {
-				return nil, false
-			}
-			return appendBytes(appendBytes(nil, 1, key), 2, masked), true
-		})
+		return r.list(otlpwire.Single(value, 6), 6, r.pair)
 	}
 	return nil, false
+}
+
+// string returns the AnyValue message of a text with what is blocked masked.
+func (r *redaction) string(text []byte) (masked []byte, yes bool) {
+	if text, yes = r.text(text); !yes {
+		return nil, false
+	}
+	return appendBytes(nil, 1, text), true
 }
 
 // list masks the messages that field 1 of an ArrayValue or KeyValueList repeats, which is

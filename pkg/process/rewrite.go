@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"math"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -15,7 +16,8 @@ import (
 
 // node says what of a message rules can touch: its attributes, its body, and messages below.
 type node struct {
-	attributes, body int // field numbers, 0 for none
+	attributes, body int   // field numbers, 0 for none
+	texts            []int // likewise, of what redaction looks at besides
 	below            map[int]*node
 	resource         bool // its attributes are those of a resource
 	item             bool // a span, log record or data point
@@ -25,19 +27,20 @@ type node struct {
 
 // payloads are the messages of requests, by signal.
 var payloads = [...]*node{
-	otlpwire.Traces: request(&node{attributes: 9, item: true, drops: true, named: 5, below: map[int]*node{
-		11: {attributes: 3}, // events
-		13: {attributes: 4}, // links
+	otlpwire.Traces: request(&node{attributes: 9, texts: []int{3, 5}, item: true, drops: true, named: 5, below: map[int]*node{ // trace state, name
+		11: {attributes: 3, texts: []int{2}}, // events: name
+		13: {attributes: 4, texts: []int{3}}, // links: trace state
+		15: {texts: []int{2}},                // status: message
 	}}),
-	otlpwire.Metrics: request(&node{attributes: 12, drops: true, named: 1, below: map[int]*node{
+	otlpwire.Metrics: request(&node{attributes: 12, texts: []int{1, 2}, drops: true, named: 1, below: map[int]*node{ // name, description
 		5: points(7, 5), 7: points(7, 5), 9: points(9, 8), 10: points(1, 11), 11: points(7, 0),
 	}}),
-	otlpwire.Logs: request(&node{attributes: 6, body: 5, item: true, drops: true}),
+	otlpwire.Logs: request(&node{attributes: 6, body: 5, texts: []int{3, 12}, item: true, drops: true}), // severity text, event name
 }
 
 // request is resources with scopes with items.
 func request(item *node) *node {
-	scope := &node{below: map[int]*node{1: {attributes: 3}, 2: item}}
+	scope := &node{below: map[int]*node{1: {attributes: 3, texts: []int{1, 2}}, 2: item}} // of the scope name, version
 	resource := &node{below: map[int]*node{1: {attributes: 1, resource: true}, 2: scope}}
 	return &node{below: map[int]*node{1: resource}}
 }
@@ -106,26 +109,30 @@ func (w *rewriter) message(dst, msg []byte, n *node) (out []byte, keep bool) {
 			dst = append(dst, whole...)
 		case below != nil:
 			dst = w.nested(dst, f, func(dst []byte) ([]byte, bool) { return w.message(dst, f.Bytes, below) })
-		case num == n.attributes && w.rules.redaction != nil:
-			key, value := otlpwire.Attribute(f.Bytes)
-			if masked, yes := w.rules.redaction.attribute(key, value); yes {
-				w.changed = true
-				dst = appendAttribute(dst, num, key, masked)
-			} else {
-				dst = append(dst, whole...)
-			}
-		case num == n.body && w.rules.redaction != nil:
-			if masked, yes := w.rules.redaction.value(f.Bytes); yes {
+		default:
+			if masked, yes := w.redact(n, num, f.Bytes); yes {
 				w.changed = true
 				dst = appendBytes(dst, num, masked)
 			} else {
 				dst = append(dst, whole...)
 			}
-		default:
-			dst = append(dst, whole...)
 		}
 	}
 	return dst, true
+}
+
+// redact returns what is to stand in a field of a message.
+func (w *rewriter) redact(n *node, num int, content []byte) (masked []byte, yes bool) {
+	switch r := w.rules.redaction; {
+	case r == nil:
+	case num == n.attributes:
+		return r.pair(content)
+	case num == n.body:
+		return r.value(content)
+	case slices.Contains(n.texts, num):
+		return r.text(content)
+	}
+	return nil, false
 }
 
 // nested appends a message field that write fills in; nothing when it is dropped.
