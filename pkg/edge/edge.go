@@ -62,7 +62,7 @@ type InstanceConfig struct {
 	Name        string `yaml:"name"`                   // default: the id
 	Customer    string `yaml:"customer"`               // customer.id; empty removes what a payload claims
 	Namespace   string `yaml:"service_namespace"`      // service.namespace, where the application sets none
-	Environment string `yaml:"deployment_environment"` // deployment.environment, where the application sets none
+	Environment string `yaml:"deployment_environment"` // deployment.environment, where the application sets neither that nor deployment.environment.name
 }
 
 // Instance returns the identity.

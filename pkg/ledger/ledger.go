@@ -118,7 +118,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
 	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
 	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
-	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has them from a try before, whose answer was lost. They count as delivered.", "backend")
+	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has them from a try before, whose answer was lost, and points without a sample of their own: deltas that are counted already, several of one stream in a millisecond. They count as delivered.", "backend")
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")

@@ -100,6 +100,11 @@ func TestFromTheFuture(t *testing.T) {
 			t.Errorf("%s: %d series, dead: %s", in.name, n, dead(tr))
 		}
 	}
+	// An exemplar alone is left out.
+	exemplars := `{"name":"n","sum":{"isMonotonic":true,"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"@-1s","asInt":"1","exemplars":[{"timeUnixNano":"@+700s","asInt":"1"},{"timeUnixNano":"@-1s","asInt":"1"}]}]}}`
+	if deliver(t, tr, metrics(t, "", "", exemplars)); len(tr.exemplars) != 1 || len(tr.refused) > 0 {
+		t.Errorf("%d exemplars, dead: %s", len(tr.exemplars), dead(tr))
+	}
 	all := []string{
 		`{"name":"n","sum":{"isMonotonic":true,"aggregationTemporality":%d,"dataPoints":[{"timeUnixNano":"@%s","asInt":"1"},{"timeUnixNano":"@-1s","asInt":"1"}]}}`,
 		`{"name":"h","histogram":{"aggregationTemporality":%d,"dataPoints":[{"timeUnixNano":"@%s","count":"1"},{"timeUnixNano":"@-1s","count":"1"}]}}`,
@@ -176,6 +181,38 @@ func TestStreamsWithTheSameLabels(t *testing.T) {
 		}
 		if !strings.HasSuffix(last, "| 63@-39.999") {
 			t.Errorf("got %s", last)
+		}
+	}
+}
+
+// TestStreamsWithOtherBuckets: two that go on side by side must not begin their sum again and again.
+func TestStreamsWithOtherBuckets(t *testing.T) {
+	tr := keeper(nil)
+	delta := func(start, at, bound int) string {
+		return fmt.Sprintf(`{"name":"h","histogram":{"aggregationTemporality":1,"dataPoints":[{"startTimeUnixNano":"@%ds","timeUnixNano":"@%ds","count":"4","explicitBounds":[%d],"bucketCounts":["4","0"]}]}}`, start, at, bound)
+	}
+	for i, s := range []struct {
+		scope            string
+		start, at, bound int
+		want, dead       string
+	}{
+		{"a", -90, -80, 1, "4@-80", ""}, {"b", -90, -80, 2, "", "unsupported 1"},
+		{"a", -80, -70, 1, "8@-70", ""}, {"b", -75, -65, 2, "", "unsupported 1"},
+		{"a", -70, -60, 5, "4@-60", ""}, // its own have changed
+		{"b", -60, -50, 2, "4@-50", ""}, // it has taken the place of a
+		{"b", -50, -40, 2, "8@-40", ""},
+	} {
+		got := strings.Join(deliver(t, tr, metrics(t, "", s.scope, delta(s.start, s.at, s.bound))), "\n")
+		if dead(tr) != s.dead || s.want != "" && !strings.HasPrefix(got, "__name__=h_count job=web | "+s.want) {
+			t.Errorf("step %d: %s, dead: %s", i, got, dead(tr))
+		}
+	}
+	// One with bounds and an exponential one are no series of each other.
+	e := `{"name":"h","exponentialHistogram":{"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"@%ds","count":"1","zeroCount":"1"}]}}`
+	for i := range 2 {
+		deliver(t, tr, metrics(t, "", "b", delta(-40+10*i, -30+10*i, 2)+","+fmt.Sprintf(e, -30+10*i)))
+		if len(tr.refused) > 0 || tr.native[0].count != uint64(i+1) || tr.samples[0].value != float64(12+4*i) {
+			t.Errorf("step %d: %+v, %+v, dead: %s", i, tr.native, tr.samples, dead(tr))
 		}
 	}
 }
@@ -295,10 +332,28 @@ func TestStreamsThatCollide(t *testing.T) {
 	if deliver(t, tr, metrics(t, "", "", `{"name":"g","gauge":{"dataPoints":[`+fmt.Sprintf(point, -5, 1, 1)+","+fmt.Sprintf(point, -5, 2, 1)+`]}}`)); tr.known != 1 || len(tr.refused) > 0 || tr.samples[0].value != 2 {
 		t.Errorf("%d known, dead: %s, %v", tr.known, dead(tr), tr.samples)
 	}
+	// One of a point's series.
+	if got := deliver(t, tr, metrics(t, "", "", `{"name":"m_bucket","gauge":{"dataPoints":[{"timeUnixNano":"@-5s","asInt":"7","attributes":[{"key":"le","value":{"stringValue":"3"}}]}]}},`+fmt.Sprintf(metric["histogram"], 3))); dead(tr) != "unsupported 1" || !slices.Contains(got, "__name__=m_bucket job=web le=3 | 7@-5") {
+		t.Errorf("a gauge like a bucket: %v, dead: %s", got, dead(tr))
+	}
 	// Other resources.
 	two := strings.Repeat(`,{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"web"}},{"key":"process.pid","value":{"intValue":"%d"}}]},"scopeMetrics":[{"metrics":[`+fmt.Sprintf(metric["sum"], 1)+`]}]}`, 2)
 	if deliver(t, tr, expand(t, `{"resourceMetrics":[`+fmt.Sprintf(two, 1, 2)[1:]+`]}`)); dead(tr) != "unsupported 1" {
 		t.Errorf("two processes: dead: %s", dead(tr))
+	}
+}
+
+func TestDoubtsEnd(t *testing.T) {
+	m := newMemory(&Config{})
+	a, b := identity{1, 1}, identity{2, 2}
+	m.doubt([]identity{a, b}, 0)
+	m.wroteTarget(a, 5)
+	m.commit()
+	if _, doubted := m.doubts.get(a); doubted {
+		t.Error("what has been written is doubted")
+	}
+	if until, doubted := m.doubts.get(b); !doubted || until != 0 {
+		t.Error("what has not been written is not")
 	}
 }
 

@@ -150,6 +150,17 @@ type delta struct {
 	start, last uint64 // nanoseconds; last is that of the newest sample
 	value       float64
 	histogram   *otlpHistogram // nil: a number
+	stream      uint64         // whose shape the histogram has
+}
+
+// idle is after how long without a delta a histogram may have another shape.
+const idle = 300e9 // nanoseconds
+
+// replaced reports whether a delta that cannot be added to a sum is of what has taken its place:
+// the same stream that has changed, or another that began behind it. Two that go on side by side
+// must not begin their sum again and again.
+func (d *delta) replaced(stream uint64, pt point) bool {
+	return d.stream == stream || max(pt.start, pt.at-min(pt.at, idle)) >= d.last
 }
 
 // next returns the sum that a delta of a stream is to be added to, and when its series has the result:
@@ -173,22 +184,22 @@ func (m *memory) next(id, stream identity, pt point) (d delta, at uint64, fresh 
 	}
 	switch {
 	case !ok:
-		d = delta{start: pt.start, last: pt.at}
-		if d.start == 0 {
-			d.start = pt.at
+		start := pt.start
+		if start == 0 {
+			start = pt.at
 		}
+		return delta{start: start, last: pt.at, stream: stream.first}, pt.at, true, nil
 	case staged:
-		d.last = max(d.last, pt.at)
-	default:
-		const milli = 1e6
-		d.last = max(d.last/milli*milli+milli, pt.at)
+		return d, max(d.last, pt.at), false, nil
 	}
-	return d, d.last, !ok, nil
+	const milli = 1e6
+	return d, max(d.last/milli*milli+milli, pt.at), false, nil
 }
 
-// keep remembers a sum, and that a delta is in it.
-func (m *memory) keep(id, stream identity, d delta, at uint64) {
-	m.staged[id], m.counted[stream] = d, at
+// keep remembers a sum whose sample stands at a time, and that a delta is in it.
+func (m *memory) keep(id, stream identity, d delta, at uint64, pt point) {
+	d.last = at
+	m.staged[id], m.counted[stream] = d, pt.at
 }
 
 // summed is the stream of the samples that are sums: those of one series belong together.
@@ -213,9 +224,9 @@ func (t *translation) sum(name uint32, pt point, v float64) (float64, point, err
 	}
 	d.value += v
 	if math.IsInf(d.value, 0) {
-		d = delta{start: pt.start, last: at, value: v} // as a counter that begins again
+		d = delta{start: pt.start, value: v} // as a counter that begins again
 	}
-	t.memory.keep(id, stream, d, pt.at)
+	t.memory.keep(id, stream, d, at, pt)
 	pt.at, pt.start = at, d.start
 	return d.value, pt, nil
 }
@@ -234,15 +245,21 @@ func (t *translation) sumHistogram(name uint32, pt point) (point, error) {
 		return pt, errBuckets
 	}
 	id := t.identity(name)
+	if h.exponential {
+		id.second++ // in Prometheus another series than those of one with bounds
+	}
 	d, at, fresh, err := t.memory.next(id, stream, pt)
 	if err != nil {
 		return pt, err
 	}
 	if before := d.histogram; !fresh && (before == nil || !h.add(before)) {
-		d.start = pt.start
+		if !d.replaced(stream.first, pt) {
+			return pt, errShape
+		}
+		d.start, d.stream = pt.start, stream.first
 	}
 	d.histogram = h.clone()
-	t.memory.keep(id, stream, d, pt.at)
+	t.memory.keep(id, stream, d, at, pt)
 	pt.at, pt.start = at, d.start
 	return pt, nil
 }

@@ -29,6 +29,7 @@ var (
 	errUpDown      = errors.New("the deltas of a sum that may fall cannot be added up: what it was before the first is not known, and lost at every restart; set the instrument's temporality to cumulative")
 	errFalls       = errors.New("a negative delta of a sum that is monotonic")
 	errCollides    = errors.New("another stream of the same request has the same labels at the same time: what tells the two apart is no label here (of scopes see prometheus.scope_labels, of resources prometheus.resource_labels)")
+	errShape       = errors.New("a delta whose buckets are not those of another stream that has the same labels and goes on beside it: what tells the two apart is no label here")
 	errKnown       = errors.New("counted already")
 )
 
