@@ -62,8 +62,12 @@ func (g *generations[T]) set(id identity, v T) {
 // maxTargets is about how many resources are known to have a target_info.
 const maxTargets = 1 << 16
 
-// maxShapes is of how many histograms and summaries it is known what series they have.
-const maxShapes = 1 << 15
+// maxShapes is of about how many histograms and summaries it is known what series they have, and maxShape
+// how many these are at the most.
+const (
+	maxShapes = 1 << 14
+	maxShape  = 256
+)
 
 func newMemory(cfg *Config) *memory {
 	series := max(cfg.Limits.DeltaSeries/2, 1)
@@ -110,7 +114,7 @@ func (m *memory) ends(id identity, ended bool, shape []float64) []float64 {
 	switch known, _ := m.shapes.get(id); {
 	case ended && len(shape) == 0:
 		return known
-	case !ended && len(shape) > 0 && !slices.Equal(known, shape):
+	case !ended && len(shape) > 0 && len(shape) <= maxShape && !slices.Equal(known, shape):
 		if !slices.Equal(m.shape, shape) {
 			m.shape = slices.Clone(shape)
 		}

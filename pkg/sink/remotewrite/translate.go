@@ -141,6 +141,9 @@ func (t *translation) reset(instance string, now time.Time) {
 	t.index.reset()
 	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
 	t.families, t.refused, t.point, t.known = t.families[:0], t.refused[:0], 0, 0
+	if len(t.places) > 1<<12 {
+		t.places = make(map[place]int32) // of one huge payload: not kept
+	}
 	clear(t.places)
 	t.large, t.alone, t.plain = false, false, false
 	t.bounds = t.bounds[:0]
