@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -116,6 +118,24 @@ func TestLevels(t *testing.T) {
 	} {
 		if got := level(record); got != want {
 			t.Errorf("%s: %s, want %s", record, got, want)
+		}
+	}
+}
+
+// TestCutLines: wherever a line is cut, and whatever stands in it, what is whole is read.
+func TestCutLines(t *testing.T) {
+	line := `{ "a" : {"b":["}]","\\",{}],"level":"fatal"} ,"n":null,"log":{"x":1,"level":"warn"}, "t":"\"level\":\"trace\"","é":true}`
+	none := func(func(key, value []byte)) {}
+	body := func(text string) []byte { return protowire.AppendString([]byte{0x0a}, text) }
+	for i := range len(line) + 1 {
+		for _, end := range []string{"", "}", `"`, `\`, "]", "{", ":", ","} {
+			want := 0
+			if i > strings.Index(line, `"warn"}`)+6 {
+				want = warn
+			}
+			if got := level(0, nil, body(line[:i]+end), none); got != want && got != warn {
+				t.Errorf("%s: %d, want %d", line[:i]+end, got, want)
+			}
 		}
 	}
 }

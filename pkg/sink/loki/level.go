@@ -2,12 +2,10 @@ package loki
 
 import (
 	"bytes"
-	"encoding/json"
-	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/attr"
 )
 
 // levels are the names of the severity ranges of the OpenTelemetry log model,
@@ -48,7 +46,7 @@ func level(number uint64, text, body []byte, attributes func(func(key, value []b
 	if l := bySeverityNumber(float64(number)); l != 0 {
 		return l
 	}
-	if l := known(string(text)); l != 0 {
+	if l := known(text); l != 0 {
 		return l
 	}
 	var found finding
@@ -78,28 +76,43 @@ func (f *finding) level() int {
 }
 
 // set notes the value of a key; the first of several counts.
-func (f *finding) set(key, value string) {
-	if len(key) > 16 {
+func (f *finding) set(key, value []byte) {
+	var buf [16]byte
+	if len(key) > len(buf) {
 		return
 	}
-	key = strings.ToLower(strings.NewReplacer(".", "", "_", "", "-", "").Replace(key))
-	if i := slices.Index(levelKeys, key); i >= 0 && f[i] == 0 {
-		if f[i] = known(value); f[i] == 0 {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			f[i] = byNumber(key, n)
+	n := 0
+	for _, c := range key {
+		if c != '.' && c != '_' && c != '-' {
+			buf[n] = lower(c)
+			n++
 		}
 	}
+	for i, k := range levelKeys {
+		if k == string(buf[:n]) && f[i] == 0 {
+			if f[i] = known(value); f[i] == 0 && len(value) <= maxSpelling {
+				v, _ := strconv.ParseFloat(string(bytes.TrimSpace(value)), 64)
+				f[i] = byNumber(k, v)
+			}
+		}
+	}
+}
+
+func lower(c byte) byte {
+	if c >= 'A' && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
 }
 
 // add notes an attribute; an inner one is of the map log.
 func (f *finding) add(key, value []byte, inner bool) {
 	switch v := otlpwire.ParseValue(value); v.Kind {
 	case otlpwire.String:
-		f.set(string(key), string(v.Str[:min(len(v.Str), maxSpelling)]))
-	case otlpwire.Int:
-		f.set(string(key), strconv.FormatInt(v.Int(), 10))
-	case otlpwire.Double:
-		f.set(string(key), strconv.FormatFloat(v.Double(), 'f', -1, 64))
+		f.set(key, v.Str)
+	case otlpwire.Int, otlpwire.Double:
+		var buf [32]byte
+		f.set(key, attr.Append(buf[:0], value))
 	case otlpwire.Map:
 		if string(key) == "log" && !inner { // of the Elastic Common Schema: {"log":{"level":"error"}}
 			f.addMap(v.Str, true)
@@ -137,34 +150,76 @@ func (f *finding) addText(line []byte) {
 		if !ok && first {
 			return // prose may have level=debug in it, too
 		}
-		f.set(string(key), strings.Trim(string(value), `"`))
+		f.set(key, bytes.Trim(value, `"`))
 	}
 }
 
 // addJSON notes the values of an object, as far as it can be read; inner ones of log only.
 func (f *finding) addJSON(object []byte, inner bool) {
-	d := json.NewDecoder(bytes.NewReader(object))
-	if _, err := d.Token(); err != nil { // the brace
-		return
-	}
-	for d.More() {
-		key, err := d.Token()
-		name, ok := key.(string)
-		var value json.RawMessage
-		if err != nil || !ok || d.Decode(&value) != nil {
+	eachMember(object, func(key, value []byte) {
+		switch {
+		case value[0] == '{' && string(key) == "log" && !inner:
+			f.addJSON(value, true)
+		case value[0] == '"':
+			f.set(key, value[1:len(value)-1])
+		case value[0] != '{' && value[0] != '[':
+			f.set(key, value)
+		}
+	})
+}
+
+// eachMember calls visit with the members of a JSON object, as they stand there, until something is no
+// JSON; keys without their quotes.
+func eachMember(object []byte, visit func(key, value []byte)) {
+	const blank = " \t\r\n"
+	rest := object[1:]
+	for {
+		rest = bytes.TrimLeft(rest, blank+",")
+		key := jsonValue(rest)
+		if len(key) < 2 || key[0] != '"' {
 			return
 		}
-		var text string
-		switch {
-		case !inner && name == "log" && value[0] == '{':
-			f.addJSON(value, true)
-		case len(value) > maxSpelling:
-		case value[0] == '-' || value[0] >= '0' && value[0] <= '9':
-			f.set(name, string(value))
-		case value[0] == '"' && json.Unmarshal(value, &text) == nil:
-			f.set(name, text)
+		rest = bytes.TrimLeft(rest[len(key):], blank)
+		if len(rest) == 0 || rest[0] != ':' {
+			return
+		}
+		rest = bytes.TrimLeft(rest[1:], blank)
+		value := jsonValue(rest)
+		if len(value) == 0 {
+			return
+		}
+		visit(key[1:len(key)-1], value)
+		rest = rest[len(value):]
+	}
+}
+
+// jsonValue returns the value that text begins with; nothing when it does not end.
+func jsonValue(text []byte) []byte {
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+			continue
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+			continue
+		case c == '{' || c == '[':
+			depth++
+			continue
+		case depth == 0 && (c == ',' || c == ':' || c == '}' || c == ']' || c <= ' '):
+			return text[:i]
+		case c == '}' || c == ']':
+			depth--
+		default:
+			continue
+		}
+		if depth == 0 && !quoted {
+			return text[:i+1]
 		}
 	}
+	return nil
 }
 
 const (
@@ -181,17 +236,20 @@ func levelName(level int) string {
 
 // known maps the spellings of a severity to its level, and others to 0: a label must not
 // have as many values as customers can think of.
-func known(t string) int {
-	if len(t) > maxSpelling {
+func known(text []byte) int {
+	var buf [maxSpelling]byte
+	if text = bytes.Trim(text, " \t\r\n[]()<>:\"'"); len(text) > len(buf) {
 		return 0
 	}
-	t = strings.ToLower(strings.Trim(t, " \t\r\n[]()<>:\"'"))
-	t = strings.TrimPrefix(t, "loglevel.")
-	if l := spellings[t]; l != 0 || len(t) < 4 {
+	for i, c := range text {
+		buf[i] = lower(c)
+	}
+	t := bytes.TrimPrefix(buf[:len(text)], []byte("loglevel."))
+	if l := spellings[string(t)]; l != 0 || len(t) < 4 {
 		return l
 	}
 	if last := t[len(t)-1]; last >= '1' && last <= '5' { // ERROR2; PostgreSQL has DEBUG5
-		return spellings[t[:len(t)-1]]
+		return spellings[string(t[:len(t)-1])]
 	}
 	return 0
 }
