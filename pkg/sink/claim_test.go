@@ -111,6 +111,58 @@ func TestAClaimBeginsAnew(t *testing.T) {
 	}
 }
 
+// TestWhatIsNewIsNoRepetition: what came to the hub after the claim cannot have been written by the owner
+// before, and is dead-lettered when the backend refuses it.
+func TestWhatIsNewIsNoRepetition(t *testing.T) {
+	answered := make(chan struct{}, 10)
+	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "duplicate sample for timestamp", http.StatusBadRequest)
+		answered <- struct{}{}
+	}))
+	defer prometheus.Close()
+	cfg := backend.DefaultConfig()
+	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = prometheus.URL, "1.0", false
+	w, err := cfg.Open(otlpwire.Metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, conn := testDelivery(t, w)
+	d.sig = otlpwire.Metrics
+	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		(&directLane{lane: lane, delivery: d}).run(ctx)
+	}()
+	body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}]}]}]}`), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signal := d.led.Of(otlpwire.Metrics)
+	for n := range 3 {
+		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(n)}}); err != nil {
+			t.Fatal(err)
+		}
+		<-answered
+		if !proc.Until(t.Context(), func() bool {
+			return testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder))+testutil.ToFloat64(signal.Deduplicated("prometheus")) == float64(n+1)
+		}) {
+			t.Fatal("stopped")
+		}
+	}
+	stop()
+	<-done
+	// The first may have been there when the lane was claimed.
+	if dead := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)); dead < 2 {
+		t.Errorf("%v are dead, want those that came later", dead)
+	}
+}
+
 // firstValue is the value of the first sample of a request of remote_write 1.0.
 func firstValue(body []byte) float64 {
 	next := func(msg []byte, tag int) (out []byte) {

@@ -117,7 +117,7 @@ type directLane struct {
 	body     []byte   // of the message at hand
 	excerpt  *excerpt // nil: live
 	// repeats is how many of the next messages the owner before may have written: its last
-	// acks may be lost.
+	// acks may be lost. None that came to the hub after the claim.
 	repeats int
 }
 
@@ -166,6 +166,9 @@ func (l *directLane) run(ctx context.Context) {
 			l.claim()
 			return true
 		case d.Seq == 0:
+			if !d.CaughtUp.IsZero() {
+				l.repeats = 0
+			}
 			return true
 		case !l.excerpt.wait(ctx, d):
 			return false
@@ -199,6 +202,9 @@ func (l *directLane) run(ctx context.Context) {
 			if err := l.lane.Ack(done); err != nil {
 				l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
 			}
+		}
+		if d.Pending == 0 {
+			l.repeats = 0 // nothing was behind it: what comes now the owner before has not seen
 		}
 		l.excerpt.reached(d.Seq)
 		if l.excerpt.last(d) {
