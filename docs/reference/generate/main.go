@@ -12,12 +12,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/penstock/penstock/pkg/allinone"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/router"
@@ -53,18 +55,48 @@ func configuration(root string) string {
 Each role reads a YAML file (` + "`-config.file`" + `), in which ` + "`${NAME}`" + ` stands for an
 environment variable that must be set; the variables named by ` + "`-help`" + ` override
 the file. ` + "`-config.check`" + ` checks all of it and exits. Sizes are written 64MiB or
-8MB, durations 5s or 1m30s. ` + "`penstock up`" + ` takes the sections instance, receive,
-streams, sampling, tempo, prometheus and loki of the roles, and data_dir,
-nats.listen and report_interval of its own.
+8MB, durations 5s or 1m30s.
 `)
 	for _, role := range []struct {
 		name string
 		cfg  any
 	}{{"edge", edge.DefaultConfig()}, {"router", router.DefaultConfig()}, {"sink", sink.DefaultConfig()}} {
-		fmt.Fprintf(&b, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n", role.name)
-		writeFields(&b, comments{root: root}, reflect.ValueOf(role.cfg), "")
+		fmt.Fprintf(&b, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", role.name, strings.Join(rows(root, role.cfg), ""))
 	}
+	b.WriteString(upText)
+	up := allinone.DefaultConfig()
+	own := rows(root, up.Own)
+	for _, role := range [][2]any{{edge.DefaultConfig(), up.Edge}, {router.DefaultConfig(), up.Router}, {sink.DefaultConfig(), up.Sink}} {
+		before := rows(root, role[0])
+		for _, row := range rows(root, role[1]) {
+			hub := strings.HasPrefix(row, "| `hub.")
+			key, _, _ := strings.Cut(row, " | ")
+			if hub || slices.Contains(before, row) || slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, key+" | ") }) {
+				continue
+			}
+			own = append(own, row)
+		}
+	}
+	b.WriteString(strings.Join(own, ""))
 	return b.String()
+}
+
+const upText = `
+## penstock up
+
+It takes every section of edge, router and sink but hub and central: it has a hub
+of its own. A section that several roles have is for all of them, and processing
+is done once, by the edge. Its own keys, and those that have another default:
+
+| key | default | meaning |
+|---|---|---|
+`
+
+// rows returns the table of a configuration.
+func rows(root string, cfg any) []string {
+	var b strings.Builder
+	writeFields(&b, comments{root: root}, reflect.ValueOf(cfg), "")
+	return slices.Collect(strings.Lines(b.String()))
 }
 
 func writeFields(b *strings.Builder, c comments, v reflect.Value, prefix string) {

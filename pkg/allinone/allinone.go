@@ -1,0 +1,228 @@
+// Package allinone runs edge, hub, router and sink in one process: penstock up.
+//
+// # Promises
+//
+//   - Every section of the roles' configurations works here, as it does there: it is
+//     decoded into the role's own configuration and checked by the role.
+//   - Nothing is read from the network but what the edge, the gateway and the hub
+//     listen for; the roles reach the hub within the process.
+//
+// # Not here
+//
+// What the roles do: packages edge, router and sink.
+package allinone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/router"
+	"github.com/penstock/penstock/pkg/sink"
+)
+
+// Config is what an operator may set for all roles in one process. A section of a role
+// stands at the top, as in the role's own file; one that several roles have (log,
+// admin, memory_limiter, streams, member, drain_timeout) is for all of them, and
+// processing is the edge's: what it removes is never stored.
+type Config struct {
+	Own    `yaml:",inline"`
+	Edge   edge.Config   `yaml:",inline"`
+	Router router.Config `yaml:",inline"`
+	Sink   sink.Config   `yaml:",inline"`
+}
+
+// Own is what no role has by itself.
+type Own struct {
+	// DataDir is the directory of the hub, and of the spool and the files where
+	// spool.dir and file.dir are not set.
+	DataDir string     `yaml:"data_dir"`
+	NATS    NATSConfig `yaml:"nats"`
+	// Report is how often a line with the state is printed; 0 for never.
+	Report time.Duration `yaml:"report_interval"`
+}
+
+// NATSConfig is the embedded hub.
+type NATSConfig struct {
+	Listen string `yaml:"listen"` // host:port where other penstock commands reach the hub
+}
+
+// drain is how long Ctrl-C waits for decisions and backends. What is not delivered by
+// then stays on disk and is delivered after the next start.
+const drain = 15 * time.Second
+
+// DefaultConfig runs without any setting.
+func DefaultConfig() Config {
+	c := Config{
+		Own:  Own{DataDir: "penstock-data", NATS: NATSConfig{Listen: "127.0.0.1:4222"}, Report: 5 * time.Second},
+		Edge: edge.DefaultConfig(), Router: router.DefaultConfig(), Sink: sink.DefaultConfig(),
+	}
+	c.Edge.Config = proc.DefaultConfig(9660)
+	c.Edge.Instance.ID = "local"
+	c.Edge.Spool.Dir, c.Sink.Backends.File.Dir = "", ""
+	c.Edge.Hub, c.Router.Hub, c.Sink.Hub = bus.Config{}, bus.Config{}, bus.Config{}
+	c.Edge.Drain, c.Router.Drain, c.Sink.Drain = drain, drain, drain
+	// The edge has the ports of OTLP.
+	c.Router.Gateway.GRPC.Listen, c.Router.Gateway.HTTP.Listen = "127.0.0.1:4327", "127.0.0.1:4328"
+	return c
+}
+
+// plain has no methods.
+type plain Own
+
+// UnmarshalYAML lets every role take its sections out of one document.
+func (c *Config) UnmarshalYAML(n *yaml.Node) error {
+	for _, part := range []any{(*plain)(&c.Own), &c.Edge, &c.Router, &c.Sink} {
+		if err := n.Decode(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MarshalYAML writes every section once.
+func (c *Config) MarshalYAML() (any, error) {
+	e, r, s := c.roles()
+	all := &yaml.Node{Kind: yaml.MappingNode}
+	seen := map[string]bool{"hub": true, "central": true}
+	for _, part := range []any{c.Own, e, r, s} {
+		var n yaml.Node
+		if err := n.Encode(part); err != nil {
+			return nil, err
+		}
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key := n.Content[i].Value; !seen[key] {
+				seen[key] = true
+				all.Content = append(all.Content, n.Content[i], n.Content[i+1])
+			}
+		}
+	}
+	return all, nil
+}
+
+// Process returns the part that is common to all roles.
+func (c *Config) Process() *proc.Config { return &c.Edge.Config }
+
+// ApplyEnv takes the variables of all roles but those that say where the hub is.
+func (c *Config) ApplyEnv(getenv func(string) string) {
+	hubs := []*bus.Config{&c.Edge.Hub, &c.Router.Hub, &c.Sink.Hub}
+	before := []bus.Config{*hubs[0], *hubs[1], *hubs[2]}
+	central := c.Edge.Central
+	c.Edge.ApplyEnv(getenv)
+	c.Router.ApplyEnv(getenv)
+	c.Sink.ApplyEnv(getenv)
+	for i, h := range hubs {
+		*h = before[i]
+	}
+	c.Edge.Central = central
+}
+
+// Validate reports every mistake at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.DataDir == "" {
+		errs = append(errs, errors.New("data_dir is not set"))
+	}
+	if _, _, err := net.SplitHostPort(c.NATS.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("nats.listen: %w", err))
+	}
+	if c.Report < 0 {
+		errs = append(errs, fmt.Errorf("report_interval is %v, want 0 or more", c.Report))
+	}
+	if !reflect.ValueOf(c.Edge.Hub).IsZero() {
+		errs = append(errs, errors.New("hub: penstock up has a hub of its own, under nats.listen; with another hub run edge, router and sink"))
+	}
+	if c.Edge.Central.Endpoint != "" {
+		errs = append(errs, errors.New("central.endpoint: penstock up has a hub of its own; to send to a gateway run edge"))
+	}
+	e, r, s := c.roles()
+	for _, err := range []error{e.Validate(), r.Validate(), s.Validate()} {
+		errs = appendNew(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// appendNew appends the errors joined in err whose text is not there yet: several
+// roles check a section that they share.
+func appendNew(errs []error, err error) []error {
+	if err == nil {
+		return errs
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			errs = appendNew(errs, e)
+		}
+		return errs
+	}
+	for _, e := range errs {
+		if e.Error() == err.Error() {
+			return errs
+		}
+	}
+	return append(errs, err)
+}
+
+// roles returns the configurations that the roles run with.
+func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
+	e, r, s := c.Edge, c.Router, c.Sink
+	r.Config, s.Config = e.Config, e.Config
+	s.Processing = process.Config{} // the edge has done it
+	s.DrainTraces = true
+	if e.Spool.Dir == "" {
+		e.Spool.Dir = filepath.Join(c.DataDir, "spool")
+	}
+	if s.Backends.File.Dir == "" {
+		s.Backends.File.Dir = c.DataDir
+	}
+	hub := bus.Config{InProcess: &embeddedHub{}}
+	e.Hub, r.Hub, s.Hub = hub, hub, hub
+	return e, r, s
+}
+
+// Build makes the stages: those of sink, router and edge, in this order, behind an
+// embedded hub.
+func Build(p *proc.Process, cfg *Config) ([]proc.Stage, error) {
+	hub := &embeddedHub{cfg: broker.Config{
+		Name: "hub", Dir: filepath.Join(cfg.DataDir, "hub"), Listen: cfg.NATS.Listen, Sync: true, MaxPayload: 8 << 20,
+	}, p: p}
+	e, r, s := cfg.roles()
+	e.Hub.InProcess, r.Hub.InProcess, s.Hub.InProcess = hub, hub, hub
+	var stages []proc.Stage
+	if cfg.Report > 0 { // first to start, last to stop: its last line is the end
+		stages = append(stages, proc.Stage{Name: "report", Service: proc.Service(func(ctx context.Context) error {
+			return report(ctx, os.Stdout, p.Registry, cfg.Report)
+		})})
+	}
+	stages = append(stages, proc.Stage{Name: "hub", Service: hub.service()})
+	add := func(role string, more []proc.Stage, err error) error {
+		for _, st := range more {
+			stages = append(stages, proc.Stage{Name: role + " " + st.Name, Service: st.Service})
+		}
+		return err
+	}
+	sinkStages, err := sink.Build(p, s)
+	if err := add("sink", sinkStages, err); err != nil {
+		return nil, err
+	}
+	routerStages, err := router.Build(p, r)
+	if err := add("router", routerStages, err); err != nil {
+		return nil, err
+	}
+	edgeStages, err := edge.Build(p, e)
+	if err := add("edge", edgeStages, err); err != nil {
+		return nil, err
+	}
+	return stages, nil
+}
