@@ -157,7 +157,7 @@ func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.La
 		if err != nil {
 			return true // it is in DEADLETTER
 		}
-		if fail = c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: body}); fail == nil && c.Full() {
+		if fail = c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Source: envelope.SourceOf(d.Header.ID), Load: d.Header.Load, Payload: body}); fail == nil && c.Full() {
 			fail = errors.New("there are more spans to be held for their decisions than --memory allows: give it more, or name fewer instances")
 		}
 		return fail == nil

@@ -32,6 +32,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -103,12 +104,60 @@ type Conn struct {
 	log *slog.Logger
 
 	pulls atomic.Int32 // readers that have requests out
+	// answered is when the hub last answered a publish, in Unix nanoseconds.
+	answered atomic.Int64
+	// denials are the last things that the server has not allowed.
+	denials *denials
+}
+
+// denials is a ring. The server says what it denies to the connection, not to the
+// caller, whose request then times out.
+type denials struct {
+	sync.Mutex
+	ring [16]denial
+	next int
+}
+
+type denial struct {
+	text string // names the subject
+	at   time.Time
+}
+
+func (d *denials) add(text string) {
+	d.Lock()
+	defer d.Unlock()
+	d.ring[d.next] = denial{text, time.Now()}
+	d.next = (d.next + 1) % len(d.ring)
+}
+
+// deniedSince reports whether the server has denied one of the subjects since began.
+func (c *Conn) deniedSince(began time.Time, subjects ...string) bool {
+	c.denials.Lock()
+	defer c.denials.Unlock()
+	for _, d := range c.denials.ring {
+		if d.at.Before(began) {
+			continue
+		}
+		for _, s := range subjects {
+			if strings.Contains(d.text, s) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 const (
 	// publishTimeout is how long a PubAck may take before the publish counts as
-	// failed. A leader election of a three-node hub took 2 s when tried.
+	// failed, and how long a connection may bring no PubAck at all before those that
+	// wait do. A leader election of a three-node hub took 2 s when tried.
 	publishTimeout = 5 * time.Second
+
+	// pendingTimeout bounds a publish in a full window on a hub that is slow but goes
+	// on: it is as old as all that stands before it. With publishTimeout for each, a hub
+	// of 12 messages a second never acknowledged the end of a window of 64, which was
+	// sent again and again (TestASlowHubIsNotAwayWhileItAcknowledges).
+	pendingTimeout = 2 * time.Minute
 
 	// apiTimeout is how long any other question may take. A cluster without a
 	// leader does not answer at all; the caller asks again.
@@ -172,6 +221,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.InboxPrefix == "" {
 		cfg.InboxPrefix = "_INBOX_" + cfg.Name
 	}
+	denied := new(denials)
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
@@ -180,6 +230,9 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			subject := ""
 			if sub != nil {
 				subject = sub.Subject
+			}
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				denied.add(err.Error())
 			}
 			log.Warn("bus error", "err", err, "subject", subject)
 		}))
@@ -209,12 +262,12 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
 	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(publishTimeout), jetstream.WithDefaultTimeout(publishTimeout))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
 	}
-	return &Conn{nc: nc, js: js, log: log}, nil
+	return &Conn{nc: nc, js: js, log: log, denials: denied}, nil
 }
 
 // Connected reports whether the server answers now.
@@ -324,6 +377,8 @@ func (c *Conn) Publish(ctx context.Context, m Message) (seq uint64, err error) {
 
 // Pending is a publish that is on its way.
 type Pending struct {
+	conn    *Conn
+	sent    time.Time
 	subject string
 	future  jetstream.PubAckFuture
 	err     error
@@ -333,7 +388,7 @@ type Pending struct {
 // the server in the order of the calls.
 func (c *Conn) PublishAsync(m Message) Pending {
 	f, err := c.js.PublishMsgAsync(m.nats(), jetstream.WithRetryAttempts(0))
-	return Pending{subject: m.Subject, future: f, err: err}
+	return Pending{conn: c, sent: time.Now(), subject: m.Subject, future: f, err: err}
 }
 
 // Stored is what the stream says about a message that it has.
@@ -354,12 +409,30 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	if p.err != nil {
 		return Stored{}, publishError(p.subject, p.err)
 	}
-	select {
-	case ack := <-p.future.Ok():
-		return Stored{ack.Sequence, ack.Duplicate}, nil
-	case err := <-p.future.Err():
-		return Stored{}, publishError(p.subject, err)
-	case <-ctx.Done():
-		return Stored{}, ctx.Err()
+	patience := time.NewTimer(publishTimeout)
+	defer patience.Stop()
+	for {
+		select {
+		case ack := <-p.future.Ok():
+			p.conn.answered.Store(time.Now().UnixNano())
+			return Stored{ack.Sequence, ack.Duplicate}, nil
+		case err := <-p.future.Err():
+			if _, is := errors.AsType[*jetstream.APIError](err); is {
+				p.conn.answered.Store(time.Now().UnixNano())
+			}
+			return Stored{}, publishError(p.subject, err)
+		case now := <-patience.C:
+			last := p.sent
+			if answered := time.Unix(0, p.conn.answered.Load()); answered.After(last) {
+				last = answered
+			}
+			left := publishTimeout - now.Sub(last)
+			if left <= 0 || now.Sub(p.sent) > pendingTimeout {
+				return Stored{}, publishError(p.subject, fmt.Errorf("no acknowledgement of anything for %v: %w", publishTimeout, nats.ErrTimeout))
+			}
+			patience.Reset(left)
+		case <-ctx.Done():
+			return Stored{}, ctx.Err()
+		}
 	}
 }

@@ -109,8 +109,8 @@ type Lane struct {
 	next uint64 // expected delivery sequence
 	// after is the stream sequence of the last message, or the floor.
 	after  uint64
-	behind int // checks in a row that saw deliveries which have not come
-	hold   context.CancelFunc
+	behind int    // checks in a row that saw deliveries which have not come
+	hold   func() // ends keep, and waits for its end
 	forget chan struct{}
 
 	mu struct {
@@ -277,9 +277,14 @@ func (l *Lane) renewed(t time.Time, lost bool) {
 // acks until we have come so far (nats-server 2.15.2, processAckMsg). A reset heals it.
 func (l *Lane) keep() {
 	ctx, cancel := context.WithCancel(context.Background())
-	l.hold = cancel
+	ended := make(chan struct{})
+	l.hold = func() { // afterwards nothing marks the pin as held any more
+		cancel()
+		<-ended
+	}
 	p, pin := l.pull, l.pin
 	go func() {
+		defer close(ended)
 		for proc.Sleep(ctx, pinTTL/4) {
 			sent := time.Now()
 			err := p.hold(ctx, pin)

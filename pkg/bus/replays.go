@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -19,7 +19,7 @@ import (
 type Bucket struct {
 	kv   jetstream.KeyValue
 	name string
-	nc   *nats.Conn
+	conn *Conn
 }
 
 const (
@@ -58,10 +58,11 @@ func (c *Conn) Replays(ctx context.Context, t Topology) (*Bucket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", replaysBucket, err)
 	}
-	return &Bucket{kv, replaysBucket, c.nc}, nil
+	return &Bucket{kv, replaysBucket, c}, nil
 }
 
-func (b *Bucket) failed(what, key string, err error) error {
+// failed says what failed; began is when it was tried.
+func (b *Bucket) failed(began time.Time, what, key string, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -71,7 +72,7 @@ func (b *Bucket) failed(what, key string, err error) error {
 		err = ErrChanged
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		err = ErrMissing
-	case errors.Is(b.nc.LastError(), nats.ErrPermissionViolation):
+	case b.conn.deniedSince(began, "$KV."+b.name+"."+key, "KV_"+b.name):
 		err = fmt.Errorf("%w: %w", ErrDenied, err)
 	}
 	return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, err)
@@ -86,41 +87,45 @@ func (b *Bucket) Create(ctx context.Context, key string, value []byte) error {
 // Store stores a key that has the revision, 0 for one that is not there, and returns its
 // next one; [ErrChanged] or [ErrExists] when it has another.
 func (b *Bucket) Store(ctx context.Context, key string, value []byte, revision uint64) (next uint64, err error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	if revision == 0 {
 		next, err = b.kv.Create(ctx, key, value)
-		return next, b.failed("create", key, err)
+		return next, b.failed(began, "create", key, err)
 	}
 	next, err = b.kv.Update(ctx, key, value, revision)
-	return next, b.failed("change", key, err)
+	return next, b.failed(began, "change", key, err)
 }
 
 // Get returns a value and its revision; [ErrMissing] when there is none.
 func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	e, err := b.kv.Get(ctx, key)
 	if err != nil {
-		return nil, 0, b.failed("read", key, err)
+		return nil, 0, b.failed(began, "read", key, err)
 	}
 	return e.Value(), e.Revision(), nil
 }
 
 // Delete removes a key.
 func (b *Bucket) Delete(ctx context.Context, key string) error {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	return b.failed("delete", key, b.kv.Delete(ctx, key))
+	return b.failed(began, "delete", key, b.kv.Delete(ctx, key))
 }
 
 // Watch calls seen with every key there is, with "" when those have been said, and
 // then with every change, the value nil for a key that was deleted. It returns when
 // the watch breaks or ctx ends.
 func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte)) error {
+	began := time.Now()
 	w, err := b.kv.WatchAll(ctx)
 	if err != nil {
-		return b.failed("watch", "all keys", err)
+		return b.failed(began, "watch", "all keys", err)
 	}
 	defer func() { _ = w.Stop() }()
 	for {
@@ -130,7 +135,7 @@ func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte))
 			case !ok && ctx.Err() != nil:
 				return nil
 			case !ok:
-				return b.failed("watch", "all keys", errors.New("the watch has ended"))
+				return b.failed(began, "watch", "all keys", errors.New("the watch has ended"))
 			case e == nil:
 				seen("", nil)
 			case e.Operation() == jetstream.KeyValuePut:
@@ -146,6 +151,7 @@ func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte))
 
 // All returns the keys there are and their values.
 func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	all := map[string][]byte{}
@@ -158,7 +164,7 @@ func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
 		}
 	})
 	if err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = b.failed("read", "all keys", ctx.Err())
+		err = b.failed(began, "read", "all keys", ctx.Err())
 	}
 	return all, err
 }

@@ -64,8 +64,9 @@ type spool struct {
 // writer is what one who writes groups keeps from one to the next.
 type writer struct {
 	head  []byte
-	out   []byte       // compressed
-	last  int64        // arrival of the last group: the clock of the stream never goes back
+	out   []byte // compressed
+	last  int64  // arrival of the last group: the clock of the stream never goes back
+	meter envelope.Meter
 	since atomic.Int64 // when the write began that is not done, by the spool's clock; 0 for none
 }
 
@@ -286,6 +287,9 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 	w.since.Store(s.clock())
 	defer w.since.Store(0)
 	h := envelope.Header{Items: g.items, Arrival: w.last}
+	if sig == otlpwire.Traces {
+		h.Load = w.meter.Add(w.last, int64(g.items), int64(len(g.body)))
+	}
 	var body []byte
 	if body, h.Encoding = envelope.Compress(w.out, g.body, s.cfg.Compression); h.Encoding != "" {
 		w.out = body

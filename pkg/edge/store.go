@@ -221,8 +221,12 @@ type message struct {
 	header     envelope.Header
 }
 
-// A record of the log is arrival(8) items(4) encoding(1) body, in little endian.
-const messageHead = 13
+// A record of the log is arrival(8) items(4) encoding(1) body, in little endian; where
+// hasLoad is set in encoding, the load stands before the body.
+const (
+	messageHead = 13
+	hasLoad     = 0x80
+)
 
 var le = binary.LittleEndian
 
@@ -231,7 +235,11 @@ var encodings = []envelope.Encoding{"", envelope.S2, envelope.Zstd}
 func appendHead(b []byte, h envelope.Header) []byte {
 	b = le.AppendUint64(b, uint64(h.Arrival))
 	b = le.AppendUint32(b, uint32(min(h.Items, math.MaxUint32)))
-	return append(b, byte(slices.Index(encodings, h.Encoding)))
+	encoding := byte(slices.Index(encodings, h.Encoding))
+	if h.Load == (envelope.Load{}) {
+		return append(b, encoding)
+	}
+	return h.Load.Append(append(b, encoding|hasLoad))
 }
 
 // parse reads a record. One that no edge has written counts as missing.
@@ -239,11 +247,18 @@ func parse(r wal.Record) message {
 	m := message{Record: r, header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
 	switch {
 	case r.Missing > 0:
-	case len(r.Body) < messageHead || int(r.Body[12]) >= len(encodings):
+	case len(r.Body) < messageHead || int(r.Body[12]&^hasLoad) >= len(encodings):
 		m.Missing, m.Body = 1, nil
 	default:
-		m.header.Arrival, m.header.Items, m.header.Encoding = int64(le.Uint64(r.Body)), int(le.Uint32(r.Body[8:])), encodings[r.Body[12]]
+		m.header.Arrival, m.header.Items, m.header.Encoding = int64(le.Uint64(r.Body)), int(le.Uint32(r.Body[8:])), encodings[r.Body[12]&^hasLoad]
 		m.Body = r.Body[messageHead:]
+		ok := true
+		if r.Body[12]&hasLoad != 0 {
+			m.header.Load, m.Body, ok = envelope.NextLoad(m.Body)
+		}
+		if !ok {
+			m.Missing, m.Body = 1, nil
+		}
 	}
 	return m
 }

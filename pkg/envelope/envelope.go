@@ -73,6 +73,7 @@ const (
 	HeaderItems           = "Penstock-Items"
 	HeaderArrival         = "Penstock-Arrival"
 	HeaderID              = "Nats-Msg-Id"
+	HeaderLoad            = "Penstock-Load"
 
 	ContentTypeOTLP      = "application/x-protobuf"
 	ContentTypeFrames    = "application/x-penstock-spans"
@@ -95,6 +96,7 @@ type Header struct {
 	Items       int    // spans, data points or log records in the body
 	Arrival     int64  // when the sender's spool took it, in Unix nanoseconds: the stream time
 	ID          string // unique, and not to be guessed by another instance
+	Load        Load   // of its source; traces only
 }
 
 // Fields calls set for every header field in a fixed order.
@@ -107,6 +109,9 @@ func (h Header) Fields(set func(name, value string)) {
 	set(HeaderArrival, strconv.FormatInt(h.Arrival, 10))
 	if h.ID != "" {
 		set(HeaderID, h.ID)
+	}
+	if h.Load != (Load{}) {
+		set(HeaderLoad, h.Load.String())
 	}
 }
 
@@ -124,6 +129,9 @@ func ParseHeader(get func(name string) string) (h Header, err error) {
 	if h.Arrival, err = strconv.ParseInt(get(HeaderArrival), 10, 64); err != nil {
 		return h, fmt.Errorf("header %s is %q", HeaderArrival, get(HeaderArrival))
 	}
+	if h.Load, err = ParseLoad(get(HeaderLoad)); err != nil {
+		return h, fmt.Errorf("header %s is %q", HeaderLoad, get(HeaderLoad))
+	}
 	return h, nil
 }
 
@@ -135,8 +143,14 @@ type Frame struct {
 	Instance string
 	Arrival  int64  // Unix nanoseconds
 	Seq      uint64 // of the message of TRACES that it comes from
+	Source   uint32 // who published that ([SourceOf]), and what of late
+	Load     Load
 	Payload  []byte
 }
+
+// A payload in a frame may begin with this field, of a number that OTLP's requests do
+// not have: source (4 bytes big endian) and load. Readers of OTLP skip it.
+const loadField = 15<<3 | 2
 
 // AppendFrame appends a frame: length and bytes of the instance id, arrival as
 // eight bytes big endian, sequence, length and bytes of the payload; sequence and
@@ -146,8 +160,27 @@ func AppendFrame(dst []byte, f Frame) []byte {
 	dst = append(dst, f.Instance...)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Arrival))
 	dst = binary.AppendUvarint(dst, f.Seq)
-	dst = binary.AppendUvarint(dst, uint64(len(f.Payload)))
-	return append(dst, f.Payload...)
+	var field []byte
+	if f.Load != (Load{}) {
+		load := f.Load.Append(binary.BigEndian.AppendUint32(nil, f.Source))
+		field = append(append(field, loadField, byte(len(load))), load...) // 4 + 8 * 9 bytes at the most
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(field)+len(f.Payload)))
+	return append(append(dst, field...), f.Payload...)
+}
+
+// cutLoad takes the field of the load off the payload.
+func (f *Frame) cutLoad() bool {
+	if len(f.Payload) < 2 || f.Payload[0] != loadField {
+		return true
+	}
+	field, rest, ok := chunk(f.Payload[1:])
+	if !ok || len(field) < 4 {
+		return false
+	}
+	f.Source, f.Payload = binary.BigEndian.Uint32(field), rest
+	f.Load, _, ok = NextLoad(field[4:])
+	return ok
 }
 
 var errFrame = errors.New("truncated frame")
@@ -164,7 +197,7 @@ func NextFrame(b []byte) (f Frame, rest []byte, err error) {
 	if f.Seq, b, ok = uvarint(b[8:], math.MaxInt64); ok {
 		f.Payload, rest, ok = chunk(b)
 	}
-	if !ok {
+	if !ok || !f.cutLoad() {
 		return f, nil, errFrame
 	}
 	return f, rest, Instance{ID: f.Instance}.Validate()

@@ -112,7 +112,7 @@ func TestDecompressIsBounded(t *testing.T) {
 }
 
 func TestFramesRoundTrip(t *testing.T) {
-	frames := []Frame{{"as-1", 1, 7, []byte("abc")}, {"as-2", -5, 0, nil}, {strings.Repeat("x", 128), math.MaxInt64, math.MaxInt64, bytes.Repeat([]byte{1}, 300)}}
+	frames := []Frame{{Instance: "as-1", Arrival: 1, Seq: 7, Payload: []byte("abc")}, {Instance: "as-2", Arrival: -5}, {Instance: strings.Repeat("x", 128), Arrival: math.MaxInt64, Seq: math.MaxInt64, Payload: bytes.Repeat([]byte{1}, 300)}}
 	var b []byte
 	for _, f := range frames {
 		b = AppendFrame(b, f)

@@ -3,6 +3,7 @@ package otlpwire
 import (
 	"bytes"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -101,12 +102,21 @@ func (a Annotation) span(dst, b []byte) []byte {
 	return dst
 }
 
+// The bounds of W3C Trace Context, section 3.3.1: members of a trace state, and
+// characters of a member's value.
+const (
+	maxMembers = 32
+	maxValue   = 256
+)
+
 // traceState returns a W3C trace state with the threshold in its member ot, which
-// stands first when it was changed.
+// stands first when it was changed; the last member goes where there are more than 32.
+// A threshold above an explicit randomness (rv) would say that the trace was not kept:
+// then there is none.
 func (a Annotation) traceState(state []byte) string {
 	var others []string
 	var ot []string // sub-keys but th
-	before := uint64(0)
+	before, random := uint64(0), Unknown
 	for member := range bytes.SplitSeq(state, []byte(",")) {
 		m := strings.TrimSpace(string(member))
 		value, is := strings.CutPrefix(m, "ot=")
@@ -119,7 +129,14 @@ func (a Annotation) traceState(state []byte) string {
 		for sub := range strings.SplitSeq(value, ";") {
 			if th, is := strings.CutPrefix(sub, "th:"); is {
 				before = parseThreshold(th)
-			} else if sub != "" {
+				continue
+			}
+			if rv, is := strings.CutPrefix(sub, "rv:"); is && len(rv) == 14 {
+				if v, err := strconv.ParseUint(rv, 16, 64); err == nil {
+					random = v
+				}
+			}
+			if sub != "" {
 				ot = append(ot, sub)
 			}
 		}
@@ -127,10 +144,19 @@ func (a Annotation) traceState(state []byte) string {
 	if a.Threshold < Unknown {
 		// Kept by both: the chances are multiplied.
 		high, low := bits.Mul64(Unknown-before, Unknown-a.Threshold)
-		ot = append([]string{"th:" + formatThreshold(Unknown-(high<<8|low>>56))}, ot...)
+		if th := formatThreshold(Unknown - (high<<8 | low>>56)); parseThreshold(th) <= random {
+			ot = append([]string{"th:" + th}, ot...)
+		}
+	}
+	for len(ot) > 1 && len(strings.Join(ot, ";")) > maxValue {
+		last := len(ot) - 1
+		for last > 1 && strings.HasPrefix(ot[last], "rv:") {
+			last--
+		}
+		ot = slices.Delete(ot, last, last+1)
 	}
 	if len(ot) > 0 {
-		others = append([]string{"ot=" + strings.Join(ot, ";")}, others...)
+		others = append([]string{"ot=" + strings.Join(ot, ";")}, others[:min(len(others), maxMembers-1)]...)
 	}
 	return strings.Join(others, ",")
 }

@@ -2,6 +2,7 @@ package otlpwire
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
@@ -29,12 +30,23 @@ func TestTraceStateTellsTheThreshold(t *testing.T) {
 		{"ot=th:8;rv:1,a=b", Unknown, "ot=rv:1,a=b"},
 		{"ot=th:8", Unknown, ""},
 		{" , a=b ,", half, "ot=th:8,a=b"},
+		{"ot=rv:7fffffffffffff", half, "ot=rv:7fffffffffffff"}, // not kept by that randomness
+		{"ot=rv:80000000000000", half, "ot=th:8;rv:80000000000000"},
+		{"ot=th:4;rv:8fffffffffffff", half, "ot=rv:8fffffffffffff"},
+		{"ot=rv:7f", half, "ot=th:8;rv:7f"}, // no randomness
+		{members(31), half, "ot=th:8," + members(31)},
+		{members(32), half, "ot=th:8," + members(31)},
+		{members(20) + ",ot=p:1," + members(20), half, "ot=th:8;p:1," + members(20) + "," + members(11)},
+		{"ot=k:" + strings.Repeat("v", 254), half, "ot=th:8"},
+		{"ot=k:" + strings.Repeat("v", 240) + ";rv:9b8233f7e3a151", half, "ot=th:8;rv:9b8233f7e3a151"},
 	} {
 		if got := (Annotation{Threshold: tc.threshold}).traceState([]byte(tc.state)); got != tc.want {
 			t.Errorf("%q with %x: got %q, want %q", tc.state, tc.threshold, got, tc.want)
 		}
 	}
 }
+
+func members(n int) string { return strings.TrimSuffix(strings.Repeat("a=1,", n), ",") }
 
 // TestAnnotate compares with decoding, changing and encoding.
 func TestAnnotate(t *testing.T) {

@@ -12,17 +12,32 @@ type Group struct {
 // Items iterates over the spans, metrics or log records of the group.
 func (g Group) Items() iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
+		for item := range g.ItemsIn() {
+			if !yield(item) {
+				return
+			}
+		}
+	}
+}
+
+// ItemsIn is Items with the fields of their scope but its items.
+func (g Group) ItemsIn() iter.Seq2[[]byte, []byte] {
+	return func(yield func(item, scope []byte) bool) {
 		for n := g.c.first; n != 0; n = g.s.runs[n-1].next {
-			for it := g.s.runs[n-1].first; it != 0; it = g.s.items[it-1].next {
+			run := &g.s.runs[n-1]
+			for it := run.first; it != 0; it = g.s.items[it-1].next {
 				raw := g.s.items[it-1].raw
 				_, _, value, _ := nextField(raw, 0)
-				if !yield(raw[value:]) {
+				if !yield(raw[value:], g.s.scopes[run.scope]) {
 					return
 				}
 			}
 		}
 	}
 }
+
+// Resource returns the fields of the group's resource but its scopes.
+func (g Group) Resource() []byte { return g.s.rest }
 
 // Heads is a resource with its scopes, without any item: what the groups of one
 // resource have in common.

@@ -1,9 +1,11 @@
 package proc
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"reflect"
 	"slices"
@@ -60,12 +62,17 @@ func Load(name string, text []byte, into any) error {
 }
 
 func load(name string, text []byte, into any) (lines map[string]int, err error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, located(name, err)
-	}
-	if doc.Kind == 0 {
+	var doc, more yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
 		return nil, nil // an empty file changes nothing
+	} else if err != nil {
+		return nil, broken(name, text, err)
+	}
+	if err := dec.Decode(&more); err == nil && more.Content[0].Tag != "!!null" {
+		return nil, fmt.Errorf("%s:%d: a second YAML document begins here; a configuration is one document", name, more.Line)
+	} else if err != nil && !errors.Is(err, io.EOF) {
+		return nil, broken(name, text, err)
 	}
 	c := checker{file: name, lines: make(map[string]int)}
 	c.check(doc.Content[0], reflect.TypeOf(into).Elem(), "")
@@ -92,8 +99,11 @@ func at(file string, lines map[string]int, err error) error {
 		return nil
 	}
 	key := strings.TrimRight(strings.Fields(err.Error() + " ")[0], ":")
-	if line, found := lines[key]; found {
-		return fmt.Errorf("%s:%d: %w", file, line, err)
+	for key != "" { // or the next key above that stands in the file
+		if line, found := lines[key]; found {
+			return fmt.Errorf("%s:%d: %w", file, line, err)
+		}
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 	}
 	return err
 }
@@ -117,6 +127,16 @@ func located(name string, err error) error {
 	return errors.New(strings.Join(lines, "\n"))
 }
 
+// broken is an error of the YAML itself. A tab, which editors show as spaces, is named.
+func broken(name string, text []byte, err error) error {
+	for i, line := range bytes.Split(text, []byte("\n")) {
+		if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.ContainsRune(indent, '\t') {
+			return fmt.Errorf("%s:%d: a tab in the indentation; YAML takes spaces only", name, i+1)
+		}
+	}
+	return located(name, err)
+}
+
 // checker walks a YAML tree beside the type that it will be decoded into.
 type checker struct {
 	file  string
@@ -131,7 +151,12 @@ func (c *checker) fail(n *yaml.Node, key, format string, args ...any) {
 	c.errs = append(c.errs, fmt.Errorf("%s:%d: %s%s", c.file, n.Line, key, fmt.Sprintf(format, args...)))
 }
 
-var durationType = reflect.TypeFor[time.Duration]()
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	bytesType    = reflect.TypeFor[Bytes]()
+	levelType    = reflect.TypeFor[slog.Level]()
+	levels       = []string{"debug", "info", "warn", "error"}
+)
 
 func (c *checker) check(n *yaml.Node, t reflect.Type, key string) {
 	for t.Kind() == reflect.Pointer {
@@ -142,9 +167,7 @@ func (c *checker) check(n *yaml.Node, t reflect.Type, key string) {
 		c.fail(n, key, "YAML aliases are not supported")
 	case yaml.ScalarNode:
 		c.expand(n, key)
-		if t == durationType && n.Tag == "!!int" && n.Value != "0" {
-			c.fail(n, key, "%s has no unit; write 5s, 200ms or 1m", n.Value)
-		}
+		c.checkScalar(n, t, key)
 		if (t.Kind() == reflect.Struct || t.Kind() == reflect.Slice) && n.Tag != "!!null" && !reflect.PointerTo(t).Implements(unmarshaler) {
 			c.fail(n, key, "got %q, want %s", n.Value, shape(t))
 		}
@@ -159,10 +182,50 @@ func (c *checker) check(n *yaml.Node, t reflect.Type, key string) {
 			return
 		}
 		for i, e := range n.Content {
-			c.check(e, elem, key+"["+strconv.Itoa(i)+"]")
+			path := key + "[" + strconv.Itoa(i) + "]"
+			c.lines[path] = e.Line
+			c.check(e, elem, path)
 		}
 	case yaml.MappingNode:
 		c.checkMapping(n, t, key)
+	}
+}
+
+// checkScalar finds values that the decoder would bend or refuse without their key, and
+// writes durations as it reads them.
+func (c *checker) checkScalar(n *yaml.Node, t reflect.Type, key string) {
+	if n.Tag == "!!null" {
+		return
+	}
+	switch kind := t.Kind(); {
+	case t == durationType:
+		d, err := ParseDuration(n.Value)
+		if err != nil {
+			c.fail(n, key, "%v", err)
+			return
+		}
+		n.Value, n.Tag = d.String(), "!!str"
+	case t == levelType:
+		if !slices.Contains(levels, strings.ToLower(n.Value)) {
+			c.fail(n, key, "%q is no level; want %s", n.Value, strings.Join(levels, ", "))
+		}
+	case t == bytesType:
+		if err := new(Bytes).UnmarshalText([]byte(n.Value)); err != nil {
+			c.fail(n, key, "%v", err)
+		}
+	case reflect.PointerTo(t).Implements(unmarshaler): // says itself what is wrong
+	case kind >= reflect.Int && kind <= reflect.Uint64:
+		if n.Tag != "!!int" {
+			c.fail(n, key, "got %q, want a whole number", n.Value)
+		}
+	case kind == reflect.Float32 || kind == reflect.Float64:
+		if n.Tag != "!!int" && n.Tag != "!!float" {
+			c.fail(n, key, "got %q, want a number", n.Value)
+		}
+	case kind == reflect.Bool:
+		if n.Tag != "!!bool" {
+			c.fail(n, key, "got %q, want true or false", n.Value)
+		}
 	}
 }
 

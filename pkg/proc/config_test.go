@@ -2,7 +2,9 @@ package proc
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +25,8 @@ type outer struct {
 	Pass     Secret `yaml:"password"`
 	Count    int    `yaml:"count"`
 	On       bool   `yaml:"on"`
+
+	Level slog.Level `yaml:"level"`
 }
 
 // Embedded stands in for proc.Config.
@@ -38,7 +42,7 @@ func TestLoadReadsEveryKind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := outer{Embedded{"a: b # no comment\n- x"}, inner{90 * time.Second, 64 << 20, map[string]string{"a": "b"}, []string{"x", "y"}}, "hunter2", 7, true}
+	want := outer{Embedded{"a: b # no comment\n- x"}, inner{90 * time.Second, 64 << 20, map[string]string{"a": "b"}, []string{"x", "y"}}, "hunter2", 7, true, 0}
 	if fmt.Sprintf("%#v", c) != fmt.Sprintf("%#v", want) || c.Pass != "hunter2" {
 		t.Errorf("got %+v, want %+v", c, want)
 	}
@@ -46,11 +50,17 @@ func TestLoadReadsEveryKind(t *testing.T) {
 
 func TestLoadSaysWhereItIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
-		"naem: x\n":                     "c.yaml:1: naem: unknown key; known here: count, inner, name, on, password",
+		"naem: x\n":                     "c.yaml:1: naem: unknown key; known here: count, inner, level, name, on, password",
 		"name: x\ninner:\n  siez: 1\n":  "c.yaml:3: inner.siez: unknown key",
 		"count: abc\n":                  "c.yaml:1:",
 		"inner:\n  wait: 5\n":           "c.yaml:2: inner.wait: 5 has no unit",
-		"inner:\n  size: 9EiB\n":        `c.yaml:2: "9EiB" is no size`,
+		"inner:\n  size: 9EiB\n":        `c.yaml:2: inner.size: "9EiB" is no size`,
+		"inner:\n  wait: 3x\n":          `c.yaml:2: inner.wait: "3x" is no duration; write 200ms, 5s`,
+		"count: 0.5\n":                  `c.yaml:1: count: got "0.5", want a whole number`,
+		"on: 1\n":                       `c.yaml:1: on: got "1", want true or false`,
+		"level: verbose\n":              `c.yaml:1: level: "verbose" is no level; want debug, info, warn, error`,
+		"name: x\n---\nname: y\n":       "c.yaml:2: a second YAML document begins here",
+		"inner:\n\twait: 5s\n":          "c.yaml:2: a tab in the indentation",
 		"inner:\n  size: -1\n":          "c.yaml:2:",
 		"inner: 5\n":                    "c.yaml:1: inner: got \"5\", want a mapping",
 		"inner:\n  list: {a: b}\n":      "c.yaml:2: inner.list: got a mapping, want a list",
@@ -59,7 +69,7 @@ func TestLoadSaysWhereItIsWrong(t *testing.T) {
 		"name: ${PENSTOCK":              "c.yaml:1: name: ${ without a closing brace",
 		"a: &a x\nname: *a\n":           "c.yaml:2: name: YAML aliases are not supported",
 		"name: x\nname: y\n":            "c.yaml:2:",
-		"name: x\n\tcount: 1\n":         "c.yaml:2:",
+		"name: x\n\tcount: 1\n":         "c.yaml:2: a tab in the indentation",
 		"name: [x\n":                    "c.yaml:",
 		"- x\n":                         "c.yaml:1: got a list, want a mapping",
 		"\x00\x01binary":                "c.yaml",
@@ -69,6 +79,37 @@ func TestLoadSaysWhereItIsWrong(t *testing.T) {
 		err := Load("c.yaml", []byte(text), &c)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"0": 0, "5s": 5 * time.Second, "1m30s": 90 * time.Second, "3d": 72 * time.Hour, "2w": 14 * 24 * time.Hour, "1w2d3h": 219 * time.Hour, "1.5d": 36 * time.Hour, "-2h": -2 * time.Hour,
+	} {
+		if got, err := ParseDuration(text); err != nil || got != want {
+			t.Errorf("%q is %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "d", "5", "5 s", "3y", "1d-2h", "300000d", "99999999999h"} {
+		if got, err := ParseDuration(text); err == nil {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+	var c outer
+	if err := Load("c.yaml", []byte("inner: {wait: 2d}"), &c); err != nil || c.Inner.Wait != 48*time.Hour {
+		t.Errorf("%v, %v", c.Inner.Wait, err)
+	}
+}
+
+// TestErrorsOfValidationHaveALine also where the key is within a list, or not in the file.
+func TestErrorsOfValidationHaveALine(t *testing.T) {
+	lines := map[string]int{"a": 1, "a.list": 2, "a.list[0]": 3}
+	for text, want := range map[string]string{
+		"a.list[0].pattern is wrong": "f:3: a.list[0].pattern is wrong", "a.list[1]: no": "f:2: a.list[1]: no", "a.other is 0": "f:1: a.other is 0", "b is 0": "b is 0",
+	} {
+		if got := at("f", lines, errors.New(text)); got.Error() != want {
+			t.Errorf("got %v, want %s", got, want)
 		}
 	}
 }

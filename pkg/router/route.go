@@ -280,7 +280,7 @@ func (s *splitter) add(b *batch, in input) error {
 		return err
 	}
 	for p, part := range s.parts {
-		b.addPart(p, envelope.Frame{Instance: instance, Arrival: in.Header.Arrival, Seq: in.Seq, Payload: part})
+		b.addPart(p, envelope.Frame{Instance: instance, Arrival: in.Header.Arrival, Seq: in.Seq, Source: envelope.SourceOf(in.Header.ID), Load: in.Header.Load, Payload: part})
 	}
 	b.items += items
 	return nil

@@ -23,11 +23,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 )
@@ -128,9 +130,26 @@ type gateway struct {
 	hub   *bus.Hub
 	epoch string
 	seq   atomic.Uint64
+
+	mu     sync.Mutex
+	meters map[string]*envelope.Meter // by instance: those of the tokens
 }
 
-func newGateway(h *bus.Hub) *gateway { return &gateway{hub: h, epoch: nonce()} }
+// load is what an instance has sent here of late.
+func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope.Load {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m := g.meters[instance]
+	if m == nil {
+		m = new(envelope.Meter)
+		g.meters[instance] = m
+	}
+	return m.Add(arrival, int64(b.Items), int64(len(b.Payload)))
+}
+
+func newGateway(h *bus.Hub) *gateway {
+	return &gateway{hub: h, epoch: nonce(), meters: map[string]*envelope.Meter{}}
+}
 
 func nonce() string {
 	var b [16]byte
@@ -150,6 +169,9 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 	}
 	if b.Origin.Arrival != 0 {
 		msg.Header.Arrival = b.Origin.Arrival
+	}
+	if b.Signal == otlpwire.Traces {
+		msg.Header.Load = g.load(b.Instance, msg.Header.Arrival, b)
 	}
 	msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2)
 	_, err := g.hub.Conn.Publish(ctx, msg)

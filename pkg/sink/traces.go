@@ -152,7 +152,7 @@ func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) err
 		if err != nil {
 			return err
 		}
-		return visit(envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Payload: payload})
+		return visit(envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Source: envelope.SourceOf(d.Header.ID), Load: d.Header.Load, Payload: payload})
 	}
 	for body := d.Body; len(body) > 0; {
 		f, rest, err := envelope.NextFrame(body)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl"
 	"github.com/open-telemetry/opentelemetry-collector-contrib/pkg/ottl/contexts/ottlspan"
@@ -20,8 +21,8 @@ import (
 type ottlCondition struct {
 	spans  []*ottl.Condition[*ottlspan.TransformContext]
 	events []*ottl.Condition[*ottlspanevent.TransformContext]
-	// strict is error_mode propagate: a condition that fails on a span ends the
-	// question, and the policy does not want the trace.
+	// strict is error_mode propagate: the first condition that fails ends the question,
+	// and the policy has no answer.
 	strict bool
 }
 
@@ -71,7 +72,7 @@ func (c ottlCondition) evaluate(t *Trace, _ *Budgets) Outcome {
 				if yes, err := c.matches(resources.At(i), scopes.At(j), spans.At(k)); yes {
 					return Sampled
 				} else if err != nil && c.strict {
-					return NotSampled
+					return Failed
 				}
 			}
 		}
@@ -85,13 +86,13 @@ func (c ottlCondition) matches(rs ptrace.ResourceSpans, ss ptrace.ScopeSpans, sp
 	if len(c.spans) > 0 {
 		tc := ottlspan.NewTransformContext(rs, ss, sp)
 		defer tc.Close()
-		if yes, err = anyOf(c.spans, tc); yes || (err != nil && c.strict) {
+		if yes, err = anyOf(c.spans, tc, c.strict); yes || (err != nil && c.strict) {
 			return yes, err
 		}
 	}
 	for i := 0; len(c.events) > 0 && i < sp.Events().Len(); i++ {
 		tc := ottlspanevent.NewTransformContext(rs, ss, sp, sp.Events().At(i))
-		yes, failed := anyOf(c.events, tc)
+		yes, failed := anyOf(c.events, tc, c.strict)
 		tc.Close()
 		if err = cmp.Or(err, failed); yes || (err != nil && c.strict) {
 			return yes, err
@@ -100,10 +101,14 @@ func (c ottlCondition) matches(rs ptrace.ResourceSpans, ss ptrace.ScopeSpans, sp
 	return false, err
 }
 
-// anyOf reports whether one of the conditions is fulfilled, else how one failed.
-func anyOf[K any](conditions []*ottl.Condition[K], k K) (yes bool, err error) {
+// anyOf reports whether one of the conditions is fulfilled, else how one failed; strict
+// ends with the first that fails.
+func anyOf[K any](conditions []*ottl.Condition[K], k K, strict bool) (yes bool, err error) {
 	for _, c := range conditions {
 		yes, failed := c.Eval(context.Background(), k)
+		if failed != nil && strict {
+			return false, failed
+		}
 		if failed == nil && yes {
 			return true, nil
 		}
@@ -136,7 +141,7 @@ func (b *builder) ottlCondition(s spec) evaluator {
 	if err != nil {
 		b.fail(s, "%v", err)
 	}
-	switch cfg.ErrorMode {
+	switch strings.ToLower(cfg.ErrorMode) {
 	case "", "ignore", "silent":
 	case "propagate":
 		c.strict = true

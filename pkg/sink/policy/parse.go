@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -54,9 +55,11 @@ type spec struct {
 	} `yaml:"probabilistic"`
 	Rate *struct {
 		SpansPerSecond int64 `yaml:"spans_per_second"`
+		Burst          int64 `yaml:"burst_capacity"` // 0: twice the rate
 	} `yaml:"rate_limiting"`
 	Bytes *struct {
 		BytesPerSecond int64 `yaml:"bytes_per_second"`
+		Burst          int64 `yaml:"burst_capacity"` // 0: twice the rate
 	} `yaml:"bytes_limiting"`
 	SpanCount *struct {
 		Min int `yaml:"min_spans"`
@@ -216,6 +219,7 @@ func (b *builder) build(st settings) *Set {
 // evaluator builds one policy; composite and drop stand at the top only, as in
 // the collector.
 func (b *builder) evaluator(s spec, top bool) evaluator {
+	b.strayed(s)
 	section := func(set bool) bool {
 		if !set {
 			b.fail(s, "type is %s, but there is no section %s", s.Type, s.Type)
@@ -238,14 +242,13 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 		p := s.Probabilistic
 		if !(p.Percentage >= 0 && p.Percentage <= 100) {
 			b.fail(s, "sampling_percentage is %v, want 0 to 100", p.Percentage)
+			return always{}
 		}
 		return newProbabilistic(p.Salt, p.Percentage)
 	case s.Type == "rate_limiting" && section(s.Rate != nil):
-		b.positive(s, "spans_per_second", s.Rate.SpansPerSecond)
-		return rateLimiting{b.limiter(), s.Rate.SpansPerSecond}
+		return rateLimiting{b.bucket(s, "spans_per_second", s.Rate.SpansPerSecond, s.Rate.Burst)}
 	case s.Type == "bytes_limiting" && section(s.Bytes != nil):
-		b.positive(s, "bytes_per_second", s.Bytes.BytesPerSecond)
-		return bytesLimiting{b.limiter(), s.Bytes.BytesPerSecond}
+		return bytesLimiting{b.bucket(s, "bytes_per_second", s.Bytes.BytesPerSecond, s.Bytes.Burst)}
 	case s.Type == "span_count" && section(s.SpanCount != nil):
 		if c := s.SpanCount; c.Min < 0 || c.Max < 0 || (c.Max != 0 && c.Max < c.Min) {
 			b.fail(s, "want 0 <= min_spans <= max_spans, or max_spans 0 for no bound")
@@ -283,19 +286,46 @@ func (b *builder) evaluator(s spec, top bool) evaluator {
 	return always{}
 }
 
+// strayed reports sections that the type does not read.
+func (b *builder) strayed(s spec) {
+	v := reflect.ValueOf(s)
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if key := f.Tag.Get("yaml"); f.Type.Kind() == reflect.Pointer && key != s.Type && !v.Field(i).IsNil() {
+			b.fail(s, "type is %s, and there is a section %s, which nothing would read", s.Type, key)
+		}
+	}
+}
+
 var knownTypes = []string{
 	"always_sample", "latency", "numeric_attribute", "probabilistic", "status_code", "string_attribute", "rate_limiting", "bytes_limiting",
 	"span_count", "trace_state", "trace_flags", "boolean_attribute", "ottl_condition", "and", "not", "drop", "composite",
 }
 
-func (b *builder) limiter() int {
+func (b *builder) limiter(rate, burst int64) limiter {
 	b.limiters++
-	return b.limiters - 1
+	return limiter{b.limiters - 1, rate, burst}
 }
 
+// bucket is a limiter whose burst is twice the rate when it is not set, as the
+// collector's (contrib #48226).
+func (b *builder) bucket(s spec, key string, rate, burst int64) limiter {
+	b.positive(s, key, rate)
+	if burst < 0 || burst > maxRate {
+		b.fail(s, "burst_capacity is %d, want more than 0 and at most %d", burst, int64(maxRate))
+	}
+	if burst == 0 {
+		burst = 2 * rate
+	}
+	return b.limiter(rate, burst)
+}
+
+// maxRate is a terabyte a second: rates are multiplied.
+const maxRate = 1 << 40
+
 func (b *builder) positive(s spec, key string, n int64) {
-	if n <= 0 {
-		b.fail(s, "%s is %d, want more than 0", key, n)
+	if n <= 0 || n > maxRate {
+		b.fail(s, "%s is %d, want more than 0 and at most %d", key, n, int64(maxRate))
 	}
 }
 
@@ -363,7 +393,7 @@ func (b *builder) composite(s spec) composite {
 		if p := percent[sub.Name]; p > 0 {
 			rate = cfg.Total * p / 100
 		}
-		c = append(c, share{b.evaluator(sub, false), b.limiter(), rate})
+		c = append(c, share{b.evaluator(sub, false), b.limiter(rate, rate)})
 	}
 	return c
 }

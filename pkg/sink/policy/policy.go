@@ -28,16 +28,16 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Outcome is a policy's or the whole set's verdict. The order is the
-// precedence: of several verdicts the highest counts (tail_sampling v0.164).
+// Outcome is a policy's verdict. Of several the highest counts. An inverted match is a
+// plain yes or no, as in the collector since v0.156.
 type Outcome uint8
 
-// The verdicts. The inverted ones come of invert_match only.
+// The verdicts. Failed is no answer: an expression could not be computed. The other
+// policies decide; not and and pass it on, and composite ends with it.
 const (
-	NotSampled Outcome = iota
-	InvertSampled
+	Failed Outcome = iota
+	NotSampled
 	Sampled
-	InvertNotSampled
 	Dropped
 )
 
@@ -45,8 +45,9 @@ const (
 type Trace struct {
 	ID      otlpwire.TraceID
 	Spans   int
-	Payload []byte // all its spans
-	Due     int64  // when its window closed, in Unix nanoseconds of stream time
+	Payload []byte        // all its spans
+	Due     int64         // when its window closed, in Unix nanoseconds of stream time
+	Load    envelope.Load // what its instance sent in all partitions while it came
 
 	start, end uint64
 	statuses   uint8 // bit n: a span has status n
@@ -56,8 +57,8 @@ type Trace struct {
 	decoded ptrace.Traces // for ottl_condition
 	decodes bool
 
-	answers *answers      // to the attribute policies of the set at hand
-	period  time.Duration // of budgets
+	answers    *answers // to the attribute policies of the set at hand
+	partitions int      // over which budgets are spread
 	// chance is that of the policy at hand: how likely it wants a trace like this,
 	// whatever its ID. Policies that depend on nothing else leave it at settled.
 	chance float64
@@ -90,10 +91,6 @@ func (t *Trace) summarise() {
 			look.settle()
 		}
 		for sc := range r.Scopes() {
-			if look.any() {
-				otlpwire.EachScopeAttribute(sc.Scope(), look.see)
-				look.settle()
-			}
 			for item := range sc.Items() {
 				sp.Parse(item)
 				t.start, t.end = min(t.start, sp.Start), max(t.end, sp.End)
@@ -119,54 +116,6 @@ func (t *Trace) duration() time.Duration {
 	return time.Duration(min(t.end-t.start, math.MaxInt64))
 }
 
-// Budgets holds what rate limits have spent, of one instance. The zero Budgets
-// is ready. Traces are decided in the order of Due.
-type Budgets struct {
-	period int64            // which one it is
-	spent  []int64          // spans or bytes, by limiter
-	taken  []envelope.Spend // by the decision at hand
-}
-
-// Restore books what a decision that was recorded has taken, so that the next
-// owner goes on where the last one stopped.
-func (s *Set) Restore(b *Budgets, due int64, spent []envelope.Spend) {
-	b.at(due, s.period())
-	for _, sp := range spent {
-		b.take(sp.Limiter, sp.Amount)
-	}
-}
-
-// at turns to the period of due. It goes back only when the instance's clock was
-// set back, which shows in more than one period.
-func (b *Budgets) at(due int64, period time.Duration) {
-	if n := due / int64(period); n > b.period || n < b.period-1 {
-		b.period = n
-		clear(b.spent)
-	}
-}
-
-func (b *Budgets) take(limiter int, amount int64) {
-	for len(b.spent) <= limiter {
-		b.spent = append(b.spent, 0)
-	}
-	b.spent[limiter] += amount
-}
-
-// spend takes amount out of a limiter's budget for the period in which t is due.
-// A budget starts anew each period: one that is carried over would depend on
-// where reading began.
-func (b *Budgets) spend(limiter int, t *Trace, amount, perSecond int64) bool {
-	b.at(t.Due, t.period)
-	b.take(limiter, 0)
-	t.chance = unknown
-	if b.spent[limiter]+amount > perSecond {
-		return false
-	}
-	b.take(limiter, amount)
-	b.taken = append(b.taken, envelope.Spend{Limiter: limiter, Amount: amount})
-	return true
-}
-
 // Set is a parsed configuration. It is immutable and safe for concurrent use.
 type Set struct {
 	// Wait is how long after its first span a trace is decided.
@@ -182,9 +131,7 @@ type Set struct {
 	Kept, Dropped int
 
 	// Partitions is over how many partitions the traces of an instance are spread,
-	// each with budgets of its own; 0 means 1. Each has for so many seconds what
-	// the policies allow for one, so that together they keep to the rate, and a
-	// small budget still holds a trace.
+	// each with a share of the budgets; 0 means 1.
 	Partitions int
 	// MaxKept bounds the spans a second that are kept of one instance, whatever
 	// policy wants them; 0 for no bound.
@@ -203,8 +150,6 @@ type Version struct {
 	From   uint64 // the sequence of SPANS from which on it is
 	*Set
 }
-
-func (s *Set) period() time.Duration { return time.Duration(max(s.Partitions, 1)) * time.Second }
 
 // OverShare stands for the policy when [Set.MaxKept] is used up.
 const OverShare = "instance_share"
@@ -232,12 +177,12 @@ type evaluator interface {
 // Decide asks all policies about a trace.
 func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
 	b.taken = nil
-	t.period = s.period()
+	t.partitions = max(s.Partitions, 1)
 	if t.answers == nil || t.answers.wanted != &s.wanted {
 		t.answers = newAnswers(&s.wanted)
 	}
 	v := s.decide(t, b)
-	if v.Keep && s.MaxKept > 0 && !b.spend(s.limiters, t, int64(t.Spans), s.MaxKept) {
+	if v.Keep && s.MaxKept > 0 && !b.spend(limiter{s.limiters, s.MaxKept, s.MaxKept}, t, int64(t.Spans), &t.Load.Items) {
 		v = Verdict{By: OverShare}
 	}
 	v.Took = b.taken
@@ -254,7 +199,7 @@ func (s *Set) decide(t *Trace, b *Budgets) Verdict {
 	for _, p := range s.policies {
 		t.chance = settled
 		o := p.eval.evaluate(t, b)
-		switch wants := o == Sampled || o == InvertSampled; {
+		switch wants := o == Sampled; {
 		case wants && t.chance == settled:
 			chance = 1
 		case wants && t.chance == unknown && chance < 1:
@@ -269,7 +214,7 @@ func (s *Set) decide(t *Trace, b *Budgets) Verdict {
 			break
 		}
 	}
-	v := Verdict{Keep: highest == Sampled || highest == InvertSampled, By: by}
+	v := Verdict{Keep: highest == Sampled, By: by}
 	switch {
 	case !v.Keep || chance >= 1:
 	case chance > 0:
@@ -300,16 +245,13 @@ func (s statusCode) evaluate(t *Trace, _ *Budgets) Outcome {
 	return verdict(t.statuses&uint8(s) != 0)
 }
 
-// latency is latency. Without an upper threshold the lower one is inclusive,
-// with one it is exclusive and the upper inclusive, as in the collector.
-type latency struct{ over, upTo int64 } // milliseconds
+// latency is latency, in whole milliseconds. The lower threshold is exclusive, the
+// upper one inclusive (contrib #49595).
+type latency struct{ over, upTo int64 } // milliseconds; upTo 0 for no bound
 
 func (l latency) evaluate(t *Trace, _ *Budgets) Outcome {
 	ms := t.duration().Milliseconds()
-	if l.upTo == 0 {
-		return verdict(ms >= l.over)
-	}
-	return verdict(ms > l.over && ms <= l.upTo)
+	return verdict(ms > l.over && (l.upTo == 0 || ms <= l.upTo))
 }
 
 // probabilistic is probabilistic: FNV-1a of salt and trace ID below a threshold.
@@ -339,24 +281,18 @@ func (p probabilistic) evaluate(t *Trace, _ *Budgets) Outcome {
 	return verdict(h.Sum64() <= p.threshold)
 }
 
-// rateLimiting is rate_limiting, per instance and second of stream time.
-type rateLimiting struct {
-	limiter        int
-	spansPerSecond int64
-}
+// rateLimiting is rate_limiting, in spans.
+type rateLimiting struct{ limiter }
 
 func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	return verdict(b.spend(r.limiter, t, int64(t.Spans), r.spansPerSecond))
+	return verdict(b.spend(r.limiter, t, int64(t.Spans), &t.Load.Items))
 }
 
 // bytesLimiting is bytes_limiting, in bytes on the wire.
-type bytesLimiting struct {
-	limiter        int
-	bytesPerSecond int64
-}
+type bytesLimiting struct{ limiter }
 
 func (l bytesLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), l.bytesPerSecond))
+	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), &t.Load.Bytes))
 }
 
 // spanCount is span_count.
@@ -398,7 +334,7 @@ func (s traceState) evaluate(t *Trace, _ *Budgets) Outcome {
 }
 
 // attribute is string_attribute, numeric_attribute and boolean_attribute, on
-// resource, scope and span attributes. What it looks for is found for all such
+// resource and span attributes. What it looks for is found for all such
 // policies in one pass.
 type attribute struct {
 	matcher int // its place in wanted
@@ -407,13 +343,7 @@ type attribute struct {
 
 func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	t.summarise()
-	switch found := t.answers.found[a.matcher]; {
-	case !a.invert:
-		return verdict(found)
-	case found:
-		return InvertNotSampled
-	}
-	return InvertSampled
+	return verdict(t.answers.found[a.matcher] != a.invert)
 }
 
 // wanted is what the attribute policies of a set look for.
@@ -448,7 +378,8 @@ func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
 }
 
 // answers gathers the values of one resource, scope or span at a time, and what was
-// found of what is wanted. Of a key that is there twice the last value counts.
+// found of what is wanted. Of a key that is there twice the first value counts, as in
+// the collector.
 type answers struct {
 	*wanted
 	found  []bool                  // by matcher
@@ -464,8 +395,10 @@ func newAnswers(w *wanted) *answers {
 			return
 		}
 		if k, ok := w.keys[string(key)]; ok {
-			a.values[k] = value
-			a.seen = append(a.seen, k)
+			if a.values[k] == nil {
+				a.values[k] = value
+				a.seen = append(a.seen, k)
+			}
 		}
 	}
 	return a
@@ -479,6 +412,7 @@ func (a *answers) settle() {
 		for _, q := range a.want[k] {
 			a.found[q.matcher] = a.found[q.matcher] || q.match(otlpwire.ParseValue(a.values[k]))
 		}
+		a.values[k] = nil
 	}
 	a.seen = a.seen[:0]
 }
@@ -514,9 +448,9 @@ func (a and) evaluate(t *Trace, b *Budgets) Outcome {
 	chance := float64(settled)
 	for _, p := range a {
 		t.chance = settled
-		if o := p.evaluate(t, b); o != Sampled && o != InvertSampled {
+		if o := p.evaluate(t, b); o != Sampled {
 			t.chance = settled
-			return NotSampled
+			return o
 		}
 		switch {
 		case t.chance == settled || chance == unknown:
@@ -541,7 +475,7 @@ func (d drop) evaluate(t *Trace, b *Budgets) Outcome {
 	return NotSampled
 }
 
-// not is not: the opposite of its sub-policy.
+// not is not: the opposite of its sub-policy; of one that failed there is none.
 type not struct{ evaluator }
 
 func (n not) evaluate(t *Trace, b *Budgets) Outcome {
@@ -550,13 +484,12 @@ func (n not) evaluate(t *Trace, b *Budgets) Outcome {
 		t.chance = 1 - t.chance
 	}
 	switch o {
-	case Sampled, InvertSampled:
+	case Sampled:
 		return NotSampled
-	case NotSampled, InvertNotSampled:
+	case NotSampled:
 		return Sampled
-	default:
-		return o
 	}
+	return o
 }
 
 // composite is composite: the first sub-policy that wants the trace decides, and
@@ -565,14 +498,16 @@ type composite []share
 
 type share struct {
 	evaluator
-	limiter        int
-	spansPerSecond int64
+	limiter limiter
 }
 
 func (c composite) evaluate(t *Trace, b *Budgets) Outcome {
 	for _, s := range c {
-		if o := s.evaluator.evaluate(t, b); o == Sampled || o == InvertSampled {
-			return verdict(b.spend(s.limiter, t, int64(t.Spans), s.spansPerSecond))
+		switch o := s.evaluator.evaluate(t, b); o {
+		case Sampled:
+			return verdict(b.spend(s.limiter, t, int64(t.Spans), &t.Load.Items))
+		case Failed:
+			return o
 		}
 	}
 	return NotSampled

@@ -58,15 +58,16 @@ func TestPolicies(t *testing.T) {
 		{`{name: p, type: status_code, status_code: {status_codes: [ERROR]}}`, 0, ok, false},
 		{`{name: p, type: status_code, status_code: {status_codes: [ERROR]}}`, 0, failed, true},
 		{`{name: p, type: status_code, status_code: {status_codes: [UNSET]}}`, 0, failed, true}, // the other span
-		{`{name: p, type: latency, latency: {threshold_ms: 1000}}`, time.Second, ok, true},
-		{`{name: p, type: latency, latency: {threshold_ms: 1001}}`, time.Second, ok, false},
+		{`{name: p, type: latency, latency: {threshold_ms: 999}}`, time.Second, ok, true},
+		{`{name: p, type: latency, latency: {threshold_ms: 1000}}`, time.Second, ok, false},
 		{`{name: p, type: latency, latency: {threshold_ms: 1000, upper_threshold_ms: 2000}}`, time.Second, ok, false},
 		{`{name: p, type: latency, latency: {threshold_ms: 500, upper_threshold_ms: 1000}}`, time.Second, ok, true},
 		{`{name: p, type: latency, latency: {threshold_ms: 500, upper_threshold_ms: 999}}`, time.Second, ok, false},
 		{`{name: p, type: probabilistic, probabilistic: {sampling_percentage: 100}}`, 0, ok, true},
 		{`{name: p, type: probabilistic, probabilistic: {sampling_percentage: 0}}`, 0, ok, false},
 		{`{name: p, type: rate_limiting, rate_limiting: {spans_per_second: 2}}`, 0, ok, true},
-		{`{name: p, type: rate_limiting, rate_limiting: {spans_per_second: 1}}`, 0, ok, false},
+		{`{name: p, type: rate_limiting, rate_limiting: {spans_per_second: 1}}`, 0, ok, true},
+		{`{name: p, type: rate_limiting, rate_limiting: {spans_per_second: 1, burst_capacity: 1}}`, 0, ok, false},
 		{`{name: p, type: string_attribute, string_attribute: {key: service.name, values: [shop]}}`, 0, ok, true},
 		{`{name: p, type: string_attribute, string_attribute: {key: url.path, values: [/cart]}}`, 0, ok, false},
 		{`{name: p, type: string_attribute, string_attribute: {key: url.path, values: ["^/cart/\\d+$"], enabled_regex_matching: true, cache_max_size: 10}}`, 0, ok, true},
@@ -181,7 +182,7 @@ func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 		"policies:\n  - {name: a, type: numeric_attribute, numeric_attribute: {key: k}}":                                                                                   "min_value or max_value must be set",
 		"policies:\n  - {name: a, type: numeric_attribute, numeric_attribute: {key: k, min_value: 2, max_value: 1}}":                                                       "min_value is 2, more than max_value 1",
 		"policies:\n  - {name: a, type: boolean_attribute, boolean_attribute: {value: true}}":                                                                              "key and values must be set",
-		"policies:\n  - {name: a, type: bytes_limiting, bytes_limiting: {bytes_per_second: 1, burst_capacity: 2}}":                                                         "burst_capacity: unknown key",
+		"policies:\n  - {name: a, type: bytes_limiting, bytes_limiting: {bytes_per_second: 1, burst_capacity: -2}}":                                                        "burst_capacity is -2",
 		"policies:\n  - {name: a, type: not, not: {}}":                                                                                                                     "not_sub_policy is missing",
 		"policies:\n  - {name: a, type: and, and: {and_sub_policy: [{name: b, type: drop, drop: {}}]}}":                                                                    `policy "b": type drop cannot stand inside another policy`,
 		"policies:\n  - {name: a, type: composite, composite: {max_total_spans_per_second: 1, policy_order: [c], composite_sub_policy: [{name: b, type: always_sample}]}}": `policy_order names "c"`,
@@ -209,34 +210,17 @@ func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 	}
 }
 
-func TestFirstMatchDecides(t *testing.T) {
-	// Without it, an inverted match that says no wins over always_sample.
-	const policies = `policies:
-  - {name: all, type: always_sample}
-  - {name: no-carts, type: string_attribute, string_attribute: {key: url.path, values: [/cart/17], invert_match: true}}
-`
-	for text, want := range map[string]bool{policies: false, "sample_on_first_match: true\n" + policies: true} {
-		set, err := Parse("t", []byte(text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if v := set.Decide(trace(t, 1, 0, 0), &Budgets{}); v.Keep != want {
-			t.Errorf("%s: %+v, want %v", text, v, want)
-		}
-	}
-}
-
-// TestBudgetsNeverGoBack: a trace that is due in a second that is over spends
-// from the budget of the second at hand.
+// TestBudgetsNeverGoBack: a trace that is due in a minute that is over spends from the
+// budget of the minute at hand.
 func TestBudgetsNeverGoBack(t *testing.T) {
 	var b Budgets
-	due := func(second int64) *Trace { return &Trace{Due: second * int64(time.Second), period: time.Second} }
 	for i, tc := range []struct {
-		second int64
+		minute int64
 		want   bool
 	}{{1, true}, {1, false}, {2, true}, {1, false}, {2, false}, {3, true}} {
-		if got := b.spend(0, due(tc.second), 6, 10); got != tc.want {
-			t.Errorf("step %d, second %d: %v, want %v", i, tc.second, got, tc.want)
+		tr := &Trace{Due: tc.minute * minute, partitions: 1}
+		if got := b.spend(limiter{0, 1, 10}, tr, 6, &tr.Load.Items); got != tc.want {
+			t.Errorf("step %d, minute %d: %v, want %v", i, tc.minute, got, tc.want)
 		}
 	}
 }
@@ -290,9 +274,9 @@ func TestThresholdTellsTheChance(t *testing.T) {
 	}
 }
 
-// TestLastValueOfAKeyCounts: of a key that a span has twice, as everywhere.
-func TestLastValueOfAKeyCounts(t *testing.T) {
-	set, err := Parse("t", []byte("policies: [{name: a, type: string_attribute, string_attribute: {key: k, values: [second]}}, {name: b, type: string_attribute, string_attribute: {key: k, values: [first]}}]"))
+// TestFirstValueOfAKeyCounts: of a key that a span has twice, as in the collector.
+func TestFirstValueOfAKeyCounts(t *testing.T) {
+	set, err := Parse("t", []byte("policies: [{name: a, type: string_attribute, string_attribute: {key: k, values: [first]}}, {name: b, type: string_attribute, string_attribute: {key: k, values: [second]}}]"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +292,7 @@ func TestLastValueOfAKeyCounts(t *testing.T) {
 	}
 	set.policies = set.policies[1:]
 	if v := set.Decide(&Trace{Spans: 1, Payload: b}, &Budgets{}); v.Keep {
-		t.Errorf("the first value counts: %+v", v)
+		t.Errorf("the last value counts: %+v", v)
 	}
 }
 
@@ -335,7 +319,7 @@ func TestRatesHoldOverPartitions(t *testing.T) {
 			}
 		}
 	}
-	if spans > seconds*perSecond || spans < seconds*perSecond*3/4 {
+	if spans > seconds*perSecond*11/10 || spans < seconds*perSecond*9/10 {
 		t.Errorf("%d spans kept in %d seconds at %d a second", spans, seconds, perSecond)
 	}
 }
@@ -354,7 +338,7 @@ func TestMaxKept(t *testing.T) {
 		if v.Keep != (i < 2) || (!v.Keep && v.By != OverShare) {
 			t.Errorf("trace %d: %+v", i, v)
 		}
-		set.Restore(&next, 0, v.Took)
+		next.Restore(0, v.Took)
 	}
 	if v := set.Decide(trace(t, 9, 0, 0), &next); v.Keep {
 		t.Errorf("the next owner keeps more: %+v", v)

@@ -46,6 +46,7 @@ package sample
 import (
 	"cmp"
 	"container/heap"
+	"hash/maphash"
 	"slices"
 	"time"
 
@@ -120,6 +121,7 @@ type Sampler struct {
 	scratch   []byte // the trace at hand
 	trace     policy.Trace
 	fresh     []bool // of the piece at hand, which spans are not held yet
+	hash      maphash.Hash
 }
 
 // held is what samplers of one reader hold together.
@@ -142,6 +144,38 @@ type instance struct {
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
 	budgets budgets
+	sources map[uint32]source
+}
+
+// source is what one publisher of an instance said last of its load.
+type source struct {
+	arrival int64
+	load    envelope.Load
+}
+
+// maxSources bounds the publishers of an instance whose loads are added up.
+const maxSources = 64
+
+// load takes in what the source of a frame says, and returns what all sources of the
+// instance took: those that have said something within the longest window.
+func (in *instance) load(f envelope.Frame) (sum envelope.Load) {
+	if f.Load == (envelope.Load{}) {
+		return sum
+	}
+	if in.sources == nil {
+		in.sources = map[uint32]source{}
+	}
+	longest := envelope.Windows[len(envelope.Windows)-1] * int64(time.Second)
+	for name, s := range in.sources {
+		if s.arrival < f.Arrival-longest || len(in.sources) > maxSources {
+			delete(in.sources, name)
+		}
+	}
+	in.sources[f.Source] = source{f.Arrival, f.Load}
+	for _, s := range in.sources {
+		sum.Add(s.load)
+	}
+	return sum
 }
 
 // budgets has those of each version of the policies, by its number.
@@ -167,6 +201,7 @@ type trace struct {
 	size   int // as a payload
 	pieces []otlpwire.Fragment
 	ids    spanSet
+	load   envelope.Load // the highest of its frames
 }
 
 // idleGrace is how much the clock of a silent instance stays behind: the way from
@@ -242,6 +277,7 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	in.origin = f.Seq
 	in.tell(f.Arrival)
 	s.advance(in, &out) // windows that this arrival has passed close without it
+	load := in.load(f)
 
 	// Split by trace: the key is the trace's place among those of this frame.
 	order := make(map[otlpwire.TraceID]int)
@@ -255,7 +291,7 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 		}
 		return n
 	}, func(key int, g otlpwire.Group) {
-		s.addPiece(in, seq, ids[key], f.Arrival, g, &out)
+		s.addPiece(in, seq, ids[key], f.Arrival, load, g, &out)
 	})
 	out.Rewind = s.room()
 	return out, err
@@ -296,7 +332,7 @@ func (in *instance) shift(by int64) {
 }
 
 // addPiece adds spans of one trace that share a resource.
-func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, g otlpwire.Group, out *Output) {
+func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
 	n := 0
 	for range g.Items() {
 		n++
@@ -333,9 +369,9 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
-	for item := range g.Items() {
+	for item, scope := range g.ItemsIn() {
 		s.span.Parse(item)
-		is := t.ids.add(&s.span)
+		is := t.ids.add(s.identity(g.Resource(), scope, item))
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
@@ -350,6 +386,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		return
 	}
 	t.spans += fresh
+	t.load.Max(load)
 	s.hold(t, g.Fragment(s.fresh))
 	largest := s.maxBytes / 2
 	if own := t.rules.MaxTraceBytes; own > 0 {
@@ -364,6 +401,16 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		heap.Remove(&in.queue, t.place)
 		s.conclude(in, t, policy.Verdict{}, out)
 	}
+}
+
+// identity is a hash of all that makes a span.
+func (s *Sampler) identity(resource, scope, span []byte) uint64 {
+	s.hash.Reset()
+	for _, part := range [][]byte{resource, scope, span} {
+		_, _ = s.hash.Write(part)
+		_ = s.hash.WriteByte(0xff) // no field begins so
+	}
+	return s.hash.Sum64()
 }
 
 // hold adds a piece to a trace. The resource and scopes of a frame, which all its
@@ -404,6 +451,7 @@ func (s *Sampler) decide(in *instance, out *Output) {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
 	s.trace.Reset(t.id, t.spans, s.scratch, t.due)
+	s.trace.Load = t.load
 	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
 	if s.chosen != nil && !s.chosen(t.first, t.seq) {
 		v.Keep = false // it was judged for what it took out of the budgets

@@ -2,6 +2,7 @@ package sample
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"flag"
@@ -346,7 +347,7 @@ func TestPoliciesSwitchAtASequence(t *testing.T) {
 	}
 	versions := []policy.Version{
 		{Number: 1, From: 3, Set: parse("decision_wait: 20s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]")},
-		{Number: 2, From: 5, Set: parse("decision_wait: 5s\npolicies: [{name: some, type: rate_limiting, rate_limiting: {spans_per_second: 1}}]")},
+		{Number: 2, From: 5, Set: parse("decision_wait: 5s\npolicies: [{name: some, type: rate_limiting, rate_limiting: {spans_per_second: 1, burst_capacity: 1}}]")},
 	}
 	base := time.Unix(1000, 0)
 	for name, at := range map[string]int{"known before": 0, "known after": 6, "known in between": 4} {
@@ -428,4 +429,47 @@ func silence(s *Sampler, from, to time.Time) Output {
 	out.Exports, out.Decisions, out.By = append(out.Exports, then.Exports...), append(out.Decisions, then.Decisions...), append(out.By, then.By...)
 	out.SampledOut += then.SampledOut
 	return out
+}
+
+// TestSpansOfOneID: two spans that share an ID and a kind and differ in anything else are
+// two, whichever comes first; the same bytes once more are none (otel-ebpf-instrumentation
+// #2592).
+func TestSpansOfOneID(t *testing.T) {
+	policies, err := policy.Parse("p", []byte("policies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"same-id-ok-first.json", "same-id-error-first.json"} {
+		text, err := os.ReadFile("testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, text, otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := bytes.Replace(text, []byte(`"stringValue": "s"`), []byte(`"stringValue": "t"`), 1) // another resource
+		elsewhere, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, other, otlpwire.DefaultLimits)
+		if err != nil || bytes.Equal(other, text) {
+			t.Fatal(err)
+		}
+		s := New(policies, 1<<20, 0)
+		spans, duplicates := 0, 0
+		note := func(o Output, err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			duplicates += o.Duplicates
+			for _, e := range o.Exports {
+				spans += otlpwire.Count(otlpwire.Traces, e.Append(nil))
+			}
+		}
+		for seq, p := range [][]byte{payload, payload, elsewhere} {
+			note(s.Add(uint64(seq+1), envelope.Frame{Instance: "i", Arrival: int64(seq + 1), Seq: uint64(seq + 1), Payload: p}))
+		}
+		note(s.Finish(), nil)
+		if spans != 6 || duplicates != 3 {
+			t.Errorf("%s: %d spans kept and %d duplicates, want 6 and 3", file, spans, duplicates)
+		}
+	}
 }

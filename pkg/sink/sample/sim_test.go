@@ -266,15 +266,21 @@ func (w *world) want() map[string]bool {
 			}
 			verdicts = append(verdicts, v)
 		}
-		// The budget of a second goes to those that are due first. All policies are
-		// asked: a trace that another one keeps takes its spans out, too.
+		// The budget, 3 spans a second and a burst of 6, goes to those that are due first,
+		// and begins again with every minute. All policies are asked: a trace that another
+		// one keeps takes its spans out, too.
 		slices.SortFunc(verdicts, func(a, b verdict) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.trace, b.trace)) })
-		spent := map[time.Duration]int{}
+		var level float64
+		var at time.Time
 		for _, v := range verdicts {
-			second := v.due / time.Second
+			due := simBase.Add(v.due)
+			if !due.Truncate(time.Minute).Equal(at.Truncate(time.Minute)) {
+				level, at = 6, due
+			}
+			level, at = min(6, level+3*due.Sub(at).Seconds()), due
 			keep := v.failing || v.n >= 4
-			if spent[second]+v.n <= 3 {
-				spent[second] += v.n
+			if v.n <= 6 && level >= float64(v.n) {
+				level -= float64(v.n)
 				keep = true
 			}
 			for _, sp := range byTrace[v.trace] {

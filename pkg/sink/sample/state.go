@@ -16,24 +16,19 @@ type key struct {
 	id       otlpwire.TraceID
 }
 
-// spanKey tells spans of a trace apart. The kind is a part of it: the two ends
-// of a call may share an ID (Zipkin), and Tempo keeps both.
-type spanKey struct {
-	id   otlpwire.SpanID
-	kind int32
-}
-
-// spanSet is a set of spans: a list while it is short, which most traces are.
+// spanSet is a set of spans, by a hash of all their bytes, with resource and scope: what
+// differs in anything that a backend sees is another span, also under one ID (contrib's
+// eBPF instrumentation sends such, #2592; the two ends of a call share one in Zipkin). It
+// is a list while it is short, which most traces are.
 type spanSet struct {
-	list []spanKey
-	set  map[spanKey]struct{}
+	list []uint64
+	set  map[uint64]struct{}
 }
 
 const shortList = 32
 
 // add reports whether the span is new.
-func (s *spanSet) add(sp *otlpwire.Span) bool {
-	k := spanKey{sp.SpanID, sp.Kind}
+func (s *spanSet) add(k uint64) bool {
 	if s.set != nil {
 		if _, held := s.set[k]; held {
 			return false
@@ -45,7 +40,7 @@ func (s *spanSet) add(sp *otlpwire.Span) bool {
 		return false
 	}
 	if s.list = append(s.list, k); len(s.list) > shortList {
-		s.set = make(map[spanKey]struct{}, 2*len(s.list))
+		s.set = make(map[uint64]struct{}, 2*len(s.list))
 		for _, k := range s.list {
 			s.set[k] = struct{}{}
 		}
@@ -260,6 +255,6 @@ func (s *Sampler) rememberOne(d envelope.Decision) {
 		if s.restored[d.Instance] == nil {
 			s.restored[d.Instance] = budgets{}
 		}
-		s.versions[0].Restore(s.restored[d.Instance].of(d.Version), d.Due, d.Spent)
+		s.restored[d.Instance].of(d.Version).Restore(d.Due, d.Spent)
 	}
 }

@@ -1,0 +1,91 @@
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/penstock/penstock/pkg/envelope"
+)
+
+// slowHub acknowledges what is published to slow.x, one message after the other, each
+// after a pause, and stops after some.
+func slowHub(t *testing.T, c *Conn, pause time.Duration, most int) {
+	t.Helper()
+	n := 0
+	sub, err := c.nc.Subscribe("slow.x", func(m *nats.Msg) {
+		if n++; n > most {
+			return
+		}
+		<-time.After(pause)
+		_ = m.Respond(fmt.Appendf(nil, `{"stream":"S","seq":%d}`, n))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sub.Unsubscribe() })
+	if err := c.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func publishSlow(c *Conn, n int) (all []Pending) {
+	for range n {
+		all = append(all, c.PublishAsync(Message{Subject: "slow.x", Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}))
+	}
+	return all
+}
+
+// TestASlowHubIsNotAwayWhileItAcknowledges: the end of a window is waited for as long as
+// its beginning is acknowledged.
+func TestASlowHubIsNotAwayWhileItAcknowledges(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub, conn := connectTo(t, b, "hub"), connectTo(t, b, "edge")
+	slowHub(t, hub, publishTimeout/25, 1000)
+	began := time.Now()
+	for i, p := range publishSlow(conn, 40) {
+		if s, err := p.Stored(t.Context()); err != nil || s.Seq != uint64(i+1) {
+			t.Fatalf("message %d: %+v, %v", i, s, err)
+		}
+	}
+	if took := time.Since(began); took < publishTimeout {
+		t.Fatalf("all came within %v: the test tests nothing", took)
+	}
+}
+
+// TestAHubThatStopsAnsweringIsAway, whatever it has answered before.
+func TestAHubThatStopsAnsweringIsAway(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub, conn := connectTo(t, b, "hub"), connectTo(t, b, "edge")
+	slowHub(t, hub, time.Millisecond, 3)
+	all := publishSlow(conn, 4)
+	for _, p := range all[:3] {
+		if err := p.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := all[3].Wait(t.Context()); !errors.Is(err, nats.ErrTimeout) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestDenialsAreOfTheirTime: only what the server has denied since is the reason of a
+// failure.
+func TestDenialsAreOfTheirTime(t *testing.T) {
+	c := &Conn{denials: new(denials)}
+	c.denials.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.a"`)
+	c.denials.ring[0].at = time.Now().Add(-time.Minute)
+	began := time.Now()
+	if c.deniedSince(began, "$KV.REPLAYS.job.a") {
+		t.Error("a denial of a minute ago is the reason of now")
+	}
+	c.denials.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.b"`)
+	if c.deniedSince(began, "$KV.REPLAYS.job.a") || !c.deniedSince(began, "$KV.REPLAYS.job.b") {
+		t.Error("the denial is of another key")
+	}
+}

@@ -1,0 +1,65 @@
+package envelope
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+func TestMeter(t *testing.T) {
+	var m Meter
+	for _, tc := range []struct {
+		second, items int64
+		want          [4]int64
+	}{
+		{100, 5, [4]int64{5, 5, 5, 5}}, {100, 1, [4]int64{6, 6, 6, 6}}, {102, 2, [4]int64{2, 8, 8, 8}}, {104, 1, [4]int64{1, 3, 9, 9}},
+		{118, 1, [4]int64{1, 1, 2, 10}}, {164, 1, [4]int64{1, 1, 1, 5}}, {163, 1, [4]int64{1, 1, 1, 11 - 6}}, {1000, 7, [4]int64{7, 7, 7, 7}},
+	} {
+		got := m.Add(tc.second*1e9+5, tc.items, 10*tc.items)
+		if got.Items != tc.want {
+			t.Errorf("second %d: %v, want %v", tc.second, got.Items, tc.want)
+		}
+		for i := range got.Items {
+			if got.Bytes[i] != 10*got.Items[i] {
+				t.Errorf("second %d: %v bytes", tc.second, got.Bytes)
+			}
+		}
+	}
+}
+
+// TestLoadTravels in a header and in a frame, where readers of OTLP pass over it.
+func TestLoadTravels(t *testing.T) {
+	l := Load{Items: [4]int64{1, 2, 3, 4e9}, Bytes: [4]int64{5, 6, 7, 8e12}}
+	if got, err := ParseLoad(l.String()); got != l || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, text := range []string{"1", "1,2,3,4,5,6,7,x", "-1,2,3,4,5,6,7,8", strings.Repeat("9223372036854775807,", 7) + "9"} {
+		if got, err := ParseLoad(text); err == nil {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+	payload := []byte{1<<3 | 2, 2, 2<<3 | 2, 0} // a resource with an empty scope
+	f := Frame{Instance: "as-1", Arrival: 7, Seq: 9, Source: SourceOf("nonce-17"), Load: l, Payload: payload}
+	b := AppendFrame(nil, f)
+	got, rest, err := NextFrame(b)
+	if err != nil || len(rest) != 0 || got.Load != l || got.Source != f.Source || !bytes.Equal(got.Payload, payload) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	plain, _, err := NextFrame(AppendFrame(nil, Frame{Instance: "as-1", Payload: payload}))
+	if err != nil || plain.Load != (Load{}) || !bytes.Equal(plain.Payload, payload) {
+		t.Errorf("%+v, %v", plain, err)
+	}
+	if n := otlpwire.Count(otlpwire.Traces, b[bytes.Index(b, []byte{loadField}):]); n != 0 {
+		t.Errorf("a reader that does not know the field sees %d items", n)
+	}
+	for cut := range b {
+		if _, _, err := NextFrame(b[:cut]); err == nil {
+			t.Errorf("cut at %d it is a frame", cut)
+		}
+	}
+	if SourceOf("as-1/nonce-17-18") != f.Source || SourceOf("other-17") == f.Source {
+		t.Error("an edge is another source through a gateway, or two are one")
+	}
+}

@@ -1,0 +1,130 @@
+package policy
+
+import (
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+)
+
+// Budgets holds what rate limits have spent, of one instance in one partition. The zero
+// Budgets is ready. Traces are decided in the order of Due.
+//
+// # The law
+//
+// A limiter is a token bucket on stream time, as in the collector: it begins with the
+// burst, fills up at the rate and holds no more than the burst; a trace is kept when the
+// bucket holds all of it, and one larger than the burst never is. The traces of an
+// instance are spread over P partitions, which share nothing: each has a P-th of the rate
+// and begins with a P-th of the burst. A P-th of a trace is enough for it to be kept, then
+// the bucket is in debt, as far as that is paid by the end of the minute.
+//
+// So that traffic below the rate passes whole, however it falls on the partitions, every
+// frame says what its source took of late in all of them ([envelope.Load]). Where that keeps
+// to rate and burst in every window a trace is kept, and its bucket may be in debt for it.
+//
+// All buckets begin again with the first trace of every minute of stream time, so that a reading which begins
+// anywhere comes to the same verdicts a minute later. In a minute an instance so keeps little
+// more than what the rate allows for it, and the burst.
+type Budgets struct {
+	buckets []bucket         // by place
+	taken   []envelope.Spend // by the decision at hand
+}
+
+// limiter is one budget of a set.
+type limiter struct {
+	place int
+	rate  int64 // spans or bytes a second
+	burst int64 // spans or bytes
+}
+
+// bucket is a limiter's budget in one partition.
+type bucket struct {
+	minute int64
+	at     int64 // when it held level, in Unix nanoseconds
+	level  float64
+	filled bool
+	before []spent // restored, and not booked yet: in minute
+}
+
+type spent struct{ due, amount int64 }
+
+const minute = int64(time.Minute)
+
+// bucketOf returns the bucket of a place.
+func (b *Budgets) bucketOf(place int) *bucket {
+	for len(b.buckets) <= place {
+		b.buckets = append(b.buckets, bucket{minute: -1})
+	}
+	return &b.buckets[place]
+}
+
+// turn goes to the minute of due. It goes back only when the instance's clock was set
+// back, which shows in more than one minute.
+func (k *bucket) turn(due int64) {
+	if n := due / minute; n > k.minute || n < k.minute-1 {
+		*k = bucket{minute: n, before: k.before[:0]}
+	}
+}
+
+// fill brings the bucket to due. float64() keeps every machine from fusing operations:
+// the same stream gives the same verdicts everywhere.
+func (k *bucket) fill(l limiter, due int64, partitions int) {
+	if !k.filled {
+		before := k.before
+		if len(before) > 0 {
+			k.at = before[0].due
+		} else {
+			k.at = due
+		}
+		k.filled, k.level = true, float64(l.burst)/float64(partitions)
+		k.before = nil
+		for _, s := range before {
+			k.fill(l, s.due, partitions)
+			k.level -= float64(s.amount)
+		}
+	}
+	if due > k.at {
+		k.level += float64(l.perSecond(partitions) * (float64(due-k.at) / 1e9))
+		k.level, k.at = min(k.level, float64(l.burst)), due
+	}
+}
+
+func (l limiter) perSecond(partitions int) float64 { return float64(l.rate) / float64(partitions) }
+
+// keepsTo reports whether a load is known and within the limiter's rate and burst.
+func (l limiter) keepsTo(load *[len(envelope.Windows)]int64) bool {
+	for i, seconds := range envelope.Windows {
+		if load[i] > l.rate*seconds+l.burst {
+			return false
+		}
+	}
+	return load[len(load)-1] > 0
+}
+
+// spend takes amount out of a limiter's bucket when t is due. load is that of t, in the
+// same unit.
+func (b *Budgets) spend(l limiter, t *Trace, amount int64, load *[len(envelope.Windows)]int64) bool {
+	t.chance = unknown
+	k := b.bucketOf(l.place)
+	k.turn(t.Due)
+	k.fill(l, t.Due, t.partitions)
+	need, left := float64(amount), float64((k.minute+1)*minute-k.at)/1e9
+	owes := k.level >= need/float64(t.partitions) && k.level+float64(l.perSecond(t.partitions)*left) >= need
+	if amount > l.burst || k.level < need && !owes && (t.partitions == 1 || !l.keepsTo(load)) {
+		return false
+	}
+	// No debt that is not paid by the end of the minute, when it would be forgotten.
+	k.level = max(k.level-need, min(k.level, -float64(l.perSecond(t.partitions)*left)))
+	b.taken = append(b.taken, envelope.Spend{Limiter: l.place, Amount: amount})
+	return true
+}
+
+// Restore books what a decision that was recorded has taken, in the order of the
+// decisions, so that the next owner goes on where the last one stopped.
+func (b *Budgets) Restore(due int64, took []envelope.Spend) {
+	for _, s := range took {
+		k := b.bucketOf(s.Limiter)
+		k.turn(due)
+		k.before = append(k.before, spent{due, s.Amount})
+	}
+}
