@@ -23,7 +23,7 @@ func TestTraceStateTellsTheThreshold(t *testing.T) {
 		{"", Unknown - 1, "ot=th:ffffffffffffff"},
 		{"ot=th:8", half, "ot=th:c"},
 		{"ot=th:0", half, "ot=th:8"},
-		{"a=b,ot=rv:9b8233f7e3a151;th:8;x:y,c=d", half, "ot=th:c;rv:9b8233f7e3a151;x:y,a=b,c=d"},
+		{"a=b,ot=rv:db8233f7e3a151;th:8;x:y,c=d", half, "ot=th:c;rv:db8233f7e3a151;x:y,a=b,c=d"},
 		{"a=b", half, "ot=th:8,a=b"},
 		{"ot=th:nonsense", half, "ot=th:8"},
 		{"ot=th:123456789abcdef", half, "ot=th:8"},
