@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path"
@@ -51,7 +52,7 @@ Flags:
 // letterFilter says which dead letters are meant.
 type letterFilter struct {
 	signal, instance, reason, backend string
-	before                            time.Duration
+	before                            proc.Duration
 	seqs                              map[uint64]bool // empty: all
 }
 
@@ -60,7 +61,7 @@ func (f *letterFilter) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.instance, "instance", "", "`name` of an instance or a glob such as 'shop-*'; default: all")
 	fs.StringVar(&f.reason, "reason", "", "`reason`, such as refused, too_old, too_new, out_of_order, too_large, cardinality, unsupported or undecodable; default: all")
 	fs.StringVar(&f.backend, "backend", "", "`name` of the backend that refused them; default: all")
-	fs.DurationVar(&f.before, "before", 0, "only those that are older than `this`, such as 24h")
+	fs.Var(&f.before, "before", "only those that are older than `this`, such as 24h or 7d")
 }
 
 // parse reads the numbers behind the command's word.
@@ -92,7 +93,7 @@ func (f *letterFilter) all() bool {
 func (f *letterFilter) matches(l bus.Letter, now time.Time) bool {
 	of, _ := path.Match(f.instance, l.Instance)
 	return (len(f.seqs) == 0 || f.seqs[l.Seq]) && (f.instance == "" || of) && (f.reason == "" || f.reason == l.Reason) &&
-		(f.backend == "" || f.backend == l.Backend) && (f.before == 0 || l.At.Before(now.Add(-f.before)))
+		(f.backend == "" || f.backend == l.Backend) && (f.before == 0 || l.At.Before(now.Add(-time.Duration(f.before))))
 }
 
 // letters calls visit with those that match.
@@ -118,13 +119,12 @@ func deadLetters(args []string) int {
 	fs.BoolVar(&yes, "yes", false, "purge: do not ask")
 	fs.BoolVar(&raw, "raw", false, "show: write the bytes as they are, OTLP in protobuf")
 	hub.add(fs, "deadletter")
-	fs.Usage = func() { fmt.Fprint(fs.Output(), deadLetterUsage); fs.PrintDefaults() }
+	fs.Usage = hub.help(deadLetterUsage)
 	words, err := words(fs, args)
 	if err != nil {
 		return parseExit(err)
 	}
-	if len(words) == 0 || words[0] == "show" && len(words) != 2 || words[0] == "list" && len(words) != 1 {
-		fs.Usage()
+	if !choose("deadletter", words, map[string][]string{"list": {}, "show": {"SEQ, the number of a dead letter,"}, "resend": nil, "purge": nil}) {
 		return 2
 	}
 	if err := filter.parse(words[1:]); err != nil {
@@ -146,9 +146,6 @@ func deadLetters(args []string) int {
 		err = resendLetters(ctx, conn, &filter, config, os.Stdout)
 	case "purge":
 		err = purgeLetters(ctx, conn, &filter, yes)
-	default:
-		fs.Usage()
-		return 2
 	}
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted; what is done stays done")
@@ -279,6 +276,8 @@ func openWriters(config string) (sink.Writers, error) {
 	return cfg.Writers()
 }
 
+const backendVariables = "TEMPO_ENDPOINT, PROMETHEUS_URL or LOKI_URL"
+
 func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config string, out io.Writer) error {
 	writers, err := openWriters(config)
 	if err != nil {
@@ -292,7 +291,8 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 		}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	var taken, again, passed int
+	var taken, again int
+	passed := map[string]int{} // why, how many
 	m := newMeter(os.Stderr)
 	defer m.end()
 	var failure error
@@ -303,10 +303,11 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 			_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
 		}
 		if err != nil || l.Err != nil || w == nil || l.Reason == ledger.DeadUndecodable {
-			passed++
+			why := "no backend can take them: they are no OTLP"
 			if w == nil && l.Reason != ledger.DeadUndecodable {
-				fmt.Fprintf(out, "%d is passed over: this configuration has no backend %s for %s\n", l.Seq, name(l.Backend), l.Signal)
+				why = fmt.Sprintf("this configuration has no backend %s for %s; name it with -config.file or %s", name(l.Backend), l.Signal, backendVariables)
 			}
+			passed[why]++
 			return true
 		}
 		refused := 0
@@ -340,12 +341,20 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 	if err = cmp.Or(failure, err, ctx.Err()); err != nil {
 		err = fmt.Errorf("after %d that were taken: %w", taken, err)
 	}
-	fmt.Fprintf(out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", taken, again, passed)
+	skipped := 0
+	for _, why := range slices.Sorted(maps.Keys(passed)) {
+		fmt.Fprintf(out, "%d are passed over: %s\n", passed[why], why)
+		skipped += passed[why]
+	}
+	fmt.Fprintf(out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", taken, again, skipped)
 	if taken > 0 {
 		err = errors.Join(err, recordLetters(ctx, conn, "resend", f, taken))
 	}
-	if err == nil && again > 0 {
+	switch {
+	case err == nil && again > 0:
 		err = fmt.Errorf("%d were refused again", again)
+	case err == nil && taken == 0 && skipped > 0:
+		err = errors.New("nothing was sent")
 	}
 	return err
 }

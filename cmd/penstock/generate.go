@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -10,24 +11,27 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/generate"
+	"github.com/penstock/penstock/pkg/proc"
 )
 
 func generateTraffic(args []string) int {
 	cfg := generate.Config{}
 	fs := flag.NewFlagSet("penstock generate", flag.ContinueOnError)
 	fs.StringVar(&cfg.Endpoint, "endpoint", "http://127.0.0.1:4318", "OTLP endpoint: http://host:4318 or grpc://host:4317, https:// and grpcs:// for TLS")
-	fs.StringVar(&cfg.Token, "token", os.Getenv("PENSTOCK_TOKEN"), "bearer token for a gateway (PENSTOCK_TOKEN)")
+	fs.StringVar(&cfg.Token, "token", "", "bearer `token` for a gateway; default: PENSTOCK_TOKEN")
 	fs.Float64Var(&cfg.Rate, "rate", 10, "checkouts a second; each is a trace of 12 spans and two log records")
-	fs.DurationVar(&cfg.For, "for", 0, "how long to send; 0 until stopped")
-	fs.DurationVar(&cfg.Wait, "wait", 10*time.Second, "how long the endpoint may take to appear")
+	fs.Var((*proc.Duration)(&cfg.For), "for", "how long to send; 0 until stopped")
+	cfg.Wait = 10 * time.Second
+	fs.Var((*proc.Duration)(&cfg.Wait), "wait", "how long the endpoint may take to appear")
 	fs.Uint64Var(&cfg.Seed, "seed", 1, "the same seed gives the same traffic")
 	fs.Usage = func() {
 		fmt.Fprint(fs.Output(), "Usage: penstock generate [flags]\n\nSends traces, metrics and logs of a small shop: nine services, some errors, some\nslow checkouts.\n\nFlags:\n")
 		fs.PrintDefaults()
 	}
-	if err := fs.Parse(args); err != nil {
+	if err := proc.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
+	cfg.Token = cmp.Or(cfg.Token, os.Getenv("PENSTOCK_TOKEN"))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	st, err := generate.Run(ctx, cfg)

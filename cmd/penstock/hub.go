@@ -1,35 +1,145 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"os/user"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/proc"
 )
 
-// hubFlags say how a command reaches the hub.
+// hubFlags say how a command reaches the hub: by a context, by the environment, and by
+// flags, which win.
 type hubFlags struct {
-	cfg bus.Config
-	top bus.Topology
+	fs      *flag.FlagSet
+	context string
+	given   bus.Config // by flags
+	top     bus.Topology
 }
 
+const hubUsage = `The hub is that of -context, of HUB_URL, HUB_CREDS and HUB_PASSWORD, or
+nats://127.0.0.1:4222. Contexts stand in %s:
+
+  current: prod        # where neither -context nor HUB_URL says another
+  contexts:
+    prod: {url: tls://hub:4222, creds: /home/me/admin.creds}
+    test: {url: nats://test:4222, user: operator, password: "${TEST_PASSWORD}"}
+`
+
 func (h *hubFlags) add(fs *flag.FlagSet, name string) {
-	h.cfg = bus.Config{URL: os.Getenv("HUB_URL"), Creds: os.Getenv("HUB_CREDS"), Name: name}
-	if h.cfg.URL == "" {
-		h.cfg.URL = "nats://127.0.0.1:4222"
-	}
+	h.fs = fs
+	h.given = bus.Config{Name: name}
 	h.top = bus.DefaultTopology()
-	fs.StringVar(&h.cfg.URL, "hub", h.cfg.URL, "`URL` of the hub; default: HUB_URL")
-	fs.StringVar(&h.cfg.Creds, "creds", h.cfg.Creds, "`file` with a NATS credential; default: HUB_CREDS")
-	fs.StringVar(&h.cfg.InboxPrefix, "inbox-prefix", "", "`subject` that answers come to, where the credential allows no other than its own; default: _INBOX_"+name)
+	fs.StringVar(&h.context, "context", "", "`name` of a hub in "+contextsFile())
+	fs.StringVar(&h.given.URL, "hub", "", "`URL` of the hub; default: HUB_URL, or nats://127.0.0.1:4222")
+	fs.StringVar(&h.given.Creds, "creds", "", "`file` with a NATS credential; default: HUB_CREDS")
+	fs.StringVar(&h.given.User, "user", "", "`name` of a NATS user, whose password is in HUB_PASSWORD")
+	fs.StringVar(&h.given.TLS.CA, "tls-ca", "", "`file` with the authorities that signed the hub's certificate; default: the system's")
+	fs.StringVar(&h.given.TLS.Cert, "tls-cert", "", "`file` with a client certificate")
+	fs.StringVar(&h.given.TLS.Key, "tls-key", "", "`file` with its private key")
+	fs.BoolVar(&h.given.HandshakeFirst, "tls-handshake-first", false, "the hub has tls.handshake_first")
+	fs.StringVar(&h.given.InboxPrefix, "inbox-prefix", "", "`subject` that answers come to, where the credential allows no other than its own; default: _INBOX_"+name)
 	fs.IntVar(&h.top.Replicas, "replicas", h.top.Replicas, "replicas of the bucket, when it is not there yet")
 }
 
+// contextsFile is where contexts stand.
+func contextsFile() string {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return filepath.Join("~", ".config", "penstock", "contexts.yaml")
+	}
+	return filepath.Join(dir, "penstock", "contexts.yaml")
+}
+
+// contexts is the file of contexts.
+type contexts struct {
+	Current  string                `yaml:"current"`
+	Contexts map[string]bus.Config `yaml:"contexts"`
+}
+
+// fromContext returns the configuration of a context; the current one where the name is
+// empty, and an empty one where there is none.
+func fromContext(name string) (bus.Config, error) {
+	var c contexts
+	file := contextsFile()
+	if err := proc.LoadFile(file, &c); errors.Is(err, fs.ErrNotExist) && name == "" {
+		return bus.Config{}, nil
+	} else if err != nil {
+		return bus.Config{}, err
+	}
+	wanted := cmp.Or(name, c.Current)
+	cfg, there := c.Contexts[wanted]
+	if !there && wanted != "" {
+		return cfg, fmt.Errorf("%s has no context %q; it has %s", file, wanted, strings.Join(slices.Sorted(maps.Keys(c.Contexts)), ", "))
+	}
+	return cfg, nil
+}
+
+// config is what context, environment and flags come to.
+func (h *hubFlags) config() (cfg bus.Config, err error) {
+	url, creds := os.Getenv("HUB_URL"), os.Getenv("HUB_CREDS")
+	switch {
+	case h.context != "" || url+creds+h.given.URL == "":
+		if cfg, err = fromContext(h.context); err != nil {
+			return cfg, err
+		}
+	default:
+		cfg = bus.Config{URL: url, Creds: creds}
+	}
+	cfg.Name = h.given.Name
+	if cfg.URL == "" {
+		cfg.URL = "nats://127.0.0.1:4222"
+	}
+	h.fs.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "hub":
+			cfg.URL = h.given.URL
+		case "creds":
+			cfg.Creds, cfg.User, cfg.Pass, cfg.Token = h.given.Creds, "", "", ""
+		case "user":
+			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, proc.Secret(os.Getenv("HUB_PASSWORD")), "", ""
+		case "tls-ca":
+			cfg.TLS.CA = h.given.TLS.CA
+		case "tls-cert":
+			cfg.TLS.Cert = h.given.TLS.Cert
+		case "tls-key":
+			cfg.TLS.Key = h.given.TLS.Key
+		case "tls-handshake-first":
+			cfg.HandshakeFirst = h.given.HandshakeFirst
+		case "inbox-prefix":
+			cfg.InboxPrefix = h.given.InboxPrefix
+		}
+	})
+	return cfg, cfg.Validate("hub")
+}
+
 // dial connects once.
-func (h *hubFlags) dial() (*bus.Conn, error) { return bus.Dial(h.cfg, slog.New(slog.DiscardHandler)) }
+func (h *hubFlags) dial() (*bus.Conn, error) {
+	cfg, err := h.config()
+	if err != nil {
+		return nil, err
+	}
+	return bus.Dial(cfg, slog.New(slog.DiscardHandler))
+}
+
+// help prints a command's usage, its flags and how it finds the hub.
+func (h *hubFlags) help(usage string) func() {
+	return func() {
+		fmt.Fprint(h.fs.Output(), usage)
+		h.fs.PrintDefaults()
+		fmt.Fprintf(h.fs.Output(), "\n"+hubUsage, contextsFile())
+	}
+}
 
 // caller names who runs this command.
 func caller() string {
@@ -44,7 +154,7 @@ func words(fs *flag.FlagSet, args []string) (list []string, err error) {
 	for len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
 		list, args = append(list, args[0]), args[1:]
 	}
-	err = fs.Parse(args)
+	err = proc.Parse(fs, args)
 	return append(list, fs.Args()...), err
 }
 
@@ -52,4 +162,33 @@ func words(fs *flag.FlagSet, args []string) (list []string, err error) {
 func failed(command string, err error) int {
 	fmt.Fprintf(os.Stderr, "penstock %s: %v\n", command, err)
 	return 1
+}
+
+// missing names what a command line lacks.
+func missing(command, what string) int {
+	fmt.Fprintf(os.Stderr, "penstock %s: %s; see penstock %s -help\n", command, what, command)
+	return 2
+}
+
+// choose returns how many words a command's word takes with it, or says what is wrong.
+func choose(command string, words []string, takes map[string][]string) (ok bool) {
+	names := strings.Join(slices.Sorted(maps.Keys(takes)), ", ")
+	if len(words) == 0 {
+		missing(command, "what is to be done? One of "+names)
+		return false
+	}
+	want, known := takes[words[0]]
+	switch {
+	case !known:
+		missing(command, fmt.Sprintf("unknown word %q; want one of %s", words[0], names))
+	case want == nil:
+		return true // as many as there are
+	case len(words)-1 < len(want):
+		missing(command+" "+words[0], want[len(words)-1]+" is missing")
+	case len(words)-1 > len(want):
+		missing(command+" "+words[0], fmt.Sprintf("unexpected argument %q", words[len(want)+1]))
+	default:
+		return true
+	}
+	return false
 }

@@ -7,6 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+
+	"github.com/penstock/penstock/pkg/proc"
 )
 
 const usage = `penstock carries telemetry to Tempo, Prometheus and Loki without losing an
@@ -49,7 +51,7 @@ func main() {
 	case "token":
 		os.Exit(token(args[1:]))
 	case "version", "-version", "--version":
-		os.Exit(up([]string{"-version"}))
+		fmt.Println(proc.VersionLine("penstock"))
 	case "help", "-h", "-help", "--help":
 		fmt.Print(usage)
 	default:

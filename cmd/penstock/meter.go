@@ -5,6 +5,9 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 // meter shows how far long work is: one line that changes in a terminal, a line every
@@ -28,8 +31,9 @@ func newMeter(out *os.File) *meter {
 func (m *meter) show(line string) {
 	m.last = line
 	if m.terminal {
+		line = fit(line, columns(m.out))
 		fmt.Fprintf(m.out, "\r%-*s", m.width, line)
-		m.width = len(line)
+		m.width = utf8.RuneCountInString(line)
 		return
 	}
 	if now := time.Now(); now.After(m.next) {
@@ -37,6 +41,22 @@ func (m *meter) show(line string) {
 		fmt.Fprintln(m.out, line)
 		m.last = ""
 	}
+}
+
+// columns is how wide a terminal is, less the last column, where some of them wrap.
+func columns(out *os.File) int {
+	if width, _, err := term.GetSize(int(out.Fd())); err == nil && width > 20 {
+		return width - 1
+	}
+	return 79
+}
+
+// fit cuts a line to a width.
+func fit(line string, width int) string {
+	if r := []rune(line); len(r) > width {
+		return string(r[:width-1]) + "…"
+	}
+	return line
 }
 
 // end leaves the last line standing.

@@ -29,14 +29,12 @@ func policies(args []string) int {
 	fs := flag.NewFlagSet("penstock policies", flag.ContinueOnError)
 	var hub hubFlags
 	hub.add(fs, "policies")
-	fs.Usage = func() { fmt.Fprint(fs.Output(), policiesUsage); fs.PrintDefaults() }
+	fs.Usage = hub.help(policiesUsage)
 	words, err := words(fs, args)
 	if err != nil {
 		return parseExit(err)
 	}
-	want := map[string]int{"push": 2, "list": 1, "show": 2}
-	if len(words) == 0 || want[words[0]] != len(words) {
-		fs.Usage()
+	if !choose("policies", words, map[string][]string{"push": {"FILE"}, "list": {}, "show": {"VERSION"}}) {
 		return 2
 	}
 	if err := runPolicies(&hub, words); err != nil {

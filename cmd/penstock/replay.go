@@ -75,28 +75,25 @@ const defaultRate = rate(20e6)
 // rangeFlags say which stretch of the past is meant.
 type rangeFlags struct {
 	from, to  string
-	late      time.Duration
+	late      proc.Duration
 	instances list
 }
 
 func (f *rangeFlags) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.from, "from", "", "where the range begins, `T`")
 	fs.StringVar(&f.to, "to", "now", "where it ends, `T`")
-	fs.DurationVar(&f.late, "late", 0, "how long after --to the hub may have got what belongs to the range, from edges that were cut off; 0: look as far as the stream goes")
+	fs.Var(&f.late, "late", "how long after --to the hub may have got what belongs to the range, from edges that were cut off; 0: look as far as the stream goes")
 	fs.Var(&f.instances, "instance", "`name` of an instance or a glob such as 'shop-*'; several times or with commas; default: all")
 }
 
 func (f *rangeFlags) request(now time.Time) (r replay.Request, err error) {
-	if f.from == "" {
-		return r, errors.New("--from is not set: where does the range begin? Such as --from -2h")
-	}
 	var errs [2]error
 	r.From, errs[0] = replay.ParsePoint(f.from, now)
 	r.To, errs[1] = replay.ParsePoint(f.to, now)
 	if f.to == "now" && r.From.Seq > 0 {
 		r.To = replay.Point{Seq: 1<<63 - 1}
 	}
-	r.Instances, r.Late = f.instances, f.late
+	r.Instances, r.Late = f.instances, time.Duration(f.late)
 	return r, errors.Join(errs[0], errs[1])
 }
 
@@ -124,7 +121,7 @@ func replays(args []string) int {
 	fs.BoolVar(&dryRun, "dry-run", false, "count what the range holds, file nothing")
 	fs.BoolVar(&detach, "detach", false, "file the job and do not wait")
 	hub.add(fs, "replay")
-	fs.Usage = func() { fmt.Fprint(fs.Output(), replayUsage); fs.PrintDefaults() }
+	fs.Usage = hub.help(replayUsage)
 	words, err := words(fs, args)
 	if err != nil {
 		return parseExit(err)
@@ -133,9 +130,8 @@ func replays(args []string) int {
 	defer stop()
 	c := &replayCommand{hub: &hub, out: os.Stdout}
 	if len(words) > 0 {
-		want := map[string]int{"list": 1, "status": 2, "stop": 2, "resume": 2, "remove": 2}
-		if want[words[0]] != len(words) {
-			fs.Usage()
+		id := []string{"ID of a job, as penstock replay list shows it,"}
+		if !choose("replay", words, map[string][]string{"list": {}, "status": id, "stop": id, "resume": id, "remove": id}) {
 			return 2
 		}
 		if err := c.open(ctx, func() error { return c.about(ctx, words) }); err != nil {
@@ -143,9 +139,8 @@ func replays(args []string) int {
 		}
 		return 0
 	}
-	if span.from == "" && len(args) == 0 {
-		fs.Usage()
-		return 2
+	if span.from == "" {
+		return missing("replay", "--from is not set: where does the range begin? Such as --from -2h")
 	}
 	now := time.Now()
 	r, err := span.request(now)
@@ -236,14 +231,16 @@ func (c *replayCommand) about(ctx context.Context, words []string) error {
 	now := time.Now()
 	switch words[0] {
 	case "stop":
-		return c.jobs.Stop(ctx, words[1], caller(), now)
+		err := c.jobs.Stop(ctx, words[1], caller(), now)
+		return c.said(err, "job %s is stopped, its sinks keep their places; penstock replay resume %s goes on\n", words[1], words[1])
 	case "resume":
 		if err := c.jobs.Resume(ctx, words[1], caller(), now); err != nil {
 			return err
 		}
 		return c.follow(ctx, words[1])
 	case "remove":
-		return c.jobs.Remove(ctx, words[1], caller(), now)
+		err := c.jobs.Remove(ctx, words[1], caller(), now)
+		return c.said(err, "job %s is removed; what it has delivered stays delivered\n", words[1])
 	case "status":
 		return c.status(ctx, words[1])
 	}
@@ -258,6 +255,14 @@ func (c *replayCommand) about(ctx context.Context, words []string) error {
 		fmt.Fprintf(w, "%s\t%s\t%.0f %%\t%d\t%s\t%s\t%s\n", s.ID, s.Phase(), 100*share, sum.Delivered, name(s.By), s.At.Format(time.RFC3339), summary(s.Request))
 	}
 	return w.Flush()
+}
+
+// said prints what was done.
+func (c *replayCommand) said(err error, format string, args ...any) error {
+	if err == nil {
+		fmt.Fprintf(c.out, format, args...)
+	}
+	return err
 }
 
 // status prints all that is known of a job.
@@ -379,15 +384,15 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 			if rest := (1 - share) / max(share-firstShare, 1e-9) * took; phase == replay.Running && share > firstShare {
 				line += fmt.Sprintf("  %v left", time.Duration(rest*float64(time.Second)).Round(time.Second))
 			}
-			for _, sig := range s.Signals {
-				of, part := s.Sum(sig)
-				line += fmt.Sprintf("  %s %.0f %% %d", sig, 100*part, of.Delivered)
-			}
 			if phase == replay.Waiting {
 				line += fmt.Sprintf("  (%d jobs run at a time)", replay.MaxRunning)
 			}
 			if wait := waits(s); wait != "" {
 				line += "  (" + wait + ")"
+			}
+			for _, sig := range s.Signals { // the first to go where the terminal is narrow
+				_, part := s.Sum(sig)
+				line += fmt.Sprintf("  %s %.0f %%", sig, 100*part)
 			}
 			m.show(line)
 			last = sum

@@ -4,27 +4,48 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/router"
 )
 
-// token prints a new token once, and the entry for the router's tokens file,
-// which holds its hash only.
+const tokenUsage = `Usage: penstock token -instance-id ID [-file tokens.yaml] [flags]
+
+Makes a bearer token for services that have no edge. The token goes to standard
+error, once. Its entry goes to the end of -file, which is made when it is not there,
+or to standard output: a router reads entries below the key tokens of the file under
+gateway.tokens_file, at its start. They hold the token's hash only.
+
+Example:
+  penstock token -instance-id as-1 -customer-id acme -file tokens.yaml
+
+Flags:
+`
+
+// token prints a new token once, and adds its entry to a router's tokens file.
 func token(args []string) int {
 	fs := flag.NewFlagSet("penstock token", flag.ContinueOnError)
 	var in envelope.Instance
+	var file string
 	fs.StringVar(&in.ID, "instance-id", "", "instance.id that the token stands for (required)")
 	fs.StringVar(&in.Name, "instance-name", "", "instance.name; default: the id")
 	fs.StringVar(&in.Customer, "customer-id", "", "customer.id")
-	fs.Usage = func() {
-		fmt.Fprint(fs.Output(), "Usage: penstock token -instance-id ID [flags]\n\nMakes a bearer token for services that have no edge. The token goes to standard\nerror, once; the entry for the router's tokens file goes to standard output.\n\nFlags:\n")
-		fs.PrintDefaults()
-	}
-	if err := fs.Parse(args); err != nil {
+	fs.StringVar(&in.Namespace, "service-namespace", "", "service.namespace, where the application sets none")
+	fs.StringVar(&in.Environment, "deployment-environment", "", "deployment.environment, where the application sets none")
+	fs.StringVar(&file, "file", "", "add the entry to this tokens `file`")
+	fs.Usage = func() { fmt.Fprint(fs.Output(), tokenUsage); fs.PrintDefaults() }
+	if err := proc.Parse(fs, args); err != nil {
 		return parseExit(err)
+	}
+	if in.ID == "" {
+		return missing("token", "-instance-id is not set: which instance does the token stand for?")
 	}
 	if err := in.Validate(); err != nil {
 		fmt.Fprintf(os.Stderr, "penstock token: %v\n", err)
@@ -33,13 +54,41 @@ func token(args []string) int {
 	var secret [32]byte
 	_, _ = rand.Read(secret[:])
 	tok := base64.RawURLEncoding.EncodeToString(secret[:])
+	entry := fmt.Sprintf("  - sha256: %x\n    instance_id: %s\n", sha256.Sum256([]byte(tok)), in.ID)
+	for key, value := range in.Rest() {
+		entry += fmt.Sprintf("    %s: %q\n", key, value)
+	}
+	if file != "" {
+		if err := addToken(file, entry); err != nil {
+			return failed("token", err)
+		}
+		fmt.Printf("added to %s\n", file)
+	} else {
+		fmt.Print(entry)
+	}
 	fmt.Fprintf(os.Stderr, "token (shown once): %s\n", tok)
-	fmt.Printf("  - sha256: %x\n    instance_id: %s\n", sha256.Sum256([]byte(tok)), in.ID)
-	if in.Name != "" {
-		fmt.Printf("    instance_name: %q\n", in.Name)
-	}
-	if in.Customer != "" {
-		fmt.Printf("    customer_id: %q\n", in.Customer)
-	}
 	return 0
+}
+
+// addToken appends an entry to a tokens file and checks the whole before it is written.
+func addToken(file, entry string) error {
+	text, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && len(text) == 0:
+		text = []byte("tokens:\n")
+	case err != nil:
+		return err
+	default:
+		if _, err := router.LoadTokens(file); err != nil {
+			return err
+		}
+		if text[len(text)-1] != '\n' {
+			text = append(text, '\n')
+		}
+	}
+	text = append(text, entry...)
+	if _, err := router.ParseTokens(file, text); err != nil {
+		return fmt.Errorf("%s is not of the form that this command writes, add the entry by hand:\n%s%w", file, entry, err)
+	}
+	return disk.WriteSynced(file, text)
 }

@@ -48,13 +48,17 @@ func whatIf(args []string) int {
 	fs.StringVar(&running, "running", "", "what the sinks have under sampling.file, a `file`")
 	fs.TextVar(&memory, "memory", memory, "how many `bytes` of spans may be held for decisions")
 	hub.add(fs, "whatif")
-	fs.Usage = func() { fmt.Fprint(fs.Output(), whatifUsage); fs.PrintDefaults() }
-	if err := fs.Parse(args); err != nil {
+	fs.Usage = hub.help(whatifUsage)
+	if err := proc.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
-	if file == "" || span.from == "" || fs.NArg() > 0 {
-		fs.Usage()
-		return 2
+	switch {
+	case file == "":
+		return missing("whatif", "--policies is not set: the tail_sampling configuration to try, a file")
+	case span.from == "":
+		return missing("whatif", "--from is not set: where does the range begin? Such as --from -2h")
+	case fs.NArg() > 0:
+		return missing("whatif", fmt.Sprintf("unexpected argument %q", fs.Arg(0)))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -119,6 +123,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 			return err
 		}
 		c.Settle()
+		m.show("reading " + bar(float64(i+1)/float64(len(plan.Lanes))))
 	}
 	m.end()
 	return printComparison(os.Stdout, r, c.Finish())

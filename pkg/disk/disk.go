@@ -4,7 +4,8 @@
 //
 // # Not here
 //
-// What is in the files: package wal, and who keeps a state of its own.
+// What is in the files: package wal, and who keeps a state of its own. What differs
+// between systems is in a file for each; what one cannot do is said by [Limits].
 package disk
 
 import (
@@ -32,10 +33,10 @@ func Own(dir string) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		_ = f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w; give each process one of its own", dir, ErrOwned)
+		if errors.Is(err, ErrOwned) {
+			return nil, fmt.Errorf("lock %s: %w; give each process one of its own", dir, err)
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
@@ -99,9 +100,6 @@ func Keep(path, as string) error {
 	return WriteSynced(as, body)
 }
 
-// unreadable are what a disk says of a place that it cannot give back.
-var unreadable = []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG}
-
 // ReadAround reads all of b from offset at on. What the disk does not give back, also
 // when it is asked twice, is zeros; bad are the offsets of those places. Zeros is also what
 // is behind the end. Bad places are passed over in steps that begin with a block and grow.
@@ -132,12 +130,15 @@ func ReadAround(f io.ReaderAt, b []byte, at int64) (bad []int64, err error) {
 	return bad, nil
 }
 
+// errNoDirectory is a file where a directory is wanted.
+var errNoDirectory = syscall.ENOTDIR
+
 // MakeDir makes a directory, where it is not there, for its owner alone, and those above
 // it. Their names are on the disk then, as far as the directories above may be opened.
 func MakeDir(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.IsDir() {
-		return &os.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
+		return &os.PathError{Op: "mkdir", Path: path, Err: errNoDirectory}
 	}
 	if err == nil || !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -161,5 +162,5 @@ func SyncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(syncDir(dir), dir.Close())
 }

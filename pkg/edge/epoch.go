@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/penstock/penstock/pkg/disk"
 )
@@ -54,12 +53,12 @@ func loadEpoch(dir string, anew bool) (string, error) {
 }
 
 func newEpoch(dir string) (e epoch, err error) {
-	var st syscall.Stat_t
-	if err := syscall.Stat(dir, &st); err != nil {
+	inode, err := disk.Inode(dir)
+	if err != nil {
 		return e, err
 	}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	var nonce [16]byte
 	_, _ = rand.Read(nonce[:])
-	return epoch{Nonce: hex.EncodeToString(nonce[:]), Boot: strings.TrimSpace(string(boot)), Inode: st.Ino}, nil
+	return epoch{Nonce: hex.EncodeToString(nonce[:]), Boot: strings.TrimSpace(string(boot)), Inode: inode}, nil
 }

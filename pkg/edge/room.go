@@ -5,9 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/wal"
@@ -49,7 +49,7 @@ func (s *spool) release(st *store, sig otlpwire.Signal) error {
 func (s *spool) letGo(st *store, sig otlpwire.Signal, upto uint64) error {
 	marked := s.marks.save()
 	if marked != nil {
-		if !noSpace(marked) {
+		if !disk.NoSpace(marked) {
 			return marked
 		}
 		_ = os.Remove(filepath.Join(s.cfg.Dir, epochFile))
@@ -60,9 +60,6 @@ func (s *spool) letGo(st *store, sig otlpwire.Signal, upto uint64) error {
 	}
 	return err
 }
-
-// noSpace reports whether an error says that the disk, or one's share of it, is full.
-func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // dropTimeout bounds the search for what may go.
 const dropTimeout = 5 * time.Second

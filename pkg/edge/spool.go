@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -201,7 +200,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 	}
 	for attempt := 1; proc.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
 		probeErr := s.probe()
-		if st != nil && (noSpace(probeErr) || noSpace(err)) {
+		if st != nil && (disk.NoSpace(probeErr) || disk.NoSpace(err)) {
 			for _, sig := range otlpwire.Signals { // what the hub has goes first, to the last file
 				_ = st.logs[sig].Close()
 				if err := s.release(st, sig); err != nil {
@@ -367,11 +366,10 @@ func (s *spool) watchWrites(ctx context.Context) {
 }
 
 func (s *spool) checkDisk() {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(s.cfg.Dir, &fs); err != nil {
+	free, err := disk.Free(s.cfg.Dir)
+	if err != nil {
 		return
 	}
-	free := int64(fs.Bavail) * fs.Bsize
 	noRoom := free < int64(s.cfg.Reserve)
 	defer func() { s.writable(s.current.Load()) }()
 	if s.noRoom.Swap(noRoom) == noRoom {

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/penstock/penstock/pkg/disk"
@@ -318,5 +317,5 @@ func size(dir string) (total int64) {
 // be opened: then the process ends with the reason instead of trying again.
 func fatal(err error) bool {
 	return errors.Is(err, disk.ErrOwned) || errors.Is(err, errOld) || errors.Is(err, wal.ErrVersion) ||
-		errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
+		errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || disk.ReadOnly(err)
 }

@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"regexp"
 	"strconv"
@@ -33,6 +34,19 @@ type Instance struct {
 	Customer    string // customer.id
 	Namespace   string // service.namespace
 	Environment string // deployment.environment
+}
+
+// Rest calls yield with what else a tokens file says of an instance, by its keys there.
+func (i Instance) Rest() iter.Seq2[string, string] {
+	return func(yield func(key, value string) bool) {
+		for _, field := range [][2]string{
+			{"instance_name", i.Name}, {"customer_id", i.Customer}, {"service_namespace", i.Namespace}, {"deployment_environment", i.Environment},
+		} {
+			if field[1] != "" && !yield(field[0], field[1]) {
+				return
+			}
+		}
+	}
 }
 
 var idGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -36,7 +35,11 @@ func due(name string) bool {
 	return killAt.left == 0
 }
 
-func kill() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+func kill() {
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Kill()
+	}
+}
 
 // Point kills the process when its time has come.
 func Point(name string) {

@@ -143,14 +143,14 @@ func (c Command) Main(args []string) int {
 		fmt.Fprintf(fs.Output(), "Usage: %s [flags]\n\n%s\n\nFlags:\n", c.Name, c.About)
 		fs.PrintDefaults()
 	}
-	if err := fs.Parse(args); err != nil {
+	if err := Parse(fs, args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0
 		}
 		return 2
 	}
 	if *version {
-		fmt.Println(versionLine(c.Name))
+		fmt.Println(VersionLine(c.Name))
 		return 0
 	}
 	if err := c.configure(fs, *file, args); err != nil {
@@ -167,6 +167,25 @@ func (c Command) Main(args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// Parse parses flags. -help goes to standard output; of a wrong flag one line says what
+// is wrong, and not all there is to know.
+func Parse(fs *flag.FlagSet, args []string) error {
+	usage := fs.Usage
+	fs.Usage = func() {}
+	fs.SetOutput(io.Discard)
+	err := fs.Parse(args)
+	fs.Usage = usage
+	fs.SetOutput(os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fs.SetOutput(os.Stdout)
+		usage()
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %v; see %s -help\n", fs.Name(), err, fs.Name())
+	}
+	return err
 }
 
 // configure applies file, environment and flags, in this order.
@@ -189,7 +208,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 }
 
 func (c Command) run(p *Process) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	var err error
 	if p.Memory, err = memlimit.New(c.Settings.Process().Memory, p.Log); err != nil {
@@ -286,7 +305,8 @@ func NewLogger(w io.Writer, cfg LogConfig) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-func versionLine(name string) string {
+// VersionLine says what a program is and what made it.
+func VersionLine(name string) string {
 	line := fmt.Sprintf("%s %s %s", name, Version, runtime.Version())
 	if bi, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range bi.Settings {

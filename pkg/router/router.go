@@ -51,7 +51,9 @@ type Config struct {
 
 // GatewayConfig is the OTLP entrance for services that have no edge.
 type GatewayConfig struct {
-	// TokensFile maps bearer tokens to instances; without it there is no gateway.
+	// TokensFile maps bearer tokens to instances; without it there is no gateway. It holds
+	// the key tokens and below it the entries that penstock token makes, and is read at
+	// the start.
 	TokensFile     string `yaml:"tokens_file"`
 	receive.Config `yaml:",inline"`
 }
@@ -85,7 +87,8 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 func (c *Config) Validate() error {
 	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
-		errs = append(errs, c.Gateway.Validate("gateway"))
+		_, err := LoadTokens(c.Gateway.TokensFile)
+		errs = append(errs, c.Gateway.Validate("gateway"), err)
 	}
 	if c.Linger < 0 || c.Linger > time.Second {
 		errs = append(errs, fmt.Errorf("linger is %v, want 0 to 1s", c.Linger))

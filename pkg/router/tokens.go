@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -36,10 +37,27 @@ type tokensFile struct {
 	} `yaml:"tokens"`
 }
 
-// LoadTokens reads a tokens file.
+// LoadTokens reads a tokens file:
+//
+//	tokens:
+//	  - sha256: 64 hex digits, of the token
+//	    instance_id: as-1
+//	    instance_name: Checkout Berlin     # this and what follows may be absent
+//	    customer_id: acme
+//	    service_namespace: appserver
+//	    deployment_environment: production
 func LoadTokens(path string) (*Tokens, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("tokens: %w", err)
+	}
+	return ParseTokens(path, text)
+}
+
+// ParseTokens is LoadTokens on text that was read before; path stands for the file.
+func ParseTokens(path string, text []byte) (*Tokens, error) {
 	var file tokensFile
-	if err := proc.LoadFile(path, &file); err != nil {
+	if err := proc.Load(path, text, &file); err != nil {
 		return nil, fmt.Errorf("tokens: %w", err)
 	}
 	t := new(Tokens)

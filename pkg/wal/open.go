@@ -44,7 +44,7 @@ type Range struct{ From, To uint64 }
 // more. Where the disk does not write, the log is opened all the same and says so
 // ([Log.Err]); an error is what a person has to mend.
 func Open(cfg Config) (*Log, Report, error) {
-	l := &Log{cfg: cfg, sync: fdatasync, read: disk.ReadAround, patience: readPatience}
+	l := &Log{cfg: cfg, sync: disk.SyncData, read: disk.ReadAround, patience: readPatience}
 	if err := disk.MakeDir(cfg.Dir); err != nil {
 		return nil, Report{}, err
 	}

@@ -34,7 +34,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/penstock/penstock/pkg/disk"
@@ -80,7 +79,7 @@ type Log struct {
 	cfg Config
 
 	// As they are named, but in tests.
-	sync     func(*os.File) error                                      // fdatasync
+	sync     func(*os.File) error                                      // disk.SyncData
 	read     func(io.ReaderAt, []byte, int64) (bad []int64, err error) // disk.ReadAround
 	patience time.Duration                                             // readPatience
 
@@ -278,25 +277,6 @@ func (l *Log) write(at int64) error {
 		t.fresh = false
 	}
 	return nil
-}
-
-// fdatasync returns when data and size of a file are on the disk.
-func fdatasync(f *os.File) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var syncErr error
-	if err := conn.Control(func(fd uintptr) {
-		for {
-			if syncErr = syscall.Fdatasync(int(fd)); !errors.Is(syncErr, syscall.EINTR) {
-				return
-			}
-		}
-	}); err != nil {
-		return err
-	}
-	return os.NewSyscallError("fdatasync", syncErr)
 }
 
 // Release lets go of all records up to a sequence. Their files are deleted when nothing
