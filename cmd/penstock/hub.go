@@ -107,7 +107,7 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 		case "creds":
 			cfg.Creds, cfg.User, cfg.Pass, cfg.Token = h.given.Creds, "", "", ""
 		case "user":
-			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, proc.Secret(os.Getenv("HUB_PASSWORD")), "", ""
+			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, proc.Secret(os.Getenv("HUB_PASSWORD")), h.given.Creds, ""
 		case "tls-ca":
 			cfg.TLS.CA = h.given.TLS.CA
 		case "tls-cert":

@@ -208,7 +208,7 @@ func Build(p *proc.Process, cfg *Config) ([]proc.Stage, error) {
 	stages = append(stages, proc.Stage{Name: "hub", Service: hub.service()})
 	add := func(role string, more []proc.Stage, err error) error {
 		for _, st := range more {
-			stages = append(stages, proc.Stage{Name: role + " " + st.Name, Service: st.Service})
+			stages = append(stages, proc.Stage{Name: role + " " + st.Name, Service: st.Service, Ready: st.Ready})
 		}
 		return err
 	}

@@ -29,15 +29,16 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/proc"
@@ -93,8 +94,28 @@ func (cfg Config) Validate(section string) error {
 	if ways > 1 {
 		errs = append(errs, fmt.Errorf("%s.creds, %s.user and %s.token are three ways to say who this is: set one", section, section, section))
 	}
+	if cfg.Creds != "" {
+		if err := checkCreds(cfg.Creds); err != nil {
+			errs = append(errs, fmt.Errorf("%s.creds: %w", section, err))
+		}
+	}
 	_, err := cfg.TLS.Load(section + ".tls")
 	return errors.Join(append(errs, err)...)
+}
+
+// checkCreds reports what is wrong with a file of a NATS credential.
+func checkCreds(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if _, err = nkeys.ParseDecoratedJWT(text); err == nil {
+		_, err = nkeys.ParseDecoratedUserNKey(text)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is no NATS credential, with a user's JWT and seed as nsc writes them: %w", file, err)
+	}
+	return nil
 }
 
 // Conn is a connection to one NATS system.
@@ -108,43 +129,6 @@ type Conn struct {
 	answered atomic.Int64
 	// denials are the last things that the server has not allowed.
 	denials *denials
-}
-
-// denials is a ring. The server says what it denies to the connection, not to the
-// caller, whose request then times out.
-type denials struct {
-	sync.Mutex
-	ring [16]denial
-	next int
-}
-
-type denial struct {
-	text string // names the subject
-	at   time.Time
-}
-
-func (d *denials) add(text string) {
-	d.Lock()
-	defer d.Unlock()
-	d.ring[d.next] = denial{text, time.Now()}
-	d.next = (d.next + 1) % len(d.ring)
-}
-
-// deniedSince reports whether the server has denied one of the subjects since began.
-func (c *Conn) deniedSince(began time.Time, subjects ...string) bool {
-	c.denials.Lock()
-	defer c.denials.Unlock()
-	for _, d := range c.denials.ring {
-		if d.at.Before(began) {
-			continue
-		}
-		for _, s := range subjects {
-			if strings.Contains(d.text, s) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 const (
@@ -175,8 +159,12 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	if cfg.InProcess != nil {
 		connected = slog.LevelDebug
 	}
+	said := new(hourglass)
 	return connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
+		// A credential may be mended, or come back, while this process waits.
+		nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { said.notReached(log, err) }),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
@@ -221,7 +209,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.InboxPrefix == "" {
 		cfg.InboxPrefix = "_INBOX_" + cfg.Name
 	}
-	denied := new(denials)
+	denied, said := newDenials(), new(hourglass)
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
@@ -233,6 +221,9 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			}
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				denied.add(err.Error())
+				if !said.due(err.Error()) {
+					return
+				}
 			}
 			log.Warn("bus error", "err", err, "subject", subject)
 		}))
@@ -258,9 +249,13 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.HandshakeFirst {
 		opts = append(opts, nats.TLSHandshakeFirst())
 	}
+	d := new(dialer)
+	if cfg.InProcess == nil {
+		opts = append(opts, nats.SetCustomDialer(d))
+	}
 	nc, err := nats.Connect(cfg.URL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), reason(d.of(err)))
 	}
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
 	if err != nil {
@@ -412,7 +407,12 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	patience := time.NewTimer(publishTimeout)
 	defer patience.Stop()
 	for {
+		denied, changed := p.conn.denials.since(p.sent, p.subject, "")
+		if denied {
+			return Stored{}, publishError(p.subject, ErrDenied)
+		}
 		select {
+		case <-changed:
 		case ack := <-p.future.Ok():
 			p.conn.answered.Store(time.Now().UnixNano())
 			return Stored{ack.Sequence, ack.Duplicate}, nil

@@ -22,7 +22,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 		return nil, err
 	}
 	if !conn.Connected() {
-		log.Warn("waiting for the hub", "server", cfg.target())
+		log.Warn("waiting for the hub", "server", cfg.target(), "err", reason(conn.nc.LastError()))
 	}
 	for {
 		if !proc.Until(ctx, conn.Connected) {

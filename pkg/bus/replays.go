@@ -72,7 +72,8 @@ func (b *Bucket) failed(began time.Time, what, key string, err error) error {
 		err = ErrChanged
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		err = ErrMissing
-	case b.conn.deniedSince(began, "$KV."+b.name+"."+key, "KV_"+b.name):
+	}
+	if denied, _ := b.conn.denials.since(began, "$KV."+b.name+"."+key, "KV_"+b.name); denied {
 		err = fmt.Errorf("%w: %w", ErrDenied, err)
 	}
 	return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 // slowHub acknowledges what is published to slow.x, one message after the other, each
@@ -77,15 +78,34 @@ func TestAHubThatStopsAnsweringIsAway(t *testing.T) {
 // TestDenialsAreOfTheirTime: only what the server has denied since is the reason of a
 // failure.
 func TestDenialsAreOfTheirTime(t *testing.T) {
-	c := &Conn{denials: new(denials)}
-	c.denials.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.a"`)
-	c.denials.ring[0].at = time.Now().Add(-time.Minute)
+	d := newDenials()
+	d.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.a"`)
+	d.ring[0].at = time.Now().Add(-time.Minute)
 	began := time.Now()
-	if c.deniedSince(began, "$KV.REPLAYS.job.a") {
+	if denied, _ := d.since(began, "$KV.REPLAYS.job.a", ""); denied {
 		t.Error("a denial of a minute ago is the reason of now")
 	}
-	c.denials.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.b"`)
-	if c.deniedSince(began, "$KV.REPLAYS.job.a") || !c.deniedSince(began, "$KV.REPLAYS.job.b") {
+	d.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.ab"`)
+	a, _ := d.since(began, "$KV.REPLAYS.job.a", "")
+	ab, _ := d.since(began, "$KV.REPLAYS.job.ab", "")
+	if a || !ab {
 		t.Error("the denial is of another key")
+	}
+}
+
+// TestLanesOfAThousandPartitions: nats-server's own bound of 1,000 consumers a stream does
+// not hold for streams that are made here.
+func TestLanesOfAThousandPartitions(t *testing.T) {
+	t.Parallel()
+	const partitions = 1024
+	hub := testHub(t, testBroker(t), partitions)
+	for p := range partitions {
+		for _, backend := range []string{"loki", "loki-site-b"} {
+			l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprintf("%s-%d", backend, p)})
+			if err != nil {
+				t.Fatalf("partition %d: %v", p, err)
+			}
+			l.Close()
+		}
 	}
 }

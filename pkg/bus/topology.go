@@ -115,11 +115,20 @@ func PartitionFilter(sig otlpwire.Signal, partition int) string {
 	return "otlp." + sig.String() + "." + strconv.Itoa(partition) + ".*"
 }
 
+// consumers is how many consumers a stream may have, where nats-server's own bound is
+// 1,000: a lane for each partition, of up to 16 backends and as many replays that run or
+// are stopped, and readers that come and go. It cannot be changed for a stream.
+func (t Topology) consumers() int { return 32*t.Partitions + serverConsumers }
+
+// serverConsumers is nats-server's own bound, which also stands for "not set".
+const serverConsumers = 1000
+
 // streams returns the configuration of every stream of the hub.
 func (t Topology) streams() []jetstream.StreamConfig {
 	base := jetstream.StreamConfig{
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, Storage: jetstream.FileStorage, Replicas: t.Replicas,
 		Duplicates: duplicateWindow, DenyDelete: true, DenyPurge: true,
+		MaxConsumers: t.consumers(),
 	}
 	var all []jetstream.StreamConfig
 	for _, sig := range otlpwire.Signals {
@@ -213,6 +222,12 @@ func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) er
 	}
 	if w, h := strings.Join(want.Subjects, " "), strings.Join(have.Subjects, " "); w != h {
 		return fmt.Errorf("%w: stream %s has the subjects %q, want %q", errTopology, want.Name, h, w)
+	}
+	if have.MaxConsumers <= 0 {
+		have.MaxConsumers = serverConsumers
+	}
+	if twice := (want.MaxConsumers - serverConsumers) / 16; have.MaxConsumers < twice {
+		c.log.Warn("stream of an older version: it allows fewer consumers than two for each partition, and lanes beyond that wait", "stream", want.Name, "max_consumers", have.MaxConsumers, "two_each", twice)
 	}
 	return nil
 }

@@ -40,6 +40,8 @@ func NoSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.I
 
 // ReadOnly reports whether an error says that nothing can be written here: there is no
 // directory, or its disk is read-only.
-func ReadOnly(err error) bool { return errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS) }
+func ReadOnly(err error) bool {
+	return errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
+}
 
 func syncDir(dir *os.File) error { return dir.Sync() }

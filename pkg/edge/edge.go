@@ -243,7 +243,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	return []proc.Stage{
 		{Name: "spool", Service: sp.service()},
 		{Name: "local", Service: newLocal(cfg, sp, p.Ledger, p.Log).service()},
-		{Name: "forward", Service: fwd.service()},
+		{Name: "forward", Service: fwd.service(), Ready: fwd.way.ready},
 		{Name: "receive", Service: rcv.Service()},
 	}, nil
 }

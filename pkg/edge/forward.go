@@ -39,6 +39,8 @@ type way interface {
 	session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error
 	// connected reports whether the centre could be reached last time.
 	connected() bool
+	// ready says why the centre will take nothing until a person has mended something.
+	ready() error
 	close()
 }
 
@@ -168,7 +170,7 @@ func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 }
 
 // sayInterval is how often a line tells what an outage has piled up.
-const sayInterval = 30 * time.Second
+const sayInterval = time.Minute
 
 // say writes a line now and then while the centre is away.
 func (f *forward) say(ctx context.Context) {

@@ -378,6 +378,7 @@ func (w *lateWay) session(ctx context.Context, st *store, _ otlpwire.Signal, don
 
 func (*lateWay) connected() bool { return false }
 func (*lateWay) close()          {}
+func (*lateWay) ready() error    { return nil }
 
 // TestLateAcksDoNotMoveANewStore: a session of a store that was closed reports sequences
 // of that store; in the next one they belong to other messages.

@@ -79,6 +79,7 @@ type gatewayWay struct {
 	led    *ledger.Ledger
 	log    *slog.Logger
 	away   atomic.Bool
+	denied atomic.Pointer[error] // why the gateway takes nothing of ours; nil when it does
 }
 
 func newGatewayWay(cfg CentralConfig, sp *spool, led *ledger.Ledger, log *slog.Logger) (*gatewayWay, error) {
@@ -90,6 +91,13 @@ func newGatewayWay(cfg CentralConfig, sp *spool, led *ledger.Ledger, log *slog.L
 
 func (w *gatewayWay) connected() bool { return !w.away.Load() }
 func (w *gatewayWay) close()          { _ = w.client.Close() }
+
+func (w *gatewayWay) ready() error {
+	if why := w.denied.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
 
 // merged is one request made of messages of the spool.
 type merged struct {
@@ -125,6 +133,9 @@ func (w *gatewayWay) session(ctx context.Context, st *store, sig otlpwire.Signal
 func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged) error {
 	for attempt := 1; len(m.body) > 0; attempt++ {
 		refused, err := w.send(ctx, sig, *m)
+		if w.denied.Store(nil); fault.IsConfiguration(err) {
+			w.denied.Store(&err)
+		}
 		if err == nil {
 			m.items -= refused
 			if w.away.Swap(false) {

@@ -34,10 +34,34 @@ type hubWay struct {
 	// shared is set while others are seen to publish the same subject of ours: what its
 	// last message should be cannot be said then.
 	shared [len(otlpwire.Signals)]atomic.Bool
+	// denied is why the hub takes nothing of ours; nil when it does.
+	denied  atomic.Pointer[error]
+	told    time.Time // when that was last logged; of the goroutine that logs
+	telling sync.Mutex
 }
 
 func (w *hubWay) connected() bool { return w.dialer.connected() }
 func (w *hubWay) close()          { w.dialer.close() }
+
+// ready says why the hub will take nothing until a person has mended the credential.
+func (w *hubWay) ready() error {
+	if why := w.denied.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
+
+// refuses notes that the hub takes nothing for want of rights, and says so once a minute.
+func (w *hubWay) refuses(err error) {
+	w.denied.Store(&err)
+	w.telling.Lock()
+	defer w.telling.Unlock()
+	if time.Since(w.told) < time.Minute {
+		return
+	}
+	w.told = time.Now()
+	w.log.Error("the hub takes nothing from this edge, spooling", "instance", w.instance, "err", err)
+}
 
 // flight is a message on its way to the hub.
 type flight struct {
@@ -53,9 +77,15 @@ type flight struct {
 func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) (err error) {
 	conn, err := w.dialer.dial()
 	if err != nil {
+		if errors.Is(err, bus.ErrRefused) {
+			w.refuses(err)
+		}
 		return err
 	}
 	defer func() {
+		if errors.Is(err, bus.ErrDenied) {
+			w.refuses(fmt.Errorf("the credential may not publish for instance %s: is it another instance's? %w", w.instance, err))
+		}
 		// A hub that answers has had everything that was sent before, in order. One that
 		// does not may get it later: never on the connection that is used next.
 		if !errors.Is(err, errRewind) && !errors.Is(err, bus.ErrNoStream) && !errors.Is(err, bus.ErrFull) && !errors.Is(err, bus.ErrStore) {
@@ -159,6 +189,7 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 		if err != nil {
 			return err
 		}
+		w.denied.Store(nil)
 		if err := w.check(st, sig, f, stored); err != nil {
 			return err
 		}
@@ -220,6 +251,8 @@ type dialer struct {
 	dialing struct {
 		sync.Mutex
 		since time.Time // when the hub was lost; zero when it is there
+		told  time.Time // when the reason was last logged
+		why   string
 	}
 }
 
@@ -236,15 +269,19 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	}
 	if err != nil {
 		if d.dialing.since.IsZero() {
-			d.log.Warn("hub unreachable, spooling", "err", err)
 			d.dialing.since = time.Now()
+		}
+		// Once a minute, and at once when the reason is another one.
+		if text := err.Error(); time.Since(d.dialing.told) > time.Minute || text != d.dialing.why {
+			d.log.Warn("hub unreachable, spooling", "err", err, "away", time.Since(d.dialing.since).Truncate(time.Second))
+			d.dialing.told, d.dialing.why = time.Now(), text
 		}
 		return nil, err
 	}
 	if !d.dialing.since.IsZero() {
 		d.log.Info("hub back, draining", "away", time.Since(d.dialing.since).Truncate(time.Millisecond))
 	}
-	d.dialing.since = time.Time{}
+	d.dialing.since, d.dialing.told = time.Time{}, time.Time{}
 	d.conn.Store(conn)
 	return conn, nil
 }

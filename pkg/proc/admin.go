@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"regexp"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -20,6 +21,10 @@ type AdminConfig struct {
 	Listen string `yaml:"listen"` // host:port; empty for none
 	Pprof  bool   `yaml:"pprof"`  // serve /debug/pprof
 }
+
+// userInfo is what stands before the host of a URL: a user, a password, a token. One that
+// is not escaped may hold an @, too.
+var userInfo = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/,"']*@`)
 
 // NewAdmin returns a service that answers /ready, /metrics, /services and
 // /config for the stages. It listens when it starts, so that a port in use is
@@ -40,7 +45,7 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 			return
 		}
 		w.Header().Set("Content-Type", "text/yaml; charset=utf-8")
-		_, _ = w.Write(text)
+		_, _ = w.Write(userInfo.ReplaceAll(text, []byte("${1}"+redacted+"@")))
 	})
 	for path, h := range p.pages {
 		mux.Handle("GET "+path, h)
@@ -92,6 +97,13 @@ func ready(w http.ResponseWriter, stages []Stage) {
 	for _, s := range stages {
 		if st := s.State(); st != services.Running {
 			http.Error(w, fmt.Sprintf("not ready: %s is %s", s.Name, st), http.StatusServiceUnavailable)
+			return
+		}
+		if s.Ready == nil {
+			continue
+		}
+		if err := s.Ready(); err != nil {
+			http.Error(w, fmt.Sprintf("not ready: %s: %v", s.Name, err), http.StatusServiceUnavailable)
 			return
 		}
 	}

@@ -109,6 +109,8 @@ func (p *Process) Page(path string, h http.Handler) {
 type Stage struct {
 	Name string
 	services.Service
+	// Ready, where it is set, says why a stage that runs is not ready; nil when it is.
+	Ready func() error
 }
 
 // NewProcess makes the parts that a build function gets.
@@ -222,7 +224,7 @@ func (c Command) run(p *Process) error {
 	if err != nil {
 		return err
 	}
-	stages = append([]Stage{{"admin", admin}, {"memory", Service(p.Memory.Run)}}, stages...)
+	stages = append([]Stage{{Name: "admin", Service: admin}, {Name: "memory", Service: Service(p.Memory.Run)}}, stages...)
 	go func() {
 		<-ctx.Done()
 		stop() // a second signal ends the process at once

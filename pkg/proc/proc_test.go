@@ -33,7 +33,7 @@ func (r *recorder) note(text string) error {
 func (r *recorder) stage(name string, run func(context.Context) error) Stage {
 	return Stage{name, services.NewBasicService(
 		func(context.Context) error { return r.note("start " + name) }, run,
-		func(error) error { return r.note("stop " + name) })}
+		func(error) error { return r.note("stop " + name) }), nil}
 }
 
 func untilDone(ctx context.Context) error { <-ctx.Done(); return nil }
@@ -63,7 +63,7 @@ func TestRunStopsTheOthersWhenOneFails(t *testing.T) {
 	}
 
 	var fresh recorder
-	broken := Stage{"b", services.NewBasicService(func(context.Context) error { return boom }, untilDone, nil)}
+	broken := Stage{"b", services.NewBasicService(func(context.Context) error { return boom }, untilDone, nil), nil}
 	err = Run(t.Context(), quiet(), []Stage{fresh.stage("a", untilDone), broken, fresh.stage("c", untilDone)})
 	if !errors.Is(err, boom) || !slices.Equal(fresh.log, []string{"start a", "stop a"}) {
 		t.Errorf("start failure: got %v, %v", err, fresh.log)
@@ -88,7 +88,7 @@ func TestAdminAnswers(t *testing.T) {
 	set := &testSettings{Token: "canary"}
 	set.Admin.Listen = addr
 	p := NewProcess(quiet(), set)
-	work := Stage{"work", Service(untilDone)}
+	work := Stage{"work", Service(untilDone), nil}
 
 	// The port is taken: the start says so and what to do.
 	admin, err := NewAdmin(p, []Stage{work})
@@ -144,13 +144,13 @@ func TestStagesBelowWorkWhileOneStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	below := make(chan context.Context, 1)
 	stages := []Stage{
-		{"below", Service(func(ctx context.Context) error { below <- ctx; return untilDone(ctx) })},
+		{"below", Service(func(ctx context.Context) error { below <- ctx; return untilDone(ctx) }), nil},
 		{"above", services.NewBasicService(nil, func(ctx context.Context) error { cancel(); return untilDone(ctx) }, func(error) error {
 			if c := <-below; c.Err() != nil {
 				t.Error("the stage below was told to stop before the one above had finished")
 			}
 			return nil
-		})},
+		}), nil},
 	}
 	if err := Run(ctx, quiet(), stages); err != nil {
 		t.Fatal(err)

@@ -122,6 +122,8 @@ func (c Config) Validate(section string) error {
 	}
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		errs = append(errs, fmt.Errorf("%s.tls needs both cert_file and key_file", section))
+	} else if _, err := c.TLS.load(); err != nil {
+		errs = append(errs, fmt.Errorf("%s.tls: %w", section, err))
 	}
 	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
 		errs = append(errs, fmt.Errorf("%s.max_request_bytes is %v, want 1KiB to 1GiB", section, c.MaxRequest))

@@ -1,0 +1,133 @@
+package bus
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// ErrRefused reports that the hub does not know the credential, or takes it no more.
+var ErrRefused = errors.New("the hub refuses the credential")
+
+// reason says in the operator's words why the hub was not reached, and what to do.
+func reason(err error) error {
+	var authority x509.UnknownAuthorityError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked), errors.Is(err, nats.ErrAccountAuthExpired):
+		return fmt.Errorf("%w: look at creds, user, password and token, and at the hub's own log: %w", ErrRefused, err)
+	case errors.As(err, &authority):
+		return fmt.Errorf("the hub's certificate is signed by nobody known here; set tls.ca_file: %w", err)
+	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
+		return fmt.Errorf("one side wants TLS and the other does not; write tls:// or nats://, and tls_handshake_first where the hub has that: %w", err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("a file of the credential or of TLS cannot be read: %w", err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nothing listens there: %w", err)
+	}
+	if _, is := errors.AsType[*tls.CertificateVerificationError](err); is {
+		return fmt.Errorf("the hub's certificate does not hold: %w", err)
+	}
+	return err
+}
+
+// dialer keeps why a server was not reached, of which the client library only says that
+// none was.
+type dialer struct{ last atomic.Pointer[error] }
+
+// dialTimeout is that of the client library.
+const dialTimeout = 2 * time.Second
+
+// Dial connects.
+func (d *dialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(context.Background(), network, address)
+	d.last.Store(&err)
+	return conn, err
+}
+
+// of adds the reason to what the library says.
+func (d *dialer) of(err error) error {
+	if last := d.last.Load(); last != nil && *last != nil && errors.Is(err, nats.ErrNoServers) {
+		return *last
+	}
+	return err
+}
+
+// hourglass lets one through a minute.
+type hourglass struct {
+	sync.Mutex
+	last time.Time
+	text string
+}
+
+// due reports whether a minute has passed since the same text was let through.
+func (h *hourglass) due(text string) bool {
+	h.Lock()
+	defer h.Unlock()
+	if text == h.text && time.Since(h.last) < time.Minute {
+		return false
+	}
+	h.last, h.text = time.Now(), text
+	return true
+}
+
+// notReached logs why the hub is not reached, once a minute.
+func (h *hourglass) notReached(log *slog.Logger, err error) {
+	if err = reason(err); err != nil && h.due(err.Error()) {
+		log.Warn("hub not reached, will try again", "err", err)
+	}
+}
+
+// denials is a ring of what the server has not allowed. It says so to the connection, not
+// to the caller, whose request then has no answer.
+type denials struct {
+	sync.Mutex
+	ring    [16]denial
+	next    int
+	changed chan struct{} // closed with the next one
+}
+
+type denial struct {
+	text string // names the subject
+	at   time.Time
+}
+
+func newDenials() *denials { return &denials{changed: make(chan struct{})} }
+
+func (d *denials) add(text string) {
+	d.Lock()
+	defer d.Unlock()
+	d.ring[d.next] = denial{text, time.Now()}
+	d.next = (d.next + 1) % len(d.ring)
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// since reports whether the server has denied the subject, or anything that names the
+// stream, since began. changed is closed when there is more to say.
+func (d *denials) since(began time.Time, subject, stream string) (denied bool, changed <-chan struct{}) {
+	d.Lock()
+	defer d.Unlock()
+	for _, one := range d.ring {
+		if one.at.Before(began) {
+			continue
+		}
+		if strings.Contains(one.text, `"`+subject+`"`) || stream != "" && strings.Contains(one.text, "."+stream) {
+			return true, d.changed
+		}
+	}
+	return false, d.changed
+}
