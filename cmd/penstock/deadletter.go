@@ -353,8 +353,8 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config 
 	switch {
 	case err == nil && again > 0:
 		err = fmt.Errorf("%d were refused again", again)
-	case err == nil && taken == 0 && skipped > 0:
-		err = errors.New("nothing was sent")
+	case err == nil && skipped > 0:
+		err = fmt.Errorf("%d were passed over", skipped)
 	}
 	return err
 }

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -27,8 +29,9 @@ type hubFlags struct {
 	top     bus.Topology
 }
 
-const hubUsage = `The hub is that of -context, of HUB_URL, HUB_CREDS and HUB_PASSWORD, or
-nats://127.0.0.1:4222. Contexts stand in %s:
+const hubUsage = `The hub is that of -context; else that of -hub or HUB_URL, with HUB_CREDS, or with
+-user and HUB_PASSWORD; else the current context; else nats://127.0.0.1:4222. Contexts
+are in %s:
 
   current: prod        # where neither -context nor HUB_URL says another
   contexts:
@@ -61,40 +64,51 @@ func contextsFile() string {
 	return filepath.Join(dir, "penstock", "contexts.yaml")
 }
 
-// contexts is the file of contexts.
-type contexts struct {
-	Current  string                `yaml:"current"`
-	Contexts map[string]bus.Config `yaml:"contexts"`
-}
-
 // fromContext returns the configuration of a context; the current one where the name is
 // empty, and an empty one where there is none.
-func fromContext(name string) (bus.Config, error) {
-	var c contexts
+func fromContext(name string) (cfg bus.Config, err error) {
 	file := contextsFile()
-	if err := proc.LoadFile(file, &c); errors.Is(err, fs.ErrNotExist) && name == "" {
-		return bus.Config{}, nil
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && name == "" {
+		return cfg, nil
 	} else if err != nil {
-		return bus.Config{}, err
+		return cfg, err
 	}
-	wanted := cmp.Or(name, c.Current)
-	cfg, there := c.Contexts[wanted]
-	if !there && wanted != "" {
-		return cfg, fmt.Errorf("%s has no context %q; it has %s", file, wanted, strings.Join(slices.Sorted(maps.Keys(c.Contexts)), ", "))
+	var all struct {
+		Current  string               `yaml:"current"`
+		Contexts map[string]yaml.Node `yaml:"contexts"`
 	}
-	return cfg, nil
+	if err := yaml.Unmarshal(text, &all); err != nil {
+		return cfg, fmt.Errorf("%s: %w", file, err)
+	}
+	name = cmp.Or(name, all.Current)
+	node, there := all.Contexts[name]
+	switch {
+	case name == "":
+		return cfg, nil
+	case !there:
+		return cfg, fmt.Errorf("%s has no context %q; it has %s", file, name, strings.Join(slices.Sorted(maps.Keys(all.Contexts)), ", "))
+	}
+	// By itself: the variables that others need may not be set.
+	if text, err = yaml.Marshal(&node); err == nil {
+		err = proc.Load(fmt.Sprintf("%s, context %s", file, name), text, &cfg)
+	}
+	return cfg, err
 }
 
 // config is what context, environment and flags come to.
 func (h *hubFlags) config() (cfg bus.Config, err error) {
-	url, creds := os.Getenv("HUB_URL"), os.Getenv("HUB_CREDS")
-	switch {
-	case h.context != "" || url+creds+h.given.URL == "":
+	if h.context != "" && h.given.URL != "" {
+		return cfg, errors.New("-context and -hub are two hubs: name one")
+	}
+	url := os.Getenv("HUB_URL")
+	if h.context != "" || url+h.given.URL == "" {
 		if cfg, err = fromContext(h.context); err != nil {
 			return cfg, err
 		}
-	default:
-		cfg = bus.Config{URL: url, Creds: creds}
+	}
+	if cfg.URL == "" {
+		cfg = bus.Config{URL: url, Creds: os.Getenv("HUB_CREDS")}
 	}
 	cfg.Name = h.given.Name
 	if cfg.URL == "" {

@@ -86,6 +86,9 @@ func runPolicies(hub *hubFlags, words []string) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VERSION\tFROM\tAT\tBY")
 	for _, p := range all {
+		if p.Number == 0 {
+			p.By = "the configuration of sink " + name(p.By)
+		}
 		fmt.Fprintf(w, "%d\t%d\t%s\t%s\n", p.Number, p.From, p.At.Format(time.RFC3339), p.By)
 	}
 	if len(all) == 0 {

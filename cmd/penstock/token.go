@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
@@ -70,25 +69,25 @@ func token(args []string) int {
 	return 0
 }
 
-// addToken appends an entry to a tokens file and checks the whole before it is written.
+// addToken appends an entry to a tokens file, which keeps its mode and owner; what comes of
+// it is checked before.
 func addToken(file, entry string) error {
 	text, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || err == nil && len(text) == 0:
-		text = []byte("tokens:\n")
+		entry = "tokens:\n" + entry
 	case err != nil:
 		return err
-	default:
-		if _, err := router.LoadTokens(file); err != nil {
-			return err
-		}
-		if text[len(text)-1] != '\n' {
-			text = append(text, '\n')
-		}
+	case text[len(text)-1] != '\n':
+		entry = "\n" + entry
 	}
-	text = append(text, entry...)
-	if _, err := router.ParseTokens(file, text); err != nil {
-		return fmt.Errorf("%s is not of the form that this command writes, add the entry by hand:\n%s%w", file, entry, err)
+	if _, err := router.ParseTokens(file, append(text, entry...)); err != nil {
+		return fmt.Errorf("%s would not be a tokens file; mend it, or add by hand:\n%s%w", file, entry, err)
 	}
-	return disk.WriteSynced(file, text)
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(entry)
+	return errors.Join(err, f.Sync(), f.Close())
 }

@@ -25,8 +25,8 @@ Shows what other sampling policies would keep of the traces that the hub's strea
 holds, beside what the running ones keep. Nothing is sent; the work is done here.
 
 The running policies are the versions that penstock policies push has put into the
-hub, and before the first of them --running: the file that the sinks have under
-sampling.file. Without it every trace was kept.
+hub, and before the first of them what the sinks have under sampling, which they tell
+the hub; --running names another file in its place.
 
 Examples:
   penstock whatif --policies new.yaml --from -1h
@@ -45,7 +45,7 @@ func whatIf(args []string) int {
 	)
 	span.add(fs)
 	fs.StringVar(&file, "policies", "", "the tail_sampling configuration to try, a `file`")
-	fs.StringVar(&running, "running", "", "what the sinks have under sampling.file, a `file`")
+	fs.StringVar(&running, "running", "", "what the sinks had under sampling.file, a `file`; default: what they tell the hub")
 	fs.TextVar(&memory, "memory", memory, "how many `bytes` of spans may be held for decisions")
 	hub.add(fs, "whatif")
 	fs.Usage = hub.help(whatifUsage)
@@ -70,8 +70,6 @@ func whatIf(args []string) int {
 	}
 	if err == nil && running != "" {
 		rules[0].Base, err = policy.LoadFile(running)
-	} else {
-		rules[0].Base = policy.KeepAll(keepAllWait)
 	}
 	if err == nil {
 		err = compare(ctx, &hub, r, rules, int(memory))
@@ -101,12 +99,25 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 		return err
 	}
 	for _, v := range versions {
+		if v.Number == 0 {
+			if rules[0].Base == nil {
+				if rules[0].Base, err = baseOf(v); err != nil {
+					return err
+				}
+				rules[1].Base.MaxKept = v.MaxKept
+			}
+			continue
+		}
 		set, err := policy.Parse(fmt.Sprintf("policies version %d", v.Number), []byte(v.Text))
 		if err != nil {
 			return err
 		}
-		set.Partitions = partitions
+		set.Partitions, set.MaxKept = partitions, rules[1].Base.MaxKept
 		rules[0].Versions = append(rules[0].Versions, policy.Version{Number: v.Number, From: v.Traces, Set: set})
+	}
+	if rules[0].Base == nil {
+		fmt.Println("no sink has told the hub what it keeps: compared with keeping every trace; --running names a file")
+		rules[0].Base = policy.KeepAll(keepAllWait)
 	}
 	plan, err := replay.MakePlan(ctx, conn, r, max(rules[0].Base.Wait, rules[1].Base.Wait), time.Now())
 	if err != nil {
@@ -127,6 +138,19 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 	}
 	m.end()
 	return printComparison(os.Stdout, r, c.Finish())
+}
+
+// baseOf makes policies of what the sinks have in their own configuration.
+func baseOf(v bus.Policies) (*policy.Set, error) {
+	set := policy.KeepAll(keepAllWait)
+	if v.Text != "" {
+		var err error
+		if set, err = policy.Parse("the configuration of sink "+name(v.By), []byte(v.Text)); err != nil {
+			return nil, err
+		}
+	}
+	set.MaxKept = v.MaxKept
+	return set, nil
 }
 
 // readLane feeds the messages of one partition to c.

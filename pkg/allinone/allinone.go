@@ -36,7 +36,8 @@ import (
 // Config is what an operator may set for all roles in one process. A section of a role
 // stands at the top, as in the role's own file; one that several roles have (log,
 // admin, memory_limiter, streams, member, drain_timeout) is for all of them, and
-// processing is the edge's: what it removes is never stored.
+// processing is done where data comes in, by edge and gateway: what it removes is never
+// stored.
 type Config struct {
 	Own    `yaml:",inline"`
 	Edge   edge.Config   `yaml:",inline"`
@@ -178,7 +179,8 @@ func appendNew(errs []error, err error) []error {
 func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
 	e, r, s := c.Edge, c.Router, c.Sink
 	r.Config, s.Config = e.Config, e.Config
-	s.Processing = process.Config{} // the edge has done it
+	// Once, where data comes in: rules that hash do not bear being applied twice.
+	r.Gateway.Processing, s.Processing = e.Processing, process.Config{}
 	s.DrainTraces = true
 	if e.Spool.Dir == "" {
 		e.Spool.Dir = filepath.Join(c.DataDir, "spool")

@@ -33,6 +33,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -125,8 +126,9 @@ type Conn struct {
 	log *slog.Logger
 
 	pulls atomic.Int32 // readers that have requests out
-	// answered is when the hub last answered a publish, in Unix nanoseconds.
-	answered atomic.Int64
+	// answered is when the hub last answered a publish to a stream, *atomic.Int64 in Unix
+	// nanoseconds by [streamPart].
+	answered sync.Map
 	// denials are the last things that the server has not allowed.
 	denials *denials
 }
@@ -372,18 +374,39 @@ func (c *Conn) Publish(ctx context.Context, m Message) (seq uint64, err error) {
 
 // Pending is a publish that is on its way.
 type Pending struct {
-	conn    *Conn
-	sent    time.Time
-	subject string
-	future  jetstream.PubAckFuture
-	err     error
+	conn     *Conn
+	sent     time.Time
+	answered *atomic.Int64
+	subject  string
+	future   jetstream.PubAckFuture
+	err      error
 }
 
 // PublishAsync sends m and returns at once. Messages of one connection reach
 // the server in the order of the calls.
 func (c *Conn) PublishAsync(m Message) Pending {
 	f, err := c.js.PublishMsgAsync(m.nats(), jetstream.WithRetryAttempts(0))
-	return Pending{conn: c, sent: time.Now(), subject: m.Subject, future: f, err: err}
+	answered, _ := c.answered.LoadOrStore(streamPart(m.Subject), new(atomic.Int64))
+	return Pending{conn: c, sent: time.Now(), answered: answered.(*atomic.Int64), subject: m.Subject, future: f, err: err}
+}
+
+// streamPart is what the subjects of a stream have in common: the signal, or the first token.
+func streamPart(subject string) string {
+	tokens := strings.SplitN(subject, ".", 3)
+	if tokens[0] == "otlp" && len(tokens) > 1 {
+		return tokens[0] + "." + tokens[1]
+	}
+	return tokens[0]
+}
+
+// patience is how much longer the stream may take: nothing of it was answered since p was
+// sent, or since its last answer.
+func (p Pending) patience(now time.Time) time.Duration {
+	last := p.sent
+	if answered := time.Unix(0, p.answered.Load()); answered.After(last) {
+		last = answered
+	}
+	return min(publishTimeout-now.Sub(last), pendingTimeout-now.Sub(p.sent))
 }
 
 // Stored is what the stream says about a message that it has.
@@ -404,31 +427,33 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	if p.err != nil {
 		return Stored{}, publishError(p.subject, p.err)
 	}
-	patience := time.NewTimer(publishTimeout)
+	patience := time.NewTimer(max(p.patience(time.Now()), 0))
 	defer patience.Stop()
 	for {
 		denied, changed := p.conn.denials.since(p.sent, p.subject, "")
 		if denied {
 			return Stored{}, publishError(p.subject, ErrDenied)
 		}
+		select { // what is there already comes before any patience
+		case ack := <-p.future.Ok():
+			p.answered.Store(time.Now().UnixNano())
+			return Stored{ack.Sequence, ack.Duplicate}, nil
+		default:
+		}
 		select {
 		case <-changed:
 		case ack := <-p.future.Ok():
-			p.conn.answered.Store(time.Now().UnixNano())
+			p.answered.Store(time.Now().UnixNano())
 			return Stored{ack.Sequence, ack.Duplicate}, nil
 		case err := <-p.future.Err():
 			if _, is := errors.AsType[*jetstream.APIError](err); is {
-				p.conn.answered.Store(time.Now().UnixNano())
+				p.answered.Store(time.Now().UnixNano())
 			}
 			return Stored{}, publishError(p.subject, err)
 		case now := <-patience.C:
-			last := p.sent
-			if answered := time.Unix(0, p.conn.answered.Load()); answered.After(last) {
-				last = answered
-			}
-			left := publishTimeout - now.Sub(last)
-			if left <= 0 || now.Sub(p.sent) > pendingTimeout {
-				return Stored{}, publishError(p.subject, fmt.Errorf("no acknowledgement of anything for %v: %w", publishTimeout, nats.ErrTimeout))
+			left := p.patience(now)
+			if left <= 0 {
+				return Stored{}, publishError(p.subject, fmt.Errorf("no acknowledgement of the stream for %v: %w", publishTimeout, nats.ErrTimeout))
 			}
 			patience.Reset(left)
 		case <-ctx.Done():

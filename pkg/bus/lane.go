@@ -65,8 +65,8 @@ type Delivery struct {
 	Body    []byte    // decompressed, unless the lane is raw or a [Reader] returns it
 	Pending uint64    // messages behind this one
 	Size    int       // bytes of the body as stored
-	Stored  time.Time // when the stream got it; a [Reader] tells
-	Refusal *Refusal  // of a dead letter; likewise
+	Stored  time.Time // when the stream got it
+	Refusal *Refusal  // of a dead letter; a [Reader] tells
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
@@ -232,7 +232,9 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	l.mu.waiting = meta.NumPending
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
-	return newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, l.cfg.Raw), nil
+	d := newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, l.cfg.Raw)
+	d.Stored = meta.Timestamp
+	return d, nil
 }
 
 func (l *Lane) failed(err error) error {

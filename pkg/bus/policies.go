@@ -26,7 +26,12 @@ type Policies struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Text   string    `json:"text"` // what stands under tail_sampling
+	// MaxKept, of version 0, is how many spans a second may be kept of an instance.
+	MaxKept int64 `json:"max_kept,omitempty"`
 }
+
+// Version 0 is what the sinks have in their own configuration, for those who want to know
+// what is in force while the hub has no other version.
 
 const (
 	policiesBucket = "POLICIES"
@@ -66,6 +71,9 @@ func (c *Conn) PushPolicies(ctx context.Context, t Topology, text, by string) (P
 	if n := len(all); n > 0 {
 		p.Number = all[n-1].Number + 1
 	}
+	if len(all) > 0 && all[0].Number == 0 {
+		all = all[1:] // it stays
+	}
 	value, err := json.Marshal(p)
 	if err != nil {
 		return fail(err)
@@ -80,6 +88,23 @@ func (c *Conn) PushPolicies(ctx context.Context, t Topology, text, by string) (P
 		all = all[1:]
 	}
 	return p, nil
+}
+
+// TellPolicies says what the sinks have in their own configuration.
+func (h *Hub) TellPolicies(ctx context.Context, text string, maxKept int64, by string) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	kv, err := h.Conn.ensurePolicies(ctx, h.topology)
+	if err == nil {
+		var value []byte
+		if value, err = json.Marshal(Policies{At: time.Now().UTC(), By: by, Text: text, MaxKept: maxKept}); err == nil {
+			_, err = kv.Put(ctx, "0", value)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tell the hub the sinks' own policies: %w", err)
+	}
+	return nil
 }
 
 // AllPolicies returns the versions there are, by number.

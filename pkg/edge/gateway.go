@@ -104,6 +104,7 @@ type merged struct {
 	arrived
 	id      string
 	arrival int64
+	load    envelope.Load
 	body    []byte
 	missing uint64 // messages among them that cannot be read
 }
@@ -183,6 +184,7 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 		if m.seq == 0 {
 			m.id, m.arrival = fmt.Sprintf("%s-%d", st.nonce(), d.Seq), d.header.Arrival
 		}
+		m.load = d.header.Load
 		m.missing += d.Missing
 		m.seq, m.items, m.bytes = d.Seq, m.items+d.header.Items, m.bytes+int64(len(d.Body))
 		m.body = append(m.body, body...)
@@ -197,6 +199,7 @@ func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal,
 func (w *gatewayWay) send(ctx context.Context, sig otlpwire.Signal, m merged) (refused int, err error) {
 	rejected, message, err := w.client.Export(ctx, sig, m.body, map[string]string{
 		envelope.OriginID: m.id + "-" + strconv.FormatUint(m.seq, 10), envelope.OriginArrival: strconv.FormatInt(m.arrival, 10),
+		envelope.OriginLoad: m.load.String(),
 	})
 	reason, permanent := fault.Reason(err)
 	switch {

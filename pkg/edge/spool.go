@@ -287,7 +287,7 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 	defer w.since.Store(0)
 	h := envelope.Header{Items: g.items, Arrival: w.last}
 	if sig == otlpwire.Traces {
-		h.Load = w.meter.Add(w.last, int64(g.items), int64(len(g.body)))
+		h.Load = w.meter.Add(w.last, int64(g.items))
 	}
 	var body []byte
 	if body, h.Encoding = envelope.Compress(w.out, g.body, s.cfg.Compression); h.Encoding != "" {
@@ -299,6 +299,9 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 	seq, err := st.logs[sig].Append(w.head, body)
 	if errors.Is(err, wal.ErrFull) {
 		seq, err = s.makeRoom(st, sig, w.head, body)
+	}
+	if err != nil && sig == otlpwire.Traces {
+		w.meter.Add(w.last, -int64(g.items)) // the sender will try again
 	}
 	s.marks.appended(sig, seq)
 	planted.Point("after-fsync")

@@ -96,11 +96,12 @@ const (
 )
 
 // What an edge says of a request that it sends to a gateway, in headers or metadata:
-// the message id, which counts within its own instance, and the arrival at the edge
-// in Unix nanoseconds. Without them the gateway makes its own.
+// the message id, which counts within its own instance, the arrival at the edge in Unix
+// nanoseconds, and its load. Without them the gateway makes its own.
 const (
 	OriginID      = "penstock-id"
 	OriginArrival = "penstock-arrival"
+	OriginLoad    = "penstock-load"
 )
 
 // Header is what a message says of its body.
@@ -177,7 +178,7 @@ func AppendFrame(dst []byte, f Frame) []byte {
 	var field []byte
 	if f.Load != (Load{}) {
 		load := f.Load.Append(binary.BigEndian.AppendUint32(nil, f.Source))
-		field = append(append(field, loadField, byte(len(load))), load...) // 4 + 8 * 9 bytes at the most
+		field = append(append(field, loadField, byte(len(load))), load...) // 4 + 4 * 9 bytes at the most
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(field)+len(f.Payload)))
 	return append(append(dst, field...), f.Payload...)

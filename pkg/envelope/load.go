@@ -12,41 +12,30 @@ import (
 // Windows are the seconds over which a source says how much it took.
 var Windows = [...]int64{1, 4, 16, 64}
 
-// Load is how many items and bytes a source took in the last [Windows], by the time of
-// their arrival. A partition sees a part of an instance's spans; by this it knows how
-// many there were in all. The zero Load says nothing.
-type Load struct {
-	Items, Bytes [len(Windows)]int64
-}
-
-// Add adds what another source took.
-func (l *Load) Add(other Load) {
-	for i := range Windows {
-		l.Items[i] += other.Items[i]
-		l.Bytes[i] += other.Bytes[i]
-	}
-}
+// Load is how many items a source took in the last [Windows], by the time of their
+// arrival. A partition sees a part of an instance's spans; by this it knows how many there
+// were in all. The zero Load says nothing. A sender may lie in it: nothing that protects
+// others may go by it.
+type Load [len(Windows)]int64
 
 // Max keeps the higher of both, window by window.
 func (l *Load) Max(other Load) {
-	for i := range Windows {
-		l.Items[i], l.Bytes[i] = max(l.Items[i], other.Items[i]), max(l.Bytes[i], other.Bytes[i])
+	for i := range l {
+		l[i] = max(l[i], other[i])
 	}
 }
 
-func (l *Load) each(visit func(*int64)) {
-	for i := range Windows {
-		visit(&l.Items[i])
-		visit(&l.Bytes[i])
-	}
-}
-
-// String writes items and bytes of each window, with commas between.
+// String writes the items of each window, with commas between.
 func (l Load) String() string {
 	var parts []string
-	l.each(func(n *int64) { parts = append(parts, strconv.FormatInt(*n, 10)) })
+	for _, n := range l {
+		parts = append(parts, strconv.FormatInt(n, 10))
+	}
 	return strings.Join(parts, ",")
 }
+
+// maxLoad keeps sums and products of loads from overflowing.
+const maxLoad = math.MaxInt64 / (1 << 20)
 
 // ParseLoad reads what String writes; an empty text is the zero Load.
 func ParseLoad(text string) (l Load, err error) {
@@ -54,39 +43,35 @@ func ParseLoad(text string) (l Load, err error) {
 		return l, nil
 	}
 	parts := strings.Split(text, ",")
-	if len(parts) != 2*len(Windows) {
-		return l, fmt.Errorf("want %d numbers", 2*len(Windows))
+	if len(parts) != len(l) {
+		return l, fmt.Errorf("want %d numbers", len(l))
 	}
-	l.each(func(n *int64) {
-		v, failed := strconv.ParseInt(parts[0], 10, 64)
-		if parts = parts[1:]; failed != nil || v < 0 || v > math.MaxInt64/1024 {
-			err = fmt.Errorf("%d is no amount", v)
+	for i, part := range parts {
+		if l[i], err = strconv.ParseInt(part, 10, 64); err != nil || l[i] < 0 || l[i] > maxLoad {
+			return Load{}, fmt.Errorf("%q is no amount", part)
 		}
-		*n = v
-	})
-	if err != nil {
-		return Load{}, err
 	}
 	return l, nil
 }
 
 // Append appends l as varints.
 func (l Load) Append(dst []byte) []byte {
-	l.each(func(n *int64) { dst = binary.AppendUvarint(dst, uint64(*n)) })
+	for _, n := range l {
+		dst = binary.AppendUvarint(dst, uint64(n))
+	}
 	return dst
 }
 
 // NextLoad reads what Append appends and returns the rest.
 func NextLoad(b []byte) (l Load, rest []byte, ok bool) {
-	ok = true
-	l.each(func(n *int64) {
+	for i := range l {
 		var v uint64
-		if ok {
-			v, b, ok = uvarint(b, math.MaxInt64/1024)
+		if v, b, ok = uvarint(b, maxLoad); !ok {
+			return Load{}, nil, false
 		}
-		*n = int64(v)
-	})
-	return l, b, ok
+		l[i] = int64(v)
+	}
+	return l, b, true
 }
 
 // SourceOf names who gave out a message id: an edge's spool, or a gateway.
@@ -100,18 +85,18 @@ func SourceOf(id string) uint32 {
 
 // Meter measures the load of one source. The zero Meter is ready.
 type Meter struct {
-	seconds [64]struct{ second, items, bytes int64 }
+	seconds [64]struct{ second, items int64 }
 }
 
-// Add takes in what arrived at, in Unix nanoseconds, and returns the load up to then.
-func (m *Meter) Add(at, items, bytes int64) (l Load) {
+// Add takes in what arrived at, in Unix nanoseconds, and returns the load up to then. What
+// was not taken after all is added once more, as less than nothing.
+func (m *Meter) Add(at, items int64) (l Load) {
 	second := at / 1e9
 	now := &m.seconds[second&63]
 	if now.second != second {
-		now.second, now.items, now.bytes = second, 0, 0
+		now.second, now.items = second, 0
 	}
 	now.items += items
-	now.bytes += bytes
 	for back := range int64(len(m.seconds)) {
 		s := &m.seconds[(second-back)&63]
 		if s.second != second-back {
@@ -119,8 +104,7 @@ func (m *Meter) Add(at, items, bytes int64) (l Load) {
 		}
 		for i, w := range Windows {
 			if back < w {
-				l.Items[i] += s.items
-				l.Bytes[i] += s.bytes
+				l[i] += s.items
 			}
 		}
 	}

@@ -17,25 +17,24 @@ func TestMeter(t *testing.T) {
 		{100, 5, [4]int64{5, 5, 5, 5}}, {100, 1, [4]int64{6, 6, 6, 6}}, {102, 2, [4]int64{2, 8, 8, 8}}, {104, 1, [4]int64{1, 3, 9, 9}},
 		{118, 1, [4]int64{1, 1, 2, 10}}, {164, 1, [4]int64{1, 1, 1, 5}}, {163, 1, [4]int64{1, 1, 1, 11 - 6}}, {1000, 7, [4]int64{7, 7, 7, 7}},
 	} {
-		got := m.Add(tc.second*1e9+5, tc.items, 10*tc.items)
-		if got.Items != tc.want {
-			t.Errorf("second %d: %v, want %v", tc.second, got.Items, tc.want)
+		if got := m.Add(tc.second*1e9+5, tc.items); got != Load(tc.want) {
+			t.Errorf("second %d: %v, want %v", tc.second, got, tc.want)
 		}
-		for i := range got.Items {
-			if got.Bytes[i] != 10*got.Items[i] {
-				t.Errorf("second %d: %v bytes", tc.second, got.Bytes)
-			}
-		}
+	}
+	before := m.Add(2000*1e9, 3)
+	m.Add(2000*1e9, 5)
+	if m.Add(2000*1e9, -5) != before {
+		t.Error("what was not taken counts")
 	}
 }
 
 // TestLoadTravels in a header and in a frame, where readers of OTLP pass over it.
 func TestLoadTravels(t *testing.T) {
-	l := Load{Items: [4]int64{1, 2, 3, 4e9}, Bytes: [4]int64{5, 6, 7, 8e12}}
+	l := Load{1, 2, 3, 8e12}
 	if got, err := ParseLoad(l.String()); got != l || err != nil {
 		t.Errorf("%v, %v", got, err)
 	}
-	for _, text := range []string{"1", "1,2,3,4,5,6,7,x", "-1,2,3,4,5,6,7,8", strings.Repeat("9223372036854775807,", 7) + "9"} {
+	for _, text := range []string{"1", "1,2,3,x", "-1,2,3,4", strings.Repeat("9223372036854775807,", 3) + "9"} {
 		if got, err := ParseLoad(text); err == nil {
 			t.Errorf("%q is %v", text, got)
 		}

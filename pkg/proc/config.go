@@ -69,9 +69,13 @@ func load(name string, text []byte, into any) (lines map[string]int, err error) 
 	} else if err != nil {
 		return nil, broken(name, text, err)
 	}
-	if err := dec.Decode(&more); err == nil && more.Content[0].Tag != "!!null" {
+	for err == nil && (more.Kind == 0 || more.Content[0].Tag == "!!null") { // an empty one says nothing
+		more = yaml.Node{}
+		err = dec.Decode(&more)
+	}
+	if err == nil {
 		return nil, fmt.Errorf("%s:%d: a second YAML document begins here; a configuration is one document", name, more.Line)
-	} else if err != nil && !errors.Is(err, io.EOF) {
+	} else if !errors.Is(err, io.EOF) {
 		return nil, broken(name, text, err)
 	}
 	c := checker{file: name, lines: make(map[string]int)}
@@ -223,7 +227,7 @@ func (c *checker) checkScalar(n *yaml.Node, t reflect.Type, key string) {
 			c.fail(n, key, "got %q, want a number", n.Value)
 		}
 	case kind == reflect.Bool:
-		if n.Tag != "!!bool" {
+		if old := []string{"yes", "no", "on", "off"}; n.Tag != "!!bool" && !slices.Contains(old, strings.ToLower(n.Value)) {
 			c.fail(n, key, "got %q, want true or false", n.Value)
 		}
 	}
@@ -320,7 +324,9 @@ func (c *checker) expand(n *yaml.Node, key string) {
 	n.Value = out
 	if n.Style == 0 { // plain: 5 is a number, true a boolean
 		n.Tag = ""
-		n.Tag = n.ShortTag()
+		if n.Tag = n.ShortTag(); n.Tag == "!!null" { // empty, and not absent
+			n.Tag = "!!str"
+		}
 	}
 }
 

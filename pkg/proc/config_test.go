@@ -60,6 +60,7 @@ func TestLoadSaysWhereItIsWrong(t *testing.T) {
 		"on: 1\n":                       `c.yaml:1: on: got "1", want true or false`,
 		"level: verbose\n":              `c.yaml:1: level: "verbose" is no level; want debug, info, warn, error`,
 		"name: x\n---\nname: y\n":       "c.yaml:2: a second YAML document begins here",
+		"name: x\n---\n---\nname: y\n":  "a second YAML document begins here",
 		"inner:\n\twait: 5s\n":          "c.yaml:2: a tab in the indentation",
 		"inner:\n  size: -1\n":          "c.yaml:2:",
 		"inner: 5\n":                    "c.yaml:1: inner: got \"5\", want a mapping",
@@ -85,13 +86,13 @@ func TestLoadSaysWhereItIsWrong(t *testing.T) {
 
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{
-		"0": 0, "5s": 5 * time.Second, "1m30s": 90 * time.Second, "3d": 72 * time.Hour, "2w": 14 * 24 * time.Hour, "1w2d3h": 219 * time.Hour, "1.5d": 36 * time.Hour, "-2h": -2 * time.Hour,
+		"0": 0, "5s": 5 * time.Second, "1m30s": 90 * time.Second, "3d": 72 * time.Hour, "2w": 14 * 24 * time.Hour, "1w2d3h": 219 * time.Hour, "1.5d": 36 * time.Hour, ".5s": 500 * time.Millisecond, "3μs": 3 * time.Microsecond, "-2h": -2 * time.Hour,
 	} {
 		if got, err := ParseDuration(text); err != nil || got != want {
 			t.Errorf("%q is %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "d", "5", "5 s", "3y", "1d-2h", "300000d", "99999999999h"} {
+	for _, text := range []string{"", "d", "5", "5 s", "3y", "1d-2h", "300000d", "99999999999h", "106000d1000d"} {
 		if got, err := ParseDuration(text); err == nil {
 			t.Errorf("%q is %v", text, got)
 		}

@@ -21,8 +21,8 @@ func (d *Duration) Set(text string) error {
 func (d *Duration) String() string { return time.Duration(*d).String() }
 
 var (
-	durationParts = regexp.MustCompile(`^[+-]?([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h|d|w))+$`)
-	durationPart  = regexp.MustCompile(`[0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h|d|w)`)
+	durationParts = regexp.MustCompile(`^[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w))+$`)
+	durationPart  = regexp.MustCompile(`([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d|w)`)
 	noUnit        = regexp.MustCompile(`^[+-]?[0-9]+(\.[0-9]*)?$`)
 )
 

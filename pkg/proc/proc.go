@@ -210,7 +210,11 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 }
 
 func (c Command) run(p *Process) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup wants it to go on
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	var err error
 	if p.Memory, err = memlimit.New(c.Settings.Process().Memory, p.Log); err != nil {

@@ -35,7 +35,7 @@ func TestOrigin(t *testing.T) {
 		id, arrival string
 		want        Origin
 	}{
-		{"a-1", strconv.FormatInt(now, 10), Origin{"a-1", now}},
+		{"a-1", strconv.FormatInt(now, 10), Origin{ID: "a-1", Arrival: now}},
 		{strings.Repeat("x", 129), "-5", Origin{}},
 		{"a-1", strconv.FormatInt(now+int64(time.Hour), 10), Origin{ID: "a-1"}},
 		{"", "soon", Origin{}},

@@ -164,6 +164,7 @@ type Batch struct {
 type Origin struct {
 	ID      string // the same when it is sent again; "" when there is none
 	Arrival int64  // at the edge, in Unix nanoseconds; 0 when there is none
+	Load    envelope.Load
 }
 
 // maxOriginID is longer than the ids that edges make.
@@ -181,6 +182,7 @@ func (r *Receiver) origin(get func(string) string) (o Origin) {
 	if at, err := strconv.ParseInt(get(envelope.OriginArrival), 10, 64); err == nil && at > 0 && at < time.Now().Add(time.Minute).UnixNano() {
 		o.Arrival = at
 	}
+	o.Load, _ = envelope.ParseLoad(get(envelope.OriginLoad))
 	return o
 }
 

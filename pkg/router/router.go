@@ -31,6 +31,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/process"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
@@ -56,6 +57,9 @@ type GatewayConfig struct {
 	// the start.
 	TokensFile     string `yaml:"tokens_file"`
 	receive.Config `yaml:",inline"`
+	// Processing is what penstock up has its gateway do; of a router by itself the sinks
+	// do it.
+	Processing process.Config `yaml:"-"`
 }
 
 // DefaultConfig runs with the environment alone.
@@ -113,7 +117,12 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
+	rules, err := process.New("processing", cfg.Gateway.Processing)
+	if err != nil {
+		return nil, err
+	}
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
+		Process:    rules.Apply,
 		Identify:   tokens.Identify,
 		Accept:     newGateway(hub).accept,
 		Origin:     true,
@@ -138,7 +147,7 @@ type gateway struct {
 	meters map[string]*envelope.Meter // by instance: those of the tokens
 }
 
-// load is what an instance has sent here of late.
+// load is what an instance has sent here of late, without an edge.
 func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope.Load {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -147,7 +156,7 @@ func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope
 		m = new(envelope.Meter)
 		g.meters[instance] = m
 	}
-	return m.Add(arrival, int64(b.Items), int64(len(b.Payload)))
+	return m.Add(arrival, int64(b.Items))
 }
 
 func newGateway(h *bus.Hub) *gateway {
@@ -173,7 +182,11 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 	if b.Origin.Arrival != 0 {
 		msg.Header.Arrival = b.Origin.Arrival
 	}
-	if b.Signal == otlpwire.Traces {
+	switch {
+	case b.Signal != otlpwire.Traces:
+	case b.Origin.ID != "":
+		msg.Header.Load = b.Origin.Load // the source is the edge
+	default:
 		msg.Header.Load = g.load(b.Instance, msg.Header.Arrival, b)
 	}
 	msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2)

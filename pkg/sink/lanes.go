@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/grafana/dskit/services"
 
@@ -57,7 +58,7 @@ func (l *lanes) service() services.Service {
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
 		wg.Go(func() { l.horizon.Run(work) })
-		wg.Go(func() { l.hub.WatchPolicies(work, l.rules.changed) })
+		wg.Go(func() { l.rules.watch(work, l.hub, l.members.Self()) })
 		wg.Go(func() { newReplays(l, writers).run(work) })
 		<-ctx.Done()
 		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
@@ -186,7 +187,7 @@ func (l *directLane) run(ctx context.Context) {
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
 				again := l.repeats > 0
 				l.repeats--
-				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, again}) {
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, d.Stored, again}) {
 					return false
 				}
 			}
@@ -281,8 +282,19 @@ func (d *delivery) tally() tally {
 type origin struct {
 	stream  string
 	seq     uint64
-	arrival int64
-	again   bool // it may have been written before
+	arrival int64     // at its edge
+	stored  time.Time // when the hub had it; zero when nobody knows
+	again   bool      // it may have been written before
+}
+
+// dated is the time by which a backend tells what is ahead of its time, or gives a time to
+// what has none. Of metrics that is the hub's: the clock of an edge may stand, or be wrong,
+// and all of them would be dead letters.
+func (o origin) dated(sig otlpwire.Signal) int64 {
+	if sig == otlpwire.Metrics && !o.stored.IsZero() {
+		return o.stored.UnixNano()
+	}
+	return o.arrival
 }
 
 // source is the origin as dead letters tell it.
@@ -297,7 +309,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 		return true
 	}
 	b := backend.Delivery{
-		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Arrival: from.arrival,
+		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Arrival: from.dated(d.sig),
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)

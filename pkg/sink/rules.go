@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 // force.
 type rules struct {
 	cfg  SamplingConfig
+	text string // of its file; empty to keep all
 	base *policy.Set
 	led  *ledger.Ledger
 	log  *slog.Logger
@@ -27,7 +29,8 @@ type rules struct {
 	all     []policy.Version // by number
 	past    []policy.Version // likewise, from where in TRACES each is in force
 	changes int
-	known   bool // what the hub had at the start has been read
+	known   bool          // what the hub had at the start has been read
+	told    *bus.Policies // version 0, as the hub has it
 }
 
 // newRules reads the configuration. partitions is over how many the traces of an
@@ -38,6 +41,13 @@ func newRules(cfg SamplingConfig, partitions int, led *ledger.Ledger, log *slog.
 		return nil, err
 	}
 	r := &rules{cfg: cfg, led: led, log: log}
+	if cfg.File != "" {
+		text, err := os.ReadFile(cfg.File)
+		if err != nil {
+			return nil, err
+		}
+		r.text = string(text)
+	}
 	base.Partitions, base.MaxKept = partitions, cfg.maxKept()
 	r.base = base
 	return r, nil
@@ -50,6 +60,12 @@ func (r *rules) changed(p *bus.Policies) {
 	if p == nil {
 		r.known = true
 		r.led.PoliciesVersion.Set(float64(r.number()))
+		return
+	}
+	if p.Number == 0 {
+		if r.told = p; r.known && !r.same(p) {
+			r.log.Warn("another sink has another sampling configuration; all must have the same", "member", p.By)
+		}
 		return
 	}
 	set, err := policy.Parse(fmt.Sprintf("policies version %d", p.Number), []byte(p.Text))
@@ -70,6 +86,28 @@ func (r *rules) changed(p *bus.Policies) {
 		r.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
 		r.led.PoliciesVersion.Set(float64(r.number()))
 	}
+}
+
+func (r *rules) same(p *bus.Policies) bool { return p.Text == r.text && p.MaxKept == r.base.MaxKept }
+
+// tells reports whether the hub has another version 0 than this sink.
+func (r *rules) tells() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known && (r.told == nil || !r.same(r.told))
+}
+
+// watch follows the versions in the hub, and tells it what this sink has of its own.
+func (r *rules) watch(ctx context.Context, hub *bus.Hub, member string) {
+	hub.WatchPolicies(ctx, func(p *bus.Policies) {
+		r.changed(p)
+		if p != nil || !r.tells() {
+			return
+		}
+		if err := hub.TellPolicies(ctx, r.text, r.base.MaxKept, member); err != nil && ctx.Err() == nil {
+			r.log.Warn("penstock whatif will not know what this sink keeps", "err", err)
+		}
+	})
 }
 
 func (r *rules) number() uint64 {

@@ -93,7 +93,7 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 		texts = append(texts, fmt.Sprintf("line %03d", i))
 	}
 	texts[37] = "poison"
-	if !d.write(t.Context(), "as-1", lines(t, texts...), len(texts), origin{bus.Stream(otlpwire.Logs), 1, 7, false}) {
+	if !d.write(t.Context(), "as-1", lines(t, texts...), len(texts), origin{stream: bus.Stream(otlpwire.Logs), seq: 1, arrival: 7}) {
 		t.Fatal("not finished")
 	}
 	if len(w.stored) != 99 || w.writes > 2+2*7+2 {

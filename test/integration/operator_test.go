@@ -39,7 +39,7 @@ func TestCommandsOfAnOperator(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	contexts := fmt.Sprintf("current: prod\ncontexts:\n  prod: {url: %q, user: operator, password: %q}\n  wrong: {url: %q, user: operator, password: wrong}\n", url, password, url)
+	contexts := fmt.Sprintf("current: prod\ncontexts:\n  prod: {url: %q, user: operator, password: %q}\n  wrong: {url: %q, user: operator, password: wrong}\n  unset: {url: %q, password: \"${NOBODY_SETS_THIS}\"}\n", url, password, url, url)
 	if err := os.WriteFile(filepath.Join(dir, "contexts.yaml"), []byte(contexts), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,9 @@ func TestCommandsOfAnOperator(t *testing.T) {
 		{byContext, "policies list", 0, "VERSION"},
 		{byContext, "policies list -context prod", 0, "VERSION"},
 		{byContext, "policies list -context wrong", 1, "the hub refuses the credential"},
-		{byContext, "policies list -context other", 1, `has no context "other"; it has prod, wrong`},
+		{byContext, "policies list -context unset", 1, "environment variable NOBODY_SETS_THIS is not set"},
+		{byContext, "policies list -context prod -hub nats://127.0.0.1:1", 1, "name one"},
+		{byContext, "policies list -context other", 1, `has no context "other"; it has prod, unset, wrong`},
 		{byFlags, "policies list -user operator -hub nats://127.0.0.1:1", 1, "nothing listens there"},
 		{byFlags, "policies list -user operator -creds /nowhere.creds", 1, "hub.creds"},
 		{byFlags, "policies list -user operator -tls-ca /nowhere.pem", 1, "hub.tls.ca_file"},

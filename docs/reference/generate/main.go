@@ -85,8 +85,8 @@ const upText = `
 ## penstock up
 
 It takes every section of edge, router and sink but hub and central: it has a hub
-of its own. A section that several roles have is for all of them, and processing
-is done once, by the edge. Its own keys, and those that have another default:
+of its own. A section that several roles have is for all of them, and processing is
+done once, where data comes in: by edge and gateway. Its own keys, and those that have another default:
 
 | key | default | meaning |
 |---|---|---|

@@ -22,7 +22,7 @@ import (
 // frame says what its source took of late in all of them ([envelope.Load]). Where that keeps
 // to rate and burst in every window a trace is kept, and its bucket may be in debt for it.
 //
-// All buckets begin again with the first trace of every minute of stream time, so that a reading which begins
+// All buckets begin again with the first trace that is kept in every minute of stream time, so that a reading which begins
 // anywhere comes to the same verdicts a minute later. In a minute an instance so keeps little
 // more than what the rate allows for it, and the burst.
 type Budgets struct {
@@ -43,6 +43,7 @@ type bucket struct {
 	at     int64 // when it held level, in Unix nanoseconds
 	level  float64
 	filled bool
+	taken  bool
 	before []spent // restored, and not booked yet: in minute
 }
 
@@ -71,19 +72,17 @@ func (k *bucket) turn(due int64) {
 func (k *bucket) fill(l limiter, due int64, partitions int) {
 	if !k.filled {
 		before := k.before
-		if len(before) > 0 {
-			k.at = before[0].due
-		} else {
-			k.at = due
-		}
 		k.filled, k.level = true, float64(l.burst)/float64(partitions)
 		k.before = nil
 		for _, s := range before {
 			k.fill(l, s.due, partitions)
 			k.level -= float64(s.amount)
+			k.taken = true
 		}
 	}
-	if due > k.at {
+	if !k.taken { // it holds no more than it begins with
+		k.at = due
+	} else if due > k.at {
 		k.level += float64(l.perSecond(partitions) * (float64(due-k.at) / 1e9))
 		k.level, k.at = min(k.level, float64(l.burst)), due
 	}
@@ -92,7 +91,7 @@ func (k *bucket) fill(l limiter, due int64, partitions int) {
 func (l limiter) perSecond(partitions int) float64 { return float64(l.rate) / float64(partitions) }
 
 // keepsTo reports whether a load is known and within the limiter's rate and burst.
-func (l limiter) keepsTo(load *[len(envelope.Windows)]int64) bool {
+func (l limiter) keepsTo(load envelope.Load) bool {
 	for i, seconds := range envelope.Windows {
 		if load[i] > l.rate*seconds+l.burst {
 			return false
@@ -103,7 +102,7 @@ func (l limiter) keepsTo(load *[len(envelope.Windows)]int64) bool {
 
 // spend takes amount out of a limiter's bucket when t is due. load is that of t, in the
 // same unit.
-func (b *Budgets) spend(l limiter, t *Trace, amount int64, load *[len(envelope.Windows)]int64) bool {
+func (b *Budgets) spend(l limiter, t *Trace, amount int64, load envelope.Load) bool {
 	t.chance = unknown
 	k := b.bucketOf(l.place)
 	k.turn(t.Due)
@@ -114,6 +113,7 @@ func (b *Budgets) spend(l limiter, t *Trace, amount int64, load *[len(envelope.W
 		return false
 	}
 	// No debt that is not paid by the end of the minute, when it would be forgotten.
+	k.taken = true
 	k.level = max(k.level-need, min(k.level, -float64(l.perSecond(t.partitions)*left)))
 	b.taken = append(b.taken, envelope.Spend{Limiter: l.place, Amount: amount})
 	return true

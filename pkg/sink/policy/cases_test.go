@@ -232,7 +232,7 @@ func TestRates(t *testing.T) {
 			start := 123*time.Minute + time.Duration(rng.Int64N(int64(time.Minute)))
 			for now := start; now < start+tc.during; now += tc.every {
 				tr := trace(t, 1, 0, 0)
-				tr.Spans, tr.Due, tr.Load = tc.spans, int64(now), meter.Add(int64(now), int64(tc.spans), 1)
+				tr.Spans, tr.Due, tr.Load = tc.spans, int64(now), meter.Add(int64(now), int64(tc.spans))
 				if set.Decide(tr, &budgets[rng.IntN(set.Partitions)]).Keep {
 					n++
 				}

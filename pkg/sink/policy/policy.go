@@ -182,7 +182,7 @@ func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
 		t.answers = newAnswers(&s.wanted)
 	}
 	v := s.decide(t, b)
-	if v.Keep && s.MaxKept > 0 && !b.spend(limiter{s.limiters, s.MaxKept, s.MaxKept}, t, int64(t.Spans), &t.Load.Items) {
+	if v.Keep && s.MaxKept > 0 && !b.spend(limiter{s.limiters, s.MaxKept, s.MaxKept}, t, int64(t.Spans), envelope.Load{}) {
 		v = Verdict{By: OverShare}
 	}
 	v.Took = b.taken
@@ -285,14 +285,18 @@ func (p probabilistic) evaluate(t *Trace, _ *Budgets) Outcome {
 type rateLimiting struct{ limiter }
 
 func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	return verdict(b.spend(r.limiter, t, int64(t.Spans), &t.Load.Items))
+	return verdict(b.spend(r.limiter, t, int64(t.Spans), t.Load))
 }
 
 // bytesLimiting is bytes_limiting, in bytes on the wire.
 type bytesLimiting struct{ limiter }
 
 func (l bytesLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), &t.Load.Bytes))
+	load := t.Load // in spans: as large as those of this trace
+	for i := range load {
+		load[i] *= int64(len(t.Payload) / max(t.Spans, 1))
+	}
+	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), load))
 }
 
 // spanCount is span_count.
@@ -505,7 +509,7 @@ func (c composite) evaluate(t *Trace, b *Budgets) Outcome {
 	for _, s := range c {
 		switch o := s.evaluator.evaluate(t, b); o {
 		case Sampled:
-			return verdict(b.spend(s.limiter, t, int64(t.Spans), &t.Load.Items))
+			return verdict(b.spend(s.limiter, t, int64(t.Spans), t.Load))
 		case Failed:
 			return o
 		}

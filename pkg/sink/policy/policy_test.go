@@ -219,7 +219,7 @@ func TestBudgetsNeverGoBack(t *testing.T) {
 		want   bool
 	}{{1, true}, {1, false}, {2, true}, {1, false}, {2, false}, {3, true}} {
 		tr := &Trace{Due: tc.minute * minute, partitions: 1}
-		if got := b.spend(limiter{0, 1, 10}, tr, 6, &tr.Load.Items); got != tc.want {
+		if got := b.spend(limiter{0, 1, 10}, tr, 6, tr.Load); got != tc.want {
 			t.Errorf("step %d, minute %d: %v, want %v", i, tc.minute, got, tc.want)
 		}
 	}

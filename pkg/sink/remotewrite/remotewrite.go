@@ -242,14 +242,14 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 }
 
 // WriteArrived returns nil when Prometheus has stored every sample of an OTLP request, and
-// [fault.Parts] when it has stored all but those named there. arrival is when the request arrived at its
-// edge; the zero time stands for now, and nothing arrives later.
+// [fault.Parts] when it has stored all but those named there. arrival is when the hub had the request, or
+// its edge where there is none; the zero time stands for now.
 func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
 	if w.translation == nil {
 		w.translation = newTranslation(&w.cfg)
 	}
-	if now := time.Now(); arrival.IsZero() || arrival.After(now) {
-		arrival = now
+	if arrival.IsZero() {
+		arrival = time.Now()
 	}
 	t := w.translation
 	translate := func(plain bool) error {

@@ -145,6 +145,7 @@ type instance struct {
 	queue   queue // by the end of the window, then ID
 	budgets budgets
 	sources map[uint32]source
+	meter   envelope.Meter // of what came to this partition
 }
 
 // source is what one publisher of an instance said last of its load.
@@ -157,24 +158,34 @@ type source struct {
 const maxSources = 64
 
 // load takes in what the source of a frame says, and returns what all sources of the
-// instance took: those that have said something within the longest window.
-func (in *instance) load(f envelope.Frame) (sum envelope.Load) {
+// instance took, window by window: of each what it said last within the window. It is no
+// less than what came here, items by now. The zero Load: a source does not say.
+func (in *instance) load(f envelope.Frame, items int) (sum envelope.Load) {
+	mine := in.meter.Add(f.Arrival, int64(items))
 	if f.Load == (envelope.Load{}) {
 		return sum
 	}
 	if in.sources == nil {
 		in.sources = map[uint32]source{}
 	}
+	in.sources[f.Source] = source{f.Arrival, f.Load}
 	longest := envelope.Windows[len(envelope.Windows)-1] * int64(time.Second)
 	for name, s := range in.sources {
-		if s.arrival < f.Arrival-longest || len(in.sources) > maxSources {
+		if max(s.arrival-f.Arrival, f.Arrival-s.arrival) > longest {
 			delete(in.sources, name)
+			continue
+		}
+		for i, seconds := range envelope.Windows {
+			if f.Arrival-s.arrival < seconds*int64(time.Second) {
+				sum[i] += s.load[i]
+			}
 		}
 	}
-	in.sources[f.Source] = source{f.Arrival, f.Load}
-	for _, s := range in.sources {
-		sum.Add(s.load)
+	if len(in.sources) > maxSources {
+		clear(in.sources) // nobody knows then, for a while
+		return envelope.Load{}
 	}
+	sum.Max(mine)
 	return sum
 }
 
@@ -202,6 +213,7 @@ type trace struct {
 	pieces []otlpwire.Fragment
 	ids    spanSet
 	load   envelope.Load // the highest of its frames
+	silent bool          // one of them does not say
 }
 
 // idleGrace is how much the clock of a silent instance stays behind: the way from
@@ -277,7 +289,7 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	in.origin = f.Seq
 	in.tell(f.Arrival)
 	s.advance(in, &out) // windows that this arrival has passed close without it
-	load := in.load(f)
+	load := in.load(f, otlpwire.Count(otlpwire.Traces, f.Payload))
 
 	// Split by trace: the key is the trace's place among those of this frame.
 	order := make(map[otlpwire.TraceID]int)
@@ -387,6 +399,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	t.spans += fresh
 	t.load.Max(load)
+	t.silent = t.silent || load == (envelope.Load{})
 	s.hold(t, g.Fragment(s.fresh))
 	largest := s.maxBytes / 2
 	if own := t.rules.MaxTraceBytes; own > 0 {
@@ -451,7 +464,9 @@ func (s *Sampler) decide(in *instance, out *Output) {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
 	s.trace.Reset(t.id, t.spans, s.scratch, t.due)
-	s.trace.Load = t.load
+	if !t.silent {
+		s.trace.Load = t.load
+	}
 	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
 	if s.chosen != nil && !s.chosen(t.first, t.seq) {
 		v.Keep = false // it was judged for what it took out of the budgets
