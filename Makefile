@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge test-oracle fuzz clean
+.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge test-oracle fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +21,19 @@ build: ## build bin/edge, bin/router, bin/sink and bin/penstock
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
+cross: ## build every command for linux/arm64, darwin/arm64 and windows/amd64, and throw it away
+	@for target in linux/arm64 darwin/arm64 windows/amd64; do \
+		echo "build for $$target"; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./cmd/... || exit 1; \
+	done
+
 run: build ## run everything on this machine, with the traffic of a small shop (RATE=20 checkouts a second)
 	@scripts/run $(RATE)
 
 test: ## run all tests; installs what is missing when it may, and names what it leaves out
 	@scripts/test
 
-lint: ## go vet, gofmt, staticcheck
+lint: ## gofmt, go vet and staticcheck over every module
 	@scripts/lint
 
 bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay ## run all benchmarks

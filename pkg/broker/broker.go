@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -145,10 +146,17 @@ type logger struct {
 }
 
 func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
-func (l *logger) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
-func (l *logger) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l *logger) Debugf(string, ...any)      {}
-func (l *logger) Tracef(string, ...any)      {}
+func (l *logger) Warnf(f string, v ...any) {
+	s := fmt.Sprintf(f, v...)
+	if strings.Contains(s, "will rebuild") { // its index is as of a moment before kill -9 or a power cut
+		l.log.Info("a stream's index is made again from its messages, as always after an unclean stop; nothing is lost", "server_says", s)
+		return
+	}
+	l.log.Warn(s)
+}
+func (l *logger) Errorf(f string, v ...any) { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l *logger) Debugf(string, ...any)     {}
+func (l *logger) Tracef(string, ...any)     {}
 
 // Fatalf keeps the message for Start, which returns it.
 func (l *logger) Fatalf(f string, v ...any) {

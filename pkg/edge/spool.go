@@ -90,6 +90,9 @@ func newSpool(cfg SpoolConfig, led *ledger.Ledger, log *slog.Logger) *spool {
 }
 
 func (s *spool) service() services.Service {
+	if disk.Limits != "" {
+		s.log.Warn("this system cannot do all for a spool", "limits", disk.Limits)
+	}
 	return services.NewBasicService(s.start, s.run, func(error) error {
 		if s.marks != nil {
 			if err := s.marks.save(); err != nil {

@@ -122,6 +122,14 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 	if code := w.exit(t, time.Minute); code != 0 {
 		t.Fatalf("whatif: exit %d", code)
 	}
+	// The sinks have told the hub what they keep: the same without the file.
+	told := run(t, nil, "penstock", append([]string{"whatif", "--policies", errorsOnly, "-hub", p.hub.url}, hour...)...)
+	if code := told.exit(t, time.Minute); code != 0 || told.out.String() != w.out.String() {
+		t.Errorf("whatif without --running: exit %d\n%s\nwith it:\n%s", code, told.out, w.out)
+	}
+	if !strings.Contains(w.out.String(), "100 %") {
+		t.Errorf("the bar does not come to its end:\n%s", w.out)
+	}
 	total := regexp.MustCompile(`together\s+\S+ %\s+(\d+)\s+(\d+)\s+\S+ \S+\s+\S+ %\s+(\d+)\s+(\d+)`).FindStringSubmatch(w.out.String())
 	if total == nil {
 		t.Fatalf("whatif:\n%s", w.out)

@@ -22,7 +22,8 @@ import (
 	"github.com/penstock/penstock/pkg/sink/remotewrite"
 )
 
-func init() { model.NameValidationScheme = model.UTF8Validation } //nolint:staticcheck // as Prometheus 3 does
+//lint:ignore SA1019 as Prometheus 3 does
+func init() { model.NameValidationScheme = model.UTF8Validation }
 
 // TestPrometheusStoresAndAnswers sends an hour of every type of metric over
 // remote_write 2.0 to Prometheus's own handler over a real TSDB, and asks its PromQL engine.
