@@ -37,7 +37,7 @@ var walls = map[string][]string{
 	"github.com/nats-io/nats-server":           {"pkg/broker"},
 	"github.com/KimMachineGun/automemlimit":    {"pkg/memlimit"},
 	"go.opentelemetry.io/proto/otlp":           {"pkg/generate"},
-	"github.com/klauspost/compress/s2":         {"pkg/envelope"},
+	"github.com/klauspost/compress/s2":         {"pkg/envelope", "pkg/receive"},
 	"github.com/open-telemetry/":               {"pkg/sink/policy"},
 	"go.opentelemetry.io/collector/":           {"pkg/sink/policy"},
 	"go.uber.org/zap":                          {"pkg/sink/policy"},

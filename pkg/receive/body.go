@@ -1,16 +1,14 @@
 package receive
 
 import (
-	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"slices"
-	"sync"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/compress/s2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,28 +18,39 @@ import (
 // body is a request's body, decompressed while it is read.
 type body interface {
 	io.Reader
-	window() int   // bytes that the decompressor holds besides what it returns
-	finish() error // what is wrong with what follows the end
-	close()        // gives the decompressor back
+	window() int // bytes that the decompressor holds besides what it returns
+	close()      // gives the decompressor back
 }
 
 // readBody reads src, compressed as the encoding says, into buf, within the bounds.
 // size is what is known of its length, -1 for nothing. It returns how many bytes it
 // holds of MaxInFlight, also when it refuses.
 func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf *[]byte) (held int, ref *refusal) {
+	limit := int64(r.cfg.MaxRequest)
+	if size > limit {
+		return 0, tooLarge(limit)
+	}
+	b, err := openBody(http.MaxBytesReader(nil, src, limit), encoding, limit)
+	if err != nil {
+		return 0, bodyError(err)
+	}
+	defer b.close()
+	if ref := r.admit(b.window()); ref != nil {
+		return 0, ref
+	}
+	defer r.release(b.window())
+	if held, ref = r.fill(b, buf); ref != nil {
+		return held, ref
+	}
+	if _, is := b.(*snappyBlock); is {
+		return r.decodeBlock(buf, held)
+	}
+	return held, nil
+}
+
+// fill reads b to its end into buf, and admits what buf grows by before it does.
+func (r *Receiver) fill(src io.Reader, buf *[]byte) (held int, ref *refusal) {
 	limit := int(r.cfg.MaxRequest)
-	if size > int64(limit) {
-		return 0, tooLarge(int64(limit))
-	}
-	body, ref := openBody(http.MaxBytesReader(nil, src, int64(limit)), encoding)
-	if ref != nil {
-		return 0, ref
-	}
-	defer body.close()
-	if ref := r.admit(body.window()); ref != nil {
-		return 0, ref
-	}
-	defer r.release(body.window())
 	b := (*buf)[:0]
 	defer func() { *buf = b }()
 	if ref := r.admit(cap(b)); ref != nil {
@@ -61,14 +70,12 @@ func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf 
 				held += extra
 			}
 		}
-		n, err := body.Read(b[len(b):min(cap(b), limit+1)])
+		n, err := src.Read(b[len(b):min(cap(b), limit+1)])
 		if b = b[:len(b)+n]; len(b) > limit {
 			return held, tooLarge(int64(limit))
 		}
 		if errors.Is(err, io.EOF) {
-			if err = body.finish(); err == nil {
-				return held, nil
-			}
+			return held, nil
 		}
 		if err != nil {
 			return held, bodyError(err)
@@ -76,32 +83,42 @@ func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf 
 	}
 }
 
-// openBody returns src as its encoding says.
-func openBody(src io.Reader, encoding string) (body, *refusal) {
-	var (
-		b   body
-		err error
-	)
-	switch encoding {
-	case "", "identity":
-		return plainBody{src}, nil
-	case "gzip":
-		b, err = openGzip(src)
-	case "zstd":
-		b, err = openZstd(src)
-	default:
-		return nil, refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "content encoding %.40q is not supported; use gzip, zstd or none", encoding)
+// decodeBlock puts what the snappy block in buf stands for in its place.
+func (r *Receiver) decodeBlock(buf *[]byte, held int) (int, *refusal) {
+	const most = 22 // times as long: three bytes stand for 64 at the most
+	n, err := s2.DecodedLen(*buf)
+	if err == nil && n > most*len(*buf) {
+		err = fmt.Errorf("snappy: %d bytes cannot stand for %d", len(*buf), n)
 	}
 	if err != nil {
-		return nil, bodyError(err)
+		return held, bodyError(err)
 	}
-	return b, nil
+	decoded := r.buffer()
+	defer r.recycle(decoded)
+	size := max(n, cap(*decoded))
+	if ref := r.admit(size); ref != nil {
+		return held, ref
+	}
+	if cap(*decoded) < n {
+		*decoded = make([]byte, n)
+	}
+	out, err := s2.Decode((*decoded)[:cap(*decoded)], *buf)
+	if err != nil {
+		r.release(size)
+		return held, bodyError(err)
+	}
+	*buf, *decoded = out, *buf
+	r.release(held)
+	return size, nil
 }
 
 // bodyError is the answer to a body that could not be read.
 func bodyError(err error) *refusal {
 	if large, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return tooLarge(large.Limit)
+	}
+	if errors.Is(err, errEncoding) {
+		return refuse(codes.InvalidArgument, http.StatusUnsupportedMediaType, ledger.RefusedMalformed, "%v", err)
 	}
 	if c := status.Code(err); errors.Is(err, os.ErrDeadlineExceeded) || c == codes.DeadlineExceeded || c == codes.Canceled {
 		return refuse(codes.DeadlineExceeded, http.StatusRequestTimeout, ledger.RefusedTimeout, "the body did not arrive in time")
@@ -111,82 +128,4 @@ func bodyError(err error) *refusal {
 
 func tooLarge(limit int64) *refusal {
 	return refuse(codes.ResourceExhausted, http.StatusRequestEntityTooLarge, ledger.RefusedTooLarge, "request is larger than %d bytes", limit)
-}
-
-// plainBody is one that is not compressed.
-type plainBody struct{ io.Reader }
-
-func (plainBody) window() int   { return 0 }
-func (plainBody) finish() error { return nil }
-func (plainBody) close()        {}
-
-// gzipBody is one gzip member; ten thousand empty ones are an attack.
-type gzipBody struct {
-	gzip.Reader
-	in bufio.Reader
-}
-
-var gzips = sync.Pool{New: func() any { return new(gzipBody) }}
-
-func openGzip(src io.Reader) (*gzipBody, error) {
-	g := gzips.Get().(*gzipBody)
-	g.in.Reset(src)
-	if err := g.Reset(&g.in); err != nil {
-		g.close()
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, err
-	}
-	g.Multistream(false)
-	return g, nil
-}
-
-func (g *gzipBody) window() int { return 64 << 10 }
-
-func (g *gzipBody) finish() error {
-	switch _, err := g.in.ReadByte(); {
-	case err == nil:
-		return errors.New("something follows the first gzip member")
-	case !errors.Is(err, io.EOF):
-		return err
-	}
-	return nil
-}
-
-func (g *gzipBody) close() {
-	g.in.Reset(nil)
-	gzips.Put(g)
-}
-
-// zstdBody allocates the window that a frame claims, within a bound. It has no
-// goroutine that would have to be ended.
-type zstdBody struct{ *zstd.Decoder }
-
-const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
-
-func (*zstdBody) window() int { return maxZstdWindow }
-
-var zstds = sync.Pool{New: func() any {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
-	if err != nil {
-		panic("BUG: zstd decoder: " + err.Error())
-	}
-	return &zstdBody{dec}
-}}
-
-func openZstd(src io.Reader) (*zstdBody, error) {
-	z := zstds.Get().(*zstdBody)
-	if err := z.Reset(src); err != nil {
-		z.close()
-		return nil, err
-	}
-	return z, nil
-}
-
-func (z *zstdBody) finish() error { return nil } // it reads frames to the end
-
-func (z *zstdBody) close() {
-	_ = z.Reset(nil)
-	zstds.Put(z)
 }

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -207,16 +210,30 @@ func (m *message) end() *refusal {
 	return nil
 }
 
-func init() { encoding.RegisterCompressor(zstdCompressor{}) }
-
-// zstdCompressor lets gRPC clients send zstd, as the collector does.
-type zstdCompressor struct{}
-
-func (zstdCompressor) Name() string { return "zstd" }
-
-func (zstdCompressor) Compress(w io.Writer) (io.WriteCloser, error) {
-	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
+func init() {
+	for _, c := range []compressor{
+		{"zstd", func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1)) }},
+		{"snappy", func(w io.Writer) (io.WriteCloser, error) {
+			return s2.NewWriter(w, s2.WriterSnappyCompat(), s2.WriterConcurrency(1)), nil
+		}},
+		{"deflate", func(w io.Writer) (io.WriteCloser, error) { return zlib.NewWriter(w), nil }},
+	} {
+		encoding.RegisterCompressor(c)
+	}
 }
 
+// compressor lets gRPC clients send what is not gzip: the collector has zstd and
+// snappy, gRPC for C, Python and others deflate. Answers are compressed likewise.
+type compressor struct {
+	name  string
+	write func(io.Writer) (io.WriteCloser, error)
+}
+
+func (c compressor) Name() string { return c.name }
+
+func (c compressor) Compress(w io.Writer) (io.WriteCloser, error) { return c.write(w) }
+
 // Decompress serves clients in this process; requests are read by [message].
-func (zstdCompressor) Decompress(src io.Reader) (io.Reader, error) { return openZstd(src) }
+func (c compressor) Decompress(src io.Reader) (io.Reader, error) {
+	return openBody(src, c.name, math.MaxInt64)
+}

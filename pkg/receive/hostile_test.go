@@ -166,7 +166,7 @@ func TestMemoryOfBadInput(t *testing.T) {
 	allocated("H1 gzip bomb", 413, bomb, "gzip", typeProtobuf, "/v1/traces")
 	allocated("H1 gzip bomb of JSON", 413, bomb, "gzip", typeJSON, "/v1/traces")
 	allocated("H2 zstd window of 2 GiB", 400, []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00}, "zstd", typeProtobuf, "/v1/traces")
-	allocated("H3 snappy that claims 4 GiB", 415, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}, "snappy", typeProtobuf, "/v1/traces")
+	allocated("H3 snappy that claims 4 GiB", 413, []byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}, "snappy", typeProtobuf, "/v1/traces")
 	d.probe(t)
 }
 

@@ -1,0 +1,286 @@
+package receive
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// errEncoding is what openBody returns for an encoding that it does not know.
+var errEncoding = errors.New("use gzip, zstd, deflate, snappy or none")
+
+// openBody returns src as its encoding says, by the names of HTTP's Content-Encoding
+// and gRPC's grpc-encoding. A decoded body is refused before it is read where it says
+// that it is longer than limit.
+func openBody(src io.Reader, encoding string, limit int64) (body, error) {
+	switch encoding {
+	case "", "identity":
+		return plainBody{src}, nil
+	case "gzip", "x-gzip": // RFC 9110, section 8.4.1.3: the same
+		return openGzip(src)
+	case "zstd":
+		return openZstd(src)
+	case "deflate", "zlib":
+		return openDeflate(src)
+	case "snappy", "x-snappy-framed":
+		return openSnappy(src, limit)
+	}
+	return nil, fmt.Errorf("content encoding %.40q is not supported; %w", encoding, errEncoding)
+}
+
+// cut says that what ends before it is whole has been cut short.
+func cut(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// plainBody is one that is not compressed.
+type plainBody struct{ io.Reader }
+
+func (plainBody) window() int { return 0 }
+func (plainBody) close()      {}
+
+// maxMembers of one gzip body: as many as there are blocks of 64 KiB, which is how
+// tools that compress in parallel cut, in four requests of the recommended size. What
+// has more, and little in them, is sent to keep us busy.
+const maxMembers = 4096
+
+// flateWindow is what an inflater and its input hold.
+const flateWindow = 64 << 10
+
+// gzipBody is a row of gzip members, as RFC 1952 (section 2.2) has it, and the zeros
+// that gzip allows behind the last one.
+type gzipBody struct {
+	gzip.Reader
+	in      bufio.Reader
+	members int
+}
+
+var gzips = sync.Pool{New: func() any { return new(gzipBody) }}
+
+func openGzip(src io.Reader) (body, error) {
+	g := gzips.Get().(*gzipBody)
+	g.in.Reset(src)
+	g.members = 0
+	if err := g.member(); err != nil {
+		g.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// member begins with the next one.
+func (g *gzipBody) member() error {
+	if g.members++; g.members > maxMembers {
+		return fmt.Errorf("more than %d gzip members", maxMembers)
+	}
+	if err := g.Reset(&g.in); err != nil {
+		return cut(err)
+	}
+	g.Multistream(false)
+	return nil
+}
+
+func (g *gzipBody) Read(p []byte) (int, error) {
+	n, err := g.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = g.next()
+	}
+	return n, err
+}
+
+// next goes on behind the end of a member. io.EOF: there is nothing.
+func (g *gzipBody) next() error {
+	const first = 0x1f // byte of a member
+	c, err := g.in.ReadByte()
+	if err == nil && c == first {
+		_ = g.in.UnreadByte()
+		return g.member()
+	}
+	for ; err == nil; c, err = g.in.ReadByte() {
+		if c != 0 {
+			return errors.New("what follows the last gzip member is neither another one nor zeros")
+		}
+	}
+	return err
+}
+
+func (g *gzipBody) window() int { return flateWindow }
+
+func (g *gzipBody) close() {
+	g.in.Reset(nil)
+	gzips.Put(g)
+}
+
+// deflateBody is what HTTP calls deflate: a zlib stream, or, from senders that took
+// the name by its word, the deflate data alone.
+type deflateBody struct {
+	in        bufio.Reader
+	data      io.Reader // one of the following
+	zlib, raw io.ReadCloser
+}
+
+var deflates = sync.Pool{New: func() any { return new(deflateBody) }}
+
+func openDeflate(src io.Reader) (body, error) {
+	d := deflates.Get().(*deflateBody)
+	d.in.Reset(src)
+	if err := d.open(); err != nil {
+		d.close()
+		return nil, cut(err)
+	}
+	return d, nil
+}
+
+func (d *deflateBody) open() (err error) {
+	head, err := d.in.Peek(2)
+	if len(head) < 2 {
+		return err
+	}
+	switch {
+	case !isZlib(head) && d.raw == nil:
+		d.raw = flate.NewReader(&d.in)
+	case !isZlib(head):
+		err = d.raw.(flate.Resetter).Reset(&d.in, nil)
+	case d.zlib == nil:
+		d.zlib, err = zlib.NewReader(&d.in)
+	default:
+		err = d.zlib.(zlib.Resetter).Reset(&d.in, nil)
+	}
+	if d.data = d.raw; isZlib(head) {
+		d.data = d.zlib
+	}
+	return err
+}
+
+// isZlib reports whether data that begin with head are a zlib stream (RFC 1950,
+// section 2.2). Deflate data begin so only where they are padded with other bits than
+// zeros.
+func isZlib(head []byte) bool {
+	return head[0]&0x0f == 8 && head[0]>>4 <= 7 && binary.BigEndian.Uint16(head)%31 == 0
+}
+
+func (d *deflateBody) Read(p []byte) (int, error) {
+	n, err := d.data.Read(p)
+	if errors.Is(err, io.EOF) {
+		if _, err = d.in.ReadByte(); err == nil {
+			err = errors.New("something follows the deflate data")
+		}
+	}
+	return n, err
+}
+
+func (d *deflateBody) window() int { return flateWindow }
+
+func (d *deflateBody) close() {
+	d.in.Reset(nil)
+	deflates.Put(d)
+}
+
+// snappyMagic begins a snappy stream: its first chunk.
+const snappyMagic = "\xff\x06\x00\x00sNaPpY"
+
+// snappyStream is snappy's framing format: chunks of up to 64 KiB each.
+type snappyStream struct {
+	*s2.Reader
+	in bufio.Reader
+}
+
+// snappyBlock is one that is not decoded as it is read: it has to be there whole, see
+// [Receiver.decodeBlock].
+type snappyBlock struct{ *snappyStream }
+
+const maxSnappyChunk = 64 << 10
+
+var snappies = sync.Pool{New: func() any {
+	return &snappyStream{Reader: s2.NewReader(nil, s2.ReaderMaxBlockSize(maxSnappyChunk))}
+}}
+
+// openSnappy takes both of snappy's formats, as the collector does: the name means the
+// block, and was long used for the framing format, which gRPC clients also send.
+func openSnappy(src io.Reader, limit int64) (body, error) {
+	s := snappies.Get().(*snappyStream)
+	s.in.Reset(src)
+	head, err := s.in.Peek(len(snappyMagic))
+	if bytes.Equal(head, []byte(snappyMagic)) {
+		s.Reader.Reset(&s.in)
+		return s, nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		var size uint64
+		if size, err = blockSize(head); err == nil {
+			if size <= uint64(limit) {
+				return &snappyBlock{s}, nil
+			}
+			err = &http.MaxBytesError{Limit: limit}
+		}
+	}
+	s.close()
+	return nil, err
+}
+
+// blockSize reads the length that a block begins with.
+func blockSize(head []byte) (uint64, error) {
+	size, n := binary.Uvarint(head)
+	switch {
+	case n == 0:
+		return 0, io.ErrUnexpectedEOF
+	case n < 0:
+		return 0, errors.New("snappy: a block without a length")
+	}
+	return size, nil
+}
+
+func (s *snappyStream) window() int { return 3 * maxSnappyChunk }
+
+func (s *snappyStream) close() {
+	s.in.Reset(nil)
+	s.Reader.Reset(nil)
+	snappies.Put(s)
+}
+
+// Read returns the block as it came.
+func (b *snappyBlock) Read(p []byte) (int, error) { return b.in.Read(p) }
+
+// zstdBody allocates the window that a frame claims, within a bound. It has no
+// goroutine that would have to be ended.
+type zstdBody struct{ *zstd.Decoder }
+
+const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
+
+func (*zstdBody) window() int { return maxZstdWindow }
+
+var zstds = sync.Pool{New: func() any {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		panic("BUG: zstd decoder: " + err.Error())
+	}
+	return &zstdBody{dec}
+}}
+
+func openZstd(src io.Reader) (body, error) {
+	z := zstds.Get().(*zstdBody)
+	if err := z.Reset(src); err != nil {
+		z.close()
+		return nil, err
+	}
+	return z, nil
+}
+
+func (z *zstdBody) close() {
+	_ = z.Reset(nil)
+	zstds.Put(z)
+}
