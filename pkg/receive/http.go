@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -204,10 +205,20 @@ func jsonResponse(sig otlpwire.Signal, out outcome) []byte {
 	if out.rejected == 0 {
 		return []byte("{}")
 	}
-	b, _ := json.Marshal(map[string]any{"partialSuccess": map[string]string{
+	return asJSON(map[string]any{"partialSuccess": map[string]string{
 		rejectedNames[sig]: strconv.Itoa(out.rejected), "errorMessage": out.message,
 	}})
-	return b
+}
+
+// asJSON writes v for people: a token stays <token>, since no browser shows it as HTML.
+func asJSON(v any) []byte {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic("BUG: an answer that is no JSON: " + err.Error())
+	}
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 }
 
 // writeRefusal writes a google.rpc.Status in the request's encoding.
@@ -222,38 +233,11 @@ func writeRefusal(w http.ResponseWriter, ctype string, ref *refusal) {
 	}
 	w.WriteHeader(ref.status)
 	if ctype == typeJSON {
-		_ = json.NewEncoder(w).Encode(map[string]any{"code": ref.code, "message": ref.text})
+		_, _ = w.Write(asJSON(map[string]any{"code": ref.code, "message": ref.text}))
 		return
 	}
 	b := protowire.AppendTag(nil, 1, protowire.VarintType)
 	b = protowire.AppendVarint(b, uint64(ref.code))
 	b = protowire.AppendTag(b, 2, protowire.BytesType)
 	_, _ = w.Write(protowire.AppendString(b, ref.text))
-}
-
-// allow answers a browser's question whether the page's origin may send.
-func (c CORSConfig) allow(w http.ResponseWriter, req *http.Request) {
-	origin := req.Header.Get("Origin")
-	if origin == "" || !slices.ContainsFunc(c.AllowedOrigins, func(p string) bool { return matchOrigin(p, origin) }) {
-		return
-	}
-	h := w.Header()
-	h.Set("Access-Control-Allow-Origin", origin)
-	h.Add("Vary", "Origin")
-	if req.Method == http.MethodOptions {
-		h.Set("Access-Control-Allow-Methods", http.MethodPost)
-		h.Set("Access-Control-Allow-Headers", strings.Join(append([]string{"Content-Type", "Content-Encoding"}, c.AllowedHeaders...), ", "))
-		if c.MaxAge > 0 {
-			h.Set("Access-Control-Max-Age", strconv.Itoa(c.MaxAge))
-		}
-	}
-}
-
-// matchOrigin compares an origin with a pattern that may hold one *.
-func matchOrigin(pattern, origin string) bool {
-	before, after, wild := strings.Cut(pattern, "*")
-	if !wild {
-		return strings.EqualFold(pattern, origin)
-	}
-	return len(origin) >= len(before)+len(after) && strings.HasPrefix(origin, before) && strings.HasSuffix(origin, after)
 }

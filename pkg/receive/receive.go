@@ -78,7 +78,7 @@ type HTTPConfig struct {
 
 // CORSConfig lets browsers send. The names are the collector's.
 type CORSConfig struct {
-	AllowedOrigins []string `yaml:"allowed_origins"` // exact, or with one * as in https://*.example.com
+	AllowedOrigins []string `yaml:"allowed_origins"` // exact, or with one * as in https://*.example.com; * alone does not allow requests with credentials (sendBeacon, keepalive)
 	AllowedHeaders []string `yaml:"allowed_headers"` // besides Content-Type and Content-Encoding
 	MaxAge         int      `yaml:"max_age"`         // seconds a browser may keep the answer
 }

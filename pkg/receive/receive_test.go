@@ -75,7 +75,7 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 	r, err := New(cfg, Deps{
 		Identify: func(a string) (*Sender, error) {
 			if auth && a != secret {
-				return nil, errors.New("no valid token")
+				return nil, errors.New("no valid token: want Bearer <token> & more")
 			}
 			if !auth && a != "" { // every name is an instance
 				return NewSender(envelope.Instance{ID: a}), nil
@@ -474,24 +474,6 @@ func TestTokenIsRequired(t *testing.T) {
 	}
 	if d.items() != 2 {
 		t.Errorf("%d items, want 2", d.items())
-	}
-}
-
-func TestBrowsersMaySend(t *testing.T) {
-	d := open(t, false, func(c *Config) {
-		c.HTTP.CORS = CORSConfig{AllowedOrigins: []string{"https://shop.example", "https://*.shop.example"}, AllowedHeaders: []string{"X-Custom"}, MaxAge: 600}
-	})
-	for origin, ok := range map[string]bool{"https://shop.example": true, "https://a.shop.example": true, "https://evil.example": false, "https://shop.example.evil": false, "null": false} {
-		res, _ := d.do(t, req{method: http.MethodOptions, header: http.Header{"Origin": {origin}, "Access-Control-Request-Method": {"POST"}}})
-		h := res.Header
-		got := h.Get("Access-Control-Allow-Origin") == origin && strings.Contains(h.Get("Access-Control-Allow-Headers"), "X-Custom") && h.Get("Access-Control-Max-Age") == "600"
-		if res.StatusCode != 204 || got != ok {
-			t.Errorf("preflight from %s: %s %v, want allowed: %v", origin, res.Status, h, ok)
-		}
-		res, _ = d.do(t, req{body: []byte(goodJSON), ctype: typeJSON, header: http.Header{"Origin": {origin}}})
-		if res.StatusCode != 200 || (res.Header.Get("Access-Control-Allow-Origin") == origin) != ok {
-			t.Errorf("request from %s: %s %v", origin, res.Status, res.Header)
-		}
 	}
 }
 
