@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -430,6 +431,9 @@ func TestOverloadIsRefusedBeforeReading(t *testing.T) {
 	}()
 	// The first request holds most of the budget and never ends.
 	_, _ = w.Write(make([]byte, 8900<<10))
+	for deadline := time.Now().Add(10 * time.Second); d.r.inFlight.Load() < 8900<<10 && time.Now().Before(deadline); {
+		runtime.Gosched() // the server has not read all of it
+	}
 	res, _ := d.do(t, req{body: make([]byte, 9000<<10)})
 	if res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
 		t.Errorf("second large request: %s", res.Status)
