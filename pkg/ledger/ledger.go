@@ -114,7 +114,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"signal"}, labels...))
 	}
 	accepted := counter("penstock_accepted_items_total", "Items whose sender was told success: they are durable.")
-	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable and overload it was told to retry. A request that could not be read counts as one item.", "reason")
+	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable and overload it was told to retry. A request that could not be read, or in which nothing of its signal was found, counts as one item.", "reason")
 	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
 	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
 	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")

@@ -2,6 +2,7 @@ package otlpwire
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -20,25 +21,42 @@ import (
 // one of a wrong length, which Scan reports as invalid.
 //
 // It is stricter than it must be in one point: a known name that stands twice in
-// one object is an error, since readers differ on which one counts.
+// one object is an error, since readers differ on which one counts. And it is more
+// lenient in one: null in an array, which JavaScript makes of a hole, is passed over,
+// or keeps the place of a value ([jsonReader.null]).
 //
 // It bounds nesting by [MaxDepth], and messages and bytes by lim, and allocates
 // next to nothing beyond dst. Its errors wrap [ErrMalformed] and name the byte
 // offset.
 func FromJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, sanitised int, err error) {
+	out, notes, err := ReadJSON(dst, sig, text, lim)
+	return out, notes.Sanitised, err
+}
+
+// Notes is what ReadJSON says of a request besides its content.
+type Notes struct {
+	Sanitised int    // strings that were mended
+	Unknown   string // the first name that an item, or what leads to items, does not have
+}
+
+// ReadJSON is FromJSON and says more.
+func ReadJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, n Notes, err error) {
 	r := jsonReader{text: text, lim: lim, out: dst, maxLen: math.MaxInt}
 	if lim.MaxBytes > 0 {
 		r.maxLen = len(dst) + lim.MaxBytes
 	}
 	if err := r.request(requests[sig]); err != nil {
-		return dst, 0, fmt.Errorf("%w: JSON at byte %d: %w", ErrMalformed, r.pos, err)
+		return dst, Notes{}, fmt.Errorf("%w: JSON at byte %d: %w", ErrMalformed, r.pos, err)
 	}
-	return r.out, r.sanitised, nil
+	return r.out, Notes{r.sanitised, r.unknown}, nil
 }
 
 const (
 	// maxNumber is how long a number may be in text.
 	maxNumber = 512
+
+	// maxUnknown is how much of an unknown name is kept.
+	maxUnknown = 60
 
 	// maxSkip is how deep an unknown field may nest.
 	maxSkip = 10_000
@@ -50,6 +68,7 @@ type jsonReader struct {
 	lim       Limits
 	elems     int
 	sanitised int
+	unknown   string
 	out       []byte
 	maxLen    int      // of out
 	name      [32]byte // a field's name that was written with escapes
@@ -129,7 +148,7 @@ func (r *jsonReader) object(m *message, deep int) error {
 		}
 	}
 	if r.elems++; r.elems > r.lim.MaxElements {
-		return fmt.Errorf("more than %d elements in one request", r.lim.MaxElements)
+		return r.tooMany()
 	}
 	r.pos++
 	var seen uint32 // by field number
@@ -147,6 +166,9 @@ func (r *jsonReader) object(m *message, deep int) error {
 			return err
 		}
 		if f == nil {
+			if m.leads && r.unknown == "" {
+				r.unknown = cmp.Or(string(name[:min(len(name), maxUnknown)]), "?") // empty, or long and not plain
+			}
 			if err := r.skip(0); err != nil {
 				return err
 			}
@@ -200,10 +222,43 @@ func (r *jsonReader) member(f *field, deep int) error {
 		if err != nil || !more {
 			return err
 		}
-		if err := r.value(f, deep); err != nil {
+		if r.peek() == 'n' {
+			err = r.null(f)
+		} else {
+			err = r.value(f, deep)
+		}
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// null reads a null in an array. An array of values keeps its places, with an empty
+// value there; so do numbers, with 0, or NaN where that is one, which no bound can be.
+// Messages and strings are passed over.
+func (r *jsonReader) null(f *field) error {
+	if err := r.literal("null"); err != nil {
+		return err
+	}
+	num := FieldNumber(f.num)
+	switch {
+	case f.msg == anyValue:
+		if r.elems++; r.elems > r.lim.MaxElements {
+			return r.tooMany()
+		}
+		r.out = append(protowire.AppendTag(r.out, num, protowire.BytesType), 0)
+	case f.kind == kindDouble:
+		r.out = protowire.AppendFixed64(protowire.AppendTag(r.out, num, protowire.Fixed64Type), math.Float64bits(math.NaN()))
+	case f.kind.wireType() == protowire.Fixed64Type:
+		r.out = protowire.AppendFixed64(protowire.AppendTag(r.out, num, protowire.Fixed64Type), 0)
+	case f.kind.wireType() == protowire.VarintType:
+		r.out = append(protowire.AppendTag(r.out, num, protowire.VarintType), 0)
+	}
+	return r.bounded()
+}
+
+func (r *jsonReader) tooMany() error {
+	return fmt.Errorf("more than %d elements in one request", r.lim.MaxElements)
 }
 
 func (r *jsonReader) value(f *field, deep int) error {

@@ -128,7 +128,7 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
-	return r.take(stream.Context(), sig, sender, r.origin(one), *buf)
+	return r.take(stream.Context(), sig, sender, r.origin(one), request{payload: *buf, size: len(*buf)})
 }
 
 // message is the one message of a gRPC request, read from the stream piece by piece

@@ -145,53 +145,55 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ref != nil {
 		return outcome{}, ref
 	}
-	payload := *buf
+	in := request{payload: *buf, size: len(*buf)}
 	if ctype == typeJSON {
 		conv := r.buffer()
 		defer r.recycle(conv)
-		more, ref := r.fromJSON(sig, conv, payload)
+		unknown, more, ref := r.fromJSON(sig, conv, *buf)
 		defer r.release(more)
 		if ref != nil {
 			return outcome{}, ref
 		}
-		payload = *conv
+		in.payload, in.json, in.unknown = *conv, true, unknown
 	}
-	return r.take(ctx, sig, sender, r.origin(req.Header.Get), payload)
+	return r.take(ctx, sig, sender, r.origin(req.Header.Get), in)
 }
 
-// fromJSON converts a body. It returns how many bytes more it holds of
-// MaxInFlight, also when it refuses.
-func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (held int, ref *refusal) {
+// fromJSON converts a body. It returns a name in it that is not known, if any, and how
+// many bytes more it holds of MaxInFlight, also when it refuses.
+func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (unknown string, held int, ref *refusal) {
 	*conv = (*conv)[:0]
 	if len(body) == 0 {
-		return 0, nil
+		return "", 0, nil
 	}
 	held = max(cap(*conv), len(body)) // names take more room than lengths and tags
 	if ref := r.admit(held); ref != nil {
-		return 0, ref
+		return "", 0, ref
 	}
-	out, sanitised, err := otlpwire.FromJSON(slices.Grow(*conv, len(body)), sig, body, r.limits)
+	out, notes, err := otlpwire.ReadJSON(slices.Grow(*conv, len(body)), sig, body, r.limits)
 	if err != nil {
-		return held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		return "", held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
 	*conv = out
 	if extra := cap(out) - held; extra > 0 {
 		r.inFlight.Add(int64(extra))
 		held += extra
 	}
-	r.deps.Ledger.Of(sig).Sanitised.Add(float64(sanitised))
-	return held, nil
+	r.deps.Ledger.Of(sig).Sanitised.Add(float64(notes.Sanitised))
+	return notes.Unknown, held, nil
 }
 
 // appendResponse appends an Export*ServiceResponse; the three have the same
 // fields. partial_success is left out when there is nothing to say.
 func appendResponse(dst []byte, out outcome) []byte {
-	if out.rejected == 0 {
+	if out == (outcome{}) {
 		return dst
 	}
 	var partial []byte
-	partial = protowire.AppendTag(partial, 1, protowire.VarintType)
-	partial = protowire.AppendVarint(partial, uint64(out.rejected))
+	if out.rejected > 0 {
+		partial = protowire.AppendTag(partial, 1, protowire.VarintType)
+		partial = protowire.AppendVarint(partial, uint64(out.rejected))
+	}
 	partial = protowire.AppendTag(partial, 2, protowire.BytesType)
 	partial = protowire.AppendString(partial, out.message)
 	dst = protowire.AppendTag(dst, 1, protowire.BytesType)
@@ -202,7 +204,7 @@ func appendResponse(dst []byte, out outcome) []byte {
 var rejectedNames = [...]string{otlpwire.Traces: "rejectedSpans", otlpwire.Metrics: "rejectedDataPoints", otlpwire.Logs: "rejectedLogRecords"}
 
 func jsonResponse(sig otlpwire.Signal, out outcome) []byte {
-	if out.rejected == 0 {
+	if out == (outcome{}) {
 		return []byte("{}")
 	}
 	return asJSON(map[string]any{"partialSuccess": map[string]string{

@@ -350,14 +350,17 @@ var requirement = [...]string{
 
 // take is the one way of all requests: check, mend, stamp, cut, accept. It
 // keeps nothing.
-func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, from Origin, payload []byte) (outcome, *refusal) {
-	led := r.deps.Ledger.Of(sig)
+func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, from Origin, in request) (outcome, *refusal) {
+	led, payload := r.deps.Ledger.Of(sig), in.payload
 	rep, err := otlpwire.Scan(sig, payload, r.limits)
+	if err == nil && rep.Items == 0 && in.foreign(sig) {
+		return r.nothing(sig, in), nil
+	}
 	if err == nil && !rep.Sound() {
 		payload, err = otlpwire.Mend(sig, payload)
 	}
 	if err != nil {
-		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v%s", err, in.hint(sig, r.limits))
 	}
 	large, items, dropped := 0, rep.Items-rep.Invalid, 0
 	if r.deps.Process != nil && items > 0 {
@@ -384,7 +387,11 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 	led.Refused(ledger.RefusedTooLarge).Add(float64(large))
 	led.Sanitised.Add(float64(rep.BadStrings))
 	led.Crowded.Add(float64(rep.Crowded))
-	return outcome{rejected: rep.Invalid + large, message: r.why(sig, rep.Invalid, large)}, nil
+	out := outcome{rejected: rep.Invalid + large, message: r.why(sig, rep.Invalid, large)}
+	if rep.Invalid > 0 && rep.Invalid == rep.Items {
+		out.message += in.hint(sig, r.limits)
+	}
+	return out, nil
 }
 
 // why words a partial success.
