@@ -3,16 +3,11 @@
 package tempo
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
-	"time"
-
-	"github.com/prometheus/common/model"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -89,42 +84,6 @@ func hostOf(endpoint string) string {
 		return ""
 	}
 	return u.Hostname()
-}
-
-const statusPath = "/status/config"
-
-// Takes asks Tempo how old spans may be to be found by a search in their time: those
-// beyond ingestion_time_range_slack it takes, too, but files their block under now.
-func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
-	age := now.Sub(since)
-	const what = "tempo takes spans of any age, but a search by time finds those older than storage.trace.wal.ingestion_time_range_slack under the time of the replay"
-	if w.status == nil {
-		return true, what + " (2m by default; with tempo.status_url it is asked)", nil
-	}
-	page, err := w.status.Get(ctx, statusPath, statusPath)
-	if err != nil {
-		return false, "", err
-	}
-	var cfg struct {
-		Storage struct {
-			Trace struct {
-				WAL struct {
-					Slack string `yaml:"ingestion_time_range_slack"`
-				} `yaml:"wal"`
-			} `yaml:"trace"`
-		} `yaml:"storage"`
-	}
-	if err := yaml.Unmarshal(page, &cfg); err != nil {
-		return false, "", fmt.Errorf("tempo's configuration: %w", err)
-	}
-	slack, err := model.ParseDuration(cmp.Or(cfg.Storage.Trace.WAL.Slack, "2m"))
-	if err != nil {
-		return false, "", fmt.Errorf("tempo's storage.trace.wal.ingestion_time_range_slack: %w", err)
-	}
-	if time.Duration(slack) < age {
-		return false, fmt.Sprintf("%s: it is %v, and these are %v old", what, slack, age.Round(time.Second)), nil
-	}
-	return true, "", nil
 }
 
 // Name is the backend's label.
