@@ -158,7 +158,7 @@ func newSender(cfg Config) (sender, func(), error) {
 		if u.Scheme == "grpcs" {
 			creds = credentials.NewTLS(nil)
 		}
-		conn, err := grpc.NewClient(u.Host, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(otlpgrpc.Codec{})))
+		conn, err := grpc.NewClient(u.Host, append(otlpgrpc.DialOptions(), grpc.WithTransportCredentials(creds))...)
 		if err != nil {
 			return nil, nil, fmt.Errorf("endpoint %q: %w", cfg.Endpoint, err)
 		}

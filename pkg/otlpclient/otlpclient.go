@@ -93,12 +93,12 @@ func New(key string, cfg Config) (*Client, error) {
 	if scheme == "https" {
 		creds = credentials.NewTLS(cfg.TLS)
 	}
-	call := []grpc.CallOption{grpc.ForceCodecV2(otlpgrpc.Codec{})}
+	opts := append(otlpgrpc.DialOptions(), grpc.WithTransportCredentials(creds), grpc.WithUserAgent("penstock"))
 	if cfg.Gzip {
-		call = append(call, grpc.UseCompressor("gzip"))
+		opts = append(opts, grpc.WithDefaultCallOptions(grpc.UseCompressor("gzip")))
 	}
 	var err error
-	if c.conn, err = grpc.NewClient(host, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithUserAgent("penstock"), grpc.WithDefaultCallOptions(call...)); err != nil {
+	if c.conn, err = grpc.NewClient(host, opts...); err != nil {
 		return nil, fmt.Errorf("%s: %q: %w", key, cfg.Endpoint, err)
 	}
 	return c, nil
