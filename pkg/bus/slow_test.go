@@ -109,3 +109,44 @@ func TestLanesOfAThousandPartitions(t *testing.T) {
 		}
 	}
 }
+
+// TestAStreamThatStopsAnswering is away though another one answers, and those that were
+// sent together are given up together.
+func TestAStreamThatStopsAnswering(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub, conn := connectTo(t, b, "hub"), connectTo(t, b, "edge")
+	slowHub(t, hub, time.Millisecond, 1<<20)
+	mute, err := hub.nc.SubscribeSync("mute.x")
+	if err != nil || hub.nc.Flush() != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = mute.Unsubscribe() }()
+	var lost []Pending
+	for range 8 {
+		lost = append(lost, conn.PublishAsync(Message{Subject: "mute.x", Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}))
+	}
+	done := make(chan struct{})
+	defer func() { <-done }()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // the other stream goes on
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = publishSlow(conn, 1)[0].Wait(t.Context())
+			}
+		}
+	}()
+	for _, p := range lost {
+		if err := p.Wait(t.Context()); !errors.Is(err, nats.ErrTimeout) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if last := lost[len(lost)-1]; last.patience(time.Now()) < -4*publishTimeout {
+		t.Errorf("the last of them was given up %v after its time", -last.patience(time.Now()))
+	}
+}

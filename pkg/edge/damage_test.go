@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/wal"
@@ -288,6 +289,18 @@ func TestForeignRecords(t *testing.T) {
 	for _, body := range []string{"", "short", "\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x09encoding 9"} {
 		if m := parse(wal.Record{Seq: 7, Body: []byte(body)}); m.Missing != 1 || m.Body != nil {
 			t.Errorf("%q: %+v", body, m)
+		}
+	}
+	cut := "\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x80\x05" // a load without an end
+	if m := parse(wal.Record{Seq: 7, Body: []byte(cut)}); m.Missing != 1 || m.Body != nil {
+		t.Errorf("%+v", m)
+	}
+	for _, h := range []envelope.Header{
+		{ContentType: envelope.ContentTypeOTLP, Items: 3, Arrival: 5},
+		{ContentType: envelope.ContentTypeOTLP, Items: 3, Arrival: 5, Encoding: envelope.Zstd, Load: envelope.Load{1, 2, 3, 4e9}},
+	} {
+		if m := parse(wal.Record{Body: append(appendHead(nil, h), "body"...)}); m.header != h || string(m.Body) != "body" || m.Missing != 0 {
+			t.Errorf("%+v, want %+v", m, h)
 		}
 	}
 }
