@@ -161,12 +161,12 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	if cfg.InProcess != nil {
 		connected = slog.LevelDebug
 	}
-	said := new(hourglass)
+	said := new(proc.Repeats)
 	return connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
 		// A credential may be mended, or come back, while this process waits.
 		nats.IgnoreAuthErrorAbort(),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { said.notReached(log, err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { notReached(said, log, err) }),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
@@ -211,7 +211,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.InboxPrefix == "" {
 		cfg.InboxPrefix = "_INBOX_" + cfg.Name
 	}
-	denied, said := newDenials(), new(hourglass)
+	denied, said := newDenials(), new(proc.Repeats)
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
@@ -223,7 +223,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			}
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				denied.add(err.Error())
-				if !said.due(err.Error()) {
+				if _, due := said.Due(err.Error(), time.Now()); !due {
 					return
 				}
 			}

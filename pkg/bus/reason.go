@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/penstock/penstock/pkg/proc"
 )
 
 // ErrRefused reports that the hub does not know the credential, or takes it no more.
@@ -66,27 +68,12 @@ func (d *dialer) of(err error) error {
 	return err
 }
 
-// hourglass lets one through a minute.
-type hourglass struct {
-	sync.Mutex
-	last time.Time
-	text string
-}
-
-// due reports whether a minute has passed since the same text was let through.
-func (h *hourglass) due(text string) bool {
-	h.Lock()
-	defer h.Unlock()
-	if text == h.text && time.Since(h.last) < time.Minute {
-		return false
-	}
-	h.last, h.text = time.Now(), text
-	return true
-}
-
 // notReached logs why the hub is not reached, once a minute.
-func (h *hourglass) notReached(log *slog.Logger, err error) {
-	if err = reason(err); err != nil && h.due(err.Error()) {
+func notReached(said *proc.Repeats, log *slog.Logger, err error) {
+	if err = reason(err); err == nil {
+		return
+	}
+	if _, due := said.Due(err.Error(), time.Now()); due {
 		log.Warn("hub not reached, will try again", "err", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
+	"github.com/penstock/penstock/pkg/proc"
 )
 
 // window is how many messages of a signal may be on their way to the hub: at
@@ -35,9 +36,8 @@ type hubWay struct {
 	// last message should be cannot be said then.
 	shared [len(otlpwire.Signals)]atomic.Bool
 	// denied is why the hub takes nothing of ours; nil when it does.
-	denied  atomic.Pointer[error]
-	told    time.Time // when that was last logged; of the goroutine that logs
-	telling sync.Mutex
+	denied atomic.Pointer[error]
+	said   proc.Repeats
 }
 
 func (w *hubWay) connected() bool { return w.dialer.connected() }
@@ -54,12 +54,9 @@ func (w *hubWay) ready() error {
 // refuses notes that the hub takes nothing for want of rights, and says so once a minute.
 func (w *hubWay) refuses(err error) {
 	w.denied.Store(&err)
-	w.telling.Lock()
-	defer w.telling.Unlock()
-	if time.Since(w.told) < time.Minute {
+	if _, due := w.said.Due("refused", time.Now()); !due {
 		return
 	}
-	w.told = time.Now()
 	w.log.Error("the hub takes nothing from this edge, spooling", "instance", w.instance, "err", err)
 }
 
@@ -251,8 +248,7 @@ type dialer struct {
 	dialing struct {
 		sync.Mutex
 		since time.Time // when the hub was lost; zero when it is there
-		told  time.Time // when the reason was last logged
-		why   string
+		said  *proc.Repeats
 	}
 }
 
@@ -269,19 +265,18 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	}
 	if err != nil {
 		if d.dialing.since.IsZero() {
-			d.dialing.since = time.Now()
+			d.dialing.since, d.dialing.said = time.Now(), new(proc.Repeats)
 		}
 		// Once a minute, and at once when the reason is another one.
-		if text := err.Error(); time.Since(d.dialing.told) > time.Minute || text != d.dialing.why {
+		if _, due := d.dialing.said.Due(err.Error(), time.Now()); due {
 			d.log.Warn("hub unreachable, spooling", "err", err, "away", time.Since(d.dialing.since).Truncate(time.Second))
-			d.dialing.told, d.dialing.why = time.Now(), text
 		}
 		return nil, err
 	}
 	if !d.dialing.since.IsZero() {
 		d.log.Info("hub back, draining", "away", time.Since(d.dialing.since).Truncate(time.Millisecond))
 	}
-	d.dialing.since, d.dialing.told = time.Time{}, time.Time{}
+	d.dialing.since = time.Time{}
 	d.conn.Store(conn)
 	return conn, nil
 }

@@ -30,6 +30,7 @@ type lanes struct {
 	hub     *bus.Hub
 	members *bus.Members
 	horizon *bus.Horizon
+	said    proc.Repeats
 }
 
 func (l *lanes) service() services.Service {
@@ -103,7 +104,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 }
 
 func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery {
-	return &delivery{
+	return &delivery{said: &l.said,
 		sig: sig, w: w, process: l.process, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
 		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
 	}
@@ -265,6 +266,7 @@ type delivery struct {
 	conn    func() *bus.Conn // there once the hub's stage has started
 	led     *ledger.Ledger
 	log     *slog.Logger
+	said    *proc.Repeats // shared by all lanes; nil: everything is said
 	// count counts, where it is set, instead of the ledger.
 	count tally
 	// owned is [backend.Delivery.Owned].
@@ -324,7 +326,10 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {
 	items := otlpwire.Count(d.sig, payload)
-	d.log.Warn("backend refuses an item for good, dead-lettered", "instance", instance, "reason", reason, "err", why)
+	// Equal but for an item's time or name: one a minute of each kind, and how many more.
+	if held, due := d.said.Due(d.w.Name()+" "+instance+" "+reason, time.Now()); due {
+		d.log.Warn("backend refuses items for good, dead-lettered", "instance", instance, "reason", reason, "err", why, "letters_since_last_said", held)
+	}
 	return d.store(ctx, instance, items, reason, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: from.arrival},
 		Body:   payload, Refusal: &bus.Refusal{Reason: reason, Detail: why.Error(), Backend: d.w.Name(), Source: from.source()},
@@ -334,7 +339,9 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 // undecodable dead-letters a message that is no envelope of ours.
 func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	items := max(m.Header.Items, 1)
-	d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why)
+	if held, due := d.said.Due(m.Subject, time.Now()); due {
+		d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
+	}
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.w.Name(), d.sig, m.Seq)},
 		Body:   m.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: d.w.Name(), Source: origin{stream: bus.StreamOf(m.Subject), seq: m.Seq}.source()},
