@@ -313,6 +313,9 @@ var ErrFull = errors.New("stream is full")
 // more until its server is opened anew (nats-server 2.15.2, fileStore.werr).
 var ErrStore = errors.New("stream cannot write its files")
 
+// ErrTimeout reports that the stream has acknowledged nothing in time.
+var ErrTimeout = nats.ErrTimeout
+
 // LastSequenceError reports that a subject's last message is not the one that was
 // expected ([Message.After]).
 type LastSequenceError struct {

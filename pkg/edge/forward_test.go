@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -433,13 +434,68 @@ func TestDropReachesWhatIsRead(t *testing.T) {
 	flights, first := make(chan flight, window), make(chan struct{})
 	close(first)
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = w.publish(ctx, conn, st, r, otlpwire.Logs, flights, first) })
+	wg.Go(func() { _ = w.publish(ctx, conn, st, r, otlpwire.Logs, flights, make(chan struct{}), first) })
 	for range 5 {
 		if f := <-flights; f.seq <= 15 {
 			t.Errorf("message %d was sent", f.seq)
 		}
 	}
 	cancel()
+	wg.Wait()
+}
+
+// TestASlowHubGetsASmallerWindow: after answers that did not come in time half as much is
+// on its way, and one more with every answer.
+func TestASlowHubGetsASmallerWindow(t *testing.T) {
+	h := newHub(t)
+	cfg := testConfig(t, t.TempDir())
+	s, _ := startSpool(t, cfg.Spool)
+	for range 12 {
+		accept(t, s, 0, 1) // a message each
+	}
+	w := &hubWay{instance: "as-1", spool: s, led: s.led, log: quiet, dialer: dialer{cfg: bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, log: quiet}}
+	defer w.close()
+	w.narrowed[otlpwire.Logs].Store(window - 3)
+	conn, err := w.dialer.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := s.current.Load()
+	r := st.read(otlpwire.Logs, 0)
+	defer r.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	flights, acked, first := make(chan flight, window), make(chan struct{}, window), make(chan struct{})
+	close(first)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = w.publish(ctx, conn, st, r, otlpwire.Logs, flights, acked, first) })
+	sent := func(n int) {
+		t.Helper()
+		if !proc.Until(ctx, func() bool { return len(flights) >= n }) || len(flights) != n {
+			t.Fatalf("%d are on their way, want %d", len(flights), n)
+		}
+	}
+	sent(3)
+	acked <- struct{}{}
+	sent(4)
+	w.narrowed[otlpwire.Logs].Store(window - 5)
+	acked <- struct{}{}
+	sent(4 + 3)
+	cancel()
+	wg.Wait()
+
+	// A whole session opens the window again, up to what there is.
+	w.narrowed[otlpwire.Logs].Store(window - 1)
+	session, stop := context.WithCancel(t.Context())
+	var items atomic.Int64
+	wg.Go(func() { _ = w.session(session, st, otlpwire.Logs, func(a arrived) { items.Add(int64(a.items)) }) })
+	if !proc.Until(t.Context(), func() bool { return items.Load() == 12 }) {
+		t.Fatal("not all arrive")
+	}
+	if n := window - w.narrowed[otlpwire.Logs].Load(); n != 13 {
+		t.Errorf("the window is %d after 12 answers, want 13", n)
+	}
+	stop()
 	wg.Wait()
 }
 

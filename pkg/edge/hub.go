@@ -19,7 +19,9 @@ import (
 )
 
 // window is how many messages of a signal may be on their way to the hub: at
-// 100 ms round trip and 1 MiB a message it fills 640 MiB/s.
+// 100 ms round trip and 1 MiB a message it fills 640 MiB/s. A hub that does not answer in
+// time gets half as many the next time, and with every acknowledgement one more: else one
+// that needs longer for a window than its answers may take would be sent it for ever.
 const window = 64
 
 // minHubPayload is a message of the largest size, with its headers.
@@ -35,6 +37,8 @@ type hubWay struct {
 	// shared is set while others are seen to publish the same subject of ours: what its
 	// last message should be cannot be said then.
 	shared [len(otlpwire.Signals)]atomic.Bool
+	// narrowed is by how much the window of a signal is smaller than it may be.
+	narrowed [len(otlpwire.Signals)]atomic.Int32
 	// denied is why the hub takes nothing of ours; nil when it does.
 	denied atomic.Pointer[error]
 	said   proc.Repeats
@@ -93,15 +97,18 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 	defer r.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	flights := make(chan flight, window)
+	flights, acked := make(chan flight, window), make(chan struct{}, window)
 	first := make(chan struct{}) // closed when the hub has acknowledged the first message
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(w.settle(ctx, st, sig, flights, first, done)) })
-	err = w.publish(ctx, conn, st, r, sig, flights, first)
+	wg.Go(func() { cancel(w.settle(ctx, st, sig, flights, acked, first, done)) })
+	err = w.publish(ctx, conn, st, r, sig, flights, acked, first)
 	close(flights)
 	wg.Wait()
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
+	}
+	if errors.Is(err, bus.ErrTimeout) {
+		w.narrowed[sig].Store(window - max((window-w.narrowed[sig].Load())/2, 1))
 	}
 	return err
 }
@@ -110,8 +117,8 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 // acknowledgement: a hub that has lost its data shows it there. The first message is
 // sent on the condition that the subject's last message is the one that the hub has
 // acknowledged last, for others may have filled up the stream's sequences since.
-func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reader, sig otlpwire.Signal, flights chan<- flight, first <-chan struct{}) error {
-	for sent := 0; ; {
+func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reader, sig otlpwire.Signal, flights chan<- flight, acked, first <-chan struct{}) error {
+	for sent, under := 0, int32(0); ; {
 		m, err := r.next(ctx)
 		if err != nil {
 			return err
@@ -138,6 +145,15 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 		if sent == 0 && w.spool.holds(sig) && !w.shared[sig].Swap(false) {
 			after = w.spool.marks.get(hubReader, sig).Hub
 		}
+		for under >= window-w.narrowed[sig].Load() {
+			select {
+			case <-acked:
+				under--
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		under++
 		m.header.ID = fmt.Sprintf("%s-%d", st.nonce(), m.Seq)
 		again := m.Seq <= st.sent[sig].Load()
 		st.sent[sig].Store(max(st.sent[sig].Load(), m.Seq))
@@ -159,7 +175,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 }
 
 // settle takes the hub's acknowledgements in order.
-func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, flights <-chan flight, first chan<- struct{}, done func(arrived)) error {
+func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
 	for opened := false; ; {
 		var f flight
 		select {
@@ -195,6 +211,10 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 			a.hub = stored.Seq
 		}
 		done(a)
+		acked <- struct{}{} // never more than the window
+		if n := w.narrowed[sig].Load(); n > 0 {
+			w.narrowed[sig].CompareAndSwap(n, n-1)
+		}
 		if !opened {
 			close(first)
 			opened = true

@@ -101,7 +101,7 @@ func TestHubAwayUnderLoad(t *testing.T) {
 	for i, e := range edges {
 		for _, sig := range otlpwire.Signals {
 			wg.Go(func() {
-				pace := time.NewTicker(10 * time.Millisecond)
+				pace := time.NewTicker(25 * time.Millisecond)
 				defer pace.Stop()
 				for n := 0; ctx.Err() == nil; n++ {
 					<-pace.C
@@ -129,14 +129,16 @@ func TestHubAwayUnderLoad(t *testing.T) {
 	load(2 * time.Second)
 	stopLoad()
 	wg.Wait()
-	eventually(t, 120*time.Second, "everything acknowledged has arrived", func() error {
+	// A slow machine takes its time; what does not go on at all is a stall or a loss.
+	goesOn(t, time.Minute, "everything acknowledged has arrived", func() (sum int, err error) {
 		got := arrivals(t, tmp, lok, dir)
 		for key, want := range acked {
-			if n := distinct(got[key]); n < len(want) {
-				return fmt.Errorf("%s: %d of %d", key, n, len(want))
+			n := distinct(got[key])
+			if sum += n; n < len(want) {
+				err = fmt.Errorf("%s: %d of %d", key, n, len(want))
 			}
 		}
-		return nil
+		return sum, err
 	})
 
 	got := arrivals(t, tmp, lok, dir)

@@ -117,6 +117,25 @@ func eventually(t testing.TB, patience time.Duration, what string, ok func() err
 	}
 }
 
+// goesOn waits until ok returns nil, as long as its count grows within patience.
+func goesOn(t testing.TB, patience time.Duration, what string, ok func() (int, error)) {
+	t.Helper()
+	most, since := -1, time.Now()
+	for {
+		n, err := ok()
+		if err == nil {
+			return
+		}
+		if n > most {
+			most, since = n, time.Now()
+		}
+		if time.Since(since) > patience {
+			t.Fatalf("%s: nothing more in %v: %v", what, patience, err)
+		}
+		time.Sleep(time.Second) // counting takes time, too
+	}
+}
+
 // hub is an embedded server on a fixed address that can be stopped and started.
 type hub struct {
 	cfg    broker.Config
