@@ -183,7 +183,7 @@ func (d *deflateBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (d *deflateBody) window() int { return flateWindow }
+func (d *deflateBody) window() int { return 2 * flateWindow } // one for each of the two
 
 func (d *deflateBody) close() {
 	d.in.Reset(nil)
