@@ -68,9 +68,9 @@ chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of S
 chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
 	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
 
-test-oracle: ## metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser
+test-oracle: ## metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser; sampling policies against the collector's processor
 	@cd test/oracle/loki && $(GO) vet . && $(GO) test -count=1 -v .
-	@cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 ./... && $(GO) run . -metrics 100000
+	@cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 ./... && $(GO) run . -metrics 100000 && $(GO) run ./policies -traces 10000
 
 fuzz: ## fuzz the wire path, a minute a target
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \

@@ -3,6 +3,8 @@
 // and the policies. It is a module of its own, for it needs other versions than the
 // product does. It prints two figures: CPU nanoseconds a span with decoding, which
 // the collector does in its receiver, and without; then the share of spans kept.
+//
+// With -sets it does not measure, but says which traces are kept, for test/oracle/policies.
 package main
 
 import (
@@ -29,8 +31,13 @@ import (
 func main() {
 	requests := flag.String("requests", "", "`file` of requests")
 	policies := flag.String("policies", "", "`file` with the processor's configuration")
+	sets := flag.String("sets", "", "`file` of configurations, as JSON")
 	flag.Parse()
-	if err := run(*requests, *policies); err != nil {
+	work := func() error { return run(*requests, *policies) }
+	if *sets != "" {
+		work = func() error { return kept(*requests, *sets) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "tailsampling:", err)
 		os.Exit(1)
 	}
