@@ -134,7 +134,7 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 			cfg.InboxPrefix = h.given.InboxPrefix
 		}
 	})
-	return cfg, cfg.Validate("hub")
+	return cfg, errors.Join(cfg.Validate("hub"), cfg.CheckFiles("hub"))
 }
 
 // dial connects once.

@@ -104,8 +104,8 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 				if rules[0].Base, err = baseOf(v); err != nil {
 					return err
 				}
-				rules[1].Base.MaxKept = v.MaxKept
 			}
+			rules[0].Base.MaxKept, rules[1].Base.MaxKept = v.MaxKept, v.MaxKept
 			continue
 		}
 		set, err := policy.Parse(fmt.Sprintf("policies version %d", v.Number), []byte(v.Text))
@@ -149,7 +149,6 @@ func baseOf(v bus.Policies) (*policy.Set, error) {
 			return nil, err
 		}
 	}
-	set.MaxKept = v.MaxKept
 	return set, nil
 }
 

@@ -95,16 +95,22 @@ func (cfg Config) Validate(section string) error {
 	if ways > 1 {
 		errs = append(errs, fmt.Errorf("%s.creds, %s.user and %s.token are three ways to say who this is: set one", section, section, section))
 	}
-	if cfg.Creds != "" {
-		if err := checkCreds(cfg.Creds); err != nil {
-			errs = append(errs, fmt.Errorf("%s.creds: %w", section, err))
-		}
-	}
 	_, err := cfg.TLS.Load(section + ".tls")
 	return errors.Join(append(errs, err)...)
 }
 
-// checkCreds reports what is wrong with a file of a NATS credential.
+// CheckFiles reports what is wrong with the file of the credential. A start does without: it
+// is read with each connection, and may come later.
+func (cfg Config) CheckFiles(section string) error {
+	if cfg.Creds == "" || cfg.InProcess != nil {
+		return nil
+	}
+	if err := checkCreds(cfg.Creds); err != nil {
+		return fmt.Errorf("%s.creds: %w", section, err)
+	}
+	return nil
+}
+
 func checkCreds(file string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -162,11 +168,10 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 		connected = slog.LevelDebug
 	}
 	said := new(proc.Repeats)
-	return connect(cfg, log,
+	conn, err := connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
 		// A credential may be mended, or come back, while this process waits.
 		nats.IgnoreAuthErrorAbort(),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { notReached(said, log, err) }),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
@@ -177,6 +182,29 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 				log.Warn("hub unreachable", "err", err)
 			}
 		}))
+	if err != nil {
+		return nil, err
+	}
+	go conn.sayWhy(said)
+	return conn, nil
+}
+
+// sayInterval is how often a connection that waits for its server looks for the reason.
+const sayInterval = 2 * time.Second
+
+// sayWhy logs once a minute why the hub is not reached, until the connection is closed. The
+// client library tells of some reasons at every attempt, and of others never.
+func (c *Conn) sayWhy(said *proc.Repeats) {
+	tick := time.NewTicker(sayInterval)
+	defer tick.Stop()
+	for range tick.C {
+		switch {
+		case c.nc.IsClosed():
+			return
+		case !c.nc.IsConnected():
+			notReached(said, c.log, c.nc.LastError())
+		}
+	}
 }
 
 // Dial connects once: the connection ends for good with the first break, so
@@ -221,6 +249,9 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			if sub != nil {
 				subject = sub.Subject
 			}
+			if errors.Is(reason(err), ErrRefused) {
+				return // who waits for the hub says so
+			}
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				denied.add(err.Error())
 				if _, due := said.Due(err.Error(), time.Now()); !due {
@@ -259,7 +290,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), reason(d.of(err)))
 	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(2*pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
@@ -344,6 +375,8 @@ func publishError(subject string, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
+		err = fmt.Errorf("%w: %w", ErrTimeout, err)
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrNoStreamResponse):
 		err = fmt.Errorf("%w: %w", ErrNoStream, err)
 	default:

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -68,12 +69,18 @@ func (d *dialer) of(err error) error {
 	return err
 }
 
+var localPort = regexp.MustCompile(`[0-9a-fA-F.:\[\]]+:[0-9]+->`)
+
+// Kind is the text of an error without what differs from one attempt to the next: the port
+// on this side.
+func Kind(err error) string { return localPort.ReplaceAllString(err.Error(), "") }
+
 // notReached logs why the hub is not reached, once a minute.
 func notReached(said *proc.Repeats, log *slog.Logger, err error) {
 	if err = reason(err); err == nil {
 		return
 	}
-	if _, due := said.Due(err.Error(), time.Now()); due {
+	if _, due := said.Due(Kind(err), time.Now()); due {
 		log.Warn("hub not reached, will try again", "err", err)
 	}
 }

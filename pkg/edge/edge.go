@@ -208,6 +208,9 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// CheckFiles looks at what may come after the start.
+func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
+
 // minLocalRetain lets a local backend be slow for a moment.
 const minLocalRetain = 10 * time.Second
 

@@ -40,7 +40,7 @@ type hubWay struct {
 	// narrowed is by how much the window of a signal is smaller than it may be.
 	narrowed [len(otlpwire.Signals)]atomic.Int32
 	// denied is why the hub takes nothing of ours; nil when it does.
-	denied atomic.Pointer[error]
+	denied [len(otlpwire.Signals)]atomic.Pointer[error]
 	said   proc.Repeats
 }
 
@@ -49,15 +49,17 @@ func (w *hubWay) close()          { w.dialer.close() }
 
 // ready says why the hub will take nothing until a person has mended the credential.
 func (w *hubWay) ready() error {
-	if why := w.denied.Load(); why != nil {
-		return *why
+	for sig := range w.denied {
+		if why := w.denied[sig].Load(); why != nil {
+			return *why
+		}
 	}
 	return nil
 }
 
 // refuses notes that the hub takes nothing for want of rights, and says so once a minute.
-func (w *hubWay) refuses(err error) {
-	w.denied.Store(&err)
+func (w *hubWay) refuses(sig otlpwire.Signal, err error) {
+	w.denied[sig].Store(&err)
 	if _, due := w.said.Due("refused", time.Now()); !due {
 		return
 	}
@@ -79,13 +81,16 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 	conn, err := w.dialer.dial()
 	if err != nil {
 		if errors.Is(err, bus.ErrRefused) {
-			w.refuses(err)
+			w.refuses(sig, err)
 		}
 		return err
 	}
+	if why := w.denied[sig].Load(); why != nil && errors.Is(*why, bus.ErrRefused) {
+		w.denied[sig].Store(nil) // it is let in again
+	}
 	defer func() {
 		if errors.Is(err, bus.ErrDenied) {
-			w.refuses(fmt.Errorf("the credential may not publish for instance %s: is it another instance's? %w", w.instance, err))
+			w.refuses(sig, fmt.Errorf("the credential may not publish for instance %s: is it another instance's? %w", w.instance, err))
 		}
 		// A hub that answers has had everything that was sent before, in order. One that
 		// does not may get it later: never on the connection that is used next.
@@ -202,7 +207,7 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 		if err != nil {
 			return err
 		}
-		w.denied.Store(nil)
+		w.denied[sig].Store(nil)
 		if err := w.check(st, sig, f, stored); err != nil {
 			return err
 		}
@@ -288,7 +293,7 @@ func (d *dialer) dial() (*bus.Conn, error) {
 			d.dialing.since, d.dialing.said = time.Now(), new(proc.Repeats)
 		}
 		// Once a minute, and at once when the reason is another one.
-		if _, due := d.dialing.said.Due(err.Error(), time.Now()); due {
+		if _, due := d.dialing.said.Due(bus.Kind(err), time.Now()); due {
 			d.log.Warn("hub unreachable, spooling", "err", err, "away", time.Since(d.dialing.since).Truncate(time.Second))
 		}
 		return nil, err

@@ -18,10 +18,10 @@ var reconnect = grpc.ConnectParams{
 
 // alive notices a server that has vanished without a word, which a connection that only
 // waits for its answer never does: what is written and not acknowledged for Timeout ends
-// the connection (TCP_USER_TIMEOUT), and so does a ping without an answer. Pings go only
-// while a request is under way: a server in Go closes the connection of clients that ping
-// it without one.
-var alive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}
+// the connection (TCP_USER_TIMEOUT, which grpc sets with these), and so does a ping without
+// an answer. A ping goes every five minutes at the most, and only while a request is under
+// way: servers in Go close the connection of clients that ping more often.
+var alive = keepalive.ClientParameters{Time: 5*time.Minute + 10*time.Second, Timeout: 20 * time.Second}
 
 // DialOptions are what clients connect with, besides their credentials.
 func DialOptions() []grpc.DialOption {

@@ -24,7 +24,7 @@ type AdminConfig struct {
 
 // userInfo is what stands before the host of a URL: a user, a password, a token. One that
 // is not escaped may hold an @, too.
-var userInfo = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/,"']*@`)
+var userInfo = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/]*@`)
 
 // NewAdmin returns a service that answers /ready, /metrics, /services and
 // /config for the stages. It listens when it starts, so that a port in use is

@@ -79,7 +79,9 @@ type Settings interface {
 	Process() *Config
 	// ApplyEnv overrides the file with the environment.
 	ApplyEnv(getenv func(string) string)
-	// Validate reports every mistake at once, by the name the operator typed.
+	// Validate reports every mistake at once, by the name the operator typed. With
+	// -config.check CheckFiles() error, where there is one, looks at files, too, that may
+	// come after the start.
 	Validate() error
 }
 
@@ -160,6 +162,12 @@ func (c Command) Main(args []string) int {
 		return 2
 	}
 	if *check {
+		if files, is := c.Settings.(interface{ CheckFiles() error }); is {
+			if err := files.CheckFiles(); err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n", c.Name, err)
+				return 2
+			}
+		}
 		fmt.Println("configuration is valid")
 		return 0
 	}

@@ -35,8 +35,8 @@ func (r *Repeats) Due(message string, now time.Time) (held int, due bool) {
 		r.said[message] = s
 		return 0, false
 	}
-	for other, old := range r.said { // none of them is of use any more
-		if now.Sub(old.at) >= 2*time.Minute {
+	for other, old := range r.said { // what is of no use any more
+		if now.Sub(old.at) >= time.Minute && old.held == 0 || now.Sub(old.at) >= time.Hour {
 			delete(r.said, other)
 		}
 	}

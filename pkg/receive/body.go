@@ -18,8 +18,7 @@ import (
 // body is a request's body, decompressed while it is read.
 type body interface {
 	io.Reader
-	window() int // bytes that the decompressor holds besides what it returns
-	close()      // gives the decompressor back
+	close() // gives the decompressor back
 }
 
 // readBody reads src, compressed as the encoding says, into buf, within the bounds.
@@ -30,15 +29,17 @@ func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf 
 	if size > limit {
 		return 0, tooLarge(limit)
 	}
+	// Before anything is read: the first bytes may be long in coming.
+	window := windowOf(encoding)
+	if ref := r.admit(window); ref != nil {
+		return 0, ref
+	}
+	defer r.release(window)
 	b, err := openBody(http.MaxBytesReader(nil, src, limit), encoding, limit)
 	if err != nil {
 		return 0, bodyError(err)
 	}
 	defer b.close()
-	if ref := r.admit(b.window()); ref != nil {
-		return 0, ref
-	}
-	defer r.release(b.window())
 	if held, ref = r.fill(b, buf); ref != nil {
 		return held, ref
 	}

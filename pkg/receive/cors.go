@@ -68,7 +68,7 @@ func matchOrigin(pattern, origin string) bool {
 func names(pattern string) bool {
 	before, after, wild := strings.Cut(pattern, "*")
 	if !wild {
-		return pattern != "null" // what pages without an origin of their own say
+		return !strings.EqualFold(pattern, "null") // what pages without an origin of their own say
 	}
 	if after == "" { // the port, behind a whole host
 		_, host, _ := strings.Cut(before, "://")

@@ -39,6 +39,22 @@ func openBody(src io.Reader, encoding string, limit int64) (body, error) {
 	return nil, fmt.Errorf("content encoding %.40q is not supported; %w", encoding, errEncoding)
 }
 
+// windowOf returns the bytes that the decompressor of an encoding holds, besides what it
+// returns.
+func windowOf(encoding string) int {
+	switch encoding {
+	case "gzip", "x-gzip":
+		return flateWindow
+	case "zstd":
+		return maxZstdWindow
+	case "deflate", "zlib":
+		return 2 * flateWindow // there may be one of each
+	case "snappy", "x-snappy-framed":
+		return 3 * maxSnappyChunk
+	}
+	return 0
+}
+
 // cut says that what ends before it is whole has been cut short.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) {
@@ -50,8 +66,7 @@ func cut(err error) error {
 // plainBody is one that is not compressed.
 type plainBody struct{ io.Reader }
 
-func (plainBody) window() int { return 0 }
-func (plainBody) close()      {}
+func (plainBody) close() {}
 
 // maxMembers of one gzip body: as many as there are blocks of 64 KiB, which is how
 // tools that compress in parallel cut, in four requests of the recommended size. What
@@ -118,8 +133,6 @@ func (g *gzipBody) next() error {
 	return err
 }
 
-func (g *gzipBody) window() int { return flateWindow }
-
 func (g *gzipBody) close() {
 	g.in.Reset(nil)
 	gzips.Put(g)
@@ -183,8 +196,6 @@ func (d *deflateBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (d *deflateBody) window() int { return 2 * flateWindow } // one for each of the two
-
 func (d *deflateBody) close() {
 	d.in.Reset(nil)
 	deflates.Put(d)
@@ -244,8 +255,6 @@ func blockSize(head []byte) (uint64, error) {
 	return size, nil
 }
 
-func (s *snappyStream) window() int { return 3 * maxSnappyChunk }
-
 func (s *snappyStream) close() {
 	s.in.Reset(nil)
 	s.Reader.Reset(nil)
@@ -260,8 +269,6 @@ func (b *snappyBlock) Read(p []byte) (int, error) { return b.in.Read(p) }
 type zstdBody struct{ *zstd.Decoder }
 
 const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
-
-func (*zstdBody) window() int { return maxZstdWindow }
 
 var zstds = sync.Pool{New: func() any {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))

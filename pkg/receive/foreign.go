@@ -44,7 +44,7 @@ func (in request) hint(sig otlpwire.Signal, lim otlpwire.Limits) string {
 	if other, is := otlpwire.SignalOf(in.unknown); is && other != sig {
 		return fmt.Sprintf("; %q belongs to /v1/%s", in.unknown, other)
 	}
-	if name := otlpwire.Spelling(sig, in.unknown); name != "" {
+	if name := otlpwire.Spelling(sig, in.unknown); name != "" && name != in.unknown {
 		return fmt.Sprintf("; names in OTLP/JSON are lowerCamelCase: %q, not %q", name, in.unknown)
 	}
 	return fmt.Sprintf("; OTLP/JSON has no name %q there", in.unknown)

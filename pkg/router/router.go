@@ -103,6 +103,9 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// CheckFiles looks at what may come after the start.
+func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
+
 // Build makes the stages: hub, route, gateway.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	cfg.Hub.Name = "router"

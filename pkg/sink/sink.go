@@ -171,6 +171,9 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// CheckFiles looks at what may come after the start.
+func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
+
 // keepAllWait is the decision wait of those who sample nothing: long enough
 // for the spans of a request to come together in one write.
 const keepAllWait = 2 * time.Second
