@@ -22,9 +22,10 @@ import (
 // frame says what its source took of late in all of them ([envelope.Load]). Where that keeps
 // to rate and burst in every window a trace is kept, and its bucket may be in debt for it.
 //
-// All buckets begin again with the first trace that is kept in every minute of stream time, so that a reading which begins
-// anywhere comes to the same verdicts a minute later. In a minute an instance so keeps little
-// more than what the rate allows for it, and the burst.
+// All buckets begin again with the first trace that is kept in every minute of stream
+// time, so that a reading which begins anywhere comes to the same verdicts a minute later.
+// In a minute an instance so keeps little more than what the rate allows for it, and the
+// burst.
 type Budgets struct {
 	buckets []bucket         // by place
 	taken   []envelope.Spend // by the decision at hand
