@@ -17,6 +17,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nkeys"
+
 	"github.com/penstock/penstock/pkg/broker"
 )
 
@@ -139,6 +142,45 @@ func Page(addr, path string) ([]byte, error) {
 		err = fmt.Errorf("%s: %s", res.Status, body)
 	}
 	return body, err
+}
+
+// Running returns nil when all stages of a process run, whether it is ready or not.
+func Running(addr string) error {
+	var stages []struct{ Name, State string }
+	if err := Fetch(addr, "/services", &stages); err != nil {
+		return err
+	}
+	for _, s := range stages {
+		if s.State != "Running" {
+			return fmt.Errorf("%s is %s", s.Name, s.State)
+		}
+	}
+	return nil
+}
+
+// Credential is the file of a NATS user that no hub knows.
+func Credential() ([]byte, error) {
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		return nil, err
+	}
+	user, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, err
+	}
+	public, err := user.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	seed, err := user.Seed()
+	if err != nil {
+		return nil, err
+	}
+	token, err := jwt.NewUserClaims(public).Encode(account)
+	if err != nil {
+		return nil, err
+	}
+	return jwt.FormatUserConfig(token, seed)
 }
 
 // Metric returns one sample of a process's /metrics, named with its labels.

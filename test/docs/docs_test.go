@@ -13,9 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/jwt/v2"
-	"github.com/nats-io/nkeys"
-
 	"github.com/penstock/penstock/test/daemon"
 )
 
@@ -178,7 +175,10 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	creds := credentials(t)
+	creds, err := daemon.Credential()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"as-17.creds", "router.creds", "sink.creds", "admin.creds"} {
 		if err := os.WriteFile(filepath.Join(w.dir, name), creds, 0o600); err != nil {
 			t.Fatal(err)
@@ -209,30 +209,6 @@ func (w *world) fileJob(t *testing.T) string {
 		t.Fatalf("no job was filed: %s", out)
 	}
 	return string(id[1])
-}
-
-// credentials are those of a user that no hub knows.
-func credentials(t *testing.T) []byte {
-	t.Helper()
-	account, err := nkeys.CreateAccount()
-	if err != nil {
-		t.Fatal(err)
-	}
-	user, err := nkeys.CreateUser()
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, _ := user.PublicKey()
-	seed, _ := user.Seed()
-	token, err := jwt.NewUserClaims(public).Encode(account)
-	if err != nil {
-		t.Fatal(err)
-	}
-	creds, err := jwt.FormatUserConfig(token, seed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return creds
 }
 
 // must returns what a command prints.

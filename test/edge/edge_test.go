@@ -98,7 +98,7 @@ func (e *edge) start() {
 	if err := e.Start(); err != nil {
 		e.t.Fatal(err)
 	}
-	if err := daemon.Until(e.t.Context(), 30*time.Second, func() error { return daemon.Fetch(e.admin, "/ready", nil) }); err != nil {
+	if err := daemon.Until(e.t.Context(), 30*time.Second, func() error { return daemon.Running(e.admin) }); err != nil {
 		e.t.Fatalf("the edge does not start: %v\n%s", err, e.log())
 	}
 }

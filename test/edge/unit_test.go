@@ -31,8 +31,16 @@ func TestUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	creds, err := daemon.Credential()
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded := t.TempDir() // as systemd loads it
+	if err := os.WriteFile(filepath.Join(loaded, "hub.creds"), creds, 0o400); err != nil {
+		t.Fatal(err)
+	}
 	check := exec.Command(bin, "-config.check", "-config.file", "../../deploy/systemd/edge.yaml")
-	check.Env = append(os.Environ(), "CREDENTIALS_DIRECTORY=/run/credentials/penstock-edge.service")
+	check.Env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+loaded)
 	if out, err := check.CombinedOutput(); err != nil {
 		t.Errorf("edge.yaml: %v\n%s", err, out)
 	}
