@@ -95,7 +95,7 @@ linger: 10ms
 		"loki":           s.Loki.URL == "http://loki:3100",
 		"also":           len(s.Also) == 1 && s.Also[0].Prometheus.URL == "http://b:9090",
 		"file":           s.File.MaxBytes == 2<<20 && s.File.Dir == "d",
-		"processing":     len(e.Processing.Redaction.BlockedValues) == 1 && len(s.Processing.Redaction.BlockedValues) == 0,
+		"processing":     len(e.Processing.Redaction.BlockedValues) == 1 && len(r.Gateway.Processing.Redaction.BlockedValues) == 1 && len(s.Processing.Redaction.BlockedValues) == 0,
 		"linger":         r.Linger.Milliseconds() == 10,
 	} {
 		if !ok {

@@ -141,8 +141,8 @@ type Conn struct {
 
 const (
 	// publishTimeout is how long a PubAck may take before the publish counts as
-	// failed, and how long a connection may bring no PubAck at all before those that
-	// wait do. A leader election of a three-node hub took 2 s when tried.
+	// failed, and how long a stream may acknowledge nothing at all before those that wait
+	// for it do. A leader election of a three-node hub took 2 s when tried.
 	publishTimeout = 5 * time.Second
 
 	// pendingTimeout bounds a publish in a full window on a hub that is slow but goes

@@ -282,3 +282,18 @@ func TestBudgetsDoNotDependOnTheBeginning(t *testing.T) {
 		t.Error("the test tests nothing")
 	}
 }
+
+// TestDebtsAreOfTheirMinute: what is kept because all of the traffic is below the rate puts
+// a bucket into no debt that the rest of the minute does not pay.
+func TestDebtsAreOfTheirMinute(t *testing.T) {
+	var b Budgets
+	tr := &Trace{Due: 50 * int64(time.Second), partitions: 8}
+	for range 20 {
+		if !b.spend(limiter{0, 40, 80}, tr, 20, envelope.Load{40, 40, 40, 40}) {
+			t.Fatal("traffic below the rate is not kept")
+		}
+	}
+	if level := b.buckets[0].level; level != -50 { // ten seconds of an eighth of 40
+		t.Errorf("the bucket holds %v, want -50", level)
+	}
+}

@@ -1,10 +1,12 @@
 package sample
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -116,6 +118,26 @@ func TestLoads(t *testing.T) {
 		in.load(envelope.Frame{Source: source, Arrival: 2000 * second, Load: envelope.Load{1, 1, 1, 1}}, 0)
 		if len(in.sources) > maxSources {
 			t.Fatalf("%d sources are held", len(in.sources))
+		}
+	}
+}
+
+// TestATraceOfASilentSender: one frame without a load leaves open what its instance sent.
+func TestATraceOfASilentSender(t *testing.T) {
+	s := New(policy.KeepAll(time.Second), 1<<20, 0)
+	payload := traceOf(rand.New(rand.NewPCG(1, 1)), 2)
+	for seq, load := range []envelope.Load{{5, 5, 5, 5}, {}} {
+		f := envelope.Frame{Instance: "i", Arrival: int64(seq + 1), Seq: uint64(seq + 1), Load: load, Payload: payload}
+		if seq == 1 {
+			f.Payload = bytes.Replace(payload, []byte("00000001"), []byte("00000009"), 1) // another span
+		}
+		if _, err := s.Add(f.Seq, f); err != nil {
+			t.Fatal(err)
+		}
+		for _, tr := range s.instances["i"].traces {
+			if tr.silent != (seq == 1) || tr.load != (envelope.Load{5, 5, 5, 5}) {
+				t.Errorf("after frame %d: %v, %v", seq, tr.silent, tr.load)
+			}
 		}
 	}
 }
