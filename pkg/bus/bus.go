@@ -137,6 +137,7 @@ type Conn struct {
 	answered sync.Map
 	// denials are the last things that the server has not allowed.
 	denials *denials
+	said    proc.Repeats
 }
 
 const (

@@ -42,9 +42,12 @@ func testHub(t testing.TB, b *broker.Broker, partitions int) *Conn {
 	return c
 }
 
+// began is the arrival of message 0.
+var began = time.Now().UnixNano()
+
 func logsMessage(instance string, n int) Message {
 	return Message{Subject: Subject(otlpwire.Logs, instance), Body: []byte(fmt.Sprint(n)), Header: envelope.Header{
-		ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: int64(n), ID: fmt.Sprintf("%s-%d", instance, n),
+		ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: began + int64(n), ID: fmt.Sprintf("%s-%d", instance, n),
 	}}
 }
 
@@ -74,7 +77,7 @@ func expect(t testing.TB, l *Lane, from, to int) (last Delivery) {
 	defer cancel()
 	for n := from; n < to; n++ {
 		d := message(ctx, t, l)
-		if string(d.Body) != fmt.Sprint(n) || d.Err != nil || d.Instance() != "as-1" || d.Header.Arrival != int64(n) {
+		if string(d.Body) != fmt.Sprint(n) || d.Err != nil || d.Instance() != "as-1" || d.Header.Arrival != began+int64(n) {
 			t.Fatalf("got %+v, want message %d", d, n)
 		}
 		last = d
@@ -224,7 +227,7 @@ func TestLargeMessagesFlow(t *testing.T) {
 	}
 	l := openLane(t, c)
 	for i := range n {
-		if d := message(t.Context(), t, l); d.Header.Arrival != int64(i) {
+		if d := message(t.Context(), t, l); d.Header.Arrival != began+int64(i) {
 			t.Fatalf("got message %d, want %d", d.Header.Arrival, i)
 		}
 		if asked := l.pull.asked; len(asked) > 0 && !slices.ContainsFunc(asked, func(r request) bool { return !r.single }) {
@@ -242,7 +245,7 @@ func TestReader(t *testing.T) {
 		t.Helper()
 		for n := from; n < to; n++ {
 			d, err := r.Next(t.Context())
-			if err != nil || d.Header.Arrival != int64(n) || d.Seq != uint64(n+1) || d.Pending > 600 {
+			if err != nil || d.Header.Arrival != began+int64(n) || d.Seq != uint64(n+1) || d.Pending > 600 {
 				t.Fatalf("got %+v, %v; want message %d", d, err, n)
 			}
 		}

@@ -30,6 +30,8 @@ type LaneConfig struct {
 	Start uint64
 	// Raw leaves bodies compressed.
 	Raw bool
+	// Interrupted, if not nil, is called when reading goes back to the floor.
+	Interrupted func()
 }
 
 const (
@@ -67,6 +69,8 @@ type Delivery struct {
 	Size    int       // bytes of the body as stored
 	Stored  time.Time // when the stream got it
 	Refusal *Refusal  // of a dead letter; a [Reader] tells
+	// Restamped: the sender's arrival cannot be, and Stored is taken for it.
+	Restamped bool
 
 	// Err is set when the message is no envelope of ours: Header is empty, Body
 	// as it came. The reader dead-letters it.
@@ -109,8 +113,10 @@ type Lane struct {
 	next uint64 // expected delivery sequence
 	// after is the stream sequence of the last message, or the floor.
 	after  uint64
-	behind int    // checks in a row that saw deliveries which have not come
-	hold   func() // ends keep, and waits for its end
+	behind int       // checks in a row that saw deliveries which have not come
+	free   time.Time // when the server last said that nobody has the pin, on this process's clock
+	sure   int       // up to which message taken from pull the server says that the pin was ours
+	hold   func()    // ends keep, and waits for its end
 	forget chan struct{}
 
 	mu struct {
@@ -197,7 +203,7 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 		}
 		if err == nil {
 			var d Delivery
-			if d, err = l.accept(msg); err == nil {
+			if d, err = l.accept(ctx, msg); err == nil {
 				return d, nil
 			}
 		}
@@ -205,26 +211,29 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 			return Delivery{}, ctx.Err()
 		}
 		l.drop()
+		if l.cfg.Interrupted != nil {
+			l.cfg.Interrupted()
+		}
 		if !errors.Is(err, errPinLost) {
 			return Delivery{}, l.failed(err)
 		}
-		l.conn.log.Info("lane interrupted, going back to its floor", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+		if more, due := l.conn.said.Due(l.cfg.Stream+"/"+l.cfg.Name, time.Now()); due {
+			l.conn.log.Info("lost lane ownership or found a delivery gap; resuming from ack floor", "lane", l.cfg.Name, "stream", l.cfg.Stream, "more_since_last_said", more)
+		}
 	}
 }
 
 // accept takes a message when it is the next one and the pin is ours.
-func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
+func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
 		return Delivery{}, err
 	}
-	pin := msg.Header.Get(pinHeader)
-	if l.pin == "" && l.next == 1 {
-		l.pin, l.pull.pin = pin, pin
-		l.keep()
-	}
-	if pin != l.pin || meta.Sequence.Consumer != l.next || meta.Sequence.Stream <= l.after {
+	if meta.Sequence.Consumer != l.next || meta.Sequence.Stream <= l.after {
 		return Delivery{}, errPinLost
+	}
+	if err := l.prove(ctx, msg); err != nil {
+		return Delivery{}, err
 	}
 	l.next++
 	l.after, l.behind = meta.Sequence.Stream, 0
@@ -232,9 +241,35 @@ func (l *Lane) accept(msg *nats.Msg) (Delivery, error) {
 	l.mu.waiting = meta.NumPending
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
-	d := newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, l.cfg.Raw)
-	d.Stored = meta.Timestamp
-	return d, nil
+	return newDelivery(msg, meta, l.cfg.Raw), nil
+}
+
+// prove makes sure that msg was sent to the owner, and that this is us. A header that says
+// so is enough; one that does not may be a sender's doing, and the server is asked. So it is
+// about the first message, which tells what the pin is.
+func (l *Lane) prove(ctx context.Context, msg *nats.Msg) error {
+	if l.pin != "" && (pinOf(msg) == l.pin || l.pull.taken <= l.sure) {
+		return nil
+	}
+	asked, came := time.Now(), l.pull.taken+len(l.pull.msgs)
+	info, err := l.conn.consumerInfo(ctx, l.cfg)
+	if err != nil {
+		return err
+	}
+	pin := pinned(info)
+	switch {
+	case pin == "":
+		return errPinLost
+	case l.pin == "" && time.Since(l.free) < pinTTL:
+		// Given to us with this message, and not long enough ago to be another's again.
+		l.pin, l.pull.pin = pin, pin
+		l.keep()
+	case pin != l.pin:
+		return errPinLost
+	}
+	l.renewed(asked, false)
+	l.sure = came
+	return nil
 }
 
 func (l *Lane) failed(err error) error {
@@ -320,6 +355,7 @@ func (l *Lane) keep() {
 // claim waits until nobody owns the lane and takes it back to its floor.
 func (l *Lane) claim(ctx context.Context) error {
 	for waiting := false; ; {
+		asked := time.Now()
 		info, err := l.conn.consumerInfo(ctx, l.cfg)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			// An operator has deleted it, or the stream was made anew: reading begins
@@ -333,7 +369,7 @@ func (l *Lane) claim(ctx context.Context) error {
 		}
 		pin := pinned(info)
 		if pin == "" {
-			l.pin = ""
+			l.pin, l.free = "", asked
 		}
 		if pin == l.pin {
 			break
@@ -357,7 +393,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.pull, l.next, l.after, l.behind = p, 1, res.ResetSeq-1, 0
+	l.pull, l.next, l.after, l.behind, l.sure = p, 1, res.ResetSeq-1, 0, 0
 	l.mu.Lock()
 	l.mu.owed, l.mu.floor, l.mu.done, l.mu.last = l.mu.owed[:0], res.ResetSeq-1, 0, ""
 	l.mu.Unlock()
@@ -403,6 +439,9 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 			return Delivery{}, errPinLost
 		}
 		return Delivery{}, nil // ours, perhaps: its first message is on its way
+	}
+	if l.pin == "" {
+		l.free = asked
 	}
 	l.renewed(asked, false)
 	if seen := l.next - 1; info.Delivered.Consumer != seen {
@@ -452,13 +491,16 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 // headerSize is what the server says of a body that it keeps.
 const headerSize = "Nats-Msg-Size"
 
-func newDelivery(subject string, seq, pending uint64, get func(string) string, body []byte, raw bool) Delivery {
-	d := Delivery{Seq: seq, Subject: subject, Pending: pending, Body: body, Size: len(body)}
-	if size, err := strconv.Atoi(get(headerSize)); err == nil && len(body) == 0 {
-		d.Size = size // a reader of headers
+// newDelivery reads a message as it is stored. Its header and body are the sender's words.
+func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw bool) Delivery {
+	body := msg.Data
+	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Body: body, Size: len(body), Stored: meta.Timestamp}
+	if sizes := msg.Header.Values(headerSize); len(body) == 0 && len(sizes) > 0 {
+		d.Size, _ = strconv.Atoi(sizes[len(sizes)-1]) // a reader of headers
 	}
-	h, err := envelope.ParseHeader(get)
+	h, err := envelope.ParseHeader(msg.Header.Get)
 	if err == nil {
+		d.Restamped = h.Place(d.Stored)
 		if !raw {
 			body, err = envelope.Decompress(nil, body, h.Encoding)
 		}

@@ -349,8 +349,12 @@ func (m *Members) owners() map[string][]string {
 func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 	defer close(done)
 	var lane *Lane
+	cfg := r.LaneConfig
+	if !r.Quiet {
+		cfg.Interrupted = m.led.Interrupted(r.Signal, r.Backend).Inc
+	}
 	if !proc.Retry(ctx, m.log, "open lane "+r.id(), func() (err error) {
-		lane, err = m.hub.Conn.OpenLane(ctx, r.LaneConfig)
+		lane, err = m.hub.Conn.OpenLane(ctx, cfg)
 		return err
 	}) {
 		return

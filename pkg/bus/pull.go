@@ -27,6 +27,8 @@ type pull struct {
 	group   string // of a lane; a reader has none
 	pin     string // empty until the server has served us
 	asked   []request
+	left    int // requests that were given up and may still be served
+	taken   int // out of msgs
 	count   int
 	active  time.Time // when the server was last heard of
 	single  bool      // a message is larger than a request may be: ask for one, of any size
@@ -67,16 +69,23 @@ const (
 	// deaf is how long the server may be silent before the requests are taken for
 	// lost: two heartbeats.
 	deaf = 2*requestHeartbeat + time.Second
+
+	// What was taken for lost may be served after all, by a server that was only slow: the
+	// channel has room for as many requests again, and more are not given up.
+	maxLeft = requests
 )
 
 // errPinLost says that the server serves somebody else, or nobody.
 var errPinLost = errors.New("the pin is lost")
 
+// errDeaf says that the server does not say anything about requests, again and again.
+var errDeaf = errors.New("the server does not answer requests for messages")
+
 // newPull subscribes; pin is the pin that is still ours, or empty.
 func newPull(c *Conn, stream, consumer, group, pin string) (*pull, error) {
 	nc := c.nc
 	p := &pull{conn: c, nc: nc, group: group, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
-	p.msgs = make(chan *nats.Msg, requests*(requestCount+16)) // messages, and what is said about a request
+	p.msgs = make(chan *nats.Msg, (requests+maxLeft)*(requestCount+16)) // messages, and what is said about a request
 	var err error
 	p.sub, err = nc.ChanSubscribe(p.inbox+".*", p.msgs)
 	if err == nil {
@@ -104,7 +113,7 @@ func (p *pull) unread() (pin string) {
 	for pin == "" {
 		select {
 		case msg := <-p.msgs:
-			pin = msg.Header.Get(pinHeader)
+			pin = pinOf(msg)
 		default:
 			return ""
 		}
@@ -112,8 +121,18 @@ func (p *pull) unread() (pin string) {
 	return pin
 }
 
-// pinHeader stands on every message of a pinned consumer.
+// pinHeader stands on every message of a pinned consumer. The server writes it behind the
+// sender's own fields, and says nothing of one that is there already: only the last one may
+// be the server's, and in a header that a sender has left open not even that.
 const pinHeader = "Nats-Pin-Id"
+
+func pinOf(msg *nats.Msg) string {
+	pins := msg.Header.Values(pinHeader)
+	if len(pins) == 0 {
+		return ""
+	}
+	return pins[len(pins)-1]
+}
 
 // next returns a message, or nil when none came within quiet. It ends with
 // errPinLost when the reader is to forget.
@@ -127,31 +146,42 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 		select {
 		case msg := <-p.msgs:
 			p.active = time.Now()
-			i := slices.IndexFunc(p.asked, func(r request) bool { return r.reply == msg.Subject })
-			if status := msg.Header.Get("Status"); status != "" && len(msg.Data) == 0 {
-				if err := p.told(i, status, msg); err != nil {
+			p.taken++
+			// A message bears its own subject, not that of the request: what a sender
+			// writes into its header is no word of the server's.
+			if strings.HasPrefix(msg.Subject, p.inbox+".") {
+				i := slices.IndexFunc(p.asked, func(r request) bool { return r.reply == msg.Subject })
+				if err := p.told(i, msg.Header.Get("Status"), msg); err != nil {
 					return nil, err
 				}
 				continue
 			}
-			// A message bears its own subject, not that of the request; requests are
-			// served in order.
+			// Requests are served in order.
 			if i := slices.IndexFunc(p.asked, func(r request) bool { return r.single }); i >= 0 {
 				p.asked = slices.Delete(p.asked, i, i+1)
 			}
 			p.single = false
 			return msg, nil
 		case <-timer.C:
-			if time.Since(p.active) > deaf {
-				p.asked, p.active = p.asked[:0], time.Now()
-			}
-			return nil, nil
+			return nil, p.giveUp(time.Now())
 		case <-forget:
 			return nil, errPinLost
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// giveUp takes the requests for lost when the server has not been heard of for long.
+func (p *pull) giveUp(now time.Time) error {
+	if now.Sub(p.active) <= deaf {
+		return nil
+	}
+	if p.left += len(p.asked); p.left > maxLeft {
+		return errDeaf
+	}
+	p.asked, p.active = p.asked[:0], now
+	return nil
 }
 
 // ask keeps enough requests out. One only while there is no pin: the server gives
@@ -199,6 +229,8 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 		}
 		if i >= 0 {
 			p.asked = slices.Delete(p.asked, i, i+1)
+		} else {
+			p.left = max(p.left-1, 0)
 		}
 		return nil
 	}

@@ -86,8 +86,7 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 		}
 		r.next++
 		r.left = meta.NumPending
-		d := newDelivery(msg.Subject, meta.Sequence.Stream, meta.NumPending, msg.Header.Get, msg.Data, true)
-		d.Stored = meta.Timestamp
+		d := newDelivery(msg, meta, true)
 		if reason := msg.Header.Get(headerReason); reason != "" {
 			d.Refusal = &Refusal{Reason: reason, Detail: msg.Header.Get(headerDetail), Backend: msg.Header.Get(headerBackend), Source: msg.Header.Get(headerSource)}
 		}

@@ -130,24 +130,63 @@ func (h Header) Fields(set func(name, value string)) {
 	}
 }
 
+// What no penstock goes beyond in a header, and a sender of something else may.
+const (
+	// MaxItems is how many items a message can hold: each takes two bytes at the least.
+	MaxItems = MaxBody / 2
+	// maxID is how long a message id may be, in bytes: an instance id and two numbers.
+	maxID = 256
+)
+
 // ParseHeader reads a header; get returns "" for a field that is not there. It
 // fails on what no penstock writes, so that a message of someone else is found
 // at the door.
 func ParseHeader(get func(name string) string) (h Header, err error) {
 	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), Encoding(get(HeaderContentEncoding)), get(HeaderID)
 	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions && h.ContentType != ContentTypeJSON {
-		return h, fmt.Errorf("header %s is %q", HeaderContentType, h.ContentType)
+		return Header{}, wrongField(HeaderContentType, h.ContentType)
 	}
-	if h.Items, err = strconv.Atoi(get(HeaderItems)); err != nil || h.Items < 0 {
-		return h, fmt.Errorf("header %s is %q", HeaderItems, get(HeaderItems))
+	if h.Encoding != "" && h.Encoding != S2 && h.Encoding != Zstd {
+		return Header{}, wrongField(HeaderContentEncoding, string(h.Encoding))
+	}
+	if len(h.ID) > maxID {
+		return Header{}, wrongField(HeaderID, h.ID)
+	}
+	if h.Items, err = strconv.Atoi(get(HeaderItems)); err != nil || h.Items < 0 || h.Items > MaxItems {
+		return Header{}, wrongField(HeaderItems, get(HeaderItems))
 	}
 	if h.Arrival, err = strconv.ParseInt(get(HeaderArrival), 10, 64); err != nil {
-		return h, fmt.Errorf("header %s is %q", HeaderArrival, get(HeaderArrival))
+		return Header{}, wrongField(HeaderArrival, get(HeaderArrival))
 	}
 	if h.Load, err = ParseLoad(get(HeaderLoad)); err != nil {
-		return h, fmt.Errorf("header %s is %q", HeaderLoad, get(HeaderLoad))
+		return Header{}, wrongField(HeaderLoad, get(HeaderLoad))
 	}
 	return h, nil
+}
+
+// wrongField quotes what a sender has written, not all of it.
+func wrongField(name, value string) error {
+	const enough = 64
+	if len(value) > enough {
+		return fmt.Errorf("header %s has %d bytes and begins with %q", name, len(value), value[:enough])
+	}
+	return fmt.Errorf("header %s is %q", name, value)
+}
+
+// How far a sender's clock may be off before that of the hub is taken instead. What an edge
+// has kept while its hub was away is as old as that was long.
+const (
+	maxAhead  = time.Hour
+	maxBehind = 90 * 24 * time.Hour
+)
+
+// Place makes stored, when the hub got the message, the arrival of a message whose own is
+// more than an hour later or more than 90 days earlier, and reports whether it was.
+func (h *Header) Place(stored time.Time) (moved bool) {
+	if at := h.Time(); at.After(stored.Add(maxAhead)) || at.Before(stored.Add(-maxBehind)) {
+		h.Arrival, moved = stored.UnixNano(), true
+	}
+	return moved
 }
 
 // Time returns the arrival as a time.

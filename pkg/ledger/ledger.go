@@ -84,6 +84,7 @@ type Ledger struct {
 	owned           *prometheus.GaugeVec
 	eta             *prometheus.GaugeVec
 	paused          *prometheus.GaugeVec
+	interrupted     *prometheus.CounterVec
 	heldTraces      *prometheus.GaugeVec
 	heldBytes       *prometheus.GaugeVec
 	decided         *prometheus.CounterVec
@@ -100,6 +101,7 @@ type Signal struct {
 	Sanitised  prometheus.Counter
 	Crowded    prometheus.Counter
 	Filtered   prometheus.Counter
+	Restamped  prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
 	dedup      *prometheus.CounterVec
@@ -125,6 +127,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk.", "reason")
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	filtered := counter("penstock_filtered_items_total", "Items that processing.filter has dropped, at an edge or a sink.")
+	restamped := counter("penstock_restamped_messages_total", "Messages whose arrival stamp was more than an hour ahead of the hub's clock or more than 90 days behind it: the hub's time counts instead. Look at the clock of the edge.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
 		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition had no room for new traces, which then wait in the hub."}),
@@ -139,6 +142,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "When the lane will have read all that waits for it, at the pace of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
 		paused:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_paused", Help: "How many partitions wait because the backend's address or credential is wrong (401, 403, 404, 405, a redirect, a certificate). The data is kept. Alert on more than 0."}, []string{"signal", "backend"}),
+		interrupted:     counter("penstock_lane_interruptions_total", "How often a lane that was read here went back to its floor: another process has it, a message was missing, or the hub was away. One that rises without end is a lane that stands still.", "backend"),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes of the spans of those traces, as on the wire."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
@@ -157,6 +161,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			Sanitised:  sanitised.WithLabelValues(n),
 			Crowded:    crowded.WithLabelValues(n),
 			Filtered:   filtered.WithLabelValues(n),
+			Restamped:  restamped.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
 			dedup:      dedup.MustCurryWith(prometheus.Labels{"signal": n}),
@@ -190,6 +195,7 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	s.dedup.WithLabelValues(backend)
 	l.replayed.WithLabelValues(sig.String(), backend)
 	l.paused.WithLabelValues(sig.String(), backend)
+	l.interrupted.WithLabelValues(sig.String(), backend)
 }
 
 // Of returns the part of one signal.
@@ -235,6 +241,11 @@ func (l *Ledger) Replayed(sig otlpwire.Signal, backend string) prometheus.Counte
 // and in how many seconds it has caught up.
 func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta prometheus.Gauge) {
 	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend), l.eta.WithLabelValues(signal, partition, backend)
+}
+
+// Interrupted returns the counter of how often lanes went back to their floors.
+func (l *Ledger) Interrupted(signal, backend string) prometheus.Counter {
+	return l.interrupted.WithLabelValues(signal, backend)
 }
 
 // Paused counts a lane among those that wait for a person, or not any longer.

@@ -156,7 +156,7 @@ func TestOlderThanWhatThereIs(t *testing.T) {
 	top.MaxBytes = 1 << 20
 	conn := openHub(t, top)
 	begin := time.Now()
-	arrival := time.Date(2026, 1, 31, 8, 0, 0, 0, time.UTC)
+	arrival := time.Now().UTC().Truncate(time.Second).Add(-30 * 24 * time.Hour)
 	for i := range 30 {
 		publish(t, conn, otlpwire.Logs, "as-1", i, 64<<10, arrival.Add(time.Duration(i)*time.Second))
 	}

@@ -31,6 +31,7 @@ type route struct {
 	inputs  chan input
 	idBase  string
 	seq     uint64
+	said    proc.Repeats
 }
 
 // input is one message of TRACES.
@@ -167,11 +168,16 @@ func (r *route) run(ctx context.Context) {
 // DEADLETTER at once.
 func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bool {
 	err := in.Err
+	if in.Restamped {
+		r.led.Of(otlpwire.Traces).Restamped.Inc()
+	}
 	if err == nil {
 		err = split.add(b, in)
 	}
 	if err != nil {
-		r.log.Warn("message is no traces and was dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err)
+		if more, due := r.said.Due(in.Subject, time.Now()); due {
+			r.log.Warn("message is no traces, dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err, "letters_since_last_said", more)
+		}
 		if !r.deadLetter(ctx, in, err) {
 			return false
 		}
@@ -181,7 +187,7 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 }
 
 func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
-	items := max(in.Header.Items, 1)
+	const items = 1 // what it holds nobody can count; what its sender says is not believed
 	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},

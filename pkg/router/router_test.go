@@ -343,7 +343,7 @@ func TestGatewayKeepsTheOrigin(t *testing.T) {
 	}
 	defer hub.Conn.Close()
 	g := newGateway(hub)
-	origin := receive.Origin{ID: "nonce-1-4", Arrival: 1_790_000_000_000_000_000, Load: envelope.Load{9, 9, 9, 9}}
+	origin := receive.Origin{ID: "nonce-1-4", Arrival: time.Now().Add(-time.Minute).UnixNano(), Load: envelope.Load{9, 9, 9, 9}}
 	for _, b := range []receive.Batch{
 		{Instance: "as-1", Origin: origin}, {Instance: "as-1", Origin: origin}, {Instance: "as-2", Origin: origin}, {Instance: "as-1"}, {Instance: "as-1"},
 	} {

@@ -175,6 +175,9 @@ func (l *directLane) run(ctx context.Context) {
 		case !l.excerpt.wait(ctx, d):
 			return false
 		}
+		if d.Restamped {
+			l.delivery.tally().restamped()
+		}
 		var err error
 		if l.excerpt.leavesOut(d) {
 			l.excerpt.unchosen(max(d.Header.Items, 1))
@@ -222,6 +225,7 @@ type tally interface {
 	delivered(items int)
 	dead(reason string, items int)
 	filtered(items int)
+	restamped()
 	decided(out sample.Output)
 }
 
@@ -235,6 +239,8 @@ type liveTally struct {
 func (t liveTally) delivered(items int) { t.led.Of(t.sig).Delivered(t.backend).Add(float64(items)) }
 
 func (t liveTally) dead(reason string, items int) { t.led.Of(t.sig).Dead(reason).Add(float64(items)) }
+
+func (t liveTally) restamped() { t.led.Of(t.sig).Restamped.Inc() }
 
 func (t liveTally) filtered(items int) { t.led.Of(t.sig).Filtered.Add(float64(items)) }
 
@@ -256,6 +262,8 @@ type furtherTally struct{ liveTally }
 func (furtherTally) decided(sample.Output) {}
 
 func (furtherTally) filtered(int) {}
+
+func (furtherTally) restamped() {}
 
 // delivery brings payloads to one backend, and dead-letters what that refuses for
 // good.
@@ -338,7 +346,7 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 
 // undecodable dead-letters a message that is no envelope of ours.
 func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
-	items := max(m.Header.Items, 1)
+	const items = 1 // what it holds nobody can count; what its sender says is not believed
 	if held, due := d.said.Due(m.Subject, time.Now()); due {
 		d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}

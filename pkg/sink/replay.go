@@ -576,6 +576,8 @@ func (e *excerpt) dead(_ string, items int) {
 	e.change(func(p *replay.Progress) { p.Dead += int64(items) })
 }
 
+func (e *excerpt) restamped() {} // counted when it was live
+
 // filtered counts with what was not asked for.
 func (e *excerpt) filtered(items int) { e.unchosen(items) }
 
