@@ -75,7 +75,7 @@ func main() {
 	runtime.KeepAlive(frames) // they are in before, too
 	traces, held := s.Held()
 	heap := float64(after.HeapAlloc) - float64(before.HeapAlloc)
-	fmt.Printf("\nheld: %d traces, %d wire bytes, %.0f bytes of heap: %.2f times the wire bytes, %.0f bytes a span\n", traces, held, heap, heap/float64(wire), heap/n)
+	fmt.Printf("\nheld: %d traces, counted as %d bytes, %.0f bytes of heap: %.2f times the wire bytes, %.0f bytes a span\n", traces, held, heap, heap/float64(wire), heap/n)
 }
 
 // feed sends a frame every 100 ms of stream time and returns the spans exported.

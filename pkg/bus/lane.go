@@ -87,6 +87,23 @@ type Delivery struct {
 // Instance returns the last token of the subject.
 func (d Delivery) Instance() string { return d.Subject[strings.LastIndexByte(d.Subject, '.')+1:] }
 
+// Decompress opens the body of a message of a raw lane, in the memory of the one before; Err
+// says when it cannot be.
+func (d *Delivery) Decompress(buf *[]byte) {
+	if d.Err != nil {
+		return
+	}
+	body, err := envelope.Decompress(*buf, d.Body, d.Header.Encoding)
+	if err != nil {
+		d.Err = err
+		return
+	}
+	if d.Header.Encoding != "" {
+		*buf = body
+	}
+	d.Body = body
+}
+
 // Lane is one ordered reader of one partition for one backend, on a durable
 // consumer that acknowledges all messages up to one. Next, Run and Close are for
 // one goroutine; Ack, Floor, Lag, Owned and Forget may be called from

@@ -32,11 +32,22 @@ const (
 	MaxBody = 2 * MaxPayload
 )
 
+// MaxRatio is how many times larger than its compressed body a body of more than
+// ratioFrom bytes may be. Spans have identifiers that do not compress, and stay far below; a
+// sender who makes much of a few bytes costs the hub little and everyone behind it a lot.
+const (
+	MaxRatio  = 256
+	ratioFrom = 64 << 10
+)
+
+func amplified(compressed, body int) bool { return body > ratioFrom && body/MaxRatio > compressed }
+
 // minCompress is the size below which compression is not worth a header.
 const minCompress = 256
 
 // Compress returns body compressed, in dst's memory where that suffices, and the
-// encoding; or body itself and "" where that is not smaller.
+// encoding; or body itself and "" where that is not smaller, or smaller than Decompress
+// believes.
 func Compress(dst, body []byte, e Encoding) ([]byte, Encoding) {
 	if len(body) < minCompress {
 		return body, ""
@@ -50,7 +61,7 @@ func Compress(dst, body []byte, e Encoding) ([]byte, Encoding) {
 	default:
 		return body, ""
 	}
-	if len(out) >= len(body) {
+	if len(out) >= len(body) || amplified(len(out), len(body)) {
 		return body, ""
 	}
 	return out, e
@@ -74,8 +85,10 @@ var (
 	})
 )
 
-// ErrTooLarge reports a body that would grow beyond MaxBody.
+// ErrTooLarge reports a body that would grow beyond MaxBody, or by more than MaxRatio.
 var ErrTooLarge = errors.New("decompressed body too large")
+
+var errAmplified = fmt.Errorf("%w: more than %d times its compressed size", ErrTooLarge, MaxRatio)
 
 // Decompress undoes Compress, in dst's memory where that suffices. The result may be
 // body itself.
@@ -94,6 +107,9 @@ func Decompress(dst, body []byte, e Encoding) ([]byte, error) {
 		if n > MaxBody {
 			return nil, ErrTooLarge
 		}
+		if amplified(len(body), n) {
+			return nil, errAmplified
+		}
 		out, err := s2.Decode(slices.Grow(dst[:0], n)[:n], body)
 		if err != nil {
 			return nil, fmt.Errorf("s2 body: %w", err)
@@ -106,6 +122,9 @@ func Decompress(dst, body []byte, e Encoding) ([]byte, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("zstd body: %w", err)
+		}
+		if amplified(len(body), len(out)) {
+			return nil, errAmplified
 		}
 		return out, nil
 	}

@@ -58,7 +58,7 @@ func TestCompressRoundTrip(t *testing.T) {
 		for _, tc := range []struct {
 			body []byte
 			want Encoding
-		}{{nil, ""}, {[]byte("short"), ""}, {random, ""}, {repeats, enc}} {
+		}{{nil, ""}, {[]byte("short"), ""}, {random, ""}, {repeats, enc}, {make([]byte, 400<<10), ""}} { // what grows too much is not believed
 			out, got := Compress(nil, tc.body, enc)
 			back, err := Decompress(nil, out, got)
 			if err != nil || got != tc.want || !bytes.Equal(back, tc.body) {
@@ -87,6 +87,8 @@ func TestDecompressIsBounded(t *testing.T) {
 		enc  Encoding
 	}{
 		"s2 bomb":                  {s2.Encode(nil, huge), S2},
+		"a small s2 bomb":          {s2.Encode(nil, huge[:400<<10]), S2},
+		"a small zstd bomb":        {enc.EncodeAll(huge[:400<<10], nil), Zstd},
 		"s2 claims 4 GiB":          {[]byte{0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0}, S2},
 		"s2 cut short":             {s2.Encode(nil, bytes.Repeat([]byte("otlp"), 1000))[:20], S2},
 		"zstd bomb":                {enc.EncodeAll(huge, nil), Zstd},

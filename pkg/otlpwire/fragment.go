@@ -113,7 +113,7 @@ func (g Group) Fragment(keep []bool) Fragment {
 }
 
 // Held returns the bytes that f holds, without its heads.
-func (f *Fragment) Held() int { return len(f.items) }
+func (f *Fragment) Held() int { return len(f.items) + 16*len(f.runs) }
 
 // Size returns the bytes that Append appends.
 func (f *Fragment) Size() int { return lenSize(f.content()) }

@@ -57,7 +57,7 @@ func (r *route) service() services.Service {
 		var shared []bus.Shared
 		for p := range r.cfg.Streams.Partitions {
 			shared = append(shared, bus.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
-				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p),
+				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p), Raw: true,
 			}})
 		}
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -167,6 +167,7 @@ func (r *route) run(ctx context.Context) {
 // add splits one input into b. A message that is no envelope of ours goes to
 // DEADLETTER at once.
 func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bool {
+	in.Decompress(&split.body)
 	err := in.Err
 	if in.Restamped {
 		r.led.Of(otlpwire.Traces).Restamped.Inc()
@@ -261,7 +262,8 @@ type splitter struct {
 	n     int // partitions
 	guard envelope.Guard
 	wire  otlpwire.Splitter
-	parts [][]byte // payload by partition, of the message at hand
+	body  []byte   // of the message at hand
+	parts [][]byte // payload by partition, of that
 }
 
 func (s *splitter) add(b *batch, in input) error {

@@ -134,22 +134,6 @@ func (l *directLane) claim() {
 	l.delivery.w = backend.Session(l.delivery.w)
 }
 
-// decompress opens a message of a raw lane, in the memory of the one before.
-func decompress(buf *[]byte, d *bus.Delivery) {
-	if d.Err != nil {
-		return
-	}
-	body, err := envelope.Decompress(*buf, d.Body, d.Header.Encoding)
-	if err != nil {
-		d.Err = err
-		return
-	}
-	if d.Header.Encoding != "" {
-		*buf = body
-	}
-	d.Body = body
-}
-
 func (l *directLane) run(ctx context.Context) {
 	defer l.lane.Close()
 	finish, stop := bus.Finish(ctx)
@@ -181,7 +165,7 @@ func (l *directLane) run(ctx context.Context) {
 		var err error
 		if l.excerpt.leavesOut(d) {
 			l.excerpt.unchosen(max(d.Header.Items, 1))
-		} else if decompress(&l.body, &d); d.Err != nil {
+		} else if d.Decompress(&l.body); d.Err != nil {
 			err = d.Err
 		} else {
 			var (

@@ -66,7 +66,8 @@ type SamplingConfig struct {
 	// File holds the collector's tail_sampling configuration. Without it every
 	// trace is kept.
 	File string `yaml:"file"`
-	// MaxBytes bounds the spans held by each partition's sampler.
+	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
+	// 500 bytes for each trace. What an instance holds beyond an eighth of it waits first.
 	MaxBytes proc.Bytes `yaml:"max_bytes_per_partition"`
 	// KeptSpans is how many spans a second the backend is meant to take, of all
 	// instances; 0 for no such bound. It is the measure for InstanceShare only.

@@ -274,7 +274,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 		return false
 	}
 	l.use() // a version may have come since the last tick
-	decompress(&l.body, &d)
+	d.Decompress(&l.body)
 	if !l.excerpt.matches(d) {
 		l.excerpt.unchosen(max(d.Header.Items, 1))
 	} else if err := l.frames(d, func(f envelope.Frame) error {
@@ -313,11 +313,15 @@ func (l *traceLane) idle(reached bool) {
 func (l *traceLane) note(out sample.Output) {
 	l.delivery.tally().decided(out)
 	if out.Full {
-		l.delivery.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition")
+		if more, due := l.delivery.said.Due("full "+l.journalSubject, time.Now()); due {
+			l.delivery.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+		}
 	}
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
-		l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge)
+		if more, due := l.delivery.said.Due("too large "+l.journalSubject, time.Now()); due {
+			l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
+		}
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {

@@ -21,7 +21,9 @@
 // to moments at which nothing was left behind on the way; it goes back when the
 // edge was only cut off, and sends what it has kept. When the edge's own clock is
 // set back, by more than a second, the open windows go back with it; when it is set
-// forward they close.
+// forward they close. A clock that does not move although its instance sends is moved on
+// when a trace has been held for its wait and [patience] by the reader's clock: what stands
+// still on one machine must not hold up what others share with it.
 //
 // # Policies
 //
@@ -35,6 +37,10 @@
 //   - No trace is decided for want of memory. At the bound, spans of new traces are
 //     passed over, and read again from the floor when there is room: reading is
 //     what slows down. A trace that takes half of the bound by itself is given up.
+//   - It is the instances that hold more than an eighth of the bound whose traces are passed
+//     over, until nothing else helps; and each time reading begins anew, something that
+//     had been passed over, or held, has been decided.
+//   - No arrival stamp, however odd, overflows or stands for something else.
 //   - Late spans follow the decision of their trace while it is remembered; a
 //     decision that was recorded is never reversed by the next owner.
 //
@@ -120,23 +126,31 @@ type Sampler struct {
 	span      otlpwire.Span
 	scratch   []byte // the trace at hand
 	trace     policy.Trace
-	fresh     []bool // of the piece at hand, which spans are not held yet
-	hash      maphash.Hash
+	passing   []*instance // whose traces are passed over
+	// now is the reader's clock of the last Idle, start that of the first one, swept of the
+	// last look for traces that are overdue; in Unix nanoseconds.
+	now, start, swept int64
+	fresh             []bool // of the piece at hand, which spans are not held yet
+	hash              maphash.Hash
 }
 
 // held is what samplers of one reader hold together.
 type held struct {
 	owed  ledger
-	bytes int // on the wire, what traces share counted once
+	bytes int // what traces take here; what they share counted once
 	// passed: traces have been passed over, and will be until all is read again.
 	passed bool
+	// decided: a trace has been, since then.
+	decided bool
 }
 
 // instance is the state of one instance.
 type instance struct {
 	name    string
+	known   bool      // it has a clock
 	clock   int64     // in Unix nanoseconds of the edge
 	arrival int64     // the highest one seen since the edge's clock was set back
+	skew    int64     // how far the open windows have been moved with it: windows are times less skew
 	back    int64     // by how much the clock was last set back
 	origin  uint64    // highest sequence of TRACES seen
 	active  bool      // since the last Idle
@@ -146,6 +160,11 @@ type instance struct {
 	budgets budgets
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
+
+	bytes   int  // that its traces take
+	passed  bool // its new traces are passed over
+	full    int  // bytes when that began
+	decided bool // one of its traces has been, since then
 }
 
 // budgets has those of each version of the policies, by its number.
@@ -162,9 +181,11 @@ func (b budgets) of(version uint64) *policy.Budgets {
 type trace struct {
 	id     otlpwire.TraceID
 	rules  *policy.Version
-	first  int64 // arrival of its first span
-	root   int64 // of its root span, 0 before
-	due    int64 // when its window closes, in stream time
+	first  int64 // arrival of its first span, less the skew then
+	root   int64 // likewise of its root span
+	rooted bool  // it has one
+	due    int64 // when its window closes
+	read   int64 // when it was first seen, by the reader's clock
 	seq    uint64
 	place  int // in the queue
 	spans  int
@@ -178,6 +199,30 @@ type trace struct {
 // idleGrace is how much the clock of a silent instance stays behind: the way from
 // the edge to the hub may take so much longer for one message than for another.
 const idleGrace = time.Second
+
+// How long a trace may be held, beyond its wait, by the reader's clock, once everything that
+// the hub had then is read. A link that is slower than what comes in makes its edge's clock
+// slower than the reader's; ten minutes allow one twentieth at a wait of 30 s.
+const (
+	patience       = 10 * time.Minute
+	passedPatience = 30 * time.Second // where others wait for room
+	sweepInterval  = 5 * time.Second
+)
+
+// The least and the greatest stamp: from 1970 to 2116. Sums of a few of them do not
+// overflow.
+const (
+	maxStamp = 1 << 62
+	maxSkew  = 1 << 61
+)
+
+// What is held for a trace and a piece of one beside their bytes, about: a trace of one small
+// span takes as much again and again what it takes on the wire.
+const (
+	traceBytes = 400
+	pieceBytes = 120
+	spanBytes  = 16
+)
 
 // New returns an empty sampler that holds up to maxBytes of spans.
 //
@@ -220,7 +265,7 @@ func (s *Sampler) rules(seq uint64) *policy.Version {
 // setDue says when the window of t closes.
 func (t *trace) setDue() {
 	t.due = t.first + int64(t.rules.Wait)
-	if after := t.rules.WaitAfterRoot; after > 0 && t.root != 0 {
+	if after := t.rules.WaitAfterRoot; after > 0 && t.rooted {
 		t.due = min(t.due, t.root+int64(after))
 	}
 }
@@ -230,6 +275,7 @@ func (t *trace) setDue() {
 func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
 	s.decided.reached(seq)
+	f.Arrival = min(max(f.Arrival, 0), maxStamp)
 	in := s.instances[f.Instance]
 	if in == nil {
 		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
@@ -278,7 +324,8 @@ const maxBack = int64(time.Second)
 func (in *instance) tell(arrival int64) {
 	step := arrival - in.arrival
 	switch {
-	case in.arrival == 0:
+	case !in.known:
+		in.known, in.arrival = true, arrival
 	case step < -maxBack:
 		in.back = -step
 		in.shift(step)
@@ -292,15 +339,7 @@ func (in *instance) tell(arrival int64) {
 }
 
 // shift moves all open windows.
-func (in *instance) shift(by int64) {
-	for _, t := range in.queue {
-		t.first += by
-		t.due += by
-		if t.root != 0 {
-			t.root += by
-		}
-	}
-}
+func (in *instance) shift(by int64) { in.skew = min(max(in.skew+by, -maxSkew), maxSkew) }
 
 // addPiece adds spans of one trace that share a resource.
 func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
@@ -324,19 +363,20 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		return
 	}
 	t := in.traces[id]
-	if t == nil && (s.held.passed || s.held.bytes > s.maxBytes) {
-		if !s.held.passed {
+	if t == nil && s.full(in) {
+		if !in.passed {
 			s.held.owed.add(seq) // for ever: the floor stays below
 			s.passOver(in, arrival, out)
 		}
 		return
 	}
 	if t == nil {
-		t = &trace{id: id, rules: s.rules(seq), first: arrival, seq: seq}
+		t = &trace{id: id, rules: s.rules(seq), first: arrival - in.skew, seq: seq, read: s.now}
 		t.setDue()
 		in.traces[id] = t
 		heap.Push(&in.queue, t)
 		s.held.owed.add(seq)
+		s.take(in, traceBytes)
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
@@ -346,8 +386,8 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
-		if s.span.Root && t.root == 0 {
-			t.root = arrival
+		if s.span.Root && !t.rooted {
+			t.root, t.rooted = arrival-in.skew, true
 			t.setDue()
 			heap.Fix(&in.queue, t.place)
 		}
@@ -359,14 +399,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	t.spans += fresh
 	t.load.Max(load)
 	t.silent = t.silent || load == (envelope.Load{})
-	s.hold(t, g.Fragment(s.fresh))
+	s.hold(in, t, g.Fragment(s.fresh), fresh)
 	largest := s.maxBytes / 2
 	if own := t.rules.MaxTraceBytes; own > 0 {
 		largest = min(largest, own)
 	}
 	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
-		s.passOver(in, arrival, out)
-		s.putBack()
+		s.putBack(in, arrival, out)
 	}
 	if t.size > largest && t.place >= 0 {
 		out.TooLarge++
@@ -385,32 +424,39 @@ func (s *Sampler) identity(resource, scope, span []byte) uint64 {
 	return s.hash.Sum64()
 }
 
+// take notes that traces of in take so much more, or less.
+func (s *Sampler) take(in *instance, bytes int) {
+	in.bytes += bytes
+	s.held.bytes += bytes
+}
+
 // hold adds a piece to a trace. The resource and scopes of a frame, which all its
 // pieces share, count once.
-func (s *Sampler) hold(t *trace, piece otlpwire.Fragment) {
+func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans int) {
 	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
-		s.held.bytes += piece.Heads.Size()
+		s.take(in, piece.Heads.Size())
 	}
-	s.held.bytes += piece.Held()
+	s.take(in, piece.Held()+pieceBytes+spans*spanBytes)
 	t.size += piece.Size()
 	t.pieces = append(t.pieces, piece)
 }
 
-// letGo takes the pieces of a trace out of what is held.
-func (s *Sampler) letGo(t *trace) {
+// letGo takes a trace out of what is held.
+func (s *Sampler) letGo(in *instance, t *trace) {
 	for i := range t.pieces {
 		heads := t.pieces[i].Heads
-		s.held.bytes -= t.pieces[i].Held()
+		s.take(in, -t.pieces[i].Held()-pieceBytes)
 		if s.heads[heads]--; s.heads[heads] == 0 {
 			delete(s.heads, heads)
-			s.held.bytes -= heads.Size()
+			s.take(in, -heads.Size())
 		}
 	}
+	s.take(in, -traceBytes-t.spans*spanBytes)
 }
 
 // advance decides the traces of in whose windows its clock has passed.
 func (s *Sampler) advance(in *instance, out *Output) {
-	for len(in.queue) > 0 && in.queue[0].due < in.clock {
+	for len(in.queue) > 0 && in.queue[0].due < in.clock-in.skew {
 		s.decide(in, out)
 	}
 }
@@ -422,24 +468,31 @@ func (s *Sampler) decide(in *instance, out *Output) {
 	for i := range t.pieces {
 		s.scratch = t.pieces[i].Append(s.scratch)
 	}
-	s.trace.Reset(t.id, t.spans, s.scratch, t.due)
+	s.trace.Reset(t.id, t.spans, s.scratch, t.due+in.skew)
 	if !t.silent {
 		s.trace.Load = t.load
 	}
 	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
-	if s.chosen != nil && !s.chosen(t.first, t.seq) {
+	if s.chosen != nil && !s.chosen(t.first+in.skew, t.seq) {
 		v.Keep = false // it was judged for what it took out of the budgets
 		out.Unchosen += t.spans
 		out.SampledOut -= t.spans
 	}
 	s.conclude(in, t, v, out)
+	if cap(s.scratch) > maxScratch {
+		s.scratch = nil
+	}
 }
+
+// maxScratch is how much memory is kept for the next trace.
+const maxScratch = 4 << 20
 
 // conclude lets go of a trace that is off the queue.
 func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
 	delete(in.traces, t.id)
-	s.letGo(t)
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due, Spent: v.Took}
+	s.letGo(in, t)
+	s.held.decided, in.decided = true, true
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + in.skew, Spent: v.Took}
 	k := key{in.name, t.id}
 	out.By = append(out.By, v.By)
 	if !v.Keep {
@@ -455,18 +508,51 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
 }
 
-// passOver begins to pass over new traces, in the middle of a frame of in. Those that
-// began with it are put back, too: traces are decided in the order of their due and
-// ID, and what is passed over comes later than what is held.
+// share is what every instance may hold, also when the bound is reached.
+func (s *Sampler) share() int { return s.maxBytes / 8 }
+
+// full reports whether there is no room for a new trace of in. Beyond the bound there is
+// some for instances that hold little.
+func (s *Sampler) full(in *instance) bool {
+	switch over := s.held.bytes - s.maxBytes; {
+	case in.passed:
+		return true
+	case in.bytes < s.share():
+		return over > s.maxBytes/4
+	default:
+		return over > 0
+	}
+}
+
+// pass begins to pass over new traces of in.
+func (s *Sampler) pass(in *instance, out *Output) {
+	if !s.held.passed {
+		s.held.passed, s.held.decided = true, false
+	}
+	in.passed, in.full, in.decided, out.Full = true, in.bytes, false, true
+	s.passing = append(s.passing, in)
+}
+
+// passOver does so in the middle of a frame of in. Traces that began with it are put back,
+// too: traces are decided in the order of their due and ID, and what is passed over comes
+// later than what is held. Unless in holds more than its share under one stamp, which no edge
+// sends: what is put back whole would be read and put back for ever.
 func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
-	if s.held.passed {
+	if in.passed {
 		return
 	}
-	s.held.passed, out.Full = true, true
-	for _, t := range slices.Clone(in.queue) {
-		if t.first == arrival {
-			s.release(in, t)
+	s.pass(in, out)
+	var young []*trace
+	for _, t := range in.queue {
+		if t.first == arrival-in.skew {
+			young = append(young, t)
 		}
+	}
+	if len(young) == len(in.queue) && in.bytes >= s.share() {
+		return
+	}
+	for _, t := range young {
+		s.release(in, t)
 	}
 }
 
@@ -474,43 +560,94 @@ func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
 func (s *Sampler) release(in *instance, t *trace) {
 	heap.Remove(&in.queue, t.place)
 	delete(in.traces, t.id)
-	s.letGo(t)
+	s.letGo(in, t)
 	t.place = -1
 }
 
 // putBack lets go of the youngest traces until what is held is within the bound:
-// traces that are held may grow, and many do.
-func (s *Sampler) putBack() {
+// traces that are held may grow, and many do. Those of instances that hold much go first, and
+// the oldest one of each last. A frame of now, of this arrival, is at hand.
+func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
 	type candidate struct {
 		*instance
 		*trace
+		last bool
 	}
 	var all []candidate
 	for _, in := range s.instances {
+		oldest := -1
 		for _, t := range in.queue {
-			all = append(all, candidate{in, t})
+			if oldest < 0 || t.seq < all[oldest].trace.seq {
+				oldest = len(all)
+			}
+			all = append(all, candidate{in, t, false})
+		}
+		if oldest >= 0 {
+			all[oldest].last = true
 		}
 	}
+	rank := func(c candidate) int {
+		switch {
+		case c.last:
+			return 2
+		case c.instance.bytes < s.share():
+			return 1
+		}
+		return 0
+	}
 	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
 	})
-	for _, h := range all[:max(len(all)-1, 0)] {
+	for _, c := range all[:max(len(all)-1, 0)] {
 		if s.held.bytes <= s.maxBytes {
 			return
 		}
-		s.release(h.instance, h.trace)
+		switch {
+		case c.instance == now:
+			s.passOver(now, arrival, out)
+		case !c.passed:
+			s.pass(c.instance, out)
+		}
+		if c.place >= 0 { // not put back with those that began as it did
+			s.release(c.instance, c.trace)
+		}
 	}
 }
 
-// room reports whether traces were passed over for which there is room now.
-func (s *Sampler) room() bool { return s.held.passed && s.held.bytes <= s.maxBytes/2 }
+// room reports whether traces were passed over for which there is room now, and whether
+// something has been decided since: else the same would be read and passed over for ever.
+func (s *Sampler) room() bool {
+	if !s.held.passed || !s.held.decided || s.held.bytes > s.maxBytes {
+		return false
+	}
+	for _, in := range s.passing {
+		switch {
+		case in.decided && in.bytes <= in.full/2:
+			return true
+		case len(in.queue) == 0 && s.held.bytes <= s.maxBytes-s.maxBytes/4:
+			return true
+		}
+	}
+	return false
+}
 
 // Idle moves the clocks of silent instances on. The caller knows that everything
 // which the hub had at the moment before has been added; now is the present. Both
 // are of the caller's clock.
 func (s *Sampler) Idle(before, now time.Time) (out Output) {
+	if s.now = now.UnixNano(); s.start == 0 {
+		s.start = s.now
+	}
+	sweep := s.now-s.swept >= int64(sweepInterval)
+	if sweep {
+		s.swept = s.now
+	}
 	for _, name := range s.names() {
 		in := s.instances[name]
+		if sweep {
+			s.overdue(in, before.UnixNano())
+			s.advance(in, &out)
+		}
 		if in.active {
 			in.active, in.silent = false, now // what was added may be as young as that
 			continue
@@ -518,12 +655,31 @@ func (s *Sampler) Idle(before, now time.Time) (out Output) {
 		silence := before.Sub(in.silent)
 		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
-		if len(in.traces) == 0 && silence > time.Hour {
+		for _, t := range in.queue { // none, unless stamps went to and fro
+			if silence-idleGrace > t.rules.Wait {
+				in.clock = max(in.clock, t.due+in.skew+1)
+			}
+		}
+		s.advance(in, &out)
+		if len(in.traces) == 0 && silence > time.Hour && !in.passed {
 			delete(s.instances, name)
 		}
 	}
 	out.Rewind = s.room()
 	return out
+}
+
+// overdue moves the clock of an instance on to the traces that have been held for too long.
+func (s *Sampler) overdue(in *instance, before int64) {
+	grace := patience
+	if in.passed {
+		grace = passedPatience
+	}
+	for _, t := range in.queue {
+		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= before {
+			in.clock = max(in.clock, t.due+in.skew+1)
+		}
+	}
 }
 
 // Finish decides all that is held: nothing more will come.

@@ -254,8 +254,8 @@ func TestLittleRoomLosesNothing(t *testing.T) {
 			}
 		}
 	}
-	want, _ := decide(1 << 20)
-	got, rounds := decide(5000)
+	want, _ := decide(1 << 30)
+	got, rounds := decide(60_000)
 	if rounds == 0 {
 		t.Error("there was room for all: nothing is proven")
 	}

@@ -55,7 +55,7 @@ func newWorld(seed uint64) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 99)), wait: 10 * time.Second, streams: map[string][]simSpan{}, delivered: map[string]int{}}
 	w.root = time.Duration(w.rng.IntN(2)) * 3 * time.Second
 	if w.room = 1 << 30; w.root == 0 && w.rng.IntN(3) == 0 {
-		w.room = 1400 // of a few thousand: one trace has up to 600
+		w.room = 5000 // of up to 25,000: one trace takes about 1,000
 	}
 	set, err := policy.Parse("sim", fmt.Appendf(nil, `
 decision_wait: %v

@@ -90,13 +90,12 @@ func (l *ledger) lowest() (uint64, bool) {
 	return l.debts[0].seq, true
 }
 
-// memory remembers decisions, a bounded number of each kind: when the younger
-// half is full the older half is forgotten. Of kept traces it is exact; of the
-// others it remembers 64 bits, and takes a trace for one of n that were dropped
+// memory remembers decisions, a bounded number of each kind. Of kept traces it is exact;
+// of the others it remembers 64 bits, and takes a trace for one of n that were dropped
 // with a chance of n in 2^64.
 type memory struct {
-	kept    generations[key, *keptTrace]
-	dropped generations[uint64, uint64] // the sequence up to which the spans counted
+	kept    shelves[otlpwire.TraceID, *keptTrace]
+	dropped shelves[uint64, uint64] // the sequence up to which the spans counted
 	seed    maphash.Seed
 
 	// Of the sampler before, and with spans above the floor: these are read again,
@@ -120,14 +119,14 @@ type keptTrace struct {
 	sent bool   // they are at the backend
 }
 
-// defaultMemory is how many decisions of a kind are remembered: of kept traces 100
-// bytes each and the name of the instance, of others 16 bytes, and what a map adds.
+// defaultMemory is how many decisions of a kind are remembered: of kept traces 120
+// bytes each, of others 24 bytes, and what a map adds.
 const defaultMemory = 100_000
 
 func newMemory(kept, dropped int, floor uint64) memory {
 	return memory{
-		kept:    newGenerations[key, *keptTrace](cmp.Or(kept, defaultMemory)),
-		dropped: newGenerations[uint64, uint64](cmp.Or(dropped, defaultMemory)),
+		kept:    newShelves[otlpwire.TraceID, *keptTrace](cmp.Or(kept, defaultMemory)),
+		dropped: newShelves[uint64, uint64](cmp.Or(dropped, defaultMemory)),
 		seed:    maphash.MakeSeed(),
 		floor:   floor, above: make(map[key]aboveFloor),
 	}
@@ -149,12 +148,12 @@ func (m *memory) reached(seq uint64) {
 }
 
 func (m *memory) keep(k key, t keptTrace) {
-	m.kept.add(k, &t)
+	m.kept.add(k.instance, k.id, &t)
 	m.pin(k, &t, t.upto)
 }
 
 func (m *memory) drop(k key, upto uint64) {
-	m.dropped.add(maphash.Comparable(m.seed, k), upto)
+	m.dropped.add(k.instance, maphash.Comparable(m.seed, k), upto)
 	m.pin(k, nil, upto)
 }
 
@@ -163,7 +162,7 @@ func (m *memory) sent(k key) {
 	if a, ok := m.above[k]; ok && a.kept != nil {
 		a.kept.sent = true
 	}
-	if t, ok := m.kept.get(k); ok {
+	if t, ok := m.kept.get(k.instance, k.id); ok {
 		t.sent = true
 	}
 }
@@ -171,9 +170,9 @@ func (m *memory) sent(k key) {
 // recall returns what is remembered of a trace, kept nil when it was dropped, and
 // up to which sequence nothing of its spans is left to be done.
 func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
-	kept, known = m.kept.get(k)
+	kept, known = m.kept.get(k.instance, k.id)
 	if !known {
-		upto, known = m.dropped.get(maphash.Comparable(m.seed, k))
+		upto, known = m.dropped.get(k.instance, maphash.Comparable(m.seed, k))
 	}
 	if a, ok := m.above[k]; ok && !known {
 		kept, upto, known = a.kept, a.upto, true
@@ -186,25 +185,62 @@ func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
 	return kept, known, upto
 }
 
-type generations[K comparable, V any] struct {
-	half       int
-	young, old map[K]V
+// shelves hold a bounded number of values, a shelf for each instance. When they are full
+// the oldest ones of the largest shelf go: an instance that decides much pushes out what is
+// remembered of itself, not of others.
+type shelves[K comparable, V any] struct {
+	size, n int
+	of      map[string]*shelf[K, V]
 }
 
-func newGenerations[K comparable, V any](size int) generations[K, V] {
-	return generations[K, V]{half: max(size/2, 1), young: make(map[K]V)}
+type shelf[K comparable, V any] struct {
+	values map[K]V
+	order  []K // as they were added
 }
 
-func (g *generations[K, V]) add(k K, v V) {
-	if len(g.young) >= g.half {
-		g.young, g.old = make(map[K]V), g.young
+func newShelves[K comparable, V any](size int) shelves[K, V] {
+	return shelves[K, V]{size: max(size, 1), of: make(map[string]*shelf[K, V])}
+}
+
+func (s *shelves[K, V]) add(instance string, k K, v V) {
+	if _, there := s.get(instance, k); !there && s.n >= s.size {
+		s.forget()
 	}
-	g.young[k] = v
+	own := s.of[instance]
+	if own == nil {
+		own = &shelf[K, V]{values: make(map[K]V)}
+		s.of[instance] = own
+	}
+	if _, there := own.values[k]; !there {
+		own.order = append(own.order, k)
+		s.n++
+	}
+	own.values[k] = v
 }
 
-func (g *generations[K, V]) get(k K) (v V, ok bool) {
-	if v, ok = g.young[k]; !ok {
-		v, ok = g.old[k]
+// forget takes some off the largest shelf, so many at a time that looking for it costs
+// little.
+func (s *shelves[K, V]) forget() {
+	var largest *shelf[K, V]
+	for instance, one := range s.of {
+		switch {
+		case len(one.order) == 0:
+			delete(s.of, instance)
+		case largest == nil || len(one.order) > len(largest.order):
+			largest = one
+		}
+	}
+	some := min(s.size/64+1, len(largest.order))
+	for _, k := range largest.order[:some] {
+		delete(largest.values, k)
+	}
+	largest.order = append(largest.order[:0], largest.order[some:]...)
+	s.n -= some
+}
+
+func (s *shelves[K, V]) get(instance string, k K) (v V, ok bool) {
+	if own := s.of[instance]; own != nil {
+		v, ok = own.values[k]
 	}
 	return v, ok
 }
