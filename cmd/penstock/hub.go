@@ -110,7 +110,7 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 	if cfg.URL == "" {
 		cfg = bus.Config{URL: url, Creds: os.Getenv("HUB_CREDS")}
 	}
-	cfg.Name = h.given.Name
+	cfg.Name, cfg.InboxPrefix = h.given.Name, cmp.Or(h.given.InboxPrefix, cfg.InboxPrefix)
 	if cfg.URL == "" {
 		cfg.URL = "nats://127.0.0.1:4222"
 	}
@@ -130,8 +130,6 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 			cfg.TLS.Key = h.given.TLS.Key
 		case "tls-handshake-first":
 			cfg.HandshakeFirst = h.given.HandshakeFirst
-		case "inbox-prefix":
-			cfg.InboxPrefix = h.given.InboxPrefix
 		}
 	})
 	return cfg, errors.Join(cfg.Validate("hub"), cfg.CheckFiles("hub"))

@@ -24,6 +24,7 @@ Commands:
   deadletter  show what backends refused, bring it to them again, clear it away
   policies    give the sinks new sampling policies, without a restart
   token       make a bearer token for an instance without an edge
+  nats-config add an instance to the hub's configuration, make it a certificate
   version     print the version
 
 "penstock <command> -help" shows the flags of a command.
@@ -50,6 +51,8 @@ func main() {
 		os.Exit(whatIf(args[1:]))
 	case "token":
 		os.Exit(token(args[1:]))
+	case "nats-config":
+		os.Exit(natsConfig(args[1:]))
 	case "version", "-version", "--version":
 		fmt.Println(proc.VersionLine("penstock"))
 	case "help", "-h", "-help", "--help":

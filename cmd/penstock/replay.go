@@ -110,6 +110,7 @@ func replays(args []string) int {
 		acceptLoss bool
 		dryRun     bool
 		detach     bool
+		as         string
 	)
 	span.add(fs)
 	fs.Var(&signals, "signal", "traces, metrics or logs, with commas; default: all")
@@ -120,6 +121,7 @@ func replays(args []string) int {
 	fs.BoolVar(&acceptLoss, "accept-loss", false, "go on though a backend says that it refuses data that old")
 	fs.BoolVar(&dryRun, "dry-run", false, "count what the range holds, file nothing")
 	fs.BoolVar(&detach, "detach", false, "file the job and do not wait")
+	fs.StringVar(&as, "as", "", "`instance` that the credential is of, where it is not an operator's: the sinks are asked for what concerns it")
 	hub.add(fs, "replay")
 	fs.Usage = hub.help(replayUsage)
 	words, err := words(fs, args)
@@ -128,7 +130,18 @@ func replays(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	c := &replayCommand{hub: &hub, out: os.Stdout}
+	if as != "" {
+		if hub.given.InboxPrefix == "" {
+			hub.given.InboxPrefix = "_INBOX_replay-" + as
+		}
+		if len(span.instances) == 0 {
+			span.instances = list{as}
+		}
+		if dryRun {
+			return missing("replay", "-dry-run reads telemetry, and a credential of one instance reads none: leave it out")
+		}
+	}
+	c := &replayCommand{hub: &hub, as: as, out: os.Stdout}
 	if len(words) > 0 {
 		id := []string{"ID of a job, as penstock replay list shows it,"}
 		if !choose("replay", words, map[string][]string{"list": {}, "status": id, "stop": id, "resume": id, "remove": id}) {
@@ -210,9 +223,21 @@ func summary(j replay.Request) string {
 // replayCommand talks to the hub.
 type replayCommand struct {
 	hub  *hubFlags
+	as   string // the instance that the credential is of; empty for an operator's
 	conn *bus.Conn
-	jobs *replay.Jobs
+	jobs jobs
 	out  *os.File
+}
+
+// jobs are those of the hub's table, or those of one instance, by way of the sinks.
+type jobs interface {
+	File(ctx context.Context, j *replay.Job, by string, now time.Time) (job *replay.Job, filed bool, err error)
+	Stop(ctx context.Context, id, by string, now time.Time) error
+	Resume(ctx context.Context, id, by string, now time.Time) error
+	Remove(ctx context.Context, id, by string, now time.Time) error
+	Table(ctx context.Context) (*replay.Table, error)
+	Status(ctx context.Context, id string) (replay.Status, error)
+	Audit(ctx context.Context, id string) ([]replay.Entry, error)
 }
 
 func (c *replayCommand) open(ctx context.Context, do func() error) (err error) {
@@ -220,7 +245,12 @@ func (c *replayCommand) open(ctx context.Context, do func() error) (err error) {
 		return err
 	}
 	defer c.conn.Close()
-	if c.jobs, err = replay.Open(ctx, c.conn, c.hub.top); err != nil {
+	if c.as != "" {
+		c.jobs, err = replay.OpenRemote(c.conn, c.as)
+	} else {
+		c.jobs, err = replay.Open(ctx, c.conn, c.hub.top)
+	}
+	if err != nil {
 		return err
 	}
 	return do()

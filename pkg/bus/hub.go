@@ -24,6 +24,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 	if !conn.Connected() {
 		log.Warn("waiting for the hub", "server", cfg.target(), "err", reason(conn.nc.LastError()))
 	}
+	var said proc.Repeats
 	for {
 		if !proc.Until(ctx, conn.Connected) {
 			conn.Close()
@@ -37,7 +38,9 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 			conn.Close()
 			return nil, err
 		}
-		log.Warn("hub is not ready, will try again", "err", err)
+		if more, due := said.Due(Kind(err), time.Now()); due {
+			log.Warn("hub is not ready, will try again", "err", err, "more_since_last_said", more)
+		}
 		if !proc.Sleep(ctx, time.Second) {
 			conn.Close()
 			return nil, err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -66,6 +67,9 @@ const (
 	spansAge     = 2 * time.Hour
 	decisionsAge = 2 * time.Hour
 	auditAge     = 365 * 24 * time.Hour
+
+	// maxMessage is the largest message that penstock sends, with its header, in bytes.
+	maxMessage = envelope.MaxPayload + 64<<10
 
 	// duplicateWindow is how long a hub recognises a message id. A sender that
 	// reconnects within it stores nothing twice.
@@ -128,7 +132,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	base := jetstream.StreamConfig{
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, Storage: jetstream.FileStorage, Replicas: t.Replicas,
 		Duplicates: duplicateWindow, DenyDelete: true, DenyPurge: true,
-		MaxConsumers: t.consumers(),
+		MaxConsumers: t.consumers(), MaxMsgSize: maxMessage,
 	}
 	var all []jetstream.StreamConfig
 	for _, sig := range otlpwire.Signals {

@@ -285,7 +285,7 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	}
 	conn, err := bus.Dial(d.cfg, d.log)
 	if err == nil && conn.MaxPayload() < minHubPayload {
-		err = fmt.Errorf("the hub takes messages of up to %d bytes, and the spool holds some of up to %d: set its max_payload to 8MB, as deploy/nats does", conn.MaxPayload(), minHubPayload)
+		err = fmt.Errorf("the hub takes messages of up to %d bytes, and the spool holds some of up to %d: set its max_payload to 2MB, as deploy/nats does", conn.MaxPayload(), minHubPayload)
 		conn.Close()
 	}
 	if err != nil {

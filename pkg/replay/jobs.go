@@ -401,11 +401,7 @@ func (s *Jobs) Status(ctx context.Context, id string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	st, ok := t.Status(id)
-	if !ok {
-		return Status{}, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
-	}
-	return st, nil
+	return t.find(id)
 }
 
 // Audit returns what was done with a job, oldest first; "*" for all jobs.

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -246,6 +247,28 @@ func TestWhatOthersWriteHarmsNobody(t *testing.T) {
 	}
 }
 
+// TestOneJobOfAnInstanceAtATime: who may have one instance replayed leaves room for others.
+func TestOneJobOfAnInstanceAtATime(t *testing.T) {
+	table := NewTable()
+	var phases []string
+	for i, instances := range [][]string{{"as-1"}, {"as-1"}, {"as-*"}, {"as-2"}} {
+		r := request(func(r *Request) { r.Instances, r.Late = instances, time.Duration(i+1)*time.Hour })
+		j := &Job{ID: r.JobID(), At: noon.Add(time.Duration(i) * time.Second), Request: r, State: Running}
+		for key, v := range map[string]any{jobKey(j.scope(), j.ID): j, j.PlanKey(): Plan{Lanes: []Lane{{Signal: "logs"}}}, j.CheckKey("logs"): Check{OK: true}} {
+			b, _ := json.Marshal(v)
+			if err := table.Set(key, b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, s := range table.Jobs() {
+		phases = append(phases, s.Phase())
+	}
+	if got := strings.Join(phases, " "); got != "running waiting running running" {
+		t.Error(got)
+	}
+}
+
 // TestJobsWait: so many at a time, in the order in which they were filed.
 func TestJobsWait(t *testing.T) {
 	table := NewTable()
@@ -257,10 +280,10 @@ func TestJobsWait(t *testing.T) {
 	}
 	var jobs []*Job
 	for i := range MaxRunning + 2 {
-		r := request(func(r *Request) { r.Late = time.Duration(i+1) * time.Hour })
+		r := request(func(r *Request) { r.Instances = []string{fmt.Sprint("as-", i)} })
 		j := &Job{ID: r.JobID(), At: noon.Add(time.Duration(i) * time.Second), Request: r, State: Running}
 		jobs = append(jobs, j)
-		set("job.as-1."+j.ID, j)
+		set(jobKey(j.scope(), j.ID), j)
 		set(j.PlanKey(), Plan{Lanes: []Lane{{Signal: "logs"}}})
 		set(j.CheckKey("logs"), Check{OK: true})
 	}
@@ -279,7 +302,7 @@ func TestJobsWait(t *testing.T) {
 	}
 	set(jobs[0].CheckKey("logs"), Check{Wrong: true})
 	jobs[0].AcceptLoss = true
-	set("job.as-1."+jobs[0].ID, jobs[0])
+	set(jobKey(jobs[0].scope(), jobs[0].ID), jobs[0])
 	if got := phases()[0]; got != Refused {
 		t.Errorf("another backend than was asked for: %s", got)
 	}

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -91,11 +92,17 @@ func (t *Table) Jobs() []Status {
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
-	running := 0
+	running, of := 0, map[string]bool{}
 	for i := range all {
-		if all[i].Phase() == Running {
+		if all[i].Phase() != Running {
+			continue
+		}
+		// One at a time of those who may have one instance replayed: they leave room for others.
+		scope := all[i].scope()
+		own := scope != AllInstances
+		if all[i].queued = running >= MaxRunning || own && of[scope]; !all[i].queued {
 			running++
-			all[i].queued = running > MaxRunning
+			of[scope] = own
 		}
 	}
 	return all
@@ -109,6 +116,14 @@ func (t *Table) Status(id string) (s Status, ok bool) {
 		}
 	}
 	return s, false
+}
+
+func (t *Table) find(id string) (Status, error) {
+	s, ok := t.Status(id)
+	if !ok {
+		return s, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
+	}
+	return s, nil
 }
 
 func (t *Table) status(j *Job) Status {
@@ -183,7 +198,8 @@ func (s Status) Phase() string {
 	return Running
 }
 
-// MaxRunning is how many jobs run at a time, those that were filed first.
+// MaxRunning is how many jobs run at a time, those that were filed first; of those that are
+// for one instance, one each.
 const MaxRunning = 4
 
 // Unasked returns the signals, among those that have lanes, whose backends have not

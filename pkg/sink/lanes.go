@@ -16,6 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
@@ -61,6 +62,7 @@ func (l *lanes) service() services.Service {
 		wg.Go(func() { l.horizon.Run(work) })
 		wg.Go(func() { l.rules.watch(work, l.hub, l.members.Self()) })
 		wg.Go(func() { newReplays(l, writers).run(work) })
+		wg.Go(func() { l.serveJobs(work) })
 		<-ctx.Done()
 		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
@@ -69,6 +71,26 @@ func (l *lanes) service() services.Service {
 	}
 	end := func(error) error { return writers.Close() }
 	return services.NewBasicService(start, run, end)
+}
+
+// serveJobs answers those who may have one instance replayed, as one of the sinks.
+func (l *lanes) serveJobs(ctx context.Context) {
+	proc.Retry(ctx, l.log, "answer requests for replays", func() error {
+		jobs, err := replay.Open(ctx, l.hub.Conn, l.cfg.Streams)
+		if err != nil {
+			return err
+		}
+		desk := replay.NewDesk(jobs)
+		stop, err := l.hub.Conn.Serve(replay.DeskSubjects, "sinks", func(subject string, body []byte) []byte {
+			return desk.Answer(ctx, subject, body)
+		})
+		if err != nil {
+			return err
+		}
+		<-ctx.Done()
+		stop()
+		return nil
+	})
 }
 
 // lane returns the lane of a backend and a partition. A further one of a signal samples

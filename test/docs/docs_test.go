@@ -22,7 +22,7 @@ const root = "../.."
 type line struct{ where, text string }
 
 var (
-	ours = regexp.MustCompile(`^(    |  )(([A-Z][A-Z0-9_]*=\S+\s+)*(bin/)?(edge|router|sink|penstock (up|generate|replay|whatif|deadletter|policies|token|version))\b|[A-Z][A-Z0-9_]*=\S+ .*\\$|curl |grep )`)
+	ours = regexp.MustCompile(`^(    |  )(([A-Z][A-Z0-9_]*=\S+\s+)*(bin/)?(edge|router|sink|penstock (up|generate|replay|whatif|deadletter|policies|token|nats-config|version))\b|[A-Z][A-Z0-9_]*=\S+ .*\\$|curl |grep )`)
 	// usage is a line that shows a form, and not a command.
 	usage = regexp.MustCompile(`\[|FILE|\bT\b|SEQ|VERSION|ID \||  [a-z]+ .*  [a-z]`)
 )
@@ -71,7 +71,7 @@ func TestEveryCommandOfTheDocumentation(t *testing.T) {
 		}
 		all = append(all, lines(strings.TrimPrefix(file, root+"/"), string(text))...)
 	}
-	for _, c := range []string{"edge", "router", "sink", "penstock", "penstock up", "penstock generate", "penstock replay", "penstock whatif", "penstock deadletter", "penstock policies", "penstock token"} {
+	for _, c := range []string{"edge", "router", "sink", "penstock", "penstock up", "penstock generate", "penstock replay", "penstock whatif", "penstock deadletter", "penstock policies", "penstock token", "penstock nats-config"} {
 		out, err := w.command("bin/" + c + " -help").CombinedOutput()
 		if err != nil {
 			t.Errorf("%s -help: %v", c, err)
@@ -174,6 +174,9 @@ func newWorld(t *testing.T) *world {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.CopyFS(filepath.Join(w.dir, "deploy", "nats"), os.DirFS(root+"/deploy/nats")); err != nil {
+		t.Fatal(err)
 	}
 	creds, err := daemon.Credential()
 	if err != nil {

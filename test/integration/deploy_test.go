@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -32,19 +34,31 @@ func deployEnv(t *testing.T) {
 	for _, name := range []string{"NATS_ADMIN_PASSWORD", "ROUTER_PASSWORD", "SINK_PASSWORD", "EDGE_AS_1_PASSWORD", "OPERATOR_PASSWORD", "REPLAY_AS_1_PASSWORD"} {
 		t.Setenv(name, password)
 	}
+	dir := t.TempDir()
+	if p := run(t, nil, "penstock", "nats-config", "ca", "-dir", dir, "-host", "127.0.0.1,localhost"); p.exit(t, time.Minute) != 0 {
+		t.Fatal(p.out)
+	}
+	for name, file := range map[string]string{"NATS_TLS_CERT": "server.crt", "NATS_TLS_KEY": "server.key", "NATS_TLS_CA": "ca.crt"} {
+		t.Setenv(name, filepath.Join(dir, file))
+	}
 }
 
 // startFromFile starts a real nats-server with a file of deploy/nats; only
-// addresses and directories are changed.
+// addresses and directories are changed, and TLS is left out.
 func startFromFile(t *testing.T, file string, change func(*server.Options)) *server.Server {
 	t.Helper()
 	opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", file))
 	if err != nil {
 		t.Fatalf("deploy/nats/%s: %v", file, err)
 	}
-	opts.Host, opts.HTTPPort = "127.0.0.1", 0
+	opts.Host, opts.HTTPPort, opts.TLS, opts.TLSConfig = "127.0.0.1", 0, false, nil
 	opts.NoLog, opts.NoSigs = true, true
 	change(opts)
+	return startServer(t, opts)
+}
+
+func startServer(t *testing.T, opts *server.Options) *server.Server {
+	t.Helper()
 	s, err := server.NewServer(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +177,81 @@ func TestDeployedServer(t *testing.T) {
 	}
 }
 
+// TestDeployedServerSpeaksTLS: with the files that penstock nats-config makes, and no plain
+// text; and what add-instance writes can be loaded, by a server that runs, too.
+func TestDeployedServerSpeaksTLS(t *testing.T) {
+	deployEnv(t)
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "deploy", "nats"))); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "nats-server.conf")
+	load := func() *server.Options {
+		opts, err := server.ProcessConfigFile(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.Host, opts.HTTPPort, opts.Port, opts.StoreDir, opts.NoLog, opts.NoSigs = "127.0.0.1", 0, server.RANDOM_PORT, filepath.Join(dir, "store"), true, true
+		return opts
+	}
+	opts := load()
+	s := startServer(t, opts)
+	url := "tls://" + s.Addr().String()
+	log, _ := newLog(t)
+	connect := func(user, password, ca string) error {
+		c, err := bus.Dial(bus.Config{URL: url, User: user, Pass: proc.Secret(password), Name: user, InboxPrefix: "_INBOX_x", TLS: proc.ClientTLS{CA: ca}}, log)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	ca := os.Getenv("NATS_TLS_CA")
+	if err := connect("sink", password, ca); err != nil {
+		t.Errorf("with the authority that nats-config made: %v", err)
+	}
+	if err := connect("sink", password, ""); err == nil {
+		t.Error("a certificate of nobody known is believed")
+	}
+	if nc, err := nats.Connect("nats://"+s.Addr().String(), nats.UserInfo("sink", password)); err == nil {
+		nc.Close()
+		t.Error("the server speaks plain text")
+	}
+	p := run(t, nil, "penstock", "nats-config", "add-instance", "as-7", "-dir", dir)
+	if p.exit(t, time.Minute) != 0 {
+		t.Fatal(p.out)
+	}
+	_, secret, _ := strings.Cut(p.out.String(), "hub.password: ")
+	secret = strings.Fields(secret)[0]
+	if err := connect("edge-as-7", secret, ca); err == nil {
+		t.Error("the instance is there before the reload")
+	}
+	reload := func() {
+		t.Helper()
+		next := load()
+		next.Port = opts.Port
+		if err := s.ReloadOptions(next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reload()
+	if err := connect("edge-as-7", secret, ca); err != nil {
+		t.Errorf("after the reload: %v", err)
+	}
+	if err := connect("edge-as-7", "wrong", ca); err == nil {
+		t.Error("a wrong password is taken")
+	}
+	if p := run(t, nil, "penstock", "nats-config", "add-instance", "as-7", "-dir", dir); p.exit(t, time.Minute) == 0 {
+		t.Errorf("added twice: %s", p.out)
+	}
+	if p := run(t, nil, "penstock", "nats-config", "remove-instance", "as-7", "-dir", dir); p.exit(t, time.Minute) != 0 {
+		t.Error(p.out)
+	}
+	reload()
+	if err := connect("edge-as-7", secret, ca); err == nil {
+		t.Error("the instance is there after it was removed")
+	}
+}
+
 // denied reports whether the server refused the last operation.
 func denied(nc *nats.Conn, err error) bool {
 	return errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrTimeout) && errors.Is(nc.LastError(), nats.ErrPermissionViolation) || errors.Is(err, nats.ErrBadSubject)
@@ -244,7 +333,7 @@ func TestDeployedCluster(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		opts.NoLog, opts.NoSigs = true, true
+		opts.NoLog, opts.NoSigs, opts.TLS, opts.TLSConfig = true, true, false, nil
 		s, err := server.NewServer(opts)
 		if err != nil {
 			t.Fatal(err)
@@ -278,7 +367,7 @@ func TestDeployedCluster(t *testing.T) {
 		if i == n/2 {
 			victim := servers[0]
 			for _, s := range servers {
-				if s.JetStreamIsStreamLeader("$G", "KV_MEMBERS") {
+				if s.JetStreamIsStreamLeader("HUB", "KV_MEMBERS") {
 					victim = s
 				}
 			}

@@ -128,13 +128,18 @@ func TestReplayWithinRights(t *testing.T) {
 
 	from, to := h.base.Add(20*time.Minute), h.base.Add(30*time.Minute)
 	wanted := []string{"--from", from.Format(time.RFC3339), "--to", to.Format(time.RFC3339), "--rate", "0"}
-	inbox := []string{"-inbox-prefix", "_INBOX_replay-as-1"}
-	for _, other := range [][]string{{"--instance", "as-2"}, {"--instance", "as-*"}, {"--instance", "as-1,as-2"}, {}} {
-		if code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, other...), inbox...)...); code != 1 || !strings.Contains(out, "the credential does not allow that") {
+	own := []string{"-as", "as-1"}
+	for _, other := range [][]string{{"--instance", "as-2"}, {"--instance", "as-*"}, {"--instance", "as-1,as-2"}} {
+		if code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, other...), own...)...); code != 1 || !strings.Contains(out, "name that one instance") {
 			t.Errorf("%q, exit %d:\n%s", other, code, out)
 		}
 	}
-	code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, "--instance", "as-1", "--signal", "logs,traces"), inbox...)...)
+	for _, other := range [][]string{{"-as", "as-2", "-inbox-prefix", "_INBOX_replay-as-1"}, {"-inbox-prefix", "_INBOX_replay-as-1"}} {
+		if code, out := penstockReplay(t, as("replay-as-1"), append(wanted, other...)...); code != 1 {
+			t.Errorf("%q, exit %d:\n%s", other, code, out)
+		}
+	}
+	code, out := penstockReplay(t, as("replay-as-1"), append(append(wanted, "--instance", "as-1", "--signal", "logs,traces"), own...)...)
 	if code != 0 || !strings.Contains(out, " is done: ") {
 		t.Errorf("its own, exit %d:\n%s", code, out)
 	}
@@ -143,6 +148,14 @@ func TestReplayWithinRights(t *testing.T) {
 	}
 	if code, out = penstockReplay(t, as("operator"), append(wanted, "--instance", "as-*")...); code != 0 || !strings.Contains(out, " is done: ") {
 		t.Errorf("operator, exit %d:\n%s", code, out)
+	}
+	if code, out = penstockReplay(t, as("replay-as-1"), append([]string{"list"}, own...)...); code != 0 || strings.Count(out, " done ") != 1 || strings.Contains(out, "as-*") {
+		t.Errorf("its own list, exit %d:\n%s", code, out)
+	} else {
+		id := strings.Fields(strings.Split(out, "\n")[1])[0]
+		if code, out = penstockReplay(t, as("replay-as-1"), append([]string{"status", id}, own...)...); code != 0 || !strings.Contains(out, "as-1: ") || !strings.Contains(out, "filed") {
+			t.Errorf("its own status, exit %d:\n%s", code, out)
+		}
 	}
 	if code, out = penstockReplay(t, as("operator"), "list"); code != 0 || strings.Count(out, " done ") != 2 {
 		t.Errorf("list, exit %d:\n%s", code, out)
