@@ -136,7 +136,7 @@ func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte
 			payload = push.Gzip(nil, payload)
 			h.Set("Content-Encoding", "gzip")
 		}
-		if _, answer, err = c.http[sig].Send(ctx, "", nil, payload, h); err != nil {
+		if _, answer, err = c.http[sig].Send(ctx, "", payload, h); err != nil {
 			return 0, "", err
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/push"
 )
 
 // kinds are the writers that speak HTTP, each with a configuration for a server.
@@ -381,10 +384,15 @@ func TestPartsAreGivenUpAtOnce(t *testing.T) {
 	if o != (outcome{delivered: 1, dead: 4, letters: 1, reason: ledger.DeadUnsupported, finished: true, requests: 1}) {
 		t.Errorf("%+v", o)
 	}
+	customers := filepath.Join(t.TempDir(), "customers.yaml") // it does not have this instance
+	if err := os.WriteFile(customers, []byte("another: acme\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	none := push.Tenant{From: "customer", CustomersFile: customers}
 	for kind, set := range map[string]func(*Config){
-		"remote_write 1.0": func(c *Config) { c.Prometheus.Tenant.From = "customer" },
-		"loki push":        func(c *Config) { c.Loki.Tenant.From = "customer" },
-		"tempo http":       func(c *Config) { c.Tempo.Tenant.From = "customer" },
+		"remote_write 1.0": func(c *Config) { c.Prometheus.Tenant = none },
+		"loki push":        func(c *Config) { c.Loki.Tenant = none },
+		"tempo http":       func(c *Config) { c.Tempo.Tenant = none },
 	} {
 		ten := items(t, kinds[kind].sig, 10, numbered)
 		o := bringTo(t, kind, set, ten, 20*time.Second, func(int, string) func(http.ResponseWriter) { return status(204) })

@@ -208,7 +208,7 @@ func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []by
 	}
 	if w.cfg.Mode == "otlp" {
 		w.compressed = push.Gzip(w.compressed[:0], otlpwire.Observed(payload, uint64(arrival.UnixNano())))
-		_, _, err := w.client.Send(ctx, instance, payload, w.compressed, http.Header{"Content-Encoding": {"gzip"}})
+		_, _, err := w.client.Send(ctx, instance, w.compressed, http.Header{"Content-Encoding": {"gzip"}})
 		return err
 	}
 	if w.batch == nil {
@@ -221,7 +221,7 @@ func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []by
 	}
 	for body := b.request(); body != nil; body = b.request() {
 		w.compressed = snappy.Encode(w.compressed[:cap(w.compressed)], body)
-		if _, _, err := w.client.Send(ctx, instance, payload, w.compressed, nil); err != nil {
+		if _, _, err := w.client.Send(ctx, instance, w.compressed, nil); err != nil {
 			return err // what comes twice is one line to Loki
 		}
 	}

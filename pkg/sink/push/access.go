@@ -1,16 +1,17 @@
 package push
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -26,6 +27,7 @@ type Access struct {
 	Tenant  Tenant                 `yaml:"tenant"`
 
 	token, password *proc.File[string]
+	customers       *proc.File[map[string]string] // by instance
 }
 
 // BasicAuth is a name with a password, or a file that holds one.
@@ -41,9 +43,12 @@ type Tenant struct {
 	// Header names it; Mimir, Loki and Tempo read X-Scope-OrgID.
 	Header string `yaml:"header"`
 	// From is instance or customer: the tenant is named by the instance that the data is
-	// of, which its credential says, or by its customer.id, which its edge says. Empty: all is
-	// sent for Default.
+	// of, which its credential says, or by the customer that CustomersFile says it is of.
+	// Empty: all is sent for Default.
 	From string `yaml:"from"`
+	// CustomersFile says in YAML which instance is of which customer, a line each, as-17: acme.
+	// It is read again when it changes. What a payload says of its customer is not believed.
+	CustomersFile string `yaml:"customers_file"`
 	// Map gives instances or customers other names.
 	Map map[string]string `yaml:"map"`
 	// Default is the tenant of those that stand not in Map. Empty: they are named as they are,
@@ -95,9 +100,7 @@ func (a *Access) Open(section string, secure bool) error {
 			fail(f.key, ": %s: %w", f.path, err)
 		}
 	}
-	if t := a.Tenant; !slices.Contains([]string{"", "instance", "customer"}, t.From) {
-		fail("tenant.from", " is %q, want instance or customer", t.From)
-	}
+	a.openTenant(fail)
 	for name := range a.Headers {
 		if strings.EqualFold(name, "Authorization") {
 			fail("headers", ": Authorization is written by basic_auth and bearer_token_file")
@@ -106,9 +109,51 @@ func (a *Access) Open(section string, secure bool) error {
 	return errors.Join(errs...)
 }
 
-// Of returns the headers of a request with a payload of an instance. An error is a
-// configuration's.
-func (a *Access) Of(instance string, payload []byte) (http.Header, error) {
+// openTenant reads who is which tenant.
+func (a *Access) openTenant(fail func(key, format string, args ...any)) {
+	t := a.Tenant
+	switch {
+	case !slices.Contains([]string{"", "instance", "customer"}, t.From):
+		fail("tenant.from", " is %q, want instance or customer", t.From)
+	case t.From == "customer" && t.CustomersFile == "":
+		fail("tenant.from", " is customer, and tenant.customers_file does not say which instance is of which")
+	case t.From != "customer" && t.CustomersFile != "":
+		fail("tenant.customers_file", " is for tenant.from: customer")
+	}
+	if t.Default != "" {
+		if err := checkTenant(t.Default); err != nil {
+			fail("tenant.default", ": %w", err)
+		}
+	}
+	for name, tenant := range t.Map {
+		if err := checkTenant(tenant); err != nil {
+			fail("tenant.map", ": %s: %w", name, err)
+		}
+	}
+	if t.CustomersFile == "" {
+		return
+	}
+	a.customers = proc.NewFile(t.CustomersFile, func(text []byte) (of map[string]string, err error) {
+		if err := proc.Load(t.CustomersFile, text, &of); err != nil {
+			return nil, err
+		}
+		for instance, customer := range of {
+			if _, mapped := t.Map[customer]; !mapped {
+				if err := checkTenant(customer); err != nil {
+					return nil, fmt.Errorf("%s: customer of %s: %w", t.CustomersFile, instance, err)
+				}
+			}
+		}
+		return of, nil
+	})
+	if _, err := a.customers.Get(); err != nil {
+		fail("tenant.customers_file", ": %w", err)
+	}
+}
+
+// Of returns the headers of a request with data of an instance; empty: of a question. An
+// error is a configuration's.
+func (a *Access) Of(instance string) (http.Header, error) {
 	h := http.Header{}
 	for name, value := range a.Headers {
 		h.Set(name, string(value))
@@ -130,9 +175,9 @@ func (a *Access) Of(instance string, payload []byte) (http.Header, error) {
 		}
 		h.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(a.BasicAuth.Username+":"+password)))
 	}
-	tenant := a.Tenant.of(instance, payload)
-	if a.Tenant.From != "" && payload != nil && !printable(tenant) {
-		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("it is of no tenant: tenant.from is %s, which is %q there, and there is no tenant.default", a.Tenant.From, tenant))
+	tenant := a.tenant(instance)
+	if a.Tenant.From != "" && instance != "" && tenant == "" {
+		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("no tenant for instance %s: tenant.from is %s, which names none, and tenant.default is not set", instance, a.Tenant.From))
 	}
 	if tenant != "" {
 		h.Set(a.Tenant.header(), tenant)
@@ -147,32 +192,31 @@ func (t Tenant) header() string {
 	return tenantHeader
 }
 
-// of returns the tenant of a payload of an instance.
-func (t Tenant) of(instance string, payload []byte) string {
-	name := ""
+// tenant returns the tenant of an instance; empty for none.
+func (a *Access) tenant(instance string) string {
+	t, name := a.Tenant, ""
 	switch t.From {
 	case "":
 		return t.Default
 	case "instance":
 		name = instance
 	case "customer":
-		for r := range otlpwire.Resources(payload) { // all of an instance's have the same
-			if v, ok := otlpwire.ResourceAttribute(r.Resource(), "customer.id"); ok && v.Kind == otlpwire.String {
-				name = string(v.Str)
-			}
-			break
+		if of, err := a.customers.Get(); err == nil { // it could be read once
+			name = of[instance]
 		}
 	}
 	if mapped, ok := t.Map[name]; ok && name != "" {
 		return mapped
 	}
-	if t.Default != "" {
-		return t.Default
-	}
-	return name
+	return cmp.Or(t.Default, name)
 }
 
-// printable reports whether a text can stand in a header of every protocol.
-func printable(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+// tenantForm is what Mimir, Loki and Tempo take for a tenant (dskit, tenant.ValidTenantID).
+var tenantForm = regexp.MustCompile(`^[A-Za-z0-9!_.*'()-]{1,150}$`)
+
+func checkTenant(name string) error {
+	if !tenantForm.MatchString(name) || name == "." || name == ".." {
+		return fmt.Errorf("%q is no name of a tenant: want 1 to 150 of letters, digits and !-_.*'(), and neither . nor ..", name)
+	}
+	return nil
 }

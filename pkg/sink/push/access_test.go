@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/fault"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -215,10 +214,7 @@ func TestCredentialsAndTenants(t *testing.T) {
 	defer srv.Close()
 	dir := t.TempDir()
 	secret := put(t, filepath.Join(dir, "secret"), []byte("one\n"))
-	payload, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"customer.id","value":{"stringValue":"c-7"}}]}}]}`), otlpwire.DefaultLimits)
-	if err != nil {
-		t.Fatal(err)
-	}
+	customers := put(t, filepath.Join(dir, "customers.yaml"), []byte("as-1: c-7\nas-2: other\n"))
 	for name, tc := range map[string]struct {
 		access       Access
 		header, want string
@@ -230,8 +226,8 @@ func TestCredentialsAndTenants(t *testing.T) {
 		"no tenant":       {Access{}, "X-Scope-OrgID", ""},
 		"one tenant":      {Access{Tenant: Tenant{Default: "all"}}, "X-Scope-OrgID", "all"},
 		"instance":        {Access{Tenant: Tenant{From: "instance"}}, "X-Scope-OrgID", "as-1"},
-		"customer":        {Access{Tenant: Tenant{From: "customer"}}, "X-Scope-OrgID", "c-7"},
-		"mapped":          {Access{Tenant: Tenant{From: "customer", Map: map[string]string{"c-7": "seven"}, Default: "others"}}, "X-Scope-OrgID", "seven"},
+		"customer":        {Access{Tenant: Tenant{From: "customer", CustomersFile: customers}}, "X-Scope-OrgID", "c-7"},
+		"mapped":          {Access{Tenant: Tenant{From: "customer", CustomersFile: customers, Map: map[string]string{"c-7": "seven"}, Default: "others"}}, "X-Scope-OrgID", "seven"},
 		"not mapped":      {Access{Tenant: Tenant{From: "instance", Map: map[string]string{"c-7": "seven"}, Default: "others"}}, "X-Scope-OrgID", "others"},
 		"other header":    {Access{Tenant: Tenant{From: "instance", Header: "X-Tenant"}}, "X-Tenant", "as-1"},
 	} {
@@ -240,7 +236,7 @@ func TestCredentialsAndTenants(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if _, _, err := c.Send(t.Context(), "as-1", payload, []byte("x"), nil); err != nil || got.Get(tc.header) != tc.want {
+		if _, _, err := c.Send(t.Context(), "as-1", []byte("x"), nil); err != nil || got.Get(tc.header) != tc.want {
 			t.Errorf("%s: %q, want %q (%v)", name, got.Get(tc.header), tc.want, err)
 		}
 	}
@@ -254,19 +250,24 @@ func TestCredentialsAndTenants(t *testing.T) {
 			t.Errorf("file with %q: %q, want %q (%v)", step.text, got.Get("Authorization"), step.want, err)
 		}
 	}
-	nobody, _ := New(srv.URL, "/p", nil)
-	if err := nobody.Use("loki", Access{Tenant: Tenant{From: "customer"}}); err != nil {
+	byCustomer, _ := New(srv.URL, "/p", nil)
+	if err := byCustomer.Use("loki", Access{Tenant: Tenant{From: "customer", CustomersFile: customers}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, customer := range []string{"", "caf\u00e9", "a b", "a\u0000b"} {
-		p, _, err := otlpwire.FromJSON(nil, otlpwire.Logs, []byte(`{"resourceLogs":[{"resource":{"attributes":[{"key":"customer.id","value":{"stringValue":"`+strings.ReplaceAll(customer, "\x00", "\\u0000")+`"}}]}}]}`), otlpwire.DefaultLimits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, err := nobody.Send(t.Context(), "as-1", p, nil, nil); !fault.IsWhole(err) {
-			t.Errorf("customer %q: %v, want the payload to be given up", customer, err)
+	send := func(instance, want string) {
+		t.Helper()
+		if _, _, err := byCustomer.Send(t.Context(), instance, []byte("x"), nil); err != nil || got.Get("X-Scope-OrgID") != want {
+			t.Errorf("%s: %q, want %q (%v)", instance, got.Get("X-Scope-OrgID"), want, err)
 		}
 	}
+	send("as-1", "c-7")
+	if _, _, err := byCustomer.Send(t.Context(), "as-3", nil, nil); !fault.IsWhole(err) {
+		t.Errorf("an instance of no customer: %v, want it to be given up", err)
+	}
+	put(t, customers, []byte("as-1: c-8\nas-3: c-9 # new\n"))
+	send("as-3", "c-9")
+	put(t, customers, []byte("as-1: 'a|b'\nas-3: c-8\n")) // no tenant: the file stays as it was
+	send("as-1", "c-8")
 	for name, tc := range map[string]struct {
 		url    string
 		access Access
@@ -278,6 +279,10 @@ func TestCredentialsAndTenants(t *testing.T) {
 		"two ways":           {srv.URL, Access{BasicAuth: BasicAuth{Username: "a"}, BearerToken: secret}, "two ways to say who this is"},
 		"no file":            {srv.URL, Access{BearerToken: "/nowhere"}, "loki.bearer_token_file: /nowhere"},
 		"authorization":      {srv.URL, Access{Headers: map[string]proc.Secret{"authorization": "x"}}, "loki.headers: Authorization is written by"},
+		"tenant of nobody":   {srv.URL, Access{Tenant: Tenant{From: "customer"}}, "tenant.customers_file does not say"},
+		"several tenants":    {srv.URL, Access{Tenant: Tenant{Default: "a|b"}}, `loki.tenant.default: "a|b" is no name of a tenant`},
+		"a way up":           {srv.URL, Access{Tenant: Tenant{From: "instance", Map: map[string]string{"as-1": ".."}}}, `loki.tenant.map: as-1: ".."`},
+		"a way to admin":     {srv.URL, Access{Tenant: Tenant{Default: "../admin"}}, `"../admin" is no name of a tenant`},
 		"whose tenant":       {srv.URL, Access{Tenant: Tenant{From: "moon"}}, `loki.tenant.from is "moon"`},
 		"no pair":            {"https://h", Access{TLS: proc.ClientTLS{Cert: "x"}}, "needs both cert_file and key_file"},
 	} {

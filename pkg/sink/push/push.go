@@ -127,7 +127,7 @@ func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
-	if req.Header, err = c.access.Of("", nil); err != nil {
+	if req.Header, err = c.access.Of(""); err != nil {
 		return nil, err
 	}
 	req.Header.Set("User-Agent", "penstock")
@@ -170,15 +170,15 @@ type Error struct {
 
 func (e *Error) Error() string { return e.text }
 
-// Send posts a payload of an instance in the form of body, with further headers, and
+// Send posts data of an instance in the form of body, with further headers, and
 // returns header and body of the answer, as much of it as could be read. What is no success
 // is an [Error] with a mark of package fault.
-func (c *Client) Send(ctx context.Context, instance string, payload, body []byte, headers http.Header) (http.Header, []byte, error) {
+func (c *Client) Send(ctx context.Context, instance string, body []byte, headers http.Header) (http.Header, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, fmt.Errorf("request: %w", err)
 	}
-	own, err := c.access.Of(instance, payload)
+	own, err := c.access.Of(instance)
 	if err != nil {
 		return nil, nil, err
 	}

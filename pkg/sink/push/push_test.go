@@ -117,6 +117,6 @@ func TestURLs(t *testing.T) {
 }
 
 func post(t *testing.T, c *Client, body string) error {
-	_, _, err := c.Send(t.Context(), "as-1", nil, []byte(body), nil)
+	_, _, err := c.Send(t.Context(), "as-1", []byte(body), nil)
 	return err
 }

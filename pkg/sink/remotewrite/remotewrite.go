@@ -314,10 +314,10 @@ func (w *Writer) send(ctx context.Context, t *translation, payload []byte) error
 	e := &w.encoder
 	for e.series = 0; e.series < len(t.series); {
 		from, version := e.series, w.version()
-		err := w.post(ctx, t, payload, version)
+		err := w.post(ctx, t, version)
 		if version == 2 && w.cfg.Protocol == "auto" && w.misunderstood(err) {
 			e.series = from
-			if err = w.post(ctx, t, payload, 1); err == nil {
+			if err = w.post(ctx, t, 1); err == nil {
 				w.fallback.Store(time.Now().Unix())
 				w.confirmed.Store(false)
 			}
@@ -356,10 +356,10 @@ const (
 )
 
 // post sends the next request.
-func (w *Writer) post(ctx context.Context, t *translation, payload []byte, version int) error {
+func (w *Writer) post(ctx context.Context, t *translation, version int) error {
 	body := w.encoder.next(t, version)
 	w.compressed = snappy.Encode(w.compressed[:cap(w.compressed)], body)
-	header, _, err := w.client.Send(ctx, t.instance, payload, w.compressed, http.Header{
+	header, _, err := w.client.Send(ctx, t.instance, w.compressed, http.Header{
 		"Content-Type": {contentTypes[version]}, "X-Prometheus-Remote-Write-Version": {versions[version]},
 	})
 	if version == 1 || header == nil {
