@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge test-oracle fuzz clean
+.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge hostile test-oracle fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of S
 
 chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
 	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
+
+hostile: ## attack a hub with an edge's, a replay's, a router's and a gateway's credential, and look after each attempt at what others have
+	@cd test && $(GO) test ./hostile -count=1 -timeout 60m -v -args -whole
 
 test-oracle: ## metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser; sampling policies against the collector's processor
 	@cd test/oracle/loki && $(GO) vet . && $(GO) test -count=1 -v .

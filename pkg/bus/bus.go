@@ -255,6 +255,8 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			}
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				denied.add(err.Error())
+			}
+			if errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrBadHeaderMsg) { // a sender's doing
 				if _, due := said.Due(err.Error(), time.Now()); !due {
 					return
 				}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -43,6 +44,30 @@ func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance str
 	m.Refusal = &why
 	_, err := c.Publish(ctx, m)
 	return err
+}
+
+// maxGarbage is how many letters a minute an instance may have of messages that nobody can
+// read. No edge sends any; a sender of nothing else must not cost those it shares a partition
+// with a write to the disk for each.
+const maxGarbage = 100
+
+// Quota says whether an unreadable message is worth a letter. The zero Quota is ready, and
+// safe for concurrent use.
+type Quota struct {
+	mu    sync.Mutex
+	since time.Time
+	taken map[string]int // by instance
+}
+
+// Take reports whether there is one more for the instance in this minute.
+func (q *Quota) Take(instance string, now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.taken == nil || now.Sub(q.since) >= time.Minute {
+		q.since, q.taken = now, map[string]int{}
+	}
+	q.taken[instance]++
+	return q.taken[instance] <= maxGarbage
 }
 
 func deadSubject(signal, instance string) string { return "dead." + signal + "." + instance }

@@ -175,7 +175,7 @@ func TestTheChannelHoldsWhatMayCome(t *testing.T) {
 			t.Fatal(err)
 		}
 		asked += len(p.asked)
-		p.active = time.Now().Add(-2 * deaf)
+		p.active = time.Now().Add(-2 * deafForGood)
 		if err := p.giveUp(time.Now()); err != nil {
 			break
 		}

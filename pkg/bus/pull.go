@@ -70,6 +70,9 @@ const (
 	// lost: two heartbeats.
 	deaf = 2*requestHeartbeat + time.Second
 
+	// deafForGood is when reading begins again with another subscription.
+	deafForGood = 30 * time.Second
+
 	// What was taken for lost may be served after all, by a server that was only slow: the
 	// channel has room for as many requests again, and more are not given up.
 	maxLeft = requests
@@ -174,14 +177,18 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 
 // giveUp takes the requests for lost when the server has not been heard of for long.
 func (p *pull) giveUp(now time.Time) error {
-	if now.Sub(p.active) <= deaf {
+	silence := now.Sub(p.active)
+	switch {
+	case silence <= deaf:
 		return nil
+	case p.left+len(p.asked) <= maxLeft:
+		p.left += len(p.asked)
+		p.asked, p.active = p.asked[:0], now
+		return nil
+	case silence <= deafForGood:
+		return nil // it is slow, perhaps
 	}
-	if p.left += len(p.asked); p.left > maxLeft {
-		return errDeaf
-	}
-	p.asked, p.active = p.asked[:0], now
-	return nil
+	return errDeaf
 }
 
 // ask keeps enough requests out. One only while there is no pin: the server gives

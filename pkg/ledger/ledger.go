@@ -44,11 +44,14 @@ const (
 	DeadCardinality = "cardinality"  // too many new series or streams of one instance
 )
 
-// Why an edge lost items that it had acknowledged.
+// Why an edge lost items that it had acknowledged, and a router or sink messages that no edge
+// sends.
 const (
 	DroppedFull    = "full"    // the spool was full, and spool.on_full is drop_oldest
 	DroppedRefused = "refused" // the gateway will never take them
 	DroppedDamaged = "damaged" // the spool's disk gives back something else
+
+	DroppedUndecodable = "undecodable" // unreadable messages beyond those that are kept as letters
 )
 
 // What became of items for a backend beside an edge.
@@ -124,7 +127,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
-	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk.", "reason")
+	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk. Of undecodable: messages that nobody can read, beyond 100 a minute of an instance, which are dead letters.", "reason")
 	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
 	filtered := counter("penstock_filtered_items_total", "Items that processing.filter has dropped, at an edge or a sink.")
 	restamped := counter("penstock_restamped_messages_total", "Messages whose arrival stamp was more than an hour ahead of the hub's clock or more than 90 days behind it: the hub's time counts instead. Look at the clock of the edge.")
@@ -178,7 +181,7 @@ func New(reg prometheus.Registerer) *Ledger {
 				l.local.WithLabelValues(n, b, o)
 			}
 		}
-		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged} {
+		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged, DroppedUndecodable} {
 			s.dropped.WithLabelValues(r)
 		}
 		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooNew, DeadTooLarge, DeadCardinality} {

@@ -32,6 +32,7 @@ type route struct {
 	idBase  string
 	seq     uint64
 	said    proc.Repeats
+	quota   bus.Quota
 }
 
 // input is one message of TRACES.
@@ -189,6 +190,10 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 
 func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 	const items = 1 // what it holds nobody can count; what its sender says is not believed
+	if !r.quota.Take(in.Instance(), time.Now()) {
+		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(items)
+		return true
+	}
 	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},

@@ -32,6 +32,7 @@ type lanes struct {
 	members *bus.Members
 	horizon *bus.Horizon
 	said    proc.Repeats
+	quota   bus.Quota
 }
 
 func (l *lanes) service() services.Service {
@@ -126,7 +127,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 }
 
 func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery {
-	return &delivery{said: &l.said,
+	return &delivery{said: &l.said, quota: &l.quota,
 		sig: sig, w: w, process: l.process, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
 		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
 	}
@@ -285,6 +286,7 @@ type delivery struct {
 	count tally
 	// owned is [backend.Delivery.Owned].
 	owned func() bool
+	quota *bus.Quota // of letters for what nobody can read
 }
 
 func (d *delivery) tally() tally {
@@ -355,6 +357,10 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 	const items = 1 // what it holds nobody can count; what its sender says is not believed
 	if held, due := d.said.Due(m.Subject, time.Now()); due {
 		d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
+	}
+	if !d.quota.Take(m.Instance(), time.Now()) {
+		d.led.Of(d.sig).Dropped(ledger.DroppedUndecodable).Add(items)
+		return true
 	}
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.w.Name(), d.sig, m.Seq)},

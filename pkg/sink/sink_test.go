@@ -68,7 +68,7 @@ func testDelivery(t *testing.T, w backend.Writer) (*delivery, *bus.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	return &delivery{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet}, conn
+	return &delivery{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet, quota: new(bus.Quota)}, conn
 }
 
 func lines(t *testing.T, texts ...string) []byte {

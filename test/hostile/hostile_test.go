@@ -1,0 +1,59 @@
+package hostile
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+)
+
+var whole = flag.Bool("whole", false, "check after each attempt, as make hostile does; else after each kind")
+
+// TestHostileEdge makes every attempt. What must be refused is refused with the server's word;
+// what is taken harms nobody but the instance that sent it.
+func TestHostileEdge(t *testing.T) {
+	w := newWorld(t)
+	if err := w.check(0); err != nil {
+		t.Fatal(err)
+	}
+	attempts, refused, harmless, harmed := 0, 0, 0, 0
+	for _, g := range groups() {
+		_, before := w.log.since(0)
+		w.sendVictim()
+		well := func(name string) {
+			if err := w.check(before); err != nil {
+				harmed++
+				t.Errorf("%s: %s: %v", g.name, name, err)
+			}
+			_, before = w.log.since(0)
+		}
+		for _, a := range g.attempts {
+			attempts++
+			was, answer := a.do(w)
+			switch {
+			case was:
+				refused++
+			case a.denied:
+				harmed++
+				t.Errorf("%s: %s is allowed: %.300q", g.name, a.name, answer)
+			default:
+				harmless++
+			}
+			if *whole {
+				if well(a.name); t.Failed() {
+					t.FailNow() // the world is not what it was
+				}
+			}
+		}
+		if !*whole {
+			well("after all of them")
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	if attempts < 150 {
+		t.Errorf("only %d attempts", attempts)
+	}
+	fmt.Fprintf(os.Stderr, "attempts=%d refused=%d harmless=%d harmed=%d slowest=%v\n", attempts, refused, harmless, harmed, w.slowest)
+}
