@@ -75,7 +75,10 @@ test-oracle: ## metrics and logs against Prometheus's own translation, write han
 	@cd test/oracle/loki && $(GO) vet . && $(GO) test -count=1 -v .
 	@cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 ./... && $(GO) run . -metrics 100000 && $(GO) run ./policies -traces 10000
 
-fuzz: ## fuzz the wire path, a minute a target
+fuzz: ## fuzz the wire path and what travels on the bus, a minute a target
+	@for target in Header Frame Decision; do \
+		$(GO) test ./pkg/envelope -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
+	@$(GO) test ./pkg/bus -run '^$$' -fuzz FuzzRecords -fuzztime 60s -fuzzminimizetime 10x
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \
 		$(GO) test ./pkg/otlpwire -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 

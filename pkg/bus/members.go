@@ -283,11 +283,23 @@ func (m *Members) note(e jetstream.KeyValueEntry) {
 		delete(m.seen, name)
 		return
 	}
-	s := sighting{at: time.Now()}
-	if json.Unmarshal(e.Value(), &s.Member) == nil {
-		s.Name = name
-		m.seen[name] = s
+	member, err := parseMember(name, e.Value())
+	if err != nil {
+		if _, due := m.hub.Conn.said.Due("member "+name, time.Now()); due {
+			m.log.Error("member ignored: its key in the hub was not written by a process of this group", "key", e.Key(), "err", err)
+		}
+		return
 	}
+	m.seen[name] = sighting{member, time.Now()}
+}
+
+// parseMember reads what a member says of itself: under its own name, and since when. Anything
+// else in its place would own partitions and read none.
+func parseMember(name string, value []byte) (m Member, err error) {
+	if err = json.Unmarshal(value, &m); err == nil && (m.Name != name || m.Since.IsZero() || CheckName(name) != nil) {
+		err = fmt.Errorf("it names %.128q, since %v", m.Name, m.Since)
+	}
+	return m, err
 }
 
 // expire forgets who is gone. It reports whether we have not been seen ourselves

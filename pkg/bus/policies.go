@@ -125,9 +125,10 @@ func (c *Conn) AllPolicies(ctx context.Context, t Topology) (all []Policies, err
 		if err != nil {
 			return nil, fmt.Errorf("read policies: %w", err)
 		}
-		p, err := parsePolicies(e)
+		p, err := parsePolicies(e.Key(), e.Value())
 		if err != nil {
-			return nil, err
+			c.log.Error("policies ignored", "err", err)
+			continue
 		}
 		all = append(all, p)
 	}
@@ -135,12 +136,16 @@ func (c *Conn) AllPolicies(ctx context.Context, t Topology) (all []Policies, err
 	return all, nil
 }
 
-func parsePolicies(e jetstream.KeyValueEntry) (p Policies, err error) {
-	if p.Number, err = strconv.ParseUint(e.Key(), 10, 63); err == nil {
-		err = json.Unmarshal(e.Value(), &p)
+// parsePolicies reads a version: a number for a key, and when it was written by whom.
+func parsePolicies(key string, value []byte) (p Policies, err error) {
+	if p.Number, err = strconv.ParseUint(key, 10, 63); err == nil {
+		err = json.Unmarshal(value, &p)
+	}
+	if err == nil && (p.At.IsZero() || p.MaxKept < 0 || p.Number > 0 && (p.Text == "" || p.From == 0 || key != strconv.FormatUint(p.Number, 10))) {
+		err = errors.New("it is no version that penstock policies push has written")
 	}
 	if err != nil {
-		return p, fmt.Errorf("policies %q of the hub cannot be read: %w", e.Key(), err)
+		return Policies{}, fmt.Errorf("policies %.64q of the hub cannot be read: %w", key, err)
 	}
 	return p, nil
 }
@@ -183,7 +188,7 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 			case e == nil:
 				changed(nil)
 			default:
-				p, err := parsePolicies(e)
+				p, err := parsePolicies(e.Key(), e.Value())
 				if err != nil {
 					h.log.Error("policies are passed over", "err", err)
 					continue
