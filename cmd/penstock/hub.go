@@ -36,7 +36,7 @@ are in %s:
   current: prod        # where neither -context nor HUB_URL says another
   contexts:
     prod: {url: tls://hub:4222, creds: /home/me/admin.creds}
-    test: {url: nats://test:4222, user: operator, password: "${TEST_PASSWORD}"}
+    test: {url: nats://test:4222, user: operator, password: "${TEST_PASSWORD}", insecure: true}
 `
 
 func (h *hubFlags) add(fs *flag.FlagSet, name string) {
@@ -47,7 +47,8 @@ func (h *hubFlags) add(fs *flag.FlagSet, name string) {
 	fs.StringVar(&h.given.URL, "hub", "", "`URL` of the hub; default: HUB_URL, or nats://127.0.0.1:4222")
 	fs.StringVar(&h.given.Creds, "creds", "", "`file` with a NATS credential; default: HUB_CREDS")
 	fs.StringVar(&h.given.User, "user", "", "`name` of a NATS user, whose password is in HUB_PASSWORD")
-	fs.StringVar(&h.given.TLS.CA, "tls-ca", "", "`file` with the authorities that signed the hub's certificate; default: the system's")
+	fs.BoolVar(&h.given.Insecure, "insecure", false, "allow plain text to a hub that is not on this machine; default: HUB_INSECURE")
+	fs.StringVar(&h.given.TLS.CA, "tls-ca", "", "`file` with the authorities that signed the hub's certificate; default: HUB_CA_FILE, or the system's")
 	fs.StringVar(&h.given.TLS.Cert, "tls-cert", "", "`file` with a client certificate")
 	fs.StringVar(&h.given.TLS.Key, "tls-key", "", "`file` with its private key")
 	fs.BoolVar(&h.given.HandshakeFirst, "tls-handshake-first", false, "the hub has tls.handshake_first")
@@ -108,7 +109,7 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 		}
 	}
 	if cfg.URL == "" {
-		cfg = bus.Config{URL: url, Creds: os.Getenv("HUB_CREDS")}
+		cfg.ApplyEnv(os.Getenv)
 	}
 	cfg.Name, cfg.InboxPrefix = h.given.Name, cmp.Or(h.given.InboxPrefix, cfg.InboxPrefix)
 	if cfg.URL == "" {
@@ -122,6 +123,8 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 			cfg.Creds, cfg.User, cfg.Pass, cfg.Token = h.given.Creds, "", "", ""
 		case "user":
 			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, proc.Secret(os.Getenv("HUB_PASSWORD")), h.given.Creds, ""
+		case "insecure":
+			cfg.Insecure = h.given.Insecure
 		case "tls-ca":
 			cfg.TLS.CA = h.given.TLS.CA
 		case "tls-cert":

@@ -13,7 +13,8 @@ const about = `Reads the TRACES stream of the hub and writes SPANS, by trace ID.
 With gateway.tokens_file (or CENTRAL_TOKENS_FILE) it also takes OTLP with
 "Authorization: Bearer <token>" from services that have no edge.
 
-The least it needs is HUB_URL in the environment; see also HUB_CREDS.`
+The least it needs is HUB_URL in the environment; see also HUB_CREDS,
+HUB_CA_FILE.`
 
 func main() {
 	cfg := router.DefaultConfig()

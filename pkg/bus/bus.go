@@ -58,6 +58,9 @@ type Config struct {
 	// HandshakeFirst is for a server with tls.handshake_first, which offers no plain
 	// text at all.
 	HandshakeFirst bool `yaml:"tls_handshake_first"`
+	// Insecure allows plain text, nats:// or ws://, to a hub that is not on this machine: others on
+	// the way read the credential and all telemetry.
+	Insecure bool `yaml:"insecure"`
 	// InboxPrefix is where answers come to; a credential that may only publish
 	// its own subjects has an inbox of its own. Empty: _INBOX_<name>.
 	InboxPrefix string `yaml:"inbox_prefix"`
@@ -79,6 +82,9 @@ func (cfg Config) Validate(section string) error {
 		if err == nil && (parsed.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, parsed.Scheme)) {
 			err = errors.New("want nats://host:4222, tls://host:4222, ws://host or wss://host:443")
 		}
+		if err == nil && cfg.plain(parsed) {
+			err = fmt.Errorf("others can read what is sent, the credential, too: write tls:// or wss://, or set %s.insecure: true", section)
+		}
 		if wrong, is := errors.AsType[*url.Error](err); is {
 			err = wrong.Err // it would print the URL, password and all
 		}
@@ -97,6 +103,23 @@ func (cfg Config) Validate(section string) error {
 	}
 	_, err := cfg.TLS.Load(section + ".tls")
 	return errors.Join(append(errs, err)...)
+}
+
+// plain reports whether a server beyond this machine is spoken to in plain text.
+func (cfg Config) plain(u *url.URL) bool {
+	if cfg.Insecure || cfg.HandshakeFirst || cfg.TLS != (proc.ClientTLS{}) || u.Scheme == "tls" || u.Scheme == "wss" {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
+}
+
+// ApplyEnv overrides the file with the environment.
+func (cfg *Config) ApplyEnv(getenv func(string) string) {
+	proc.Env(getenv, "HUB_URL", &cfg.URL)
+	proc.Env(getenv, "HUB_CREDS", &cfg.Creds)
+	proc.Env(getenv, "HUB_CA_FILE", &cfg.TLS.CA)
+	cfg.Insecure = cfg.Insecure || getenv("HUB_INSECURE") == "true"
 }
 
 // CheckFiles reports what is wrong with the file of the credential. A start does without: it

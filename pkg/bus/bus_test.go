@@ -442,3 +442,21 @@ func TestDeadLettersAlwaysFit(t *testing.T) {
 		}
 	}
 }
+
+// TestPlainTextIsRefused beyond this machine, unless it is asked for.
+func TestPlainTextIsRefused(t *testing.T) {
+	for text, refused := range map[string]bool{
+		"nats://10.0.0.5:4222": true, "nats://hub:4222": true, "ws://hub": true, "nats://127.0.0.1:4222,nats://hub:4222": true, "nats://[2001:db8::1]:4222": true,
+		"tls://10.0.0.5:4222": false, "wss://hub": false, "nats://127.0.0.1:4222": false, "nats://localhost:4222": false, "nats://[::1]:4222": false,
+	} {
+		cfg := Config{URL: text, User: "edge", Pass: "s3cret"}
+		err := cfg.Validate("hub")
+		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "hub.insecure: true") {
+			t.Errorf("%s: %v", text, err)
+		}
+		cfg.Insecure = true
+		if err := cfg.Validate("hub"); err != nil {
+			t.Errorf("%s, insecure: %v", text, err)
+		}
+	}
+}

@@ -182,8 +182,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 	proc.Env(getenv, "CUSTOMER_ID", &c.Instance.Customer)
 	proc.Env(getenv, "SERVICE_NAMESPACE", &c.Instance.Namespace)
 	proc.Env(getenv, "DEPLOYMENT_ENVIRONMENT", &c.Instance.Environment)
-	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
-	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	c.Hub.ApplyEnv(getenv)
 	proc.Env(getenv, "CENTRAL_OTEL_ENDPOINT", &c.Central.Endpoint)
 	proc.Env(getenv, "CENTRAL_OTEL_TOKEN", (*string)(&c.Central.Token))
 }

@@ -82,8 +82,7 @@ func (c *Config) Process() *proc.Config { return &c.Config }
 
 // ApplyEnv overrides the file with the environment.
 func (c *Config) ApplyEnv(getenv func(string) string) {
-	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
-	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	c.Hub.ApplyEnv(getenv)
 	proc.Env(getenv, "CENTRAL_TOKENS_FILE", &c.Gateway.TokensFile)
 }
 

@@ -143,8 +143,7 @@ func (c *Config) Process() *proc.Config { return &c.Config }
 
 // ApplyEnv overrides the file with the environment.
 func (c *Config) ApplyEnv(getenv func(string) string) {
-	proc.Env(getenv, "HUB_URL", &c.Hub.URL)
-	proc.Env(getenv, "HUB_CREDS", &c.Hub.Creds)
+	c.Hub.ApplyEnv(getenv)
 	proc.Env(getenv, "TEMPO_ENDPOINT", &c.Backends.Tempo.Endpoint)
 	proc.Env(getenv, "PROMETHEUS_URL", &c.Backends.Prometheus.URL)
 	proc.Env(getenv, "LOKI_URL", &c.Backends.Loki.URL)
