@@ -101,9 +101,13 @@ func start(t testing.TB, p *proc.Process, stages []proc.Stage, err error) *role 
 	return r
 }
 
-// eventually waits until ok returns nil.
+// slow is how many times longer than on an idle machine anything may take here.
+const slow = 6
+
+// eventually waits until ok returns nil, on a slow machine for a multiple of patience.
 func eventually(t testing.TB, patience time.Duration, what string, ok func() error) {
 	t.Helper()
+	patience *= slow
 	deadline := time.Now().Add(patience)
 	for {
 		err := ok()
@@ -120,6 +124,7 @@ func eventually(t testing.TB, patience time.Duration, what string, ok func() err
 // goesOn waits until ok returns nil, as long as its count grows within patience.
 func goesOn(t testing.TB, patience time.Duration, what string, ok func() (int, error)) {
 	t.Helper()
+	patience *= slow
 	most, since := -1, time.Now()
 	for {
 		n, err := ok()

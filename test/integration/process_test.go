@@ -89,7 +89,7 @@ func (p *process) kill(t *testing.T) {
 // exit waits for the end and returns the exit code.
 func (p *process) exit(t *testing.T, patience time.Duration) int {
 	t.Helper()
-	timer := time.AfterFunc(patience, func() { t.Errorf("%v does not end", p.Args); _ = p.Process.Kill() })
+	timer := time.AfterFunc(slow*patience, func() { t.Errorf("%v does not end", p.Args); _ = p.Process.Kill() })
 	defer timer.Stop()
 	_ = p.Wait()
 	return p.ProcessState.ExitCode()
