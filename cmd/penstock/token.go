@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
@@ -20,7 +22,9 @@ const tokenUsage = `Usage: penstock token -instance-id ID [-file tokens.yaml] [f
 Makes a bearer token for services that have no edge. The token goes to standard
 error, once. Its entry goes to the end of -file, which is made when it is not there,
 or to standard output: a router reads entries below the key tokens of the file under
-gateway.tokens_file, at its start. They hold the token's hash only.
+gateway.tokens_file, and reads them again when the file changes. They hold the token's
+hash only. A second token of an instance, with the same name and customer, lets it change
+from one to the other.
 
 Example:
   penstock token -instance-id as-1 -customer-id acme -file tokens.yaml
@@ -33,11 +37,13 @@ func token(args []string) int {
 	fs := flag.NewFlagSet("penstock token", flag.ContinueOnError)
 	var in envelope.Instance
 	var file string
+	var until notAfter
 	fs.StringVar(&in.ID, "instance-id", "", "instance.id that the token stands for (required)")
 	fs.StringVar(&in.Name, "instance-name", "", "instance.name; default: the id")
 	fs.StringVar(&in.Customer, "customer-id", "", "customer.id")
 	fs.StringVar(&in.Namespace, "service-namespace", "", "service.namespace, where the application sets none")
 	fs.StringVar(&in.Environment, "deployment-environment", "", "deployment.environment, where the application sets none")
+	fs.Var(&until, "not-after", "refuse the token from this `time` on, as 2027-01-31T00:00:00Z, or after 30d")
 	fs.StringVar(&file, "file", "", "add the entry to this tokens `file`")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), tokenUsage); fs.PrintDefaults() }
 	if err := proc.Parse(fs, args); err != nil {
@@ -57,6 +63,9 @@ func token(args []string) int {
 	for key, value := range in.Rest() {
 		entry += fmt.Sprintf("    %s: %q\n", key, value)
 	}
+	if !until.IsZero() {
+		entry += fmt.Sprintf("    not_after: %s\n", &until)
+	}
 	if file != "" {
 		if err := addToken(file, entry); err != nil {
 			return failed("token", err)
@@ -69,8 +78,32 @@ func token(args []string) int {
 	return 0
 }
 
-// addToken appends an entry to a tokens file, which keeps its mode and owner; what comes of
-// it is checked before.
+// notAfter is a flag: a time, or how long from now.
+type notAfter struct{ time.Time }
+
+// Set reads the flag.
+func (n *notAfter) Set(text string) (err error) {
+	if n.Time, err = time.Parse(time.RFC3339, text); err == nil {
+		return nil
+	}
+	d, err := proc.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return errors.New("want a time as 2027-01-31T00:00:00Z, or how long from now as 30d")
+	}
+	n.Time = time.Now().Add(d)
+	return nil
+}
+
+// String writes it as a tokens file has it.
+func (n *notAfter) String() string {
+	if n.IsZero() {
+		return ""
+	}
+	return n.UTC().Format(time.RFC3339)
+}
+
+// addToken adds an entry to a tokens file, which keeps its mode and owner, and which is
+// replaced as a whole or not at all. What comes of it is checked before.
 func addToken(file, entry string) error {
 	text, err := os.ReadFile(file)
 	switch {
@@ -81,13 +114,9 @@ func addToken(file, entry string) error {
 	case text[len(text)-1] != '\n':
 		entry = "\n" + entry
 	}
-	if _, err := router.ParseTokens(file, append(text, entry...)); err != nil {
+	text = append(text, entry...)
+	if err := router.CheckTokens(file, text); err != nil {
 		return fmt.Errorf("%s would not be a tokens file; mend it, or add by hand:\n%s%w", file, entry, err)
 	}
-	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(entry)
-	return errors.Join(err, f.Sync(), f.Close())
+	return disk.Rewrite(file, text)
 }

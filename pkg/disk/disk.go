@@ -57,6 +57,9 @@ func (l *Lock) Gone() bool {
 // Free gives the directory up.
 func (l *Lock) Free() { _ = l.file.Close() }
 
+// suffix is that of a file that is being written.
+const suffix = ".tmp"
+
 // WriteSynced replaces a file as a whole or not at all, and returns when it is on the
 // disk, name and all.
 func WriteSynced(path string, body []byte) error { return Replace(path, body, nil) }
@@ -64,7 +67,7 @@ func WriteSynced(path string, body []byte) error { return Replace(path, body, ni
 // Replace is WriteSynced with a last word: before is called when the new content is on the
 // disk and the file is still the old one. nil for nothing.
 func Replace(path string, body []byte, before func() error) error {
-	tmp := path + ".tmp"
+	tmp := path + suffix
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -81,6 +84,23 @@ func Replace(path string, body []byte, before func() error) error {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
+}
+
+// Rewrite is WriteSynced on a file that is not ours alone: it keeps its mode and, as far as
+// we may, its owner, and a symbolic link stays one. A file that is not there is made for
+// its owner alone.
+func Rewrite(path string, body []byte) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	old, err := os.Stat(path)
+	if err != nil {
+		return WriteSynced(path, body)
+	}
+	return Replace(path, body, func() error {
+		keepOwner(path+suffix, old)
+		return os.Chmod(path+suffix, old.Mode().Perm())
+	})
 }
 
 // Keep gives a file a second name, in a directory that is made when it is not there. What

@@ -84,6 +84,39 @@ func TestWriteSynced(t *testing.T) {
 	}
 }
 
+// TestRewrite: the new file has the mode of the old one, and a link is still one.
+func TestRewrite(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "f"), filepath.Join(dir, "link")
+	if err := os.Symlink("f", link); err != nil {
+		t.Skip(err)
+	}
+	for _, want := range []os.FileMode{0o600, 0o644} {
+		if err := Rewrite(path, []byte("one")); err != nil {
+			t.Fatal(err)
+		}
+		if err := Rewrite(link, []byte("another")); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil || info.Mode() != want {
+			t.Errorf("%v %v, want %v", info.Mode(), err, want)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != "another" {
+			t.Errorf("%q %v", got, err)
+		}
+		if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+			t.Errorf("the link is one no longer: %v, %v", info.Mode(), err)
+		}
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, _ := filepath.Glob(filepath.Join(dir, "*")); len(all) != 2 {
+		t.Errorf("left behind: %v", all)
+	}
+}
+
 // TestKeep: the file is there twice, also where it can have one name only.
 func TestKeep(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")

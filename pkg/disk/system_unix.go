@@ -45,3 +45,10 @@ func ReadOnly(err error) bool {
 }
 
 func syncDir(dir *os.File) error { return dir.Sync() }
+
+// keepOwner gives a file the owner of another, where we may.
+func keepOwner(path string, of os.FileInfo) {
+	if st, is := of.Sys().(*syscall.Stat_t); is {
+		_ = os.Chown(path, int(st.Uid), int(st.Gid))
+	}
+}

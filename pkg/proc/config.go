@@ -61,6 +61,11 @@ func Load(name string, text []byte, into any) error {
 	return err
 }
 
+// LoadLines is Load that also returns the line of every key, as in tokens[1].instance_id.
+func LoadLines(name string, text []byte, into any) (lines map[string]int, err error) {
+	return load(name, text, into)
+}
+
 func load(name string, text []byte, into any) (lines map[string]int, err error) {
 	var doc, more yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))

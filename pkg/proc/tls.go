@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
-	"time"
 )
 
 // ClientTLS holds files in PEM; empty means the system's roots and no client
@@ -107,14 +107,9 @@ type File[T any] struct {
 	parse func([]byte) (T, error)
 
 	mu    sync.Mutex
-	seen  []stamp
+	seen  []os.FileInfo
 	value T
 	ok    bool
-}
-
-type stamp struct {
-	at   time.Time
-	size int64
 }
 
 // NewFile returns a file that parse reads. Others, where they are named, make it be read
@@ -126,43 +121,47 @@ func NewFile[T any](path string, parse func([]byte) (T, error), others ...string
 // Get returns what the file holds. While it cannot be read or parsed, that is what it held
 // before; an error only where that was never.
 func (f *File[T]) Get() (T, error) {
+	value, known, err := f.Look()
+	if known {
+		err = nil
+	}
+	return value, err
+}
+
+// Look is Get that also says why the file cannot be read or parsed now; known tells whether
+// it ever could.
+func (f *File[T]) Look() (value T, known bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	seen := make([]stamp, 0, 2)
+	err = f.lookLocked()
+	return f.value, f.ok, err
+}
+
+func (f *File[T]) lookLocked() error {
+	seen := make([]os.FileInfo, 0, 2)
 	for _, path := range append([]string{f.path}, f.also...) {
 		info, err := os.Stat(path)
 		if err != nil {
-			return f.failed(err)
+			return err
 		}
-		seen = append(seen, stamp{info.ModTime(), info.Size()})
+		seen = append(seen, info)
 	}
-	if f.ok && equal(seen, f.seen) {
-		return f.value, nil
+	if f.ok && slices.EqualFunc(seen, f.seen, unchanged) {
+		return nil
 	}
 	text, err := os.ReadFile(f.path)
 	if err != nil {
-		return f.failed(err)
+		return err
 	}
 	value, err := f.parse(text)
-	if err != nil {
-		return f.failed(err)
+	if err == nil {
+		f.value, f.seen, f.ok = value, seen, true
 	}
-	f.value, f.seen, f.ok = value, seen, true
-	return value, nil
+	return err
 }
 
-func (f *File[T]) failed(err error) (T, error) {
-	if f.ok {
-		return f.value, nil
-	}
-	return f.value, err
-}
-
-func equal(a, b []stamp) bool {
-	for i := range a {
-		if i >= len(b) || !a[i].at.Equal(b[i].at) || a[i].size != b[i].size {
-			return false
-		}
-	}
-	return true
+// unchanged reports whether a file is the same one, and was not written to. The time alone
+// does not tell: another file may have been moved here with the time of the first.
+func unchanged(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }

@@ -104,8 +104,8 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		}
 		return ""
 	}
-	sender, ref := r.identify(one("authorization"))
-	if ref != nil {
+	auth := one("authorization")
+	if _, ref := r.identify(auth); ref != nil {
 		return outcome{}, ref
 	}
 	msg, ref := openMessage(stream.Context())
@@ -125,6 +125,10 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref == nil {
 		ref = msg.end()
 	}
+	if ref != nil {
+		return outcome{}, ref
+	}
+	sender, ref := r.sender(auth)
 	if ref != nil {
 		return outcome{}, ref
 	}

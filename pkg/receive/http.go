@@ -131,8 +131,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if len(auth) != 1 {
 		auth = []string{""}
 	}
-	sender, ref := r.identify(auth[0])
-	if ref != nil {
+	if _, ref := r.identify(auth[0]); ref != nil {
 		return outcome{}, ref
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
@@ -142,6 +141,10 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	encoding := strings.ToLower(strings.Join(req.Header.Values("Content-Encoding"), ","))
 	held, ref := r.readBody(req.Body, encoding, req.ContentLength, buf)
 	defer r.release(held)
+	if ref != nil {
+		return outcome{}, ref
+	}
+	sender, ref := r.sender(auth[0])
 	if ref != nil {
 		return outcome{}, ref
 	}

@@ -12,6 +12,8 @@
 //   - The answer's code tells the sender the truth about trying again (OTLP
 //     specification, sections on failures and retries): what may heal is
 //     UNAVAILABLE or 503 with a pause of a second, never INTERNAL or 500.
+//   - A sender that has lost the right to send is refused also on connections that are
+//     open, and for requests that have begun.
 //   - Bodies are bounded as they are read, before and after decompression, and
 //     the bytes of all requests together by Config.MaxInFlight (docs/adr/0006).
 //
@@ -192,7 +194,8 @@ var ErrFull = errors.New("no room")
 // Deps is what code hands in.
 type Deps struct {
 	// Identify names the sender of a request from the value of its
-	// authorization header, "" if it has none.
+	// authorization header, "" if it has none. It is asked when a request begins and
+	// again when it has arrived.
 	Identify func(authorization string) (*Sender, error)
 	// Accept takes a batch over. It must be durable when Accept returns nil. It
 	// does not keep the payload. Anything but nil makes the sender try again.
@@ -454,6 +457,12 @@ func (r *Receiver) identify(authorization string) (*Sender, *refusal) {
 	if r.deps.Over != nil && r.deps.Over() {
 		return nil, busy(ledger.RefusedOverload, "the memory limit is reached")
 	}
+	return r.sender(authorization)
+}
+
+// sender finds the sender or refuses. It is asked twice: while a request arrives, which
+// may take RequestTimeout, its sender may have lost the right to send.
+func (r *Receiver) sender(authorization string) (*Sender, *refusal) {
 	sender, err := r.deps.Identify(authorization)
 	if err != nil {
 		return nil, refuse(codes.Unauthenticated, 401, ledger.RefusedUnauthorized, "%v", err)

@@ -41,6 +41,7 @@ import (
 type door struct {
 	r          *Receiver
 	over       atomic.Bool
+	revoked    atomic.Bool // nobody may send any more
 	grpc, http string
 	led        *ledger.Ledger
 
@@ -75,6 +76,9 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 	d := &door{led: ledger.New(prometheus.NewRegistry())}
 	r, err := New(cfg, Deps{
 		Identify: func(a string) (*Sender, error) {
+			if d.revoked.Load() {
+				return nil, errors.New("no token any more")
+			}
 			if auth && a != secret {
 				return nil, errors.New("no valid token: want Bearer <token> & more")
 			}
@@ -478,6 +482,50 @@ func TestTokenIsRequired(t *testing.T) {
 	}
 	if d.items() != 2 {
 		t.Errorf("%d items, want 2", d.items())
+	}
+}
+
+// TestRevokedWhileItSends takes the right to send away when a request has begun, over
+// both protocols: what arrives then is refused, and so is the next on its connection.
+func TestRevokedWhileItSends(t *testing.T) {
+	for _, protocol := range []string{"http", "grpc"} {
+		d := open(t, true, nil)
+		p := good(t)
+		body, w := io.Pipe()
+		done := make(chan string, 1)
+		if protocol == "http" {
+			go func() {
+				h, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, d.http+"/v1/traces", body)
+				h.Header.Set("Content-Type", typeProtobuf)
+				h.Header.Set("Authorization", secret)
+				res, err := http.DefaultClient.Do(h)
+				if err != nil {
+					done <- err.Error()
+					return
+				}
+				_ = res.Body.Close()
+				done <- res.Status
+			}()
+		} else {
+			p = frame(0, p)
+			go func() {
+				code, _, err := d.tryGRPC(t.Context(), otlpgrpc.Method(otlpwire.Traces), body, "Authorization", secret)
+				done <- fmt.Sprint(code, " ", err)
+			}()
+		}
+		_, _ = w.Write(p[:len(p)/2])
+		for deadline := time.Now().Add(10 * time.Second); d.r.inFlight.Load() == 0 && time.Now().Before(deadline); {
+			runtime.Gosched() // it has not begun to read
+		}
+		d.revoked.Store(true)
+		_, _ = w.Write(p[len(p)/2:])
+		_ = w.Close()
+		if got := <-done; got != "401 Unauthorized" && got != "Unauthenticated <nil>" {
+			t.Errorf("%s: %s", protocol, got)
+		}
+		if n := d.items(); n != 0 {
+			t.Errorf("%s: %d items came through", protocol, n)
+		}
 	}
 }
 

@@ -53,8 +53,8 @@ type Config struct {
 // GatewayConfig is the OTLP entrance for services that have no edge.
 type GatewayConfig struct {
 	// TokensFile maps bearer tokens to instances; without it there is no gateway. It holds
-	// the key tokens and below it the entries that penstock token makes, and is read at
-	// the start.
+	// the key tokens and below it the entries that penstock token makes, and is read again
+	// when it changes: what was removed is refused within 5 seconds.
 	TokensFile     string `yaml:"tokens_file"`
 	receive.Config `yaml:",inline"`
 	// Processing is what penstock up has its gateway do; of a router by itself the sinks
@@ -90,7 +90,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 func (c *Config) Validate() error {
 	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
-		_, err := LoadTokens(c.Gateway.TokensFile)
+		_, err := LoadTokens(c.Gateway.TokensFile, nil)
 		errs = append(errs, c.Gateway.Validate("gateway"), err)
 	}
 	if c.Linger < 0 || c.Linger > time.Second {
@@ -115,7 +115,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if cfg.Gateway.TokensFile == "" {
 		return stages, nil
 	}
-	tokens, err := LoadTokens(cfg.Gateway.TokensFile)
+	tokens, err := LoadTokens(cfg.Gateway.TokensFile, p.Log.With("component", "gateway"))
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,9 @@ package router
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -30,45 +27,6 @@ import (
 	"github.com/penstock/penstock/pkg/receive"
 	"github.com/prometheus/client_golang/prometheus"
 )
-
-func tokensPath(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "tokens.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func TestTokensStandForInstances(t *testing.T) {
-	hash := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
-	tokens, err := LoadTokens(tokensPath(t, "tokens:\n  - {sha256: "+hash("one")+", instance_id: as-1, customer_id: acme}\n  - {sha256: "+hash("two")+", instance_id: as-2}\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for auth, want := range map[string]string{"Bearer one": "as-1", "bearer two": "as-2", "BEARER one": "as-1"} {
-		if s, err := tokens.Identify(auth); err != nil || s.Instance.ID != want {
-			t.Errorf("%s: %v, %v", auth, s, err)
-		}
-	}
-	for _, auth := range []string{"", "Bearer", "Bearer ", "Bearer three", "Basic one", "one", "Bearer " + hash("one"), "Bearer  one"} {
-		if s, err := tokens.Identify(auth); err == nil {
-			t.Errorf("%q is %v", auth, s.Instance)
-		} else if strings.Contains(err.Error(), "three") {
-			t.Errorf("the error names the token: %v", err)
-		}
-	}
-	for text, want := range map[string]string{
-		"tokens: []": "holds no token",
-		"tokens:\n  - {sha256: abc, instance_id: x}":                 "64 hex digits",
-		"tokens:\n  - {sha256: " + hash("x") + ", instance: x}":      ":2: tokens[0].instance: unknown key",
-		"tokens:\n  - {sha256: " + hash("x") + ", instance_id: a.b}": "NATS subject",
-	} {
-		if _, err := LoadTokens(tokensPath(t, text)); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%q: got %v, want %q", text, err, want)
-		}
-	}
-}
 
 // TestSplitterKeepsTracesTogether splits payloads of two instances and looks at
 // every span: none is lost, each is in the partition of its trace, with its own

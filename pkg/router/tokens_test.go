@@ -1,0 +1,152 @@
+package router
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func tokensPath(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tokens.yaml")
+	write(t, path, text)
+	return path
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func hash(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
+
+// tokensOf returns tokens with a clock of their own, which the caller moves, and their log.
+func tokensOf(t *testing.T, text string) (tokens *Tokens, path string, clock *time.Time, log *bytes.Buffer) {
+	t.Helper()
+	path, log = tokensPath(t, text), new(bytes.Buffer)
+	tokens, err := LoadTokens(path, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := tokens.looked
+	tokens.now = func() time.Time { return now }
+	return tokens, path, &now, log
+}
+
+func TestTokensStandForInstances(t *testing.T) {
+	tokens, _, _, _ := tokensOf(t, "tokens:\n  - {sha256: "+hash("one")+", instance_id: as-1, customer_id: acme}\n  - {sha256: "+hash("two")+", instance_id: as-2}\n"+
+		"  - {sha256: "+hash("next one")+", instance_id: as-1, customer_id: acme}\n")
+	for auth, want := range map[string]string{"Bearer one": "as-1", "bearer two": "as-2", "BEARER one": "as-1", "Bearer next one": "as-1"} {
+		if s, err := tokens.Identify(auth); err != nil || s.Instance.ID != want {
+			t.Errorf("%s: %v, %v", auth, s, err)
+		}
+	}
+	for _, auth := range []string{"", "Bearer", "Bearer ", "Bearer three", "Basic one", "one", "Bearer " + hash("one"), "Bearer  one"} {
+		if s, err := tokens.Identify(auth); err == nil {
+			t.Errorf("%q is %v", auth, s.Instance)
+		} else if strings.Contains(err.Error(), "three") {
+			t.Errorf("the error names the token: %v", err)
+		}
+	}
+}
+
+func TestTokensFileSaysWhereItIsWrong(t *testing.T) {
+	one := "tokens:\n  - {sha256: " + hash("x") + ", instance_id: as-1, customer_id: acme"
+	for text, want := range map[string]string{
+		"":           "no key tokens",
+		"tokens: []": "holds no token",
+		"tokens:\n  - {sha256: abc, instance_id: x}":                                                     "tokens.yaml:2: tokens[0]: sha256 must be 64 hex digits",
+		"tokens:\n  - {sha256: " + hash("x") + ", instance: x}":                                          "tokens.yaml:2: tokens[0].instance: unknown key",
+		"tokens:\n  - {sha256: " + hash("x") + ", instance_id: a.b}":                                     "NATS subject",
+		one + ", not_after: soon}":                                                                       `tokens.yaml:2: tokens[0]: not_after is "soon", want a time`,
+		one + "}\n  # a comment\n  - {sha256: " + hash("y") + ", instance_id: as-1, customer_id: other}": "tokens.yaml:4: tokens[1]: instance as-1 is another one in line 2",
+		one + "}\n  - {sha256: " + hash("y") + ", instance_id: as-1}":                                    "tokens.yaml:3: tokens[1]: instance as-1 is another one in line 2",
+		one + "}\n  - {sha256: " + hash("x") + ", instance_id: as-1, customer_id: acme}":                 "tokens.yaml:3: tokens[1]: the token of line 2 again",
+	} {
+		if _, err := LoadTokens(tokensPath(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestTokensExpire(t *testing.T) {
+	end := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
+	tokens, _, now, _ := tokensOf(t, "tokens:\n  - {sha256: "+hash("one")+", instance_id: as-1, not_after: "+end.Format(time.RFC3339)+"}\n")
+	*now = end.Add(-1)
+	if _, err := tokens.Identify("Bearer one"); err != nil {
+		t.Errorf("before its end: %v", err)
+	}
+	*now = end
+	if _, err := tokens.Identify("Bearer one"); err == nil || !strings.Contains(err.Error(), "token has expired") {
+		t.Errorf("at its end: %v", err)
+	}
+	if _, err := tokens.Identify("Bearer two"); err == nil || strings.Contains(err.Error(), "expired") {
+		t.Errorf("a token that is none: %v", err)
+	}
+}
+
+// TestTokensAreReadAgain changes the file in every way that an editor, a deployment or a
+// full disk does.
+func TestTokensAreReadAgain(t *testing.T) {
+	entry := func(token, id string) string { return "  - {sha256: " + hash(token) + ", instance_id: " + id + "}\n" }
+	both := "tokens:\n" + entry("one", "as-1") + entry("two", "as-2")
+	tokens, path, now, log := tokensOf(t, both)
+	are := func(when string, one, two bool) {
+		t.Helper()
+		for token, want := range map[string]bool{"one": one, "two": two} {
+			if _, err := tokens.Identify("Bearer " + token); (err == nil) != want {
+				t.Errorf("%s: token %s: %v, want accepted: %v", when, token, err, want)
+			}
+		}
+	}
+	write(t, path, "tokens:\n"+entry("two", "as-2"))
+	are("within the same second", true, true)
+	*now = now.Add(lookEvery)
+	are("removed", false, true)
+
+	moved := tokensPath(t, "tokens:\n"+entry("one", "as-1"))
+	info, err := os.Stat(path) // another file of the same size and time
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(moved, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(moved, path); err != nil {
+		t.Fatal(err)
+	}
+	*now = now.Add(lookEvery)
+	are("replaced", true, false)
+
+	for what, text := range map[string]string{"broken": "tokens:\n  - {sha256: ", "empty": "", "of another kind": "hub: {url: x}\n"} {
+		log.Reset()
+		write(t, path, text)
+		for range 30 { // half a minute
+			*now = now.Add(lookEvery)
+			are(what, true, false)
+		}
+		if n := strings.Count(log.String(), "stays in force"); n != 1 {
+			t.Errorf("%s: said %d times in half a minute:\n%s", what, n, log)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	*now = now.Add(lookEvery)
+	are("gone", true, false)
+
+	write(t, path, "tokens: []\n")
+	*now = now.Add(lookEvery)
+	are("without tokens", false, false)
+	write(t, path, both)
+	*now = now.Add(-time.Hour) // the clock was set back
+	are("there again", true, true)
+}
