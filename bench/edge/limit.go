@@ -60,7 +60,7 @@ func runLimit(protocol, addr, path, durability string) error {
 	out := &appender{log: l}
 	sender := receive.NewSender(envelope.Instance{ID: instanceID, Name: instanceName, Customer: customerID, Namespace: namespace})
 	rcv, err := receive.New(cfg, receive.Deps{
-		Identify: func(string) (*receive.Sender, error) { return sender, nil },
+		Identify: func(receive.Credentials) (*receive.Sender, error) { return sender, nil },
 		Accept: func(_ context.Context, b receive.Batch) error {
 			err := out.append(b.Payload)
 			if err == nil {

@@ -232,7 +232,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	}
 	rcv, err := receive.New(cfg.Receive, receive.Deps{
 		Process:    rules.Apply,
-		Identify:   func(string) (*receive.Sender, error) { return sender, nil },
+		Identify:   func(receive.Credentials) (*receive.Sender, error) { return sender, nil },
 		Accept:     sp.Accept,
 		Over:       p.Memory.Over,
 		MaxPayload: envelope.MaxPayload,

@@ -25,7 +25,8 @@ import (
 type CentralConfig struct {
 	// Endpoint is https://host:port of the gateway. When it is set, hub is not used.
 	Endpoint string `yaml:"endpoint"`
-	// Token is the instance's bearer token, as `penstock token` makes it.
+	// Token is the instance's bearer token, as `penstock token` makes it. With a client
+	// certificate in tls there need not be one.
 	Token proc.Secret `yaml:"token"`
 	// Protocol is grpc or http.
 	Protocol string         `yaml:"protocol"`
@@ -39,8 +40,8 @@ func (c CentralConfig) validate() error {
 		return nil
 	}
 	var errs []error
-	if c.Token == "" {
-		errs = append(errs, errors.New("central.token is not set; set it in the configuration or as CENTRAL_OTEL_TOKEN"))
+	if c.Token == "" && c.TLS.Cert == "" {
+		errs = append(errs, errors.New("central.token is not set; set it in the configuration or as CENTRAL_OTEL_TOKEN, or set central.tls.cert_file"))
 	}
 	if c.Protocol != "grpc" && c.Protocol != "http" {
 		errs = append(errs, fmt.Errorf("central.protocol is %q, want grpc or http", c.Protocol))
@@ -60,10 +61,11 @@ func (c CentralConfig) client() (*otlpclient.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return otlpclient.New("central.endpoint", otlpclient.Config{
-		Endpoint: c.Endpoint, HTTP: c.Protocol == "http", Gzip: true, TLS: tlsConfig,
-		Headers: map[string]string{"authorization": "Bearer " + string(c.Token)},
-	})
+	cfg := otlpclient.Config{Endpoint: c.Endpoint, HTTP: c.Protocol == "http", Gzip: true, TLS: tlsConfig}
+	if c.Token != "" {
+		cfg.Headers = map[string]string{"authorization": "Bearer " + string(c.Token)}
+	}
+	return otlpclient.New("central.endpoint", cfg)
 }
 
 // maxMerge is how far apart the arrivals of messages may be that are sent as one

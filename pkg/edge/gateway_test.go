@@ -25,8 +25,8 @@ func startGateway(t *testing.T, protocol string, maxPayload int, accept func(con
 	rc := receive.DefaultConfig()
 	rc.GRPC.Listen, rc.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	gateway, err := receive.New(rc, receive.Deps{
-		Identify: func(auth string) (*receive.Sender, error) {
-			if auth != "Bearer secret" {
+		Identify: func(c receive.Credentials) (*receive.Sender, error) {
+			if c.Authorization != "Bearer secret" {
 				return nil, errors.New("no such token")
 			}
 			return receive.NewSender(envelope.Instance{ID: "as-1"}), nil

@@ -68,13 +68,7 @@ func (c ClientTLS) LoadFor(key, host string) (*tls.Config, error) {
 func (c ClientTLS) load(key string) (roots *File[*x509.CertPool], cfg *tls.Config, err error) {
 	cfg = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName, InsecureSkipVerify: c.Insecure}
 	if c.CA != "" {
-		roots = NewFile(c.CA, func(text []byte) (*x509.CertPool, error) {
-			pool := x509.NewCertPool()
-			if !pool.AppendCertsFromPEM(text) {
-				return nil, fmt.Errorf("%s holds no certificate in PEM", c.CA)
-			}
-			return pool, nil
-		})
+		roots = CertPool(c.CA)
 		if _, err := roots.Get(); err != nil {
 			return nil, nil, fmt.Errorf("%s.ca_file: %w", key, err)
 		}
@@ -83,21 +77,37 @@ func (c ClientTLS) load(key string) (roots *File[*x509.CertPool], cfg *tls.Confi
 		return nil, nil, errors.New(key + " needs both cert_file and key_file, or neither")
 	}
 	if c.Cert != "" {
-		// The pair is read when either file has changed; while only one has, the old pair stays.
-		pair := NewFile(c.Key, func(private []byte) (*tls.Certificate, error) {
-			public, err := os.ReadFile(c.Cert)
-			if err != nil {
-				return nil, err
-			}
-			cert, err := tls.X509KeyPair(public, private)
-			return &cert, err
-		}, c.Cert)
+		pair := KeyPair(c.Cert, c.Key)
 		if _, err := pair.Get(); err != nil {
 			return nil, nil, fmt.Errorf("%s.cert_file: %w", key, err)
 		}
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.Get() }
 	}
 	return roots, cfg, nil
+}
+
+// CertPool returns the certificates of a file in PEM.
+func CertPool(path string) *File[*x509.CertPool] {
+	return NewFile(path, func(text []byte) (*x509.CertPool, error) {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s holds no certificate in PEM", path)
+		}
+		return pool, nil
+	})
+}
+
+// KeyPair returns a certificate chain and its private key, of files in PEM. They are read
+// when either has changed; while only one has, the old pair stays.
+func KeyPair(cert, key string) *File[*tls.Certificate] {
+	return NewFile(key, func(private []byte) (*tls.Certificate, error) {
+		public, err := os.ReadFile(cert)
+		if err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair(public, private)
+		return &pair, err
+	}, cert)
 }
 
 // File is what a file holds, read again when it has changed.

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -104,8 +105,8 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		}
 		return ""
 	}
-	auth := one("authorization")
-	if _, ref := r.identify(auth); ref != nil {
+	auth, state := one("authorization"), tlsState(stream.Context())
+	if _, ref := r.identify(auth, state); ref != nil {
 		return outcome{}, ref
 	}
 	msg, ref := openMessage(stream.Context())
@@ -128,11 +129,21 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.sender(auth)
+	sender, ref := r.sender(auth, state)
 	if ref != nil {
 		return outcome{}, ref
 	}
 	return r.take(stream.Context(), sig, sender, r.origin(one), request{payload: *buf, size: len(*buf)})
+}
+
+// tlsState returns how a request's connection is encrypted; nil for plain text.
+func tlsState(ctx context.Context) *tls.ConnectionState {
+	if p, known := peer.FromContext(ctx); known {
+		if info, is := p.AuthInfo.(credentials.TLSInfo); is {
+			return &info.State
+		}
+	}
+	return nil
 }
 
 // message is the one message of a gRPC request, read from the stream piece by piece

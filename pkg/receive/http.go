@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"log"
+	"log/slog"
 	"mime"
 	"net"
 	"net/http"
@@ -46,8 +48,22 @@ func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
 		WriteTimeout:      r.cfg.RequestTimeout + answerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          log.New(serverLog{r.deps.Log}, "", 0),
 		HTTP2:             h2,
 	}}
+}
+
+// serverLog takes what net/http has to say: each failed handshake, at debug level, since a
+// hostile sender must not fill our log.
+type serverLog struct{ to *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(line, []byte("panic serving")) {
+		level = slog.LevelError
+	}
+	l.to.Log(context.Background(), level, string(bytes.TrimSpace(line)))
+	return len(line), nil
 }
 
 func (h *httpServer) serve(ln net.Listener) error {
@@ -61,17 +77,6 @@ func (h *httpServer) shutdown(ctx context.Context) {
 	if h.srv.Shutdown(ctx) != nil {
 		_ = h.srv.Close()
 	}
-}
-
-func (c TLSConfig) load() (*tls.Config, error) {
-	if c.Cert == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}, nil
 }
 
 // serveHTTP answers one OTLP/HTTP request. Paths are compared as they came:
@@ -131,7 +136,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if len(auth) != 1 {
 		auth = []string{""}
 	}
-	if _, ref := r.identify(auth[0]); ref != nil {
+	if _, ref := r.identify(auth[0], req.TLS); ref != nil {
 		return outcome{}, ref
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
@@ -144,7 +149,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.sender(auth[0])
+	sender, ref := r.sender(auth[0], req.TLS)
 	if ref != nil {
 		return outcome{}, ref
 	}

@@ -24,6 +24,8 @@ package receive
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,10 +87,13 @@ type CORSConfig struct {
 	MaxAge         int      `yaml:"max_age"`         // seconds a browser may keep the answer
 }
 
-// TLSConfig holds files in PEM.
+// TLSConfig holds files in PEM, which are read again when they change.
 type TLSConfig struct {
 	Cert string `yaml:"cert_file"` // certificate chain; empty for plain text
 	Key  string `yaml:"key_file"`  // its private key
+	// ClientCA is who signs the certificates of senders; empty for none. At an edge every
+	// sender must have one then. At a gateway a sender may have a token instead.
+	ClientCA string `yaml:"client_ca_file"`
 }
 
 // DefaultConfig listens on loopback, on the ports that every SDK knows.
@@ -122,9 +127,7 @@ func (c Config) Validate(section string) error {
 			errs = append(errs, fmt.Errorf("%s is %s, which others can reach: set %s.tls, or %s.insecure: true to allow plain text", l.key, l.addr, section, section))
 		}
 	}
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		errs = append(errs, fmt.Errorf("%s.tls needs both cert_file and key_file", section))
-	} else if _, err := c.TLS.load(); err != nil {
+	if _, err := c.TLS.load(); err != nil {
 		errs = append(errs, fmt.Errorf("%s.tls: %w", section, err))
 	}
 	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
@@ -191,12 +194,19 @@ func (r *Receiver) origin(get func(string) string) (o Origin) {
 // ErrFull is what Accept wraps when there is no room.
 var ErrFull = errors.New("no room")
 
+// Credentials are what shows who sends a request.
+type Credentials struct {
+	Authorization string            // the header's value; "" for none
+	Certificate   *x509.Certificate // verified; nil for none
+}
+
 // Deps is what code hands in.
 type Deps struct {
-	// Identify names the sender of a request from the value of its
-	// authorization header, "" if it has none. It is asked when a request begins and
+	// Identify names the sender of a request. It is asked when the request begins and
 	// again when it has arrived.
-	Identify func(authorization string) (*Sender, error)
+	Identify func(Credentials) (*Sender, error)
+	// Tokens says that senders may have a token in place of a certificate.
+	Tokens bool
 	// Accept takes a batch over. It must be durable when Accept returns nil. It
 	// does not keep the payload. Anything but nil makes the sender try again.
 	Accept func(context.Context, Batch) error
@@ -222,6 +232,7 @@ type Receiver struct {
 	inFlight atomic.Int64 // bytes
 	buffers  sync.Pool    // *[]byte
 	limits   otlpwire.Limits
+	certs    *certificates
 
 	grpc *grpc.Server
 	http *httpServer
@@ -234,12 +245,13 @@ func New(cfg Config, deps Deps) (*Receiver, error) {
 	r.limits.MaxBytes = int(cfg.MaxRequest)
 	r.deps.Log = deps.Log.With("component", "receive")
 	r.buffers.New = func() any { return new([]byte) }
-	tlsConfig, err := cfg.TLS.load()
-	if err != nil {
+	var err error
+	if r.certs, err = cfg.TLS.load(); err != nil {
 		return nil, err
 	}
-	r.grpc = r.newGRPC(tlsConfig)
-	r.http = r.newHTTP(tlsConfig)
+	r.certs.log, r.certs.optional = r.deps.Log, deps.Tokens
+	r.grpc = r.newGRPC(r.certs.config("h2"))
+	r.http = r.newHTTP(r.certs.config("http/1.1"))
 	return r, nil
 }
 
@@ -453,17 +465,20 @@ func (r *Receiver) recycle(buf *[]byte) {
 }
 
 // identify finds the sender or refuses, before anything is read.
-func (r *Receiver) identify(authorization string) (*Sender, *refusal) {
+func (r *Receiver) identify(authorization string, state *tls.ConnectionState) (*Sender, *refusal) {
 	if r.deps.Over != nil && r.deps.Over() {
 		return nil, busy(ledger.RefusedOverload, "the memory limit is reached")
 	}
-	return r.sender(authorization)
+	return r.sender(authorization, state)
 }
 
 // sender finds the sender or refuses. It is asked twice: while a request arrives, which
 // may take RequestTimeout, its sender may have lost the right to send.
-func (r *Receiver) sender(authorization string) (*Sender, *refusal) {
-	sender, err := r.deps.Identify(authorization)
+func (r *Receiver) sender(authorization string, state *tls.ConnectionState) (sender *Sender, ref *refusal) {
+	cert, err := r.certs.of(state)
+	if err == nil {
+		sender, err = r.deps.Identify(Credentials{authorization, cert})
+	}
 	if err != nil {
 		return nil, refuse(codes.Unauthenticated, 401, ledger.RefusedUnauthorized, "%v", err)
 	}

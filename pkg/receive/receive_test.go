@@ -75,7 +75,11 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 	sender := NewSender(envelope.Instance{ID: "as-1"})
 	d := &door{led: ledger.New(prometheus.NewRegistry())}
 	r, err := New(cfg, Deps{
-		Identify: func(a string) (*Sender, error) {
+		Identify: func(c Credentials) (*Sender, error) {
+			a := c.Authorization
+			if c.Certificate != nil {
+				return NewSender(envelope.Instance{ID: c.Certificate.Subject.CommonName}), nil
+			}
 			if d.revoked.Load() {
 				return nil, errors.New("no token any more")
 			}
@@ -105,7 +109,7 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 			}
 			return nil
 		},
-		Over: d.over.Load, Origin: origin, MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Tokens: auth, Over: d.over.Load, Origin: origin, MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

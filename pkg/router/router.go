@@ -127,6 +127,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 		Process:    rules.Apply,
 		Identify:   tokens.Identify,
 		Accept:     newGateway(hub).accept,
+		Tokens:     true,
 		Origin:     true,
 		Over:       p.Memory.Over,
 		MaxPayload: envelope.MaxPayload,

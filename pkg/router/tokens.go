@@ -2,10 +2,12 @@ package router
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -19,8 +21,8 @@ import (
 // removed from it is refused a second later.
 const lookEvery = time.Second
 
-// Tokens says which instance a sender is, by a tokens file, which is read again when it
-// changes. One that is broken then leaves what was before in force.
+// Tokens says which instance a sender is, by its token or certificate and a tokens file, which
+// is read again when it changes. One that is broken then leaves what was before in force.
 //
 // The file and the memory hold the SHA-256 of a token only: whoever reads them cannot send.
 type Tokens struct {
@@ -36,10 +38,11 @@ type Tokens struct {
 
 // table is what a tokens file says.
 type table struct {
-	tokens map[[sha256.Size]byte]entry
+	tokens       map[[sha256.Size]byte]entry
+	certificates map[string]entry // by instance
 }
 
-// entry is what a token stands for.
+// entry is what a token or a certificate stands for.
 type entry struct {
 	sender   *receive.Sender // one of an instance, however many tokens it has
 	notAfter time.Time       // zero for never
@@ -49,6 +52,7 @@ type entry struct {
 type tokensFile struct {
 	Tokens []struct {
 		SHA256      string `yaml:"sha256"`
+		Certificate bool   `yaml:"certificate"`
 		ID          string `yaml:"instance_id"`
 		Name        string `yaml:"instance_name"`
 		Customer    string `yaml:"customer_id"`
@@ -69,6 +73,9 @@ type tokensFile struct {
 //	    deployment_environment: production
 //	    not_after: 2027-01-31T00:00:00Z    # refused from then on
 //
+//	  - certificate: true                  # no token: a client certificate names the instance
+//	    instance_id: as-2
+//
 // An instance may have several tokens, so that a new one can take the place of an old one.
 func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 	t := &Tokens{log: log, now: time.Now}
@@ -77,7 +84,7 @@ func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 	if t.table, err = t.file.Get(); err != nil {
 		return nil, fmt.Errorf("tokens: %w", err)
 	}
-	if len(t.table.tokens) == 0 {
+	if len(t.table.tokens)+len(t.table.certificates) == 0 {
 		return nil, fmt.Errorf("tokens: %s holds no token; `penstock token` makes one", path)
 	}
 	t.looked = t.now()
@@ -99,7 +106,7 @@ func parseTokens(path string, text []byte) (*table, error) {
 	if lines["tokens"] == 0 { // as one that is being written; a list may be empty
 		return nil, fmt.Errorf("%s has no key tokens; `penstock token -file` makes one", path)
 	}
-	t := &table{tokens: map[[sha256.Size]byte]entry{}}
+	t := &table{tokens: map[[sha256.Size]byte]entry{}, certificates: map[string]entry{}}
 	senders := map[string]*receive.Sender{} // by instance
 	first := map[string]int{}               // the line that named an instance, or a token, first
 	var errs []error
@@ -124,9 +131,16 @@ func parseTokens(path string, text []byte) (*table, error) {
 				wrong("not_after is %q, want a time as 2027-01-31T00:00:00Z", e.NotAfter)
 			}
 		}
+		if e.Certificate {
+			if _, twice := t.certificates[inst.ID]; twice || e.SHA256 != "" {
+				wrong("certificate: true stands once for an instance, and without sha256: a token has an entry of its own")
+			}
+			t.certificates[inst.ID] = one
+			continue
+		}
 		hash, err := hex.DecodeString(e.SHA256)
 		if err != nil || len(hash) != sha256.Size {
-			wrong("sha256 must be 64 hex digits")
+			wrong("sha256 must be 64 hex digits, or certificate true")
 			continue
 		}
 		if _, twice := t.tokens[[sha256.Size]byte(hash)]; twice {
@@ -151,7 +165,7 @@ func (t *Tokens) current(now time.Time) *table {
 			t.log.Error("the tokens file cannot be read: what it said before stays in force", "err", err, "held_back", held)
 		}
 	} else if table != t.table {
-		t.log.Info("the tokens file was read again", "tokens", len(table.tokens))
+		t.log.Info("the tokens file was read again", "tokens", len(table.tokens), "certificates", len(table.certificates))
 	}
 	t.table = table
 	return table
@@ -160,23 +174,72 @@ func (t *Tokens) current(now time.Time) *table {
 var (
 	errToken   = errors.New("no valid bearer token: send the header Authorization: Bearer <token> (in OTEL_EXPORTER_OTLP_HEADERS: authorization=Bearer%20<token>)")
 	errExpired = errors.New("token has expired: ask for a new one")
+	errEnded   = errors.New("the right of this certificate's instance to send has expired (not_after of its entry)")
 )
 
-// Identify finds the instance of an authorization header. Tokens are compared by their
-// hashes, whose bytes are no secret: how long it takes says nothing of use.
-func (t *Tokens) Identify(authorization string) (*receive.Sender, error) {
+// Identify finds the instance that token and certificate stand for. Where there are both,
+// that is the same one.
+func (t *Tokens) Identify(c receive.Credentials) (*receive.Sender, error) {
 	now := t.now()
 	table := t.current(now)
+	if c.Certificate == nil {
+		return table.byToken(c.Authorization, now)
+	}
+	sender, err := table.byCertificate(c.Certificate, now)
+	if err != nil || c.Authorization == "" {
+		return sender, err
+	}
+	other, err := table.byToken(c.Authorization, now)
+	if err == nil && other != sender {
+		err = fmt.Errorf("the client certificate is of instance %s and the token of another one", sender.Instance.ID)
+	}
+	return sender, err
+}
+
+// byToken compares tokens by their hashes, whose bytes are no secret: how long it takes
+// says nothing of use.
+func (t *table) byToken(authorization string, now time.Time) (*receive.Sender, error) {
 	scheme, secret, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "bearer") || secret == "" {
 		return nil, errToken
 	}
-	e, known := table.tokens[sha256.Sum256([]byte(secret))]
-	switch {
-	case !known:
+	e, known := t.tokens[sha256.Sum256([]byte(secret))]
+	if !known {
 		return nil, errToken
-	case !e.notAfter.IsZero() && !now.Before(e.notAfter):
-		return nil, errExpired
+	}
+	return e.at(now, errExpired)
+}
+
+func (t *table) byCertificate(cert *x509.Certificate, now time.Time) (*receive.Sender, error) {
+	id, err := instanceOf(cert)
+	if err != nil {
+		return nil, err
+	}
+	e, known := t.certificates[id]
+	if !known {
+		return nil, fmt.Errorf("instance %q of the client certificate is not in the gateway's tokens file, with certificate: true", id)
+	}
+	return e.at(now, errEnded)
+}
+
+func (e entry) at(now time.Time, ended error) (*receive.Sender, error) {
+	if !e.notAfter.IsZero() && !now.Before(e.notAfter) {
+		return nil, ended
 	}
 	return e.sender, nil
+}
+
+// instanceOf returns what stands behind /instance/ at the end of the path of the one URI
+// that has that, among the certificate's alternative names.
+func instanceOf(cert *x509.Certificate) (string, error) {
+	var ids []string
+	for _, u := range cert.URIs {
+		if dir, id := path.Split(u.EscapedPath()); id != "" && strings.HasSuffix(dir, "/instance/") {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) != 1 {
+		return "", fmt.Errorf("client certificate: %d of its alternative names are URIs that end in /instance/<id>, want one", len(ids))
+	}
+	return ids[0], nil
 }

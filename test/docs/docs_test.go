@@ -187,7 +187,7 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	must(t, w.command("(echo tokens:; bin/penstock token -instance-id as-1) >tokens.yaml"))
+	must(t, w.command("(echo tokens:; bin/penstock token -instance-id as-0) >tokens.yaml"))
 	up := &daemon.Process{Args: []string{filepath.Join(w.dir, "bin/penstock"), "up", "-config.file", filepath.Join(w.dir, "up.yaml"), "-data-dir", filepath.Join(w.dir, "penstock-data")}, Log: filepath.Join(w.dir, "up.log")}
 	if err := up.Start(); err != nil {
 		t.Fatal(err)
