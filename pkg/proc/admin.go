@@ -55,7 +55,9 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+	protocols := new(http.Protocols) // without HTTP/2, as in package receive
+	protocols.SetHTTP1(true)
+	srv := &http.Server{Handler: mux, Protocols: protocols, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	var ln net.Listener
 	start := func(ctx context.Context) (err error) {
 		if ln, err = Listen(ctx, "admin", cfg.Listen); err != nil {

@@ -238,6 +238,35 @@ func TestServerCertificateIsReadAgain(t *testing.T) {
 	}
 }
 
+// TestNoHTTP2OnTheHTTPPort: a client that speaks both gets HTTP/1.1, and one that begins
+// with HTTP/2 no answer in it.
+func TestNoHTTP2OnTheHTTPPort(t *testing.T) {
+	ours, dir := newAuthority(t), t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	ours.server(t, cert, key)
+	d := open(t, false, func(c *Config) { c.TLS = TLSConfig{Cert: cert, Key: key} })
+	for _, protocols := range [][]string{{"h2", "http/1.1"}, {"http/1.1"}, nil, {"h2"}} {
+		cfg := ours.client(t, nil, "", time.Time{})
+		cfg.NextProtos = protocols
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(d.http, "http://"), cfg)
+		if err != nil {
+			if len(protocols) != 1 || protocols[0] != "h2" {
+				t.Errorf("%v: %v", protocols, err)
+			}
+			continue
+		}
+		if got := conn.ConnectionState().NegotiatedProtocol; got == "h2" {
+			t.Errorf("%v: %q", protocols, got)
+		}
+		_, _ = io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		answer, _ := io.ReadAll(conn)
+		if len(answer) > 0 && !bytes.HasPrefix(answer, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(answer, []byte("HTTP/1.1 5")) {
+			t.Errorf("%v: HTTP/2's preface is answered with %q", protocols, answer)
+		}
+		_ = conn.Close()
+	}
+}
+
 // TestEdgeWantsCertificates: where there are no tokens, a sender without a certificate does
 // not come in, and no session is taken up again without one.
 func TestEdgeWantsCertificates(t *testing.T) {

@@ -38,8 +38,9 @@ type httpServer struct {
 }
 
 func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
-	h2 := new(http.HTTP2Config)
-	h2.MaxConcurrentStreams = maxConcurrentStreams
+	// OTLP/HTTP needs no HTTP/2, and net/http's has been a way in (GO-2026-6617).
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &httpServer{tls: tlsConfig != nil, srv: &http.Server{
 		Handler:           http.HandlerFunc(r.serveHTTP),
 		TLSConfig:         tlsConfig,
@@ -49,7 +50,7 @@ func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          log.New(serverLog{r.deps.Log}, "", 0),
-		HTTP2:             h2,
+		Protocols:         protocols,
 	}}
 }
 
