@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -139,10 +140,10 @@ func addInstance(dir, id string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	if err := replaceFile(file, b.Bytes(), 0o600); err != nil {
+	if err := disk.WriteSynced(file, b.Bytes()); err != nil {
 		return err
 	}
-	if err := replaceFile(index, append(bytes.TrimRight(text, "\n"), []byte("\n"+instanceLine(id)+"\n")...), 0o644); err != nil {
+	if err := disk.Rewrite(index, append(bytes.TrimRight(text, "\n"), []byte("\n"+instanceLine(id)+"\n")...)); err != nil {
 		return err
 	}
 	fmt.Printf("instance %s: %s, named in %s\n", id, file, index)
@@ -170,7 +171,7 @@ func removeInstance(dir, id string) error {
 	if !found {
 		return fmt.Errorf("%s does not name instance %q", index, id)
 	}
-	if err := replaceFile(index, []byte(strings.Join(kept, "")), 0o644); err != nil {
+	if err := disk.Rewrite(index, []byte(strings.Join(kept, ""))); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(dir, "instances", id+".conf")); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -178,26 +179,6 @@ func removeInstance(dir, id string) error {
 	}
 	fmt.Printf("instance %s is taken out. A hub that runs ends its connections with nats-server --signal reload.\n", id)
 	return nil
-}
-
-// replaceFile writes a file whole or not at all.
-func replaceFile(file string, text []byte, mode fs.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	_, err = tmp.Write(text)
-	if err == nil {
-		err = tmp.Chmod(mode)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
 }
 
 // makeCA writes an authority, or takes the one that is there, and a server's certificate.
@@ -292,7 +273,9 @@ func writePair(dir, name string, der []byte, key *ecdsa.PrivateKey) error {
 	if err != nil {
 		return err
 	}
+	cert := filepath.Join(dir, name+".crt")
 	return errors.Join(
-		replaceFile(filepath.Join(dir, name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644),
-		replaceFile(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}), 0o600))
+		disk.WriteSynced(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		os.Chmod(cert, 0o644), // for everybody to read
+		disk.WriteSynced(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private})))
 }
