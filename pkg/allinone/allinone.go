@@ -58,6 +58,8 @@ type Own struct {
 // NATSConfig is the embedded hub.
 type NATSConfig struct {
 	Listen string `yaml:"listen"` // host:port where other penstock commands reach the hub
+	// Insecure allows listening beyond loopback: without credentials, in plain text.
+	Insecure bool `yaml:"insecure"`
 }
 
 // drain is how long Ctrl-C waits for decisions and backends. What is not delivered by
@@ -136,8 +138,10 @@ func (c *Config) Validate() error {
 	if c.DataDir == "" {
 		errs = append(errs, errors.New("data_dir is not set"))
 	}
-	if _, _, err := net.SplitHostPort(c.NATS.Listen); err != nil {
+	if host, _, err := net.SplitHostPort(c.NATS.Listen); err != nil {
 		errs = append(errs, fmt.Errorf("nats.listen: %w", err))
+	} else if !c.NATS.Insecure && !proc.Loopback(host) {
+		errs = append(errs, fmt.Errorf("nats.listen is %s, which others can reach, and this hub knows no credentials: they could read and delete everything; run nats-server with deploy/nats, or set nats.insecure: true", c.NATS.Listen))
 	}
 	if c.Report < 0 {
 		errs = append(errs, fmt.Errorf("report_interval is %v, want 0 or more", c.Report))

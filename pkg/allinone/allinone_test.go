@@ -111,6 +111,7 @@ func TestWrongConfigurations(t *testing.T) {
 		"streams: {partitions: 0}":              "streams.partitions is 0",
 		"tempo: {endpoint: x:1, protocol: udp}": `tempo.protocol is "udp"`,
 		"instances: {}":                         "unknown key",
+		"nats: {listen: '0.0.0.0:4222'}":        "nats.listen is 0.0.0.0:4222, which others can reach",
 		"report_interval: -1s":                  "report_interval",
 		"spool: {dir: x, max_byts: 1GiB}":       "up.yaml:1: spool.max_byts: unknown key",
 	} {

@@ -110,8 +110,7 @@ func (cfg Config) plain(u *url.URL) bool {
 	if cfg.Insecure || cfg.HandshakeFirst || cfg.TLS != (proc.ClientTLS{}) || u.Scheme == "tls" || u.Scheme == "wss" {
 		return false
 	}
-	ip := net.ParseIP(u.Hostname())
-	return u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
+	return !proc.Loopback(u.Hostname())
 }
 
 // ApplyEnv overrides the file with the environment.

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -330,6 +331,12 @@ func VersionLine(name string) string {
 		}
 	}
 	return line
+}
+
+// Loopback reports whether a host of an address is this machine alone.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // Env sets *to when the variable is set and not empty.

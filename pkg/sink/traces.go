@@ -230,7 +230,9 @@ func (l *traceLane) record(ctx context.Context) bool {
 			return false
 		}
 		if superseded {
-			l.delivery.log.Info("another sink has taken the partition over, its decisions count")
+			if more, due := l.delivery.said.Due("superseded "+l.journalSubject, time.Now()); due {
+				l.delivery.log.Info("another sink has taken the partition over, its decisions count", "more_since_last_said", more)
+			}
 			l.sampler = nil
 			l.excerpt.again()
 			l.lane.Forget()
