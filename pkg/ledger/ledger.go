@@ -30,6 +30,13 @@ const (
 	RefusedFull         = "full"         // spool or disk full; the sender was told to retry
 	RefusedUnavailable  = "unavailable"  // the next stage is not there; told to retry
 	RefusedOverload     = "overload"     // too many bytes in flight; told to retry
+	RefusedRate         = "rate"         // the instance sends more than limits.instance; told to retry
+)
+
+// Why connections were closed.
+const (
+	ClosedFull    = "full"    // max_connections are open: one without a request made room
+	ClosedAddress = "address" // limits.address.connections are open from one address: one of them, or the new one
 )
 
 // Why items were dead-lettered.
@@ -76,6 +83,7 @@ type Ledger struct {
 	// HubAlarms counts how often a hub showed that it has lost what it acknowledged.
 	HubAlarms prometheus.Counter
 	spoolLost *prometheus.CounterVec
+	closed    *prometheus.CounterVec
 	local     *prometheus.CounterVec
 	// SamplerFull counts how often a partition had no room for new traces.
 	SamplerFull prometheus.Counter
@@ -119,7 +127,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"signal"}, labels...))
 	}
 	accepted := counter("penstock_accepted_items_total", "Items whose sender was told success: they are durable.")
-	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable and overload it was told to retry. A request that could not be read, or in which nothing of its signal was found, counts as one item.", "reason")
+	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable, overload and rate it was told to retry. A request that could not be read, or in which nothing of its signal was found, counts as one item.", "reason")
 	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
 	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
 	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
@@ -140,6 +148,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again should it lose them."}),
 		SpoolWritable:   f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_writable", Help: "1 while the edge's spool takes writes; 0 while its disk fails or has less than spool.disk_reserve free, and senders are told to retry."}),
 		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub showed that it has lost what it had acknowledged, or knew an id that was never sent. The edge sent again what it held."}),
+		closed:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_closed_connections_total", Help: "Connections of senders that were closed for there were too many: full, one without a request made room under max_connections; address, there were limits.address.connections from one address."}, []string{"reason"}),
 		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
 		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
@@ -151,6 +160,9 @@ func New(reg prometheus.Registerer) *Ledger {
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		replayed:        counter("penstock_replayed_items_total", "Items a backend has acknowledged once more, for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
+	}
+	for _, r := range []string{ClosedFull, ClosedAddress} {
+		l.closed.WithLabelValues(r)
 	}
 	for _, sig := range otlpwire.Signals {
 		n := sig.String()
@@ -172,7 +184,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			dropped:    dropped.MustCurryWith(prometheus.Labels{"signal": n}),
 		}
 		l.spoolLost.WithLabelValues(n)
-		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalid, RefusedTimeout, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload} {
+		for _, r := range []string{RefusedMalformed, RefusedTooLarge, RefusedInvalid, RefusedTimeout, RefusedUnauthorized, RefusedFull, RefusedUnavailable, RefusedOverload, RefusedRate} {
 			s.refused.WithLabelValues(r)
 		}
 		for _, b := range backends {
@@ -203,6 +215,11 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 
 // Of returns the part of one signal.
 func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
+
+// ClosedConnections returns the counter of connections that were closed for a reason.
+func (l *Ledger) ClosedConnections(reason string) prometheus.Counter {
+	return l.closed.WithLabelValues(reason)
+}
 
 // SpoolLost returns the counter of messages that a spool's disk has lost.
 func (l *Ledger) SpoolLost(sig otlpwire.Signal) prometheus.Counter {

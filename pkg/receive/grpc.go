@@ -42,6 +42,8 @@ const (
 	// would answer them with GOAWAY too_many_pings.
 	minPing        = 5 * time.Second
 	idleConnection = 15 * time.Minute
+
+	handshakeTimeout = 5 * time.Second // of TLS and HTTP/2 together
 )
 
 func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
@@ -51,7 +53,7 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 		grpc.StaticStreamWindowSize(readAhead), // otherwise it grows to 16 MiB
 		grpc.StaticConnWindowSize(4 * readAhead),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.ConnectionTimeout(min(handshakeTimeout, r.cfg.RequestTimeout)),
 		// A stream that is opened and never finished ends with its deadline.
 		grpc.InTapHandle(func(stream context.Context, _ *tap.Info) (context.Context, error) {
 			ctx, cancel := context.WithTimeout(stream, r.cfg.RequestTimeout)
@@ -82,6 +84,10 @@ func (r *Receiver) newGRPC(tlsConfig *tls.Config) *grpc.Server {
 
 // export answers one gRPC request.
 func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
+	if p, known := peer.FromContext(stream.Context()); known {
+		began(p.Addr)
+		defer answered(p.Addr)
+	}
 	out, ref := r.exportGRPC(sig, stream)
 	if ref == nil {
 		planted.During("after-answer")
@@ -106,7 +112,7 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 		return ""
 	}
 	auth, state := one("authorization"), tlsState(stream.Context())
-	if _, ref := r.identify(auth, state); ref != nil {
+	if ref := r.begin(auth, state); ref != nil {
 		return outcome{}, ref
 	}
 	msg, ref := openMessage(stream.Context())
@@ -129,7 +135,7 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.sender(auth, state)
+	sender, ref := r.arrived(auth, state, len(*buf))
 	if ref != nil {
 		return outcome{}, ref
 	}

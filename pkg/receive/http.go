@@ -27,7 +27,7 @@ const (
 	typeProtobuf = "application/x-protobuf"
 	typeJSON     = "application/json"
 
-	headerTimeout = 5 * time.Second
+	headerTimeout = 5 * time.Second // from the connection, with TLS, to the end of the first header
 	answerTimeout = 5 * time.Second // to send an answer, in addition to RequestTimeout
 	idleTimeout   = 2 * time.Minute // between requests
 )
@@ -49,6 +49,7 @@ func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
 		WriteTimeout:      r.cfg.RequestTimeout + answerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnState:         httpState,
 		ErrorLog:          log.New(serverLog{r.deps.Log}, "", 0),
 		Protocols:         protocols,
 	}}
@@ -137,7 +138,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if len(auth) != 1 {
 		auth = []string{""}
 	}
-	if _, ref := r.identify(auth[0], req.TLS); ref != nil {
+	if ref := r.begin(auth[0], req.TLS); ref != nil {
 		return outcome{}, ref
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), r.cfg.RequestTimeout)
@@ -150,7 +151,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.sender(auth[0], req.TLS)
+	sender, ref := r.arrived(auth[0], req.TLS, len(*buf))
 	if ref != nil {
 		return outcome{}, ref
 	}

@@ -37,7 +37,6 @@ import (
 	"time"
 
 	"github.com/grafana/dskit/services"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -60,8 +59,11 @@ type Config struct {
 	// MaxInFlight bounds the decompressed bytes of all requests at hand, with what
 	// their decompressors hold.
 	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
-	// MaxConnections bounds the open connections of each protocol; more wait.
+	// MaxConnections bounds the open connections of each protocol. A new one takes the place
+	// of one without a request; where all have one, it waits.
 	MaxConnections int `yaml:"max_connections"`
+	// Limits bound what one instance and one address may have.
+	Limits LimitsConfig `yaml:"limits"`
 	// RequestTimeout is how long a request may take to arrive and be answered.
 	RequestTimeout time.Duration `yaml:"request_timeout"`
 }
@@ -142,13 +144,14 @@ func (c Config) Validate(section string) error {
 	if c.RequestTimeout < 100*time.Millisecond {
 		errs = append(errs, fmt.Errorf("%s.request_timeout is %v, want at least 100ms", section, c.RequestTimeout))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Limits.validate(section+".limits"))...)
 }
 
 // Sender is who a request comes from.
 type Sender struct {
 	Instance envelope.Instance
 	Stamp    *otlpwire.Stamp
+	pace     pace
 }
 
 // NewSender prepares an instance's stamp.
@@ -293,7 +296,7 @@ func (r *Receiver) listen(ctx context.Context, what, addr string) (net.Listener,
 	}
 	ln, err := proc.Listen(ctx, what, addr)
 	if err == nil {
-		ln = netutil.LimitListener(ln, r.cfg.MaxConnections)
+		ln = newGate(ln, r.cfg, r.deps.Ledger)
 		r.lns = append(r.lns, ln)
 		r.deps.Log.Info("receiving", "protocol", what, "address", ln.Addr().String())
 	}
@@ -464,12 +467,25 @@ func (r *Receiver) recycle(buf *[]byte) {
 	}
 }
 
-// identify finds the sender or refuses, before anything is read.
-func (r *Receiver) identify(authorization string, state *tls.ConnectionState) (*Sender, *refusal) {
+// begin refuses a request of which nothing needs to be read.
+func (r *Receiver) begin(authorization string, state *tls.ConnectionState) *refusal {
 	if r.deps.Over != nil && r.deps.Over() {
-		return nil, busy(ledger.RefusedOverload, "the memory limit is reached")
+		return busy(ledger.RefusedOverload, "the memory limit is reached")
 	}
-	return r.sender(authorization, state)
+	sender, ref := r.sender(authorization, state)
+	if ref == nil {
+		ref = sender.pace.begin(r.cfg.Limits.Instance, time.Now())
+	}
+	return ref
+}
+
+// arrived finds the sender of a request that was read, or refuses.
+func (r *Receiver) arrived(authorization string, state *tls.ConnectionState, bytes int) (*Sender, *refusal) {
+	sender, ref := r.sender(authorization, state)
+	if ref == nil {
+		ref = sender.pace.read(r.cfg.Limits.Instance, time.Now(), bytes)
+	}
+	return sender, ref
 }
 
 // sender finds the sender or refuses. It is asked twice: while a request arrives, which

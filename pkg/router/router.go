@@ -74,6 +74,10 @@ func DefaultConfig() Config {
 		MaxBatch: 4 << 20,
 	}
 	c.Gateway.GRPC.MaxConnectionAge = 15 * time.Minute
+	c.Gateway.Limits = receive.LimitsConfig{
+		Instance: receive.InstanceLimits{Bytes: 64 << 20, Requests: 2000},
+		Address:  receive.AddressLimits{Connections: c.Gateway.MaxConnections / 4},
+	}
 	return c
 }
 

@@ -124,7 +124,11 @@ func TestPrometheusTakesADay(t *testing.T) {
 		"prometheus_api_remote_write_invalid_labels_samples_total", "prometheus_tsdb_exemplar_out_of_order_exemplars_total",
 	} {
 		v, err := prom.Counter(name)
-		if v != 0 {
+		most := 0.0
+		if name == "prometheus_tsdb_out_of_order_samples_total" {
+			most = 2 * 64 * 20 // what two killed sinks have sent and not acknowledged comes again: up to 64 messages each
+		}
+		if v > most {
 			t.Errorf("%s is %v", name, v)
 		}
 		if err != nil {

@@ -82,7 +82,7 @@ policies:
 	if code := run(t, nil, "penstock", "policies", "push", writeFile(t, "bad.yaml", "policies: [{name: x, type: nonsense}]\n"), "-hub", p.hub.url).exit(t, 30*time.Second); code != 1 {
 		t.Errorf("a bad file: exit %d, want 1", code)
 	}
-	if _, err := kv.Put(ctx, "2", []byte(`{"from":1,"text":"policies: [{name: x, type: nonsense}]"}`)); err != nil {
+	if _, err := kv.Put(ctx, "2", []byte(`{"from":1,"at":"2026-01-31T08:00:00Z","text":"policies: [{name: x, type: nonsense}]"}`)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the bad version is refused", func() error {

@@ -1,0 +1,96 @@
+package receive
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// LimitsConfig keeps one sender from taking what is there for all.
+type LimitsConfig struct {
+	Instance InstanceLimits `yaml:"instance"`
+	Address  AddressLimits  `yaml:"address"`
+}
+
+// InstanceLimits are for all requests of one instance. What is over them is refused, and
+// its sender told to try again.
+type InstanceLimits struct {
+	Bytes    proc.Bytes `yaml:"bytes_per_second"`    // decompressed, a second's worth at once; 0 for no limit
+	Requests int        `yaml:"requests_per_second"` // a second's worth at once; 0 for no limit
+}
+
+// AddressLimits are for one IPv4 address or one /64 network of IPv6.
+type AddressLimits struct {
+	// Connections bounds those that are open, of each protocol; 0 for no limit but
+	// max_connections. A new one takes the place of one without a request.
+	Connections int `yaml:"connections"`
+}
+
+func (c LimitsConfig) validate(section string) error {
+	if c.Instance.Bytes < 0 || c.Instance.Requests < 0 || c.Address.Connections < 0 {
+		return fmt.Errorf("%s: %v, %d and %d, want 0 or more", section, c.Instance.Bytes, c.Instance.Requests, c.Address.Connections)
+	}
+	return nil
+}
+
+// bucket holds a second's worth of something. The zero bucket is full.
+type bucket struct {
+	level float64
+	at    time.Time
+}
+
+// fill brings the bucket to now, and reports whether there is any of it to take.
+func (b *bucket) fill(now time.Time, rate float64) bool {
+	switch since := now.Sub(b.at); {
+	case b.at.IsZero():
+		b.level, b.at = rate, now
+	case since > 0:
+		b.level, b.at = min(rate, b.level+rate*since.Seconds()), now
+	}
+	return rate <= 0 || b.level >= 1
+}
+
+// pace is how much an instance has sent of late. The zero pace is ready.
+type pace struct {
+	mu       sync.Mutex
+	bytes    bucket
+	requests bucket
+}
+
+// begin takes a request, or refuses it before it is read.
+func (p *pace) begin(l InstanceLimits, now time.Time) *refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.bytes.fill(now, float64(l.Bytes)) {
+		return tooFast("%v bytes a second", int64(l.Bytes))
+	}
+	if !p.requests.fill(now, float64(l.Requests)) {
+		return tooFast("%d requests a second", l.Requests)
+	}
+	p.requests.level--
+	return nil
+}
+
+// read takes the bytes of a request, or refuses it: others of the instance, read at the
+// same time, have taken what there was. One request may take more than there is, so that the
+// largest passes, and those that follow wait for it.
+func (p *pace) read(l InstanceLimits, now time.Time, n int) *refusal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.bytes.fill(now, float64(l.Bytes)) {
+		return tooFast("%v bytes a second", int64(l.Bytes))
+	}
+	p.bytes.level -= float64(n)
+	return nil
+}
+
+func tooFast(format string, limit any) *refusal {
+	ref := refuse(codes.ResourceExhausted, 429, ledger.RefusedRate, "the instance sends more than "+format, limit)
+	ref.retry = retryAfter
+	return ref
+}
