@@ -258,7 +258,7 @@ func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	l.mu.waiting = meta.NumPending
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
-	return newDelivery(msg, meta, l.cfg.Raw), nil
+	return newDelivery(msg, meta, l.cfg.Raw, false), nil
 }
 
 // prove makes sure that msg was sent to the owner, and that this is us. A header that says
@@ -508,12 +508,14 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 // headerSize is what the server says of a body that it keeps.
 const headerSize = "Nats-Msg-Size"
 
-// newDelivery reads a message as it is stored. Its header and body are the sender's words.
-func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw bool) Delivery {
+// newDelivery reads a message as it is stored. Its header and body are the sender's words. Of
+// one that came without its body, the server has said behind them how large that is.
+func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw, bodiless bool) Delivery {
 	body := msg.Data
 	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Body: body, Size: len(body), Stored: meta.Timestamp}
-	if sizes := msg.Header.Values(headerSize); len(body) == 0 && len(sizes) > 0 {
-		d.Size, _ = strconv.Atoi(sizes[len(sizes)-1]) // a reader of headers
+	if sizes := msg.Header.Values(headerSize); bodiless && len(sizes) > 0 {
+		size, _ := strconv.Atoi(sizes[len(sizes)-1])
+		d.Size = min(max(size, 0), maxMessage)
 	}
 	h, err := envelope.ParseHeader(msg.Header.Get)
 	if err == nil {

@@ -22,6 +22,7 @@ type Reader struct {
 	pull     *pull
 	next     uint64 // expected delivery sequence
 	left     uint64 // messages behind the last one
+	headers  bool   // bodies stay on the server
 }
 
 // readerIdle is how long the server keeps the place of a reader that asks for nothing.
@@ -46,7 +47,7 @@ func (c *Conn) OpenReaderOf(ctx context.Context, cfg ReaderConfig) (*Reader, err
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	stream := cfg.Stream
-	r := &Reader{conn: c, stream: stream, next: 1}
+	r := &Reader{conn: c, stream: stream, next: 1, headers: cfg.Headers}
 	cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(cfg.From, 1),
 		FilterSubjects: cfg.Filters, HeadersOnly: cfg.Headers,
@@ -86,7 +87,7 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 		}
 		r.next++
 		r.left = meta.NumPending
-		d := newDelivery(msg, meta, true)
+		d := newDelivery(msg, meta, true, r.headers)
 		if reason := msg.Header.Get(headerReason); reason != "" {
 			d.Refusal = &Refusal{Reason: reason, Detail: msg.Header.Get(headerDetail), Backend: msg.Header.Get(headerBackend), Source: msg.Header.Get(headerSource)}
 		}

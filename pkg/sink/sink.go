@@ -67,7 +67,7 @@ type SamplingConfig struct {
 	// trace is kept.
 	File string `yaml:"file"`
 	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
-	// 500 bytes for each trace. What an instance holds beyond an eighth of it waits first.
+	// 500 bytes for each trace. The instance that holds most waits first.
 	MaxBytes proc.Bytes `yaml:"max_bytes_per_partition"`
 	// KeptSpans is how many spans a second the backend is meant to take, of all
 	// instances; 0 for no such bound. It is the measure for InstanceShare only.

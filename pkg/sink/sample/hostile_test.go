@@ -185,6 +185,125 @@ func TestAFrozenClockThatGoesOn(t *testing.T) {
 	}
 }
 
+// TestASilentHeapHoldsUpNobody: an instance holds nearly all there is, and is silent or sends
+// on under a stamp that stands still, while another is busy: that one's traces are decided,
+// and the floor moves.
+func TestASilentHeapHoldsUpNobody(t *testing.T) {
+	for name, seconds := range map[string]int{"silent": 150, "frozen": 800} { // that longer than patience
+		t.Run(name, func(t *testing.T) {
+			goesOn := name == "frozen"
+			const perSecond = 40 // of 560 bytes: 10 s of them are more than a quarter of the room
+			r := newPartitionReader(t, 800_000)
+			stamp := r.now.UnixNano()
+			for m := range 14 {
+				var traces []string
+				for i := range 95 {
+					traces = append(traces, fmt.Sprintf("%x", 1+m*95+i))
+				}
+				r.add("hostile", stamp, traces...)
+			}
+			heap, sent, n := len(r.log), 0, 2000
+			var floors []uint64
+			r.read(func(int) bool {
+				for i := range perSecond {
+					r.add("busy", r.now.UnixNano()+int64(i), fmt.Sprintf("%x", sent+1))
+					sent++
+				}
+				if goesOn {
+					n++
+					r.add("hostile", stamp, fmt.Sprintf("%x", n))
+				}
+				floors = append(floors, r.floor)
+				return len(floors) > seconds
+			})
+			if r.decided["hostile"] < 14*95 || r.floor < uint64(heap) {
+				t.Errorf("decided %v, floor %d, the heap ends at %d", r.decided, r.floor, heap)
+			}
+			if late := sent - r.decided["busy"]; late > perSecond*60 {
+				t.Errorf("%d of %d traces of the busy one are not decided", late, sent)
+			}
+			if r.rounds > 20 {
+				t.Errorf("%d rounds", r.rounds)
+			}
+			t.Logf("%d rounds, floor %d of %d, decided %v", r.rounds, r.floor, len(r.log), r.decided)
+		})
+	}
+}
+
+// TestAGiantOfPieces: one trace comes in pieces of a span, each in a resource of its own: what
+// it takes counts, not its payload alone, and it is the one that is given up.
+func TestAGiantOfPieces(t *testing.T) {
+	s := New(policy.KeepAll(10*time.Second), 400_000, 0)
+	base := time.Unix(2_000_000, 0).UnixNano()
+	seq, given := uint64(0), 0
+	add := func(instance string, payload []byte) {
+		seq++
+		out, err := s.Add(seq, envelope.Frame{Instance: instance, Arrival: base, Seq: seq, Payload: payload})
+		if err != nil {
+			t.Fatal(err)
+		}
+		given += out.TooLarge
+		if out.Full || out.Rewind {
+			t.Fatalf("message %d: others wait for it", seq)
+		}
+	}
+	for i := range 100 {
+		add("victim", spanOf(fmt.Sprintf("%x", i+1), "a", 0, false))
+	}
+	for i := range 3000 {
+		add("hostile", spanOf("1", fmt.Sprintf("%08d", i), 0, false))
+	}
+	if given != 1 || len(s.instances["victim"].traces) != 100 {
+		t.Errorf("%d given up, %d of the victim's 100 are held", given, len(s.instances["victim"].traces))
+	}
+}
+
+// TestSamplersFinishWhatWasPassedOver: of several partitions that share the room the last one
+// is not the one that waited.
+func TestSamplersFinishWhatWasPassedOver(t *testing.T) {
+	const traces = 300
+	decided := map[otlpwire.TraceID]bool{}
+	for floor, round := uint64(0), 0; ; round++ {
+		if round > 50 {
+			t.Fatalf("no end, floor %d, %d decided", floor, len(decided))
+		}
+		all := NewSamplers(policy.KeepAll(10*time.Second), 7, 60_000, floor, nil)
+		for id := range decided {
+			body := envelope.AppendDecision(nil, envelope.Decision{Instance: "i", TraceID: id, Upto: traces})
+			if err := all.Remember(body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		take := func(out Output) bool {
+			for _, d := range out.Decisions {
+				decided[d.TraceID] = true
+			}
+			for i := range out.Exports {
+				all.Release(out.Exports[i].Seq)
+			}
+			return out.Rewind
+		}
+		again := false
+		for seq := floor + 1; seq <= traces && !again; seq++ {
+			out, err := all.Add(seq, envelope.Frame{Instance: "i", Arrival: int64(seq), Seq: seq, Payload: spanOf(fmt.Sprintf("%x", seq), "a", 0, false)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			again = take(out)
+		}
+		if !again {
+			again = take(all.Finish())
+		}
+		floor = all.Floor()
+		if !again {
+			break
+		}
+	}
+	if len(decided) != traces {
+		t.Errorf("%d of %d traces are decided when the replay is done", len(decided), traces)
+	}
+}
+
 // TestOddStamps: no stamp, and no order of them, keeps a trace from its decision once its
 // instance is silent, or touches another instance.
 func TestOddStamps(t *testing.T) {

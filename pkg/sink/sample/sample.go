@@ -37,9 +37,9 @@
 //   - No trace is decided for want of memory. At the bound, spans of new traces are
 //     passed over, and read again from the floor when there is room: reading is
 //     what slows down. A trace that takes half of the bound by itself is given up.
-//   - It is the instances that hold more than an eighth of the bound whose traces are passed
-//     over, until nothing else helps; and each time reading begins anew, something that
-//     had been passed over, or held, has been decided.
+//   - It is the instances that hold most whose traces are passed over: every one may hold as
+//     much as the others. Reading begins again only when a trace that keeps the floor where
+//     it is has been decided, so the floor moves.
 //   - No arrival stamp, however odd, overflows or stands for something else.
 //   - Late spans follow the decision of their trace while it is remembered; a
 //     decision that was recorded is never reversed by the next owner.
@@ -127,6 +127,7 @@ type Sampler struct {
 	scratch   []byte // the trace at hand
 	trace     policy.Trace
 	passing   []*instance // whose traces are passed over
+	largest   *instance   // that holds most; nil: to be looked up
 	// now is the reader's clock of the last Idle, start that of the first one, swept of the
 	// last look for traces that are overdue; in Unix nanoseconds.
 	now, start, swept int64
@@ -140,7 +141,9 @@ type held struct {
 	bytes int // what traces take here; what they share counted once
 	// passed: traces have been passed over, and will be until all is read again.
 	passed bool
-	// decided: a trace has been, since then.
+	// oldest is the lowest sequence of an undecided trace when that began; decided: one that
+	// began with that message has been, since then.
+	oldest  uint64
 	decided bool
 }
 
@@ -190,6 +193,7 @@ type trace struct {
 	place  int // in the queue
 	spans  int
 	size   int // as a payload
+	held   int // what it takes
 	pieces []otlpwire.Fragment
 	ids    spanSet
 	load   envelope.Load // the highest of its frames
@@ -376,7 +380,7 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		in.traces[id] = t
 		heap.Push(&in.queue, t)
 		s.held.owed.add(seq)
-		s.take(in, traceBytes)
+		s.take(in, t, traceBytes)
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
@@ -400,14 +404,11 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	t.load.Max(load)
 	t.silent = t.silent || load == (envelope.Load{})
 	s.hold(in, t, g.Fragment(s.fresh), fresh)
-	largest := s.maxBytes / 2
-	if own := t.rules.MaxTraceBytes; own > 0 {
-		largest = min(largest, own)
-	}
 	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
 		s.putBack(in, arrival, out)
 	}
-	if t.size > largest && t.place >= 0 {
+	own := t.rules.MaxTraceBytes
+	if (t.held > s.maxBytes/2 || own > 0 && t.size > own) && t.place >= 0 {
 		out.TooLarge++
 		heap.Remove(&in.queue, t.place)
 		s.conclude(in, t, policy.Verdict{}, out)
@@ -424,19 +425,26 @@ func (s *Sampler) identity(resource, scope, span []byte) uint64 {
 	return s.hash.Sum64()
 }
 
-// take notes that traces of in take so much more, or less.
-func (s *Sampler) take(in *instance, bytes int) {
+// take notes that a trace of in takes so much more, or less.
+func (s *Sampler) take(in *instance, t *trace, bytes int) {
+	t.held += bytes
 	in.bytes += bytes
 	s.held.bytes += bytes
+	switch {
+	case bytes < 0 && in == s.largest:
+		s.largest = nil
+	case s.largest != nil && in.bytes > s.largest.bytes:
+		s.largest = in
+	}
 }
 
 // hold adds a piece to a trace. The resource and scopes of a frame, which all its
 // pieces share, count once.
 func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans int) {
 	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
-		s.take(in, piece.Heads.Size())
+		s.take(in, t, piece.Heads.Size())
 	}
-	s.take(in, piece.Held()+pieceBytes+spans*spanBytes)
+	s.take(in, t, piece.Held()+pieceBytes+spans*spanBytes)
 	t.size += piece.Size()
 	t.pieces = append(t.pieces, piece)
 }
@@ -445,13 +453,13 @@ func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans in
 func (s *Sampler) letGo(in *instance, t *trace) {
 	for i := range t.pieces {
 		heads := t.pieces[i].Heads
-		s.take(in, -t.pieces[i].Held()-pieceBytes)
+		s.take(in, t, -t.pieces[i].Held()-pieceBytes)
 		if s.heads[heads]--; s.heads[heads] == 0 {
 			delete(s.heads, heads)
-			s.take(in, -heads.Size())
+			s.take(in, t, -heads.Size())
 		}
 	}
-	s.take(in, -traceBytes-t.spans*spanBytes)
+	s.take(in, t, -traceBytes-t.spans*spanBytes)
 }
 
 // advance decides the traces of in whose windows its clock has passed.
@@ -491,7 +499,8 @@ const maxScratch = 4 << 20
 func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(in, t)
-	s.held.decided, in.decided = true, true
+	in.decided = true
+	s.held.decided = s.held.decided || t.seq == s.held.oldest
 	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + in.skew, Spent: v.Took}
 	k := key{in.name, t.id}
 	out.By = append(out.By, v.By)
@@ -508,26 +517,32 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
 }
 
-// share is what every instance may hold, also when the bound is reached.
-func (s *Sampler) share() int { return s.maxBytes / 8 }
-
-// full reports whether there is no room for a new trace of in. Beyond the bound there is
-// some for instances that hold little.
+// full reports whether there is no room for a new trace of in. Beyond the bound it is the
+// instance that holds most which waits.
 func (s *Sampler) full(in *instance) bool {
-	switch over := s.held.bytes - s.maxBytes; {
-	case in.passed:
-		return true
-	case in.bytes < s.share():
-		return over > s.maxBytes/4
-	default:
-		return over > 0
+	if in.passed || s.held.bytes <= s.maxBytes {
+		return in.passed
 	}
+	if s.largest == nil {
+		s.largest = in
+		for _, other := range s.instances {
+			if other.bytes > s.largest.bytes {
+				s.largest = other
+			}
+		}
+	}
+	return in.bytes >= s.largest.bytes
 }
 
 // pass begins to pass over new traces of in.
 func (s *Sampler) pass(in *instance, out *Output) {
 	if !s.held.passed {
-		s.held.passed, s.held.decided = true, false
+		s.held.passed, s.held.decided, s.held.oldest = true, true, 0
+		for _, one := range s.instances {
+			if t := one.oldest(); t != nil && (s.held.decided || t.seq < s.held.oldest) {
+				s.held.decided, s.held.oldest = false, t.seq
+			}
+		}
 	}
 	in.passed, in.full, in.decided, out.Full = true, in.bytes, false, true
 	s.passing = append(s.passing, in)
@@ -535,25 +550,37 @@ func (s *Sampler) pass(in *instance, out *Output) {
 
 // passOver does so in the middle of a frame of in. Traces that began with it are put back,
 // too: traces are decided in the order of their due and ID, and what is passed over comes
-// later than what is held. Unless in holds more than its share under one stamp, which no edge
-// sends: what is put back whole would be read and put back for ever.
+// later than what is held. Unless the oldest is among them: a decision about that is what
+// reading begins again for. Of one stamp no edge sends so
+// much.
 func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
 	if in.passed {
 		return
 	}
 	s.pass(in, out)
 	var young []*trace
+	oldest := in.oldest()
 	for _, t := range in.queue {
-		if t.first == arrival-in.skew {
-			young = append(young, t)
+		if t.first != arrival-in.skew {
+			continue
 		}
-	}
-	if len(young) == len(in.queue) && in.bytes >= s.share() {
-		return
+		if young = append(young, t); t == oldest || t.seq == s.held.oldest {
+			return
+		}
 	}
 	for _, t := range young {
 		s.release(in, t)
 	}
+}
+
+// oldest returns the trace that was begun first; nil for none.
+func (in *instance) oldest() (oldest *trace) {
+	for _, t := range in.queue {
+		if oldest == nil || t.seq < oldest.seq {
+			oldest = t
+		}
+	}
+	return oldest
 }
 
 // release lets go of a trace that is to be read again: what is owed for it stays.
@@ -564,67 +591,62 @@ func (s *Sampler) release(in *instance, t *trace) {
 	t.place = -1
 }
 
-// putBack lets go of the youngest traces until what is held is within the bound:
-// traces that are held may grow, and many do. Those of instances that hold much go first, and
-// the oldest one of each last. A frame of now, of this arrival, is at hand.
+// putBack lets go of the youngest traces of the instances that hold most, until what is held is
+// within the bound: traces that are held may grow, and many do. Every instance may hold as
+// much as the others, and keeps its oldest trace. A frame of now, of this arrival, is at hand.
 func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
-	type candidate struct {
-		*instance
-		*trace
-		last bool
-	}
-	var all []candidate
-	for _, in := range s.instances {
-		oldest := -1
-		for _, t := range in.queue {
-			if oldest < 0 || t.seq < all[oldest].trace.seq {
-				oldest = len(all)
+	level := s.level()
+	for _, name := range s.names() {
+		in := s.instances[name]
+		if in.bytes <= level || len(in.queue) < 2 {
+			continue
+		}
+		switch {
+		case in == now:
+			s.passOver(in, arrival, out)
+		case !in.passed:
+			s.pass(in, out)
+		}
+		young := slices.Clone(in.queue)
+		slices.SortFunc(young, func(a, b *trace) int {
+			return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
+		})
+		for _, t := range young[:max(len(young)-1, 0)] {
+			if in.bytes <= level {
+				break
 			}
-			all = append(all, candidate{in, t, false})
-		}
-		if oldest >= 0 {
-			all[oldest].last = true
-		}
-	}
-	rank := func(c candidate) int {
-		switch {
-		case c.last:
-			return 2
-		case c.instance.bytes < s.share():
-			return 1
-		}
-		return 0
-	}
-	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
-	})
-	for _, c := range all[:max(len(all)-1, 0)] {
-		if s.held.bytes <= s.maxBytes {
-			return
-		}
-		switch {
-		case c.instance == now:
-			s.passOver(now, arrival, out)
-		case !c.passed:
-			s.pass(c.instance, out)
-		}
-		if c.place >= 0 { // not put back with those that began as it did
-			s.release(c.instance, c.trace)
+			s.release(in, t)
 		}
 	}
 }
 
-// room reports whether traces were passed over for which there is room now, and whether
-// something has been decided since: else the same would be read and passed over for ever.
+// level is how much each instance may hold so that all together are within the bound.
+func (s *Sampler) level() int {
+	var all []int
+	rest := s.maxBytes - s.held.bytes // others' of the same reader may have a part of it
+	for _, in := range s.instances {
+		all, rest = append(all, in.bytes), rest+in.bytes
+	}
+	slices.Sort(all)
+	for i, n := range all {
+		share := rest / (len(all) - i)
+		if n > share {
+			return max(share, 0)
+		}
+		rest -= n
+	}
+	return s.maxBytes
+}
+
+// room reports whether traces were passed over for which there is room now, and whether the
+// oldest trace has been decided since, which kept the floor where it is: else the same could
+// be read and passed over for ever.
 func (s *Sampler) room() bool {
 	if !s.held.passed || !s.held.decided || s.held.bytes > s.maxBytes {
 		return false
 	}
 	for _, in := range s.passing {
-		switch {
-		case in.decided && in.bytes <= in.full/2:
-			return true
-		case len(in.queue) == 0 && s.held.bytes <= s.maxBytes-s.maxBytes/4:
+		if in.decided && in.bytes <= in.full/2 {
 			return true
 		}
 	}
@@ -655,27 +677,38 @@ func (s *Sampler) Idle(before, now time.Time) (out Output) {
 		silence := before.Sub(in.silent)
 		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
-		for _, t := range in.queue { // none, unless stamps went to and fro
-			if silence-idleGrace > t.rules.Wait {
-				in.clock = max(in.clock, t.due+in.skew+1)
+		if silence-idleGrace > s.shortestWait() {
+			for _, t := range in.queue { // none, unless stamps went to and fro
+				if silence-idleGrace > t.rules.Wait {
+					in.clock = max(in.clock, t.due+in.skew+1)
+				}
 			}
+			s.advance(in, &out)
 		}
-		s.advance(in, &out)
 		if len(in.traces) == 0 && silence > time.Hour && !in.passed {
 			delete(s.instances, name)
+			s.largest = nil
 		}
 	}
 	out.Rewind = s.room()
 	return out
 }
 
+func (s *Sampler) shortestWait() time.Duration {
+	shortest := s.versions[0].Wait
+	for _, v := range s.versions {
+		shortest = min(shortest, v.Wait)
+	}
+	return shortest
+}
+
 // overdue moves the clock of an instance on to the traces that have been held for too long.
 func (s *Sampler) overdue(in *instance, before int64) {
-	grace := patience
-	if in.passed {
-		grace = passedPatience
-	}
 	for _, t := range in.queue {
+		grace := patience
+		if in.passed || s.held.passed && t.seq <= s.held.oldest {
+			grace = passedPatience // others wait for it
+		}
 		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= before {
 			in.clock = max(in.clock, t.due+in.skew+1)
 		}
@@ -690,7 +723,7 @@ func (s *Sampler) Finish() (out Output) {
 			s.decide(in, &out)
 		}
 	}
-	out.Rewind = s.room()
+	out.Rewind = s.held.passed // nothing is held any more: there is room
 	return out
 }
 

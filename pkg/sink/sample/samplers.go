@@ -87,8 +87,8 @@ func (a *Samplers) Idle(before, now time.Time) Output {
 	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
 }
 
-// Finish is [Sampler.Finish]: when the last one has let go of everything there is room
-// for what was passed over.
+// Finish is [Sampler.Finish]: when all have let go of everything there is room for what was
+// passed over.
 func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].

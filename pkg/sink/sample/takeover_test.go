@@ -242,7 +242,7 @@ func TestRoutedAgain(t *testing.T) {
 // neighbours that have the same due and a lower ID.
 func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 	base := time.Unix(1000, 0)
-	s := New(policy.KeepAll(10*time.Second), 900, 0)
+	s := New(policy.KeepAll(10*time.Second), 2000, 0)
 	frame := func(seq uint64, traces ...string) Output {
 		f := envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq)).UnixNano(), Seq: seq}
 		for _, id := range traces {
@@ -254,12 +254,13 @@ func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 		}
 		return o
 	}
-	if frame(1, "a1"); s.held.bytes < 250 || s.held.bytes > 900 {
+	frame(1, "0a", "0b") // one more fits
+	if frame(2, "a1"); s.held.bytes < 2000-900 || s.held.bytes > 2000+900 {
 		t.Fatalf("a trace is %d bytes: the test tests nothing", s.held.bytes)
 	}
-	o := frame(2, "f6", "e5", "d4", "c3", "b2")
-	if traces, _ := s.Held(); traces != 1 || !o.Full {
-		t.Errorf("%d traces are held, full %v; want the first one only", traces, o.Full)
+	o := frame(3, "f6", "e5", "d4", "c3", "b2")
+	if traces, _ := s.Held(); traces != 3 || !o.Full {
+		t.Errorf("%d traces are held, full %v; want the first three only", traces, o.Full)
 	}
 	if s.Floor() != 0 {
 		t.Errorf("floor %d, although all is owed", s.Floor())
