@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,6 +20,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -258,10 +260,29 @@ func showLetter(ctx context.Context, conn *bus.Conn, f *letterFilter, raw bool, 
 	if err := json.Unmarshal(otlpwire.AppendJSON(nil, sig, l.Body), &tree); err != nil {
 		return err
 	}
-	enc := json.NewEncoder(out)
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(tree)
+	if err := enc.Encode(tree); err != nil {
+		return err
+	}
+	_, err = out.Write(escaped(text.Bytes()))
+	return err
+}
+
+// escaped writes what a terminal would obey as JSON does what it must escape: such runes are
+// within strings only.
+func escaped(text []byte) []byte {
+	var b []byte
+	for _, r := range string(text) {
+		if obeyed(r) && r <= 0xffff {
+			b = fmt.Appendf(b, `\u%04x`, r)
+		} else if !obeyed(r) {
+			b = utf8.AppendRune(b, r)
+		}
+	}
+	return b
 }
 
 // openWriters opens the sinks' writers, by signal and name.

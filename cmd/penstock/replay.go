@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -303,7 +304,7 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	}
 	fmt.Fprintf(c.out, "job %s, %s: %s\nfiled by %s at %s, rate %s\n\n", s.ID, s.Phase(), summary(s.Request), name(s.By), s.At.Format(time.RFC3339), rateText(s.Rate))
 	for _, why := range s.Refusals() {
-		fmt.Fprintln(c.out, why)
+		fmt.Fprintln(c.out, plain(why))
 	}
 	for _, sig := range s.Signals {
 		if check, ok := s.Checks[sig]; ok && check.OK && check.Text != "" {
@@ -314,7 +315,7 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	fmt.Fprintln(w, "SIGNAL\tPARTITION\tDONE\tDELIVERED\tSAMPLED OUT\tNOT IN RANGE\tDEAD\tREAD\tSINK\tWAITS FOR")
 	for _, l := range s.Lanes {
 		share, _ := l.Share()
-		fmt.Fprintf(w, "%s\t%d\t%.0f %%\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", l.Signal, l.Partition, 100*share, l.Delivered, l.SampledOut, l.Unchosen, l.Dead, bytesText(l.Bytes), l.Owner, l.Wait)
+		fmt.Fprintf(w, "%s\t%d\t%.0f %%\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", l.Signal, l.Partition, 100*share, l.Delivered, l.SampledOut, l.Unchosen, l.Dead, bytesText(l.Bytes), name(l.Owner), plain(l.Wait))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -344,6 +345,22 @@ func name(text string) string {
 	return strings.Trim(strconv.QuoteToASCII(text[:min(len(text), long)]), `"`)
 }
 
+// plain takes out of a text what a terminal would not print but obey.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if obeyed(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// obeyed reports whether a terminal does something with a rune besides showing it: control
+// characters, and those that turn the direction of writing.
+func obeyed(r rune) bool {
+	return unicode.Is(unicode.Cc, r) && r != '\n' && r != '\t' || unicode.Is(unicode.Cf, r)
+}
+
 // count prints what a range holds.
 func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 	plan, err := replay.MakePlan(ctx, c.conn, r, 0, time.Now())
@@ -360,7 +377,7 @@ func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "signal\tinstance\tmessages\titems\tstored\t")
 	for _, n := range counts {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t\n", n.Signal, n.Instance, n.Messages, n.Items, bytesText(n.Bytes))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t\n", n.Signal, name(n.Instance), n.Messages, n.Items, bytesText(n.Bytes))
 	}
 	return w.Flush()
 }
@@ -408,7 +425,7 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 			if s.Plan.Error == "" {
 				hint = "\nchange that and try again, or go on with --accept-loss"
 			}
-			return fmt.Errorf("job %s is %w: %s%s", id, errRefused, strings.Join(s.Refusals(), "; "), hint)
+			return fmt.Errorf("job %s is %w: %s%s", id, errRefused, plain(strings.Join(s.Refusals(), "; ")), hint)
 		default:
 			line := fmt.Sprintf("%s  %d items  %.0f/s  %s", bar(share), sum.Delivered, float64(sum.Delivered-first.Delivered)/max(took, 1), rateText(int64(float64(sum.Bytes-first.Bytes)/max(took, 1))))
 			if rest := (1 - share) / max(share-firstShare, 1e-9) * took; phase == replay.Running && share > firstShare {
@@ -444,7 +461,7 @@ func waits(s replay.Status) string {
 	var all []string
 	for _, l := range s.Lanes {
 		if l.Wait != "" && !l.Done {
-			all = append(all, l.Wait)
+			all = append(all, plain(l.Wait))
 		}
 	}
 	return strings.Join(slices.Compact(slices.Sorted(slices.Values(all))), "; ")

@@ -213,13 +213,13 @@ func printComparison(out *os.File, q replay.Request, r whatif.Result) error {
 	}
 	head("policy")
 	for _, l := range r.Policies {
-		both(l.Name, l, r.Total.All)
+		both(name(l.Name), l, r.Total.All)
 	}
 	both("together", r.Total, r.Total.All)
 	fmt.Fprintln(w, "\t\t\t\t\t\t\t\t\t")
 	head("service")
 	for _, l := range r.Services {
-		both(l.Name, l, l.All)
+		both(name(l.Name), l, l.All)
 	}
 	if err := w.Flush(); err != nil {
 		return err

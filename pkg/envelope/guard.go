@@ -36,6 +36,9 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 	if rep.Invalid > 0 {
 		return nil, 0, fmt.Errorf("%d of %d items: %w", rep.Invalid, rep.Items, errIDs)
 	}
+	if w := weight(payload); w > maxWeight {
+		return nil, 0, fmt.Errorf("%d bytes of resources and scopes, each counted for every item in it: %w", w, errWeight)
+	}
 	if !rep.Sound() {
 		if payload, err = otlpwire.Mend(sig, payload); err != nil {
 			return nil, 0, err
@@ -58,6 +61,30 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 		err = fmt.Errorf("%d bytes with the identity in every resource: %w", len(g.buf), errSize)
 	}
 	return g.buf, rep.Items, err
+}
+
+// maxWeight bounds what all items come to when each has its resource and its scope to itself,
+// as every backend has them: few bytes on the bus must not be gigabytes behind it. 32 KiB of
+// resource for each of 8,000 items are within it.
+const maxWeight = 256 << 20
+
+var errWeight = errors.New("no sound sender has so much in common")
+
+// weight returns that in bytes.
+func weight(payload []byte) (sum int) {
+	for r := range otlpwire.Resources(payload) {
+		items := 0
+		for s := range r.Scopes() {
+			n := 0
+			for range s.Items() {
+				n++
+			}
+			sum += n * len(s.Scope())
+			items += n
+		}
+		sum += items * len(r.Resource())
+	}
+	return sum
 }
 
 var errSize = fmt.Errorf("a payload has at most %d bytes; no edge sends more", MaxPayload)

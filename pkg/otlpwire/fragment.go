@@ -47,7 +47,7 @@ type Heads struct {
 	size   int
 }
 
-// Size returns the bytes that h holds.
+// Size returns the bytes that h takes, about.
 func (h *Heads) Size() int { return h.size }
 
 // Heads returns the heads of the group's resource, a copy that all groups of the
@@ -62,7 +62,7 @@ func (g Group) Heads() *Heads {
 		size += len(sc)
 	}
 	all := append(make([]byte, 0, size), s.rest...)
-	h := &Heads{rest: all, scopes: make([][]byte, len(s.scopes)), size: size}
+	h := &Heads{rest: all, scopes: make([][]byte, len(s.scopes)), size: size + 24*len(s.scopes) + 80}
 	for i, sc := range s.scopes {
 		from := len(all)
 		all = append(all, sc...)

@@ -244,8 +244,9 @@ type Delivery struct {
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
-	// refused is how many of the payload at hand were given up one after the other.
-	refused int
+	// refused is how many of the payload at hand were given up one after the other, asked how
+	// often the backend was asked for it.
+	refused, asked int
 	// Owned, where it is set, is asked before something is tried again or given up:
 	// an owner that has slept must not bring old items behind newer ones.
 	Owned func() bool
@@ -256,6 +257,10 @@ type Delivery struct {
 // partition two requests an item.
 const maxRefused = 256
 
+// maxAsked is after how many requests for one payload what is refused, too, is given up as it is:
+// good and bad ones in turn make two requests an item. What may be a repetition is told apart to the end.
+const maxAsked = 512
+
 // definite reports whether a backend has said that it stored nothing.
 func definite(err error) bool {
 	var answer *push.Error
@@ -265,7 +270,7 @@ func definite(err error) bool {
 // Write returns true when every one of a payload's items is stored or given up, and
 // false when ctx ended first. again says that the payload may have been written before.
 func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
-	d.refused = 0
+	d.refused, d.asked = 0, 0
 	return d.write(ctx, instance, payload, items, again)
 }
 
@@ -283,6 +288,7 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		arrival = time.Unix(0, d.Arrival)
 	}
 	for attempt := 1; ; attempt++ {
+		d.asked++
 		err := writeArrived(ctx, d.Writer, instance, payload, arrival)
 		var parts fault.Parts
 		if err == nil || errors.As(err, &parts) {
@@ -307,7 +313,7 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		}
 		if reason, permanent := fault.Reason(err); permanent {
 			first, second, several := otlpwire.Halve(d.Signal, payload)
-			if several && !fault.IsWhole(err) && d.refused < maxRefused {
+			if several && !fault.IsWhole(err) && d.refused < maxRefused && (again || d.asked < maxAsked) {
 				return d.write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
 			}
 			// A sample is a part of a series, in order; a line that is too far behind need not be there.

@@ -132,6 +132,7 @@ func (b *batch) add(payload []byte) {
 func (b *batch) setResource(resource []byte) {
 	b.labels, b.resource = b.labels[:0], b.resource[:0]
 	clear(b.byLevel[:])
+	var theirs map[string]bool // other spellings, and whether the resource has them
 	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
 		switch {
 		case string(key) == instanceID:
@@ -141,7 +142,12 @@ func (b *batch) setResource(resource []byte) {
 			b.label(b.name(key), value)
 		default:
 			if other := attr.OtherSpelling(key); other != "" && slices.Contains(b.cfg.Labels, other) {
-				if _, own := otlpwire.ResourceAttribute(resource, other); !own {
+				own, asked := theirs[other]
+				if !asked {
+					_, own = otlpwire.ResourceAttribute(resource, other)
+					theirs = map[string]bool{other: own}
+				}
+				if !own {
 					b.label(b.name([]byte(other)), value)
 				}
 			}
@@ -443,7 +449,7 @@ func (b *batch) admit(labels string) error {
 		g = &guard{streams: make(map[uint64]struct{})}
 		b.guards[b.instance] = g
 	}
-	if hour := b.now / hourNanos; hour != g.hour {
+	if hour := b.now / hourNanos; hour > g.hour { // the time is the sender's, and may go to and fro
 		g.hour = hour
 		clear(g.streams)
 	}

@@ -31,6 +31,10 @@ type ottlCondition struct {
 // of a map that a function has made.
 var volatile = []string{"Now", "UUID", "UUIDv7", "Time", "Keys", "Values", "ToKeyValueString"}
 
+// maxDecoded is the largest trace that is decoded, in bytes: two of them can be an event that
+// takes seventy.
+const maxDecoded = 8 << 20
+
 func newOTTL(spans, events []string) (ottlCondition, error) {
 	var (
 		c    ottlCondition
@@ -63,6 +67,12 @@ func functions[K any](more ...ottl.Factory[K]) map[string]ottl.Factory[K] {
 }
 
 func (c ottlCondition) evaluate(t *Trace, _ *Budgets) Outcome {
+	if len(t.Payload) > maxDecoded {
+		if c.strict {
+			return Failed
+		}
+		return NotSampled
+	}
 	resources := t.decode().ResourceSpans()
 	for i := range resources.Len() {
 		scopes := resources.At(i).ScopeSpans()

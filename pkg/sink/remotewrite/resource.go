@@ -50,11 +50,19 @@ func (t *translation) setResource(resource []byte) {
 // become one are joined, as those of points are.
 func (t *translation) promoted(ls []label) []label {
 	chosen := t.chosen[:0]
+	var theirs map[string]bool // other spellings, and whether they are there
 	for _, a := range t.attributes {
 		if _, err := t.names.labelName(a.key); err == nil && slices.Contains(t.cfg.Labels, string(a.key)) { // a label can have it
 			chosen = append(chosen, a)
-		} else if other := attr.OtherSpelling(a.key); other != "" && slices.Contains(t.cfg.Labels, other) && !has(t.attributes, other) {
-			chosen = append(chosen, attribute{[]byte(other), a.value})
+		} else if other := attr.OtherSpelling(a.key); other != "" && slices.Contains(t.cfg.Labels, other) {
+			own, asked := theirs[other]
+			if !asked {
+				own = has(t.attributes, other)
+				theirs = map[string]bool{other: own}
+			}
+			if !own {
+				chosen = append(chosen, attribute{[]byte(other), a.value})
+			}
 		}
 	}
 	t.chosen = chosen

@@ -384,9 +384,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	fresh := 0
 	s.fresh = s.fresh[:0]
+	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
 	for item, scope := range g.ItemsIn() {
 		s.span.Parse(item)
-		is := t.ids.add(s.identity(g.Resource(), scope, item))
+		if len(scope) != len(last) || len(scope) == 0 || &scope[0] != &last[0] {
+			last, scoped = scope, s.digest(resource, scope)
+		}
+		is := t.ids.add(s.digest(scoped, item))
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
@@ -415,13 +419,12 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 }
 
-// identity is a hash of all that makes a span.
-func (s *Sampler) identity(resource, scope, span []byte) uint64 {
+// digest is a hash of what is in something that has the digest of. A span's is one of its
+// resource, its scope and itself: the first two are hashed once for all that stand there.
+func (s *Sampler) digest(of uint64, part []byte) uint64 {
 	s.hash.Reset()
-	for _, part := range [][]byte{resource, scope, span} {
-		_, _ = s.hash.Write(part)
-		_ = s.hash.WriteByte(0xff) // no field begins so
-	}
+	maphash.WriteComparable(&s.hash, of)
+	_, _ = s.hash.Write(part)
 	return s.hash.Sum64()
 }
 

@@ -255,7 +255,7 @@ func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 		return o
 	}
 	frame(1, "0a", "0b") // one more fits
-	if frame(2, "a1"); s.held.bytes < 2000-900 || s.held.bytes > 2000+900 {
+	if frame(2, "a1"); s.held.bytes < 2000-900 || s.held.bytes > 2000+1000 {
 		t.Fatalf("a trace is %d bytes: the test tests nothing", s.held.bytes)
 	}
 	o := frame(3, "f6", "e5", "d4", "c3", "b2")
