@@ -751,7 +751,7 @@ func (s *Sampler) Floor() uint64 {
 	return s.last
 }
 
-// Held returns the number of undecided traces and their wire bytes.
+// Held returns the number of undecided traces and the bytes that they take, about.
 func (s *Sampler) Held() (traces, bytes int) {
 	for _, in := range s.instances {
 		traces += len(in.traces)

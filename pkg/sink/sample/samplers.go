@@ -112,7 +112,7 @@ func (a *Samplers) Floor() uint64 {
 	return a.last
 }
 
-// Held returns the number of undecided traces and their wire bytes.
+// Held returns the number of undecided traces and the bytes that they take, about.
 func (a *Samplers) Held() (traces, bytes int) {
 	for _, s := range a.parts {
 		n, _ := s.Held()
