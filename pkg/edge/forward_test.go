@@ -3,7 +3,9 @@ package edge
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -213,6 +215,29 @@ func accept(t *testing.T, s *spool, from, to int) {
 		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestSpoolIsForItsOwner: what applications say is not for all who have an account on the
+// machine.
+func TestSpoolIsForItsOwner(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data", "spool")
+	s, stop := startSpool(t, testConfig(t, dir).Spool)
+	accept(t, s, 0, 5)
+	stop()
+	files := 0
+	if err := filepath.WalkDir(filepath.Dir(dir), func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v, want nothing for others", path, info.Mode())
+		}
+		files++
+		return err
+	}); err != nil || files < 4 {
+		t.Errorf("%d files, %v", files, err)
 	}
 }
 

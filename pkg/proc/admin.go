@@ -2,13 +2,18 @@ package proc
 
 import (
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
+	"net/url"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -19,7 +24,68 @@ import (
 // AdminConfig says where the admin server listens.
 type AdminConfig struct {
 	Listen string `yaml:"listen"` // host:port; empty for none
-	Pprof  bool   `yaml:"pprof"`  // serve /debug/pprof
+	// Hosts are names by which others may ask, besides addresses, localhost and that of listen:
+	// a page on the internet can give itself a name that leads here.
+	Hosts []string `yaml:"hosts"`
+	Pprof bool     `yaml:"pprof"` // serve /debug/pprof
+	// Token lets other machines see /config and /debug/pprof, which are for this machine
+	// otherwise: as Authorization: Bearer <token>.
+	Token Secret `yaml:"token"`
+}
+
+// guard refuses what a page from elsewhere may have a browser ask.
+func (c AdminConfig) guard(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !c.knows(r.Host) {
+			http.Error(w, fmt.Sprintf("%q is no name of this server: ask by an address, or put the name into admin.hosts", r.Host), http.StatusForbidden)
+			return
+		}
+		if origin := r.Header.Get("Origin"); origin != "" {
+			if u, err := url.Parse(origin); err != nil || !strings.EqualFold(u.Host, r.Host) {
+				http.Error(w, "pages of another origin may not ask here", http.StatusForbidden)
+				return
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// knows reports whether a Host header names this server, rather than something that was
+// made to lead here. An address does, and none, which no browser sends.
+func (c AdminConfig) knows(host string) bool {
+	name := hostname(host)
+	if _, err := netip.ParseAddr(name); err == nil || name == "" {
+		return true
+	}
+	is := func(known string) bool { return strings.EqualFold(name, known) }
+	return is("localhost") || is(hostname(c.Listen)) || slices.ContainsFunc(c.Hosts, is)
+}
+
+// hostname returns a host without its port, brackets and last dot.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return strings.TrimSuffix(strings.Trim(host, "[]"), ".")
+}
+
+// private keeps a page to this machine and those who have the token.
+func (c AdminConfig) private(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		switch {
+		case err == nil && from.Addr().Unmap().IsLoopback():
+		case c.Token == "":
+			http.Error(w, "this page is for the machine itself, or for those who have the token of admin.token", http.StatusForbidden)
+			return
+		case subtle.ConstantTimeCompare([]byte(token), []byte(c.Token)) != 1:
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, "no valid token: send the header Authorization: Bearer <admin.token>", http.StatusUnauthorized)
+			return
+		}
+		h(w, r)
+	}
 }
 
 // userInfo is what stands before the host of a URL: a user, a password, a token. One that
@@ -34,30 +100,9 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 	if cfg.Listen == "" {
 		return services.NewIdleService(nil, nil), nil
 	}
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) { ready(w, stages) })
-	mux.HandleFunc("GET /services", func(w http.ResponseWriter, _ *http.Request) { list(w, stages) })
-	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) {
-		text, err := yaml.Marshal(p.Settings)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "text/yaml; charset=utf-8")
-		_, _ = w.Write(userInfo.ReplaceAll(text, []byte("${1}"+redacted+"@")))
-	})
-	for path, h := range p.pages {
-		mux.Handle("GET "+path, h)
-	}
-	if cfg.Pprof {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	}
 	protocols := new(http.Protocols) // without HTTP/2, as in package receive
 	protocols.SetHTTP1(true)
-	srv := &http.Server{Handler: mux, Protocols: protocols, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+	srv := &http.Server{Handler: adminPages(p, stages, cfg), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
 	var ln net.Listener
 	start := func(ctx context.Context) (err error) {
 		if ln, err = Listen(ctx, "admin", cfg.Listen); err != nil {
@@ -79,6 +124,32 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 		}
 	}
 	return services.NewBasicService(start, run, nil), nil
+}
+
+// adminPages serves the pages; other methods than GET and HEAD have none.
+func adminPages(p *Process, stages []Stage, cfg AdminConfig) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, _ *http.Request) { ready(w, stages) })
+	mux.HandleFunc("GET /services", func(w http.ResponseWriter, _ *http.Request) { list(w, stages) })
+	mux.HandleFunc("GET /config", cfg.private(func(w http.ResponseWriter, _ *http.Request) {
+		text, err := yaml.Marshal(p.Settings)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/yaml; charset=utf-8")
+		_, _ = w.Write(userInfo.ReplaceAll(text, []byte("${1}"+redacted+"@")))
+	}))
+	for path, h := range p.pages {
+		mux.Handle("GET "+path, h)
+	}
+	if cfg.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", cfg.private(pprof.Index))
+		mux.HandleFunc("GET /debug/pprof/profile", cfg.private(pprof.Profile))
+		mux.HandleFunc("GET /debug/pprof/trace", cfg.private(pprof.Trace))
+	}
+	return cfg.guard(mux)
 }
 
 // Listen opens a TCP listener and says what to do when the port is taken.

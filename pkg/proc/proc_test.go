@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -73,6 +74,7 @@ func TestRunStopsTheOthersWhenOneFails(t *testing.T) {
 type testSettings struct {
 	Config `yaml:",inline"`
 	Token  Secret `yaml:"token"`
+	URL    string `yaml:"url"`
 }
 
 func (s *testSettings) Process() *Config             { return &s.Config }
@@ -135,6 +137,67 @@ func TestAdminAnswers(t *testing.T) {
 	}
 	if code, _ := get("/debug/pprof/"); code != 404 {
 		t.Errorf("/debug/pprof/ is on by default: %d", code)
+	}
+}
+
+// TestAdminPagesAreForThoseTheyAreFor: a page of another origin, or of a name that was made to
+// lead here, sees nothing; what tells of the process is for its machine, or a token.
+func TestAdminPagesAreForThoseTheyAreFor(t *testing.T) {
+	set := &testSettings{URL: "nats://user:hunter2@hub:4222"}
+	p := NewProcess(quiet(), set)
+	cfg := AdminConfig{Listen: "penstock.internal:9661", Hosts: []string{"edge-1.example"}, Pprof: true}
+	withToken := cfg
+	withToken.Token = "s3cret"
+	const local, remote = "127.0.0.1:5000", "10.1.2.3:5000"
+	for _, tc := range []struct {
+		method, path, host, from, header string
+		cfg                              AdminConfig
+		want                             int
+	}{
+		{"GET", "/metrics", "127.0.0.1:9661", local, "", cfg, 200},
+		{"HEAD", "/metrics", "127.0.0.1:9661", local, "", cfg, 200},
+		{"POST", "/metrics", "127.0.0.1:9661", local, "", cfg, 405},
+		{"DELETE", "/config", "127.0.0.1:9661", local, "", cfg, 405},
+		{"GET", "/ready", "10.0.0.7:9661", remote, "", cfg, 200},
+		{"GET", "/ready", "[2001:db8::1]:9661", remote, "", cfg, 200},
+		{"GET", "/ready", "[fe80::1]", remote, "", cfg, 200},
+		{"GET", "/ready", "", remote, "", cfg, 200},
+		{"GET", "/ready", "LOCALHOST.", local, "", cfg, 200},
+		{"GET", "/ready", "penstock.internal:9661", remote, "", cfg, 200},
+		{"GET", "/ready", "Edge-1.example:80", remote, "", cfg, 200},
+		{"GET", "/ready", "rebound.example:9661", local, "", cfg, 403},
+		{"GET", "/config", "rebound.example:9661", local, "", cfg, 403},
+		{"GET", "/config", "127.0.0.1.rebound.example", local, "", cfg, 403},
+		{"GET", "/metrics", "127.0.0.1:9661", local, "Origin: http://evil.example", cfg, 403},
+		{"GET", "/metrics", "127.0.0.1:9661", local, "Origin: null", cfg, 403},
+		{"GET", "/metrics", "127.0.0.1:9661", local, "Origin: http://127.0.0.1:9661", cfg, 200},
+		{"GET", "/config", "127.0.0.1:9661", local, "", cfg, 200},
+		{"GET", "/config", "[::1]:9661", "[::1]:5000", "", cfg, 200},
+		{"GET", "/config", "10.0.0.7:9661", "[::ffff:127.0.0.1]:5000", "", withToken, 200},
+		{"GET", "/config", "10.0.0.7:9661", remote, "", cfg, 403},
+		{"GET", "/config", "127.0.0.1:9661", remote, "X-Forwarded-For: 127.0.0.1", cfg, 403},
+		{"GET", "/debug/pprof/heap", "10.0.0.7:9661", remote, "", cfg, 403},
+		{"GET", "/debug/pprof/profile", "10.0.0.7:9661", remote, "Authorization: Bearer ", cfg, 403},
+		{"GET", "/debug/pprof/trace", "10.0.0.7:9661", remote, "Authorization: Bearer ", cfg, 403},
+		{"GET", "/config", "10.0.0.7:9661", remote, "", withToken, 401},
+		{"GET", "/config", "10.0.0.7:9661", remote, "Authorization: Bearer wrong", withToken, 401},
+		{"GET", "/config", "10.0.0.7:9661", remote, "Authorization: Bearer s3cret", withToken, 200},
+		{"GET", "/debug/pprof/heap", "10.0.0.7:9661", remote, "Authorization: Bearer s3cret", withToken, 200},
+		{"GET", "/config", "rebound.example", remote, "Authorization: Bearer s3cret", withToken, 403},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), tc.method, tc.path, nil)
+		r.Host, r.RemoteAddr = tc.host, tc.from
+		if name, value, has := strings.Cut(tc.header, ": "); has {
+			r.Header.Set(name, value)
+		}
+		w := httptest.NewRecorder()
+		adminPages(p, nil, tc.cfg).ServeHTTP(w, r)
+		if w.Code != tc.want {
+			t.Errorf("%s %s of %q from %s, %s: %d %.100s, want %d", tc.method, tc.path, tc.host, tc.from, tc.header, w.Code, w.Body, tc.want)
+		}
+		if strings.Contains(w.Body.String(), "hunter2") || tc.path == "/config" && tc.want == 200 && !strings.Contains(w.Body.String(), "@hub:4222") {
+			t.Errorf("/config: %s", w.Body)
+		}
 	}
 }
 

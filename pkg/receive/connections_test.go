@@ -77,9 +77,22 @@ func TestAddressIsBounded(t *testing.T) {
 	others := idle(t, "127.0.0.3", addr, 10)
 	idle(t, "127.0.0.2", addr, 5*most)
 	d.probe(t)
-	_, from := d.gates()[1].state()
-	if n := from[netip.MustParsePrefix("127.0.0.2/32")]; n != share {
-		t.Errorf("%d connections of one address are open, want %d", n, share)
+	g := d.gates()[1]
+	g.mu.Lock()
+	for e := g.silent[0].Front(); e != nil; e = e.Next() {
+		e.Value.(*conn).since = time.Time{} // they have had their time
+	}
+	g.mu.Unlock()
+	next := idle(t, "127.0.0.2", addr, 1)[0] // takes the place of one of its address
+	if _, err := io.WriteString(next, "POST /v1/traces HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(next); err != nil || len(answer) == 0 {
+		t.Errorf("the next of the address: %q, %v", answer, err)
+	}
+	_, from := g.state()
+	if n := from[netip.MustParsePrefix("127.0.0.2/32")]; n != share && n != share-1 {
+		t.Errorf("%d connections of one address are open, want %d, and one less when the last has ended", n, share)
 	}
 	if n := from[netip.MustParsePrefix("127.0.0.3/32")]; n != len(others) {
 		t.Errorf("%d connections of another address are open, want %d", n, len(others))

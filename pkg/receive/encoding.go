@@ -271,7 +271,7 @@ type zstdBody struct{ *zstd.Decoder }
 const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support
 
 var zstds = sync.Pool{New: func() any {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxRequestBytes), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		panic("BUG: zstd decoder: " + err.Error())
 	}

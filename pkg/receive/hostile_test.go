@@ -347,8 +347,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	for range 40 {
 		conns = append(conns, dial(t, strings.TrimPrefix(d.http, "http://")))
 	}
-	// Four at a time are let in and closed for their silence; the rest waits, and
-	// so does the good request, until it is its turn.
+	// Four at a time are let in and closed, for their silence or to make room; the rest
+	// waits, and so does the good request, until it is its turn.
 	if res, _ := d.do(t, req{body: good(t)}); res.StatusCode != http.StatusOK {
 		t.Errorf("%s", res.Status)
 	}

@@ -14,6 +14,8 @@
 //     UNAVAILABLE or 503 with a pause of a second, never INTERNAL or 500.
 //   - A sender that has lost the right to send is refused also on connections that are
 //     open, and for requests that have begun.
+//   - Connections without a request hold up nobody; one instance and one address have no
+//     more than Config.Limits.
 //   - Bodies are bounded as they are read, before and after decompression, and
 //     the bytes of all requests together by Config.MaxInFlight (docs/adr/0006).
 //
@@ -111,6 +113,9 @@ func DefaultConfig() Config {
 	}
 }
 
+// maxRequestBytes is the largest that max_request_bytes may be.
+const maxRequestBytes = 1 << 30
+
 // Validate reports every mistake at once; section is the key that c stands under.
 func (c Config) Validate(section string) error {
 	var errs []error
@@ -132,7 +137,7 @@ func (c Config) Validate(section string) error {
 	if _, err := c.TLS.load(); err != nil {
 		errs = append(errs, fmt.Errorf("%s.tls: %w", section, err))
 	}
-	if c.MaxRequest < 1<<10 || c.MaxRequest > 1<<30 {
+	if c.MaxRequest < 1<<10 || c.MaxRequest > maxRequestBytes {
 		errs = append(errs, fmt.Errorf("%s.max_request_bytes is %v, want 1KiB to 1GiB", section, c.MaxRequest))
 	}
 	if c.MaxInFlight < c.MaxRequest+maxZstdWindow {

@@ -2,7 +2,7 @@
 // sinks: it regroups spans by trace ID, and its gateway takes OTLP from
 // services that have no edge.
 //
-//	TRACES → route → SPANS        OTLP + bearer token → receive → hub
+//	TRACES → route → SPANS        OTLP + token or certificate → receive → hub
 //
 // # Promises
 //
@@ -10,6 +10,8 @@
 //   - An input message is settled when every message made of it is in SPANS. A
 //     crash in between sends spans again; the sampler knows them by their ids.
 //   - A gateway's success means that the hub's stream has stored the items.
+//   - A sender is who its token or certificate says, and named as the tokens file says. One that
+//     was taken out of it is refused within five seconds.
 //
 // # Not here
 //
@@ -52,7 +54,7 @@ type Config struct {
 
 // GatewayConfig is the OTLP entrance for services that have no edge.
 type GatewayConfig struct {
-	// TokensFile maps bearer tokens to instances; without it there is no gateway. It holds
+	// TokensFile maps tokens and certificates to instances; without it there is no gateway. It holds
 	// the key tokens and below it the entries that penstock token makes, and is read again
 	// when it changes: what was removed is refused within 5 seconds.
 	TokensFile     string `yaml:"tokens_file"`

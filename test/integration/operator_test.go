@@ -180,7 +180,7 @@ func TestConfigCheckLooksAtFiles(t *testing.T) {
 	for text, want := range map[string][2]string{
 		"hub: {creds: /nowhere.creds}\n":                                    {"sink", "hub.creds: open /nowhere.creds"},
 		"hub: {creds: " + bad + "}\n":                                       {"sink", "is no NATS credential"},
-		"gateway: {tokens_file: /nowhere.yaml}\n":                           {"router", "open /nowhere.yaml"},
+		"gateway: {tokens_file: /nowhere.yaml}\n":                           {"router", "tokens: stat /nowhere.yaml"},
 		"gateway: {tokens_file: " + bad + "}\n":                             {"router", "bad:1: got \"nonsense\", want a mapping"},
 		"receive: {tls: {cert_file: " + bad + ", key_file: " + bad + "}}\n": {"edge", "receive.tls"},
 		"processing:\n  redaction:\n    blocked_values: ['ok', '(']\n":      {"edge", "edge.yaml:3: processing.redaction.blocked_values[1]"},

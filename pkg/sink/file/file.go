@@ -5,6 +5,7 @@
 // # Promises
 //
 //   - A write that returned nil has been fsynced.
+//   - Directory and files are made for their owner alone.
 //   - A file that reaches MaxBytes becomes <name>.1, an older <name>.1 is
 //     deleted: a signal takes at most twice MaxBytes.
 package file
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -43,7 +45,7 @@ type Writer struct {
 
 // New opens the file of a signal for appending.
 func New(cfg Config, sig otlpwire.Signal) (*Writer, error) {
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := disk.MakeDir(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("file backend: %w", err)
 	}
 	w := &Writer{sig: sig, path: filepath.Join(cfg.Dir, sig.String()+".jsonl"), max: int64(cfg.MaxBytes)}
@@ -54,7 +56,7 @@ func New(cfg Config, sig otlpwire.Signal) (*Writer, error) {
 }
 
 func (w *Writer) openLocked() error {
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("file backend: %w", err)
 	}

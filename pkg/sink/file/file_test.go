@@ -76,6 +76,28 @@ func TestFileIsBounded(t *testing.T) {
 	}
 }
 
+// TestFilesAreForTheirOwner, the directory and what was rotated away, too.
+func TestFilesAreForTheirOwner(t *testing.T) {
+	cfg := Config{Dir: filepath.Join(t.TempDir(), "new", "files"), MaxBytes: 1}
+	w, err := New(cfg, otlpwire.Logs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := w.Write(t.Context(), "i", payload(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Dir(cfg.Dir), cfg.Dir, filepath.Join(cfg.Dir, "logs.jsonl"), filepath.Join(cfg.Dir, "logs.jsonl.1")} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v, %v; want nothing for others", path, info.Mode(), err)
+		}
+	}
+}
+
 func TestErrorsNameTheFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
