@@ -86,16 +86,19 @@ func watchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, parti
 	var pace pace
 	for goOn := true; goOn; {
 		goOn = proc.Sleep(ctx, lagInterval)
-		if !lane.Owned() {
-			owned.Set(0)
-			lag.Set(0) // its owner says it
+		ours := lane.Owned()
+		if owned.Set(0); ours {
+			owned.Set(1)
+		}
+		n, err := lane.Lag(context.WithoutCancel(ctx)) // once more at the end: what is left for the next owner
+		if err == nil {
+			lag.Set(float64(n)) // whoever has the pin: the lane is placed here
+		}
+		switch {
+		case !ours:
 			eta.Set(0)
 			pace.past = nil
-			continue
-		}
-		owned.Set(1)
-		if n, err := lane.Lag(context.WithoutCancel(ctx)); err == nil {
-			lag.Set(float64(n)) // once more at the end: what is left for the next owner
+		case err == nil:
 			eta.Set(pace.left(time.Now(), lane.Waiting()))
 		}
 	}

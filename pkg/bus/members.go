@@ -374,11 +374,13 @@ func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 	m.mu.Lock()
 	r.lane = lane
 	m.mu.Unlock()
+	watched, stop := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	if !r.Quiet {
-		watch.Go(func() { watchLag(ctx, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
+		watch.Go(func() { watchLag(watched, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
 	}
 	r.Run(ctx, lane)
+	stop() // a reader that has lost the lane ends by itself; it begins again if the lane is still ours
 	watch.Wait()
 	m.mu.Lock()
 	r.lane = nil

@@ -157,6 +157,36 @@ func TestMembersShareTheLanes(t *testing.T) {
 	}
 }
 
+// TestAReaderThatEndsBeginsAgain: one that has found the lane not ours, while it could not ask,
+// has ended by itself; nobody else takes the lane, for it is still placed here.
+func TestAReaderThatEndsBeginsAgain(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	testHub(t, b, 1)
+	m := NewMembers(&Hub{Conn: connectTo(t, b, "one"), topology: DefaultTopology()}, "sink", "one", ledger.New(prometheus.NewRegistry()), quiet)
+	runs := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.Run(ctx, []Shared{{Signal: "logs", Backend: "test", LaneConfig: LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"}, Run: func(ctx context.Context, l *Lane) {
+			defer l.Close()
+			select {
+			case runs <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}}})
+	}()
+	defer func() { cancel(); <-done }()
+	for i := range 3 {
+		select {
+		case <-runs:
+		case <-time.After(time.Minute):
+			t.Fatalf("it has run %d times", i)
+		}
+	}
+}
+
 // TestMembersOutliveTheBucket deletes the bucket under the members, as a hub does
 // that loses what it held in memory.
 func TestMembersOutliveTheBucket(t *testing.T) {

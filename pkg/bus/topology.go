@@ -155,13 +155,16 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
 	dead.MaxBytes, dead.DenyDelete = int64(t.MaxBytes)/16, false // an operator may clear what is dealt with
+	aside := base
+	aside.Name, aside.Description, aside.Subjects = Aside, "what a backend refuses of some instances, until it takes it", []string{"aside.*.*.*.*"}
+	aside.MaxBytes, aside.Discard, aside.DenyPurge = int64(t.MaxBytes)/8, jetstream.DiscardNew, false
 	replayed := base
 	replayed.Name, replayed.Description, replayed.Subjects = Replayed, "sampling decisions of replays", []string{"replayed.*.*"}
 	replayed.MaxAge, replayed.MaxBytes = t.MaxAge, int64(t.MaxBytes)/16
 	audit := base
 	audit.Name, audit.Description, audit.Subjects = Audit, "what people have had done", []string{"audit.>"}
 	audit.MaxAge, audit.MaxBytes = auditAge, int64(t.MaxBytes)/64
-	return append(all, spans, decisions, dead, replayed, audit)
+	return append(all, spans, decisions, dead, aside, replayed, audit)
 }
 
 // EnsureHub creates the streams that are not there. Those that are there stay

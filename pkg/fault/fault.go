@@ -39,6 +39,20 @@ func IsWhole(err error) bool {
 // data is kept and nothing else is tried for a while.
 func Configuration(err error) error { return &marked{err: err, config: true} }
 
+type sender struct{ error }
+
+func (s sender) Unwrap() error { return s.error }
+
+// Sender marks, whatever else err is marked as, a refusal of a tenant, of how much it sends,
+// or of what only it sends (401, 403, 404, 429): another one may be taken.
+func Sender(err error) error { return sender{err} }
+
+// IsSender reports whether err was marked by [Sender].
+func IsSender(err error) bool {
+	_, is := errors.AsType[sender](err)
+	return is
+}
+
 // After marks a refusal that names the pause it wants.
 func After(err error, pause time.Duration) error { return &marked{err: err, after: pause} }
 

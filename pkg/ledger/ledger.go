@@ -14,6 +14,8 @@
 package ledger
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
@@ -93,6 +95,7 @@ type Ledger struct {
 	PoliciesRefused prometheus.Counter
 	lag             *prometheus.GaugeVec
 	owned           *prometheus.GaugeVec
+	asideInstances  *prometheus.GaugeVec
 	eta             *prometheus.GaugeVec
 	paused          *prometheus.GaugeVec
 	interrupted     *prometheus.CounterVec
@@ -115,6 +118,7 @@ type Signal struct {
 	Restamped  prometheus.Counter
 	refused    *prometheus.CounterVec
 	delivered  *prometheus.CounterVec
+	aside      *prometheus.CounterVec
 	dedup      *prometheus.CounterVec
 	dead       *prometheus.CounterVec
 	dropped    *prometheus.CounterVec
@@ -133,6 +137,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
 	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has them from a try before, whose answer was lost, and points without a sample of their own: deltas that are counted already, several of one stream in a millisecond. They count as delivered.", "backend")
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
+	aside := counter("penstock_set_aside_items_total", "Items that were put into the stream ASIDE, for the backend refuses their instance. They are in flight until the backend takes them.", "backend")
 	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
 	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk. Of undecodable: messages that nobody can read, beyond 100 a minute of an instance, which are dead letters.", "reason")
@@ -159,6 +164,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes that those traces take, about: their spans as on the wire and what is kept beside each."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		replayed:        counter("penstock_replayed_items_total", "Items a backend has acknowledged once more, for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
+		asideInstances:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it takes others: their data waits in the stream ASIDE, beside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
@@ -179,6 +185,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			Restamped:  restamped.WithLabelValues(n),
 			refused:    refused.MustCurryWith(prometheus.Labels{"signal": n}),
 			delivered:  delivered.MustCurryWith(prometheus.Labels{"signal": n}),
+			aside:      aside.MustCurryWith(prometheus.Labels{"signal": n}),
 			dedup:      dedup.MustCurryWith(prometheus.Labels{"signal": n}),
 			dead:       dead.MustCurryWith(prometheus.Labels{"signal": n}),
 			dropped:    dropped.MustCurryWith(prometheus.Labels{"signal": n}),
@@ -207,6 +214,7 @@ func New(reg prometheus.Registerer) *Ledger {
 func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	s := l.Of(sig)
 	s.delivered.WithLabelValues(backend)
+	s.aside.WithLabelValues(backend)
 	s.dedup.WithLabelValues(backend)
 	l.replayed.WithLabelValues(sig.String(), backend)
 	l.paused.WithLabelValues(sig.String(), backend)
@@ -246,6 +254,9 @@ func (s *Signal) Deduplicated(backend string) prometheus.Counter {
 	return s.dedup.WithLabelValues(backend)
 }
 
+// Aside returns the counter of items set aside that a backend refuses.
+func (s *Signal) Aside(backend string) prometheus.Counter { return s.aside.WithLabelValues(backend) }
+
 // Dead returns the counter of dead letters for a reason.
 func (s *Signal) Dead(reason string) prometheus.Counter { return s.dead.WithLabelValues(reason) }
 
@@ -261,6 +272,11 @@ func (l *Ledger) Replayed(sig otlpwire.Signal, backend string) prometheus.Counte
 // and in how many seconds it has caught up.
 func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta prometheus.Gauge) {
 	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend), l.eta.WithLabelValues(signal, partition, backend)
+}
+
+// Aside returns the gauge of how many instances a lane has set aside.
+func (l *Ledger) Aside(signal string, partition int, backend string) prometheus.Gauge {
+	return l.asideInstances.WithLabelValues(signal, strconv.Itoa(partition), backend)
 }
 
 // Interrupted returns the counter of how often lanes went back to their floors.

@@ -154,7 +154,9 @@ func Meaning(err error) error {
 		return fault.Permanent(ledger.DeadTooLarge, err)
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition, code == codes.AlreadyExists:
 		return fault.Permanent(ledger.DeadRefused, err)
-	case code == codes.Unauthenticated, code == codes.PermissionDenied, code == codes.NotFound, code == codes.Unimplemented:
+	case code == codes.Unauthenticated, code == codes.PermissionDenied, code == codes.NotFound:
+		return fault.Sender(fault.Configuration(err))
+	case code == codes.Unimplemented:
 		return fault.Configuration(err)
 	case code == codes.Unavailable && strings.Contains(st.Message(), "authentication handshake failed"):
 		return fault.Configuration(err) // a certificate
@@ -163,7 +165,13 @@ func Meaning(err error) error {
 		if strings.Contains(st.Message(), "batch size") || strings.Contains(st.Message(), "larger than max") {
 			return fault.Permanent(ledger.DeadTooLarge, err)
 		}
+		return fault.Sender(paused(st, err))
 	}
+	return paused(st, err)
+}
+
+// paused marks an error with the pause that the server asks for, if it does.
+func paused(st *status.Status, err error) error {
 	for _, d := range st.Details() {
 		if ri, ok := d.(*errdetails.RetryInfo); ok {
 			return fault.After(err, max(0, ri.GetRetryDelay().AsDuration()))

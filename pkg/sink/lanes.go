@@ -110,8 +110,10 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
+			own := *d
+			own.aside = newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 			t := &traceLane{
-				lane: lane, delivery: d, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
+				lane: lane, delivery: &own, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
 				journalStream: bus.Decisions, journalSubject: journal, gauges: gauges, horizon: l.horizon,
 			}
 			t.run(ctx)
@@ -120,7 +122,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	}
 	s.Run = func(ctx context.Context, lane *bus.Lane) {
 		own := *d
-		own.owned = lane.Owned
+		own.owned, own.aside = lane.Owned, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 		(&directLane{lane: lane, delivery: &own}).run(ctx)
 	}
 	return s
@@ -149,18 +151,24 @@ type directLane struct {
 // maxRepeated is how many that can be at the most.
 const maxRepeated = 64
 
-// claim begins anew: what was remembered of series is another owner's by now.
-func (l *directLane) claim() {
+// claim begins anew: what was remembered of series is another owner's by now. It returns false
+// when ctx ended first.
+func (l *directLane) claim(ctx context.Context) bool {
+	if !l.excerpt.claimed(ctx) || !l.delivery.aside.claim(ctx) {
+		return false
+	}
 	if l.repeats = maxRepeated; l.excerpt != nil && l.excerpt.progress().Owner == "" {
 		l.repeats = 0 // there was none before
 	}
 	l.delivery.w = backend.Session(l.delivery.w)
+	return true
 }
 
 func (l *directLane) run(ctx context.Context) {
 	defer l.lane.Close()
 	finish, stop := bus.Finish(ctx)
 	defer stop()
+	defer l.delivery.aside.close()
 	done := uint64(0)
 	defer func() { _ = l.lane.Ack(done) }() // what an excerpt has put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
@@ -169,11 +177,7 @@ func (l *directLane) run(ctx context.Context) {
 			l.excerpt.done()
 			return false
 		case d.Claimed:
-			if !l.excerpt.claimed(finish) {
-				return false
-			}
-			l.claim()
-			return true
+			return l.claim(finish)
 		case d.Seq == 0:
 			if !d.CaughtUp.IsZero() {
 				l.repeats = 0
@@ -287,6 +291,7 @@ type delivery struct {
 	// owned is [backend.Delivery.Owned].
 	owned func() bool
 	quota *bus.Quota // of letters for what nobody can read
+	aside *aside     // nil: none is set aside, the lane waits
 }
 
 func (d *delivery) tally() tally {
@@ -326,6 +331,15 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 		d.tally().filtered(filtered)
 		return true
 	}
+	if !d.send(ctx, instance, payload, items, from) {
+		return false
+	}
+	d.tally().filtered(filtered)
+	return true
+}
+
+// send is write of what has been processed.
+func (d *delivery) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Delivery{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Arrival: from.dated(d.sig),
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
@@ -333,11 +347,16 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
 	}
-	if !b.Write(ctx, instance, payload, items, from.again) {
-		return false
+	if a := d.aside; a != nil {
+		b.Aside = func(ctx context.Context, instance string, payload []byte, why error) (put, goOn bool) {
+			return a.put(ctx, instance, payload, from, why)
+		}
+		b.Delivered = func(items int) {
+			a.taken.Store(true)
+			d.tally().delivered(items)
+		}
 	}
-	d.tally().filtered(filtered)
-	return true
+	return b.Write(ctx, instance, payload, items, from.again)
 }
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {

@@ -9,7 +9,8 @@
 //   - A lane's floor passes a message only when everything in it is stored by
 //     the backend, sampled out, or dead-lettered with a reason.
 //   - Per instance and signal items reach the backend in the order in which
-//     they arrived at its edge; a retry blocks its own lane only.
+//     they arrived at its edge; a retry blocks its own lane only, and a refusal of one
+//     instance that instance only.
 //   - One request to a backend holds items of one instance.
 //   - Sinks share the partitions: each has one owner, and a new one when that one
 //     stops or dies. The new one follows what the old one has recorded.
@@ -48,7 +49,8 @@ type Config struct {
 	Backends   `yaml:",inline"`
 	// Also are further backends: a second site, or the other one of a pair. Each gets all of
 	// the signals it takes, in lanes of its own: one that is slow or away holds up no other.
-	Also []backend.Named `yaml:"also"`
+	Also  []backend.Named `yaml:"also"`
+	Aside AsideConfig     `yaml:"aside"`
 	// Member is this process's name among the sinks that share the partitions;
 	// unique. Default: the host's name with something random behind.
 	Member string `yaml:"member"`
@@ -105,6 +107,7 @@ func DefaultConfig() Config {
 		Drain:    5 * time.Second,
 	}
 	c.Backends.File.Dir = "penstock-data"
+	c.Aside.MaxInstances = 64
 	return c
 }
 
@@ -157,6 +160,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Sampling.KeptSpans < 0 || c.Sampling.InstanceShare < 1 || c.Sampling.InstanceShare > 100 {
 		errs = append(errs, fmt.Errorf("sampling.kept_spans_per_second is %d, sampling.instance_share_percent is %d: want 0 or more, and 1 to 100", c.Sampling.KeptSpans, c.Sampling.InstanceShare))
+	}
+	if c.Aside.MaxInstances < 0 || c.Aside.MaxInstances > 1024 {
+		errs = append(errs, fmt.Errorf("aside.max_instances is %d, want 0 to 1024", c.Aside.MaxInstances))
 	}
 	if c.Backends.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))

@@ -84,6 +84,7 @@ func (l *traceLane) run(ctx context.Context) {
 	})
 	finish, stop := bus.Finish(ctx) // what is decided when ctx ends is still sent
 	defer stop()
+	defer l.delivery.aside.close()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	defer l.show(0, 0)
@@ -174,7 +175,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	if !l.rules.await(ctx) {
 		return false
 	}
-	if !l.excerpt.claimed(ctx) {
+	if !l.excerpt.claimed(ctx) || !l.delivery.aside.claim(ctx) {
 		return false
 	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/s2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -273,6 +275,24 @@ func gatewayAttempts() (all []attempt) {
 	return all
 }
 
+// refusedTenant are messages of the attacker's, sound ones, whose tenant the backends do not want.
+func refusedTenant() (all []attempt) {
+	for http, code := range map[int]codes.Code{401: codes.Unauthenticated, 403: codes.PermissionDenied, 404: codes.NotFound, 429: codes.ResourceExhausted} {
+		all = append(all, attempt{fmt.Sprint("a tenant answered with ", http), false, func(w *world) (bool, string) {
+			w.loki.FailTenant("as-1", http)
+			w.tempo.FailTenant("as-1", status.Error(code, "no"))
+			var b strings.Builder
+			for range 100 {
+				for _, sig := range otlpwire.Signals {
+					b.WriteString(pub("otlp."+sig.String()+".as-1", "", sound(1, time.Now().UnixNano()), payload(sig, rand.IntN(1<<30), time.Now())))
+				}
+			}
+			return asUser("edge-as-1", b.String())(w)
+		}})
+	}
+	return all
+}
+
 func groups() []group {
 	as1 := "edge-as-1"
 	return []group{
@@ -309,5 +329,6 @@ func groups() []group {
 			each("router", true, publishTo, "$JS.API.CONSUMER.CREATE.LOGS.x", "$JS.API.CONSUMER.CREATE.METRICS.x", "$JS.API.CONSUMER.CREATE.DECISIONS.x", "$JS.API.CONSUMER.MSG.NEXT.LOGS.loki-0", "$JS.API.CONSUMER.MSG.NEXT.METRICS.file-0", "$JS.API.CONSUMER.RESET.LOGS.loki-0", "$JS.API.CONSUMER.UNPIN.LOGS.loki-0", "$JS.API.STREAM.MSG.GET.LOGS", "$JS.API.DIRECT.GET.LOGS", "$JS.API.STREAM.PURGE.LOGS", "$JS.API.STREAM.DELETE.LOGS", "$JS.API.STREAM.UPDATE.LOGS", "$KV.POLICIES.1", "$KV.REPLAYS.job._all.x", "$KV.MEMBERS.sink.x", "decisions.0", "replayed.x.0", "audit.replay.x", "$SYS.REQ.SERVER.PING"),
 			each("router", true, subscribeTo, ">", "otlp.>", "_INBOX_sink.>", "$JS.>", "penstock.jobs.*.*"))},
 		{"gateway", gatewayAttempts()},
+		{"a tenant that the backends refuse", refusedTenant()}, // and stays refused
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 )
 
 var whole = flag.Bool("whole", false, "check after each attempt, as make hostile does; else after each kind")
@@ -17,6 +18,7 @@ func TestHostileEdge(t *testing.T) {
 		t.Fatal(err)
 	}
 	attempts, refused, harmless, harmed := 0, 0, 0, 0
+	began := time.Now()
 	for _, g := range groups() {
 		_, before := w.log.since(0)
 		w.sendVictim()
@@ -27,6 +29,7 @@ func TestHostileEdge(t *testing.T) {
 			}
 			_, before = w.log.since(0)
 		}
+		fmt.Fprintf(os.Stderr, "%s: %d attempts, %d made before, %v so far\n", g.name, len(g.attempts), attempts, time.Since(began).Truncate(time.Second))
 		for _, a := range g.attempts {
 			attempts++
 			was, answer := a.do(w)

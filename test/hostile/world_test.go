@@ -129,6 +129,7 @@ func newWorld(t *testing.T) *world {
 	sc := sink.DefaultConfig()
 	sc.Hub, sc.Streams, sc.Admin.Listen, sc.Member = bus.Config{URL: url, User: "sink", Pass: password}, topology, "", "s1"
 	sc.Tempo.Endpoint, sc.Loki.URL, sc.File.Dir = w.tempo.Addr, w.loki.URL, dir
+	sc.Tempo.Tenant.From, sc.Loki.Tenant.From = "instance", "instance"
 	sc.Sampling.MaxBytes = 8 << 20
 	sc.Sampling.File = filepath.Join(dir, "sampling.yaml")
 	if err := os.WriteFile(sc.Sampling.File, []byte("decision_wait: 1s\npolicies: [{name: all, type: always_sample}]\n"), 0o600); err != nil {
@@ -359,7 +360,7 @@ func (w *world) intact() error {
 	for range streams.Info() {
 		n++
 	}
-	if n != 11 || streams.Err() != nil {
+	if n != 12 || streams.Err() != nil {
 		return fmt.Errorf("%d streams, %v", n, streams.Err())
 	}
 	return nil

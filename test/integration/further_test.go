@@ -7,6 +7,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
 	backends "github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/test/backend"
@@ -133,9 +136,19 @@ func (p *pipeline) gauge(t *testing.T, name, of string) (most float64) {
 
 // settled reports lanes of backends that are behind.
 func (p *pipeline) settled(t *testing.T, names ...string) error {
+	conn, err := bus.Connect(bus.Config{URL: p.hub.url}, p.log)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	for _, name := range names {
-		if v := p.gauge(t, "penstock_lane_lag_messages", name); v != 0 {
-			return fmt.Errorf("%s is %v messages behind", name, v)
+		backend, _, _ := strings.Cut(name, "-")
+		stream := map[string]string{"tempo": bus.Spans, "prometheus": bus.Stream(otlpwire.Metrics), "loki": bus.Stream(otlpwire.Logs)}[backend]
+		for partition := range bus.DefaultTopology().Partitions {
+			lane := bus.LaneConfig{Stream: stream, Name: fmt.Sprint(name, "-", partition)}
+			if n, err := conn.LaneLag(t.Context(), lane); err != nil || n > 0 {
+				return fmt.Errorf("%s is %d messages behind (%v)", lane.Name, n, err)
+			}
 		}
 	}
 	return nil

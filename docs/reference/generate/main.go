@@ -175,6 +175,7 @@ func metrics() string {
 	reg := prometheus.NewRegistry()
 	l := ledger.New(reg)
 	l.Lane("traces", "0", "tempo")
+	l.Aside("traces", 0, "tempo")
 	l.Sampler("0")
 	l.Decided(true, "errors")
 	families, err := reg.Gather()

@@ -244,6 +244,11 @@ type Delivery struct {
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
+	// Aside, where it is set, takes a payload out of the way: before it is tried, with why
+	// nil, when older ones of its instance are waiting there, and after some tries with a
+	// refusal marked by [fault.Sender]. put says that it has done so. It returns goOn false
+	// when ctx ended first.
+	Aside func(ctx context.Context, instance string, payload []byte, why error) (put, goOn bool)
 	// refused is how many of the payload at hand were given up one after the other, asked how
 	// often the backend was asked for it.
 	refused, asked int
@@ -261,6 +266,13 @@ const maxRefused = 256
 // good and bad ones in turn make two requests an item. What may be a repetition is told apart to the end.
 const maxAsked = 512
 
+// asideAfter is how often a backend must refuse who sends a payload before that goes aside, and
+// maxPatience the longest pause for which that waits.
+const (
+	asideAfter  = 3
+	maxPatience = time.Second
+)
+
 // definite reports whether a backend has said that it stored nothing.
 func definite(err error) bool {
 	var answer *push.Error
@@ -275,7 +287,7 @@ func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, i
 }
 
 func (d *Delivery) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
-	paused := false
+	paused, said := false, false
 	pause := func(now bool) {
 		if now != paused {
 			paused = now
@@ -288,6 +300,11 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		arrival = time.Unix(0, d.Arrival)
 	}
 	for attempt := 1; ; attempt++ {
+		if d.Aside != nil && attempt == 1 {
+			if put, goOn := d.Aside(ctx, instance, payload, nil); put || !goOn {
+				return goOn
+			}
+		}
 		d.asked++
 		err := writeArrived(ctx, d.Writer, instance, payload, arrival)
 		var parts fault.Parts
@@ -326,15 +343,28 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 			return d.GiveUp(ctx, instance, payload, reason, err)
 		}
 		again = again || !definite(err) // the answer may be lost, and not the request
+		wait := fault.Pause(err, attempt, rand.Float64())
+		if d.Aside != nil && fault.IsSender(err) {
+			if attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err)) {
+				if !proc.Sleep(ctx, min(wait, maxPatience/4)) {
+					return false
+				}
+				continue
+			}
+			if put, goOn := d.Aside(ctx, instance, payload, err); put || !goOn {
+				return goOn
+			}
+		}
 		was := paused
 		pause(fault.IsConfiguration(err))
 		switch {
 		case paused && !was:
 			d.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
-		case attempt == 1:
+		case !said:
+			said = true
 			d.Log.Warn("backend does not take data, will try again", "err", err)
 		}
-		if !proc.Sleep(ctx, fault.Pause(err, attempt, rand.Float64())) {
+		if !proc.Sleep(ctx, wait) {
 			return false
 		}
 	}

@@ -245,15 +245,19 @@ func (c *Client) meaning(res *http.Response, text string) error {
 		switch reason := c.Refused(res.StatusCode, text); reason {
 		case "":
 		case Misconfigured:
-			return fault.Configuration(err)
+			return fault.Sender(fault.Configuration(err))
 		default:
 			return fault.Permanent(reason, err)
 		}
 	}
 	switch code := res.StatusCode; {
-	case code == 429 || code/100 == 5:
+	case code == 429:
+		return fault.Sender(fault.After(err, retryAfter(res.Header.Get("Retry-After"), time.Now())))
+	case code/100 == 5:
 		return fault.After(err, retryAfter(res.Header.Get("Retry-After"), time.Now()))
-	case code == 401, code == 403, code == 404, code == 405, code/100 == 3, code == blocked:
+	case code == 401, code == 403, code == 404, code == blocked:
+		return fault.Sender(fault.Configuration(err))
+	case code == 405, code/100 == 3:
 		return fault.Configuration(err)
 	case code == http.StatusRequestEntityTooLarge:
 		return fault.Permanent(ledger.DeadTooLarge, err)

@@ -44,7 +44,8 @@ type Server struct {
 		entries []Entry
 		newest  map[string]time.Time // by stream
 		fail    int
-		chunk   time.Duration // ingester.max_chunk_age
+		tenants map[string]int // status of their pushes
+		chunk   time.Duration  // ingester.max_chunk_age
 	}
 }
 
@@ -52,7 +53,7 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{}
-	s.mu.newest, s.mu.chunk = map[string]time.Time{}, 2*time.Hour
+	s.mu.newest, s.mu.chunk, s.mu.tenants = map[string]time.Time{}, 2*time.Hour, map[string]int{}
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	t.Cleanup(srv.Close)
@@ -64,6 +65,13 @@ func (s *Server) Fail(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.fail = status
+}
+
+// FailTenant makes every push of a tenant answer with a status, until it is called with 0.
+func (s *Server) FailTenant(tenant string, status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.tenants[tenant] = status
 }
 
 // SetMaxChunkAge sets ingester.max_chunk_age.
@@ -86,6 +94,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	if s.mu.fail != 0 {
 		http.Error(w, "scripted failure", s.mu.fail)
+		return
+	}
+	if status := s.mu.tenants[r.Header.Get("X-Scope-OrgID")]; status != 0 {
+		http.Error(w, "scripted failure of a tenant", status)
 		return
 	}
 	if r.Method == http.MethodGet && r.URL.Path == "/config" {

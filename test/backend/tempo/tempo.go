@@ -21,6 +21,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -50,6 +51,7 @@ type Server struct {
 		spans  []Span
 		pushes [][]string // instance ids of every push
 		fail   error
+		tenant map[string]error // of their pushes
 		slow   time.Duration
 	}
 }
@@ -77,6 +79,7 @@ func Serve() (s *Server, stop func(), err error) {
 		return nil, nil, err
 	}
 	s = &Server{Addr: ln.Addr().String()}
+	s.mu.tenant = map[string]error{}
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	collectorpb.RegisterTraceServiceServer(srv, s)
 	done := make(chan struct{})
@@ -89,6 +92,13 @@ func (s *Server) Fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.fail = err
+}
+
+// FailTenant makes every push of a tenant fail with err, until it is called with nil.
+func (s *Server) FailTenant(tenant string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.tenant[tenant] = err
 }
 
 // Slow makes every push take so long.
@@ -128,6 +138,11 @@ func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceService
 	defer s.mu.Unlock()
 	if s.mu.fail != nil {
 		return nil, s.mu.fail
+	}
+	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get("x-scope-orgid")) > 0 {
+		if err := s.mu.tenant[md.Get("x-scope-orgid")[0]]; err != nil {
+			return nil, err
+		}
 	}
 	size := 0
 	var spans []Span

@@ -1,0 +1,344 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/policy"
+)
+
+// tenants is a backend for several: it refuses those it is told to.
+type tenants struct {
+	mu      sync.Mutex
+	refused map[string]error // by instance; "*": everybody
+	stored  map[string][]string
+	asked   map[string]int // how often it has refused
+}
+
+func (w *tenants) Name() string { return "loki" }
+func (w *tenants) Close() error { return nil }
+
+func (w *tenants) Write(_ context.Context, instance string, payload []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, who := range []string{instance, "*"} {
+		if err := w.refused[who]; err != nil {
+			w.asked[instance]++
+			return err
+		}
+	}
+	for item := range otlpwire.Items(payload) {
+		w.stored[instance] = append(w.stored[instance], name(item))
+	}
+	return nil
+}
+
+// name is the text between the bars in an item.
+func name(item []byte) string {
+	if parts := strings.Split(string(item), "|"); len(parts) == 3 {
+		return parts[1]
+	}
+	return fmt.Sprintf("%q", item)
+}
+
+func (w *tenants) refuse(instance string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refused[instance] = err
+}
+
+func (w *tenants) of(instance string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.stored[instance])
+}
+
+func (w *tenants) refusals(instance string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked[instance]
+}
+
+// asideWorld is a lane of three instances, of which each has a tenant.
+type asideWorld struct {
+	*testing.T
+	w    *tenants
+	d    *delivery
+	conn *bus.Conn
+	sent map[string][]string
+	lane *bus.Lane
+}
+
+func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
+	w := &tenants{refused: map[string]error{}, stored: map[string][]string{}, asked: map[string]int{}}
+	d, conn := testDelivery(t, w)
+	d.sig, d.said = sig, new(proc.Repeats)
+	world := &asideWorld{t, w, d, conn, map[string][]string{}, nil}
+	world.router() // for the horizon
+	return world
+}
+
+// send publishes one more item of each.
+func (w *asideWorld) send(instances ...string) {
+	w.Helper()
+	for _, instance := range instances {
+		n := len(w.sent[instance])
+		item := fmt.Sprintf("%03d", n)
+		w.sent[instance] = append(w.sent[instance], item)
+		m := bus.Message{Subject: bus.Subject(w.d.sig, instance), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: instance + item}}
+		m.Body = lines(w.T, "|"+item+"|")
+		if w.d.sig == otlpwire.Traces {
+			payload, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, fmt.Appendf(nil, `{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"%032x","spanId":"%016x","name":"|%s|"}]}]}]}`, n+1, n+1, item), otlpwire.DefaultLimits)
+			if err != nil {
+				w.Fatal(err)
+			}
+			m.Subject, m.Header.ContentType = bus.SpansSubject(0), envelope.ContentTypeFrames
+			m.Body = envelope.AppendFrame(nil, envelope.Frame{Instance: instance, Arrival: time.Now().UnixNano(), Seq: uint64(n + 1), Payload: payload})
+		}
+		if _, err := w.conn.Publish(w.Context(), m); err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
+// router opens a lane of a router that has nothing to do.
+func (w *asideWorld) router() *bus.Lane {
+	w.Helper()
+	lane, err := w.conn.OpenLane(w.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, 0), Name: bus.RouterLane + "0"})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return lane
+}
+
+// own runs the lane until stop.
+func (w *asideWorld) own() (stop func()) {
+	w.Helper()
+	cfg := bus.LaneConfig{Stream: bus.Stream(w.d.sig), Filter: bus.PartitionFilter(w.d.sig, 0), Name: "loki-0", Raw: true}
+	if w.d.sig == otlpwire.Traces {
+		cfg.Stream, cfg.Filter = bus.Spans, bus.SpansSubject(0)
+	}
+	lane, err := w.conn.OpenLane(w.Context(), cfg)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.lane = lane
+	ctx, cancel := context.WithCancel(w.Context())
+	done := make(chan struct{})
+	own := *w.d
+	own.aside = newAside(own, lane, 0, 2)
+	go func() {
+		defer close(done)
+		if w.d.sig != otlpwire.Traces {
+			(&directLane{lane: lane, delivery: &own}).run(ctx)
+			return
+		}
+		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
+		hub.Conn = w.conn
+		horizon := bus.NewHorizon(hub, own.log)
+		var wg sync.WaitGroup
+		wg.Go(func() { horizon.Run(ctx) })
+		(&traceLane{lane: lane, delivery: &own, rules: &rules{base: policy.KeepAll(time.Second), known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}).run(ctx)
+		wg.Wait()
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+func (w *asideWorld) until(what string, ok func() bool) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), 2*time.Minute)
+	defer cancel()
+	if !proc.Until(ctx, ok) {
+		w.Fatalf("%s: never; stored %v", what, w.w.stored)
+	}
+}
+
+func (w *asideWorld) arrived(instances ...string) func() bool {
+	return func() bool {
+		for _, instance := range instances {
+			if !slices.Equal(w.w.of(instance), w.sent[instance]) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// waiting returns how many messages of an instance are in ASIDE.
+func (w *asideWorld) waiting(instance string) (n uint64) {
+	w.Helper()
+	there, err := w.conn.Subjects(w.Context(), bus.Aside, bus.AsideSubject(w.d.sig, "loki", 0, instance))
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, messages := range there {
+		n += messages
+	}
+	return n
+}
+
+func (w *asideWorld) nothingOwed() bool {
+	n, err := w.lane.Lag(w.Context())
+	return err == nil && n == 0
+}
+
+var errTenant = fault.Sender(fault.Configuration(errors.New("401 Unauthorized: no such tenant")))
+
+// TestOneInstanceIsSetAside: a backend that refuses one instance gets what is of others, at
+// once and in order; what is of the refused one is there when it is taken again, in order, once,
+// also when the lane has changed its owner meanwhile.
+func TestOneInstanceIsSetAside(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []otlpwire.Signal{otlpwire.Logs, otlpwire.Traces} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			w := newAsideWorld(t, sig)
+			gauge := w.d.led.Aside(sig.String(), 0, "loki")
+			stop := w.own()
+			w.send("as-1", "as-2")
+			w.until("both", w.arrived("as-1", "as-2"))
+			w.w.refuse("as-1", errTenant)
+			before := len(w.w.of("as-1"))
+			for range 10 {
+				w.send("as-1", "as-2", "as-3")
+			}
+			w.until("the others", w.arrived("as-2", "as-3"))
+			w.until("the floor", w.nothingOwed)
+			if n := w.waiting("as-1"); n == 0 || testutil.ToFloat64(gauge) != 1 {
+				t.Errorf("%d messages set aside, of %v instances", n, testutil.ToFloat64(gauge))
+			}
+			stop()
+			if testutil.ToFloat64(gauge) != 0 {
+				t.Error("whoever has no lane has set nobody aside")
+			}
+
+			stop = w.own()
+			for range 10 {
+				w.send("as-1", "as-2", "as-3")
+			}
+			w.until("the others, of another owner", w.arrived("as-2", "as-3"))
+			if n := len(w.w.of("as-1")); n != before {
+				t.Errorf("%d items of the refused one", n-before)
+			}
+			asked := w.w.refusals("as-1")
+			w.until("another try", func() bool { return w.w.refusals("as-1") > asked || asked > 4 })
+			stop()
+			w.w.refuse("as-1", nil)
+
+			stop = w.own()
+			w.until("as-1", w.arrived("as-1"))
+			w.until("nothing is set aside", func() bool { return w.waiting("as-1") == 0 && testutil.ToFloat64(gauge) == 0 })
+			w.send("as-1", "as-2")
+			w.until("both again", w.arrived("as-1", "as-2"))
+			w.until("the floor", w.nothingOwed)
+			stop()
+			led := w.d.led.Of(sig)
+			if aside, delivered := testutil.ToFloat64(led.Aside("loki")), testutil.ToFloat64(led.Delivered("loki")); aside != 20 || delivered != 22+22+20 {
+				t.Errorf("%v items set aside, %v delivered", aside, delivered)
+			}
+		})
+	}
+}
+
+// TestWhatIsSetAsideTwice: an owner that died between ASIDE's acknowledgement and the floor is
+// followed by one that puts the same there; it is delivered once.
+func TestWhatIsSetAsideTwice(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.send("as-1", "as-1")
+	a := newAside(*w.d, w.router(), 0, 2)
+	payload, _, err := new(envelope.Guard).Open(otlpwire.Logs, "as-1", lines(t, "|000|"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.store(t.Context(), "as-1", payload, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
+		t.Fatal(err)
+	}
+	stop := w.own()
+	defer stop()
+	w.until("as-1", w.arrived("as-1"))
+	w.until("nothing is set aside", func() bool { return w.waiting("as-1") == 0 })
+}
+
+// TestARefusalOfEverybody is an outage: one instance is set aside, the lane waits.
+func TestARefusalOfEverybody(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.w.refuse("*", errTenant)
+	stop := w.own()
+	w.send("as-1", "as-2", "as-3", "as-1")
+	w.until("the second is tried", func() bool { return w.w.refusals("as-2") >= asideTries })
+	if w.waiting("as-1") != 1 || w.waiting("as-2")+w.waiting("as-3") != 0 || w.nothingOwed() {
+		t.Errorf("set aside: %d, %d, %d", w.waiting("as-1"), w.waiting("as-2"), w.waiting("as-3"))
+	}
+	stop()
+	w.w.refuse("*", nil)
+	stop = w.own()
+	defer stop()
+	w.until("all", w.arrived("as-1", "as-2", "as-3"))
+}
+
+// asideTries is how often a refused payload is tried before it may go aside.
+const asideTries = 3
+
+// TestAsideIsBounded: beyond max_instances the lane waits.
+func TestAsideIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	stop := w.own() // two at the most
+	for i, instance := range []string{"as-1", "as-2", "as-3"} {
+		w.w.refuse(instance, errTenant)
+		w.send(instance, "as-4")
+		if i < 2 {
+			w.until("the other", w.arrived("as-4"))
+		}
+	}
+	w.until("the third is tried", func() bool { return w.w.refusals("as-3") >= asideTries })
+	if slices.Equal(w.w.of("as-4"), w.sent["as-4"]) {
+		t.Error("a third one is set aside")
+	}
+	for _, instance := range []string{"as-1", "as-2", "as-3"} {
+		w.w.refuse(instance, nil)
+	}
+	stop()
+	stop = w.own()
+	defer stop()
+	w.until("all", w.arrived("as-1", "as-2", "as-3", "as-4"))
+}
+
+// TestWhatIsRefusedForOtherReasonsStays: an outage of a backend sets nobody aside, and neither
+// do bad items.
+func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.w.refuse("as-1", errors.New("503"))
+	stop := w.own()
+	w.send("as-1", "as-2")
+	w.until("some tries", func() bool { return w.w.refusals("as-1") > asideTries+2 })
+	if w.waiting("as-1") != 0 || len(w.w.of("as-2")) != 0 {
+		t.Error("set aside for a backend that is away")
+	}
+	w.w.refuse("as-1", fault.Permanent(ledger.DeadRefused, errors.New("400")))
+	w.until("the other", w.arrived("as-2"))
+	stop()
+	if n := testutil.ToFloat64(w.d.led.Of(otlpwire.Logs).Dead(ledger.DeadRefused)); n != 1 || w.waiting("as-1") != 0 {
+		t.Errorf("%v dead letters", n)
+	}
+}
