@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -302,33 +304,33 @@ func TestForeignMessagesAreMarked(t *testing.T) {
 	}
 }
 
+// TestStreamsPartitionByInstance: the server stores what an instance sends where
+// [partition.OfInstance] says, of every signal and any number of partitions.
 func TestStreamsPartitionByInstance(t *testing.T) {
-	c := testHub(t, testBroker(t), 4)
-	seen := map[string]string{}
+	names := []string{"0", "Z", "as-1", "AS-1", "a_b-c", strings.Repeat("x", 64), strings.Repeat("y", 65), strings.Repeat("z-9", 43)[:128]}
 	for i := range 40 {
-		inst := fmt.Sprintf("as-%d", i%20)
-		if err := c.PublishAsync(logsMessage(inst, i)).Wait(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		names = append(names, fmt.Sprintf("as-%d", 7*i+2))
 	}
-	s, err := c.js.Stream(t.Context(), "LOGS")
-	if err != nil {
-		t.Fatal(err)
-	}
-	used := map[string]bool{}
-	for seq := uint64(1); seq <= 40; seq++ {
-		m, err := s.GetMsg(t.Context(), seq)
-		if err != nil {
-			t.Fatal(err)
+	for _, n := range []int{1, 4, 7, 1024} {
+		c := testHub(t, testBroker(t), n)
+		for _, sig := range otlpwire.Signals {
+			for i, name := range names {
+				m := logsMessage(name, i)
+				m.Subject = Subject(sig, name)
+				if _, err := c.Publish(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stored, err := c.Subjects(t.Context(), Stream(sig), ">")
+			if err != nil || len(stored) != len(names) {
+				t.Fatalf("%d subjects, %v; want %d", len(stored), err, len(names))
+			}
+			for _, name := range names {
+				if want := "otlp." + sig.String() + "." + strconv.Itoa(partition.OfInstance(name, n)) + "." + name; stored[want] != 1 {
+					t.Errorf("%d partitions: not stored as %s", n, want)
+				}
+			}
 		}
-		f := strings.Split(m.Subject, ".")
-		if len(f) != 4 || (seen[f[3]] != "" && seen[f[3]] != f[2]) {
-			t.Fatalf("stored as %s, before as partition %q", m.Subject, seen[f[3]])
-		}
-		seen[f[3]], used[f[2]] = f[2], true
-	}
-	if len(used) < 2 || len(seen) != 20 {
-		t.Errorf("%d partitions, %d instances", len(used), len(seen))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,8 +15,10 @@ import (
 )
 
 // Horizon says how far the routers have come, so that a reader of SPANS knows
-// that an instance is silent, and not only behind. It asks the hub twice a
-// second; while the hub does not answer, time stands still.
+// that an instance is silent, and not only behind. An instance has all its messages
+// in one partition of TRACES, and each partition has a time of its own: a backlog
+// holds up those that share it. Horizon asks the hub twice a second; while the hub
+// does not answer, time stands still.
 type Horizon struct {
 	hub *Hub
 	log *slog.Logger
@@ -26,10 +29,12 @@ type Horizon struct {
 	past []traceEnd // by time
 }
 
-// Mark is a statement about the hub: every message that TRACES held at Before has
-// been routed, and is in SPANS up to the sequence Spans.
+// Mark is a statement about the hub: every message that a partition of TRACES held at
+// its Before has been routed, and is in SPANS up to the sequence Spans.
 type Mark struct {
-	Before time.Time // on this process's clock
+	// Before is by partition, on this process's clock; zero where nothing is known. Lanes
+	// share it: it never changes.
+	Before []time.Time
 	Asked  time.Time // likewise: when Spans was asked for
 	Spans  uint64
 }
@@ -47,8 +52,8 @@ const (
 	// warning.
 	horizonPatience = 20
 
-	// maxPast bounds what is known about the past: ten minutes. Routers that are
-	// further behind hold the mark until they have caught up.
+	// maxPast bounds what is known about the past: ten minutes. A router that is
+	// further behind holds its partition's mark until it has caught up.
 	maxPast = 1200
 )
 
@@ -85,6 +90,13 @@ func (h *Horizon) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	partitions := h.hub.topology.Partitions
+	switch n, err := storedPartitions(traces.CachedInfo().Config); {
+	case err != nil:
+		return err
+	case n != partitions: // instances are elsewhere than we think
+		return fmt.Errorf("%w: stream %s has %d partitions, not %d", errTopology, Stream(otlpwire.Traces), n, partitions)
+	}
 	end := traces.CachedInfo().State.LastSeq
 	if n := len(h.past); n > 0 && end < h.past[n-1].seq {
 		h.past = h.past[:0] // the stream was made anew
@@ -92,40 +104,52 @@ func (h *Horizon) look(ctx context.Context) error {
 	if h.past = append(h.past, traceEnd{at, end}); len(h.past) > maxPast {
 		h.past = h.past[1:]
 	}
-	routed, routers := end, 0
+	before, routers := make([]time.Time, partitions), 0
+	copy(before, h.mark.Before) // nobody else writes it
 	consumers := traces.ListConsumers(ctx)
 	for info := range consumers.Info() {
-		n, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
-		if err != nil || !strings.HasPrefix(info.Name, RouterLane) || n < 0 || n >= h.hub.topology.Partitions {
+		p, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
+		if err != nil || p < 0 || p >= partitions || info.Name != RouterLane+strconv.Itoa(p) {
 			continue // somebody else's
 		}
-		if routers++; lag(info) > 0 {
-			routed = min(routed, info.AckFloor.Stream)
+		routers++
+		routed := end
+		if lag(info) > 0 {
+			routed = min(end, info.AckFloor.Stream)
+		}
+		if at := h.ended(routed); at.After(before[p]) {
+			before[p] = at
 		}
 	}
 	if err := consumers.Err(); err != nil {
 		return err
 	}
-	if routers < h.hub.topology.Partitions {
-		return fmt.Errorf("%d of %d routers' consumers are there", routers, h.hub.topology.Partitions)
-	}
-	m := Mark{Asked: time.Now()}
+	m := Mark{Before: before, Asked: time.Now()}
 	spans, err := conn.js.Stream(ctx, Spans)
 	if err != nil {
 		return err
 	}
 	m.Spans = spans.CachedInfo().State.LastSeq
-	// Everything that TRACES held at the latest time at which it ended no later than
-	// what is routed now.
-	for i := len(h.past) - 1; i >= 0 && m.Before.IsZero(); i-- {
-		if h.past[i].seq <= routed {
-			m.Before = h.past[i].at
-		}
-	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if m.Before.After(h.mark.Before) {
-		h.mark = m
+	h.mark = m
+	h.mu.Unlock()
+	if routers < partitions {
+		return fmt.Errorf("%d of %d routers' consumers are there", routers, partitions)
 	}
 	return nil
+}
+
+// ended returns the latest time at which TRACES ended no later than with seq; zero when
+// that is not known any more.
+func (h *Horizon) ended(seq uint64) time.Time {
+	i, _ := slices.BinarySearchFunc(h.past, seq, func(e traceEnd, seq uint64) int {
+		if e.seq <= seq {
+			return -1
+		}
+		return 1
+	})
+	if i == 0 {
+		return time.Time{}
+	}
+	return h.past[i-1].at
 }

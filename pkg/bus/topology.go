@@ -254,7 +254,7 @@ func transform(s jetstream.StreamConfig) string {
 	return s.SubjectTransform.Destination
 }
 
-var partitionsOf = regexp.MustCompile(`\{\{partition\((\d+),1\)\}\}`)
+var partitionsIn = regexp.MustCompile(`\{\{partition\((\d+),1\)\}\}`)
 
 // Partitions returns the number of partitions that the hub's streams were made with.
 func (c *Conn) Partitions(ctx context.Context) (int, error) {
@@ -265,10 +265,15 @@ func (c *Conn) Partitions(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("partitions of stream %s: %w", name, err)
 	}
-	stored := transform(s.CachedInfo().Config)
-	m := partitionsOf.FindStringSubmatch(stored)
+	return storedPartitions(s.CachedInfo().Config)
+}
+
+// storedPartitions returns the number of partitions that a stream was made with.
+func storedPartitions(s jetstream.StreamConfig) (int, error) {
+	stored := transform(s)
+	m := partitionsIn.FindStringSubmatch(stored)
 	if m == nil {
-		return 0, fmt.Errorf("%w: stream %s stores its subjects as %q", errTopology, name, stored)
+		return 0, fmt.Errorf("%w: stream %s stores its subjects as %q", errTopology, s.Name, stored)
 	}
 	return strconv.Atoi(m[1])
 }

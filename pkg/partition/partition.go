@@ -1,16 +1,17 @@
-// Package partition says which partition a trace belongs to ([Of]) and which
-// member should own a partition ([Place]). Of is a part of the bus contract
-// (docs/bus.md): it never changes for a stream, for that would split traces. A
+// Package partition says which partition of SPANS a trace belongs to ([Of]), in which
+// one of TRACES, METRICS and LOGS an instance is ([OfInstance]), and which member
+// should own a partition ([Place]). The first two are a part of the bus contract
+// (docs/bus.md): they never change for a stream, for that would split traces. A
 // late or wrong view of the members costs Place balance, nothing else.
 //
 // # Not here
 //
-// The partition of metrics and logs: the server computes it from the instance
-// in the stream's subject transform. Who the members are, and who really owns a
-// partition: package bus.
+// Who the members are, and who really owns a partition: package bus.
 package partition
 
 import (
+	"hash/fnv"
+
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -30,3 +31,11 @@ func Of(instance string, id otlpwire.TraceID, n int) int {
 }
 
 var separator [1]byte
+
+// OfInstance returns the partition among n in which the server stores what an instance
+// sends, by the streams' subject transform: FNV-1a of 32 bits of the instance id, modulo n.
+func OfInstance(instance string, n int) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(instance))
+	return int(h.Sum32() % uint32(n))
+}

@@ -2,6 +2,7 @@ package partition
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -21,6 +22,16 @@ func TestOfNeverChanges(t *testing.T) {
 	} {
 		if got := Of(tc.instance, tc.id, tc.n); got != tc.want {
 			t.Errorf("Of(%s, %x, %d) = %d, want %d", tc.instance, tc.id, tc.n, got, tc.want)
+		}
+	}
+}
+
+// TestOfInstanceIsFNV1a pins the function by published values; that the server computes it,
+// too, is TestStreamsPartitionByInstance of package bus.
+func TestOfInstanceIsFNV1a(t *testing.T) {
+	for instance, want := range map[string]int{"": 0x1c9dc5, "a": 0x0c292c, "foobar": 0x9cf968} {
+		if got := OfInstance(instance, 1<<24); got != want {
+			t.Errorf("OfInstance(%q) = %#x, want %#x", instance, got, want)
 		}
 	}
 }
@@ -45,7 +56,8 @@ func TestOfSpreadsEvenly(t *testing.T) {
 
 func TestOfDoesNotAllocate(t *testing.T) {
 	var id otlpwire.TraceID
-	if n := testing.AllocsPerRun(100, func() { Of("as-1", id, 8) }); n != 0 {
+	name := strings.Repeat("x", 128)
+	if n := testing.AllocsPerRun(100, func() { Of(name, id, 8); OfInstance(name, 8) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

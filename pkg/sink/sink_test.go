@@ -54,6 +54,10 @@ func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
 }
 
 func testDelivery(t *testing.T, w backend.Writer) (*delivery, *bus.Conn) {
+	return testPartitions(t, w, 1)
+}
+
+func testPartitions(t *testing.T, w backend.Writer, n int) (*delivery, *bus.Conn) {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
@@ -62,7 +66,7 @@ func testDelivery(t *testing.T, w backend.Writer) (*delivery, *bus.Conn) {
 	}
 	t.Cleanup(b.Stop)
 	top := bus.DefaultTopology()
-	top.Partitions, top.MaxBytes = 1, 64<<20
+	top.Partitions, top.MaxBytes = n, 64<<20
 	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "sink", InProcess: b}, top, quiet)
 	if err != nil {
 		t.Fatal(err)

@@ -110,7 +110,7 @@ func (l *traceLane) run(ctx context.Context) {
 				l.checkpoint(finish)
 			}
 			if planted.WallTime {
-				l.note(l.sampler.Idle(time.Now(), time.Now()))
+				l.note(l.sampler.Idle([]time.Time{time.Now()}, time.Now()))
 			}
 			l.show(l.sampler.Held())
 		}
@@ -301,12 +301,12 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 }
 
 // idle moves the clocks of silent instances on when the mark has been reached:
-// then everything that the hub had before has been added.
+// then everything that their partitions of TRACES had before has been added.
 func (l *traceLane) idle(reached bool) {
 	if !reached || l.horizon == nil {
 		return
 	}
-	if !l.mark.Before.IsZero() {
+	if len(l.mark.Before) > 0 {
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
 	}
 	l.mark = l.horizon.Mark()

@@ -89,7 +89,7 @@ func (r *partitionReader) read(enough func(idle int) bool) {
 			}
 			if read(); !again {
 				r.now = r.now.Add(time.Second)
-				again = r.take(s, s.Idle(r.now.Add(-200*time.Millisecond), r.now), nil)
+				again = r.take(s, s.Idle([]time.Time{r.now.Add(-200 * time.Millisecond)}, r.now), nil)
 			}
 		}
 		if r.rounds > 300 {

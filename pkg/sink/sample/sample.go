@@ -18,8 +18,8 @@
 // stretch of an instance's stream gives the same decisions on every reading.
 //
 // The clock of an instance that is silent moves on with the reader's, but only up
-// to moments at which nothing was left behind on the way; it goes back when the
-// edge was only cut off, and sends what it has kept. When the edge's own clock is
+// to moments at which its partition of TRACES had left nothing behind on the way; it goes
+// back when the edge was only cut off, and sends what it has kept. When the edge's own clock is
 // set back, by more than a second, the open windows go back with it; when it is set
 // forward they close. A clock that does not move although its instance sends is moved on
 // when a trace has been held for its wait and [patience] by the reader's clock: what stands
@@ -58,6 +58,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -656,10 +657,10 @@ func (s *Sampler) room() bool {
 	return false
 }
 
-// Idle moves the clocks of silent instances on. The caller knows that everything
-// which the hub had at the moment before has been added; now is the present. Both
-// are of the caller's clock.
-func (s *Sampler) Idle(before, now time.Time) (out Output) {
+// Idle moves the clocks of silent instances on. The caller knows of each partition of
+// TRACES that everything which it had at its moment before has been added; a zero moment
+// moves nothing. now is the present. All are of the caller's clock.
+func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 	if s.now = now.UnixNano(); s.start == 0 {
 		s.start = s.now
 	}
@@ -668,16 +669,19 @@ func (s *Sampler) Idle(before, now time.Time) (out Output) {
 		s.swept = s.now
 	}
 	for _, name := range s.names() {
-		in := s.instances[name]
+		in, upto := s.instances[name], before[partition.OfInstance(name, len(before))]
+		if upto.IsZero() {
+			continue
+		}
 		if sweep {
-			s.overdue(in, before.UnixNano())
+			s.overdue(in, upto.UnixNano())
 			s.advance(in, &out)
 		}
 		if in.active {
 			in.active, in.silent = false, now // what was added may be as young as that
 			continue
 		}
-		silence := before.Sub(in.silent)
+		silence := upto.Sub(in.silent)
 		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
 		if silence-idleGrace > s.shortestWait() {
@@ -706,13 +710,13 @@ func (s *Sampler) shortestWait() time.Duration {
 }
 
 // overdue moves the clock of an instance on to the traces that have been held for too long.
-func (s *Sampler) overdue(in *instance, before int64) {
+func (s *Sampler) overdue(in *instance, upto int64) {
 	for _, t := range in.queue {
 		grace := patience
 		if in.passed || s.held.passed && t.seq <= s.held.oldest {
 			grace = passedPatience // others wait for it
 		}
-		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= before {
+		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= upto {
 			in.clock = max(in.clock, t.due+in.skew+1)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -134,7 +135,7 @@ func (sc *script) do(word, rest string) string {
 		}
 		return describe(out)
 	case "idle":
-		return describe(sc.s.Idle(sc.base.Add(at("at")), sc.base.Add(at("at"))))
+		return describe(sc.s.Idle([]time.Time{sc.base.Add(at("at"))}, sc.base.Add(at("at"))))
 	case "release":
 		n, _ := strconv.Atoi(args["seq"])
 		sc.s.Release(uint64(n))
@@ -422,10 +423,55 @@ func TestTracesShareTheirResource(t *testing.T) {
 	}
 }
 
+// TestSilenceIsOfAPartition: the clock of a silent instance goes on with what its own
+// partition of TRACES has left behind, and stands while nothing is known of that.
+func TestSilenceIsOfAPartition(t *testing.T) {
+	s := New(policy.KeepAll(10*time.Second), 1<<20, 0)
+	base := time.Unix(1_000_000, 0)
+	names := make([]string, 3) // by partition
+	for i := 0; slices.Contains(names, ""); i++ {
+		name := fmt.Sprint("i", i)
+		names[partition.OfInstance(name, 3)] = name
+	}
+	for p, name := range names {
+		if _, err := s.Add(uint64(p+1), envelope.Frame{Instance: name, Arrival: base.UnixNano(), Seq: uint64(p + 1), Payload: spanOf("1", "x", 0, false)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	never := -time.Hour
+	for i, step := range []struct {
+		now    int
+		before [3]time.Duration
+		want   string
+	}{
+		{0, [3]time.Duration{0, 0, never}, ""},
+		{11, [3]time.Duration{11 * time.Second, 0, never}, ""}, // a second of grace
+		{12, [3]time.Duration{12 * time.Second, 5 * time.Second, never}, names[0]},
+		{5000, [3]time.Duration{5000 * time.Second, 11 * time.Second, never}, ""},
+		{5001, [3]time.Duration{5001 * time.Second, 12 * time.Second, never}, names[1]},
+		{5002, [3]time.Duration{5002 * time.Second, 12 * time.Second, 5002 * time.Second}, ""}, // from here on
+		{5014, [3]time.Duration{5002 * time.Second, 12 * time.Second, 5014 * time.Second}, names[2]},
+	} {
+		before := make([]time.Time, 3)
+		for p, at := range step.before {
+			if at != never {
+				before[p] = base.Add(at)
+			}
+		}
+		got := ""
+		for _, e := range s.Idle(before, base.Add(time.Duration(step.now)*time.Second)).Exports {
+			got += e.Instance
+		}
+		if got != step.want {
+			t.Errorf("step %d: decided %q, want %q", i, got, step.want)
+		}
+	}
+}
+
 // silence lets nothing come between two moments.
 func silence(s *Sampler, from, to time.Time) Output {
-	out := s.Idle(from, from)
-	then := s.Idle(to, to)
+	out := s.Idle([]time.Time{from}, from)
+	then := s.Idle([]time.Time{to}, to)
 	out.Exports, out.Decisions, out.By = append(out.Exports, then.Exports...), append(out.Decisions, then.Decisions...), append(out.By, then.By...)
 	out.SampledOut += then.SampledOut
 	return out

@@ -83,7 +83,7 @@ func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
 }
 
 // Idle is [Sampler.Idle].
-func (a *Samplers) Idle(before, now time.Time) Output {
+func (a *Samplers) Idle(before []time.Time, now time.Time) Output {
 	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -33,12 +34,26 @@ type world struct {
 	full     int                // how often a sampler had no room
 	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
 	stored   []time.Duration    // of every message, when; live only
+	stalls   [2]stall           // of the partitions of TRACES; live only
 
 	// What survives a sink.
 	recorded  [][]byte // messages of decisions
 	floor     uint64
 	now       time.Duration  // how far the hub's time has come; live only
 	delivered map[string]int // by instance, trace and span
+}
+
+// stall is a while in which nobody routes a partition of TRACES.
+type stall struct {
+	from, to time.Duration
+	last     uint64 // the message in which the last of what had waited came
+}
+
+func (s *stall) holds(at time.Duration) bool { return s.from <= at && at < s.to }
+
+// stall returns that of an instance's partition.
+func (w *world) stall(instance string) *stall {
+	return &w.stalls[partition.OfInstance(instance, len(w.stalls))]
 }
 
 type simSpan struct {
@@ -87,9 +102,19 @@ policies:
 
 // route fills the log: each instance in its order, a router that dies now and
 // then sends its last spans again, instances share messages at random. When live,
-// the way to the hub takes less than a second.
+// the way to the hub takes less than a second, and routers may stand still on the way on.
 func (w *world) route() {
 	w.live = w.rng.IntN(2) == 0
+	for p := range w.stalls {
+		from := time.Duration(w.rng.IntN(40_000)) * time.Millisecond
+		w.stalls[p] = stall{from: from, to: from + time.Duration(w.rng.IntN(2)*w.rng.IntN(60_000))*time.Millisecond}
+	}
+	comes := func(instance string, sp simSpan) time.Duration {
+		if s := w.stall(instance); s.holds(sp.at) {
+			return s.to
+		}
+		return sp.at
+	}
 	queues := map[string][]simSpan{}
 	var names []string
 	for inst, spans := range w.streams {
@@ -108,6 +133,7 @@ func (w *world) route() {
 	for len(names) > 0 {
 		var msg []envelope.Frame
 		var last time.Duration
+		way := time.Duration(w.rng.IntN(200)) * time.Millisecond
 		for range 1 + w.rng.IntN(4) {
 			if len(names) == 0 {
 				break
@@ -115,16 +141,20 @@ func (w *world) route() {
 			i := w.rng.IntN(len(names))
 			if w.live {
 				for j, name := range names {
-					if queues[name][0].at < queues[names[i]][0].at {
+					if comes(name, queues[name][0]) < comes(names[i], queues[names[i]][0]) {
 						i = j
 					}
 				}
 			}
 			sp := queues[names[i]][0]
-			if w.live && len(msg) > 0 && sp.at > last+500*time.Millisecond {
+			at := comes(names[i], sp)
+			if w.live && len(msg) > 0 && at > last+500*time.Millisecond {
 				break // a message does not wait for so long
 			}
-			last = max(last, sp.at)
+			last = max(last, at)
+			if s := w.stall(names[i]); s.holds(sp.at) {
+				s.last, way = uint64(len(w.log)+1), 0 // what has waited comes at once
+			}
 			msg = append(msg, envelope.Frame{Instance: names[i], Arrival: simBase.Add(sp.at).UnixNano(), Seq: sp.origin, Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
 			if queues[names[i]] = queues[names[i]][1:]; len(queues[names[i]]) == 0 {
 				names = slices.Delete(names, i, i+1)
@@ -133,7 +163,7 @@ func (w *world) route() {
 		if n := len(w.stored); n > 0 {
 			last = max(last, w.stored[n-1])
 		}
-		w.log, w.stored = append(w.log, msg), append(w.stored, last+time.Duration(w.rng.IntN(200))*time.Millisecond)
+		w.log, w.stored = append(w.log, msg), append(w.stored, last+way)
 	}
 }
 
@@ -216,8 +246,18 @@ func (w *world) sink(t *testing.T) (died bool) {
 			if int(seq) < len(w.log) {
 				w.now += time.Duration(w.rng.Int64N(int64(w.stored[seq]-at) + 1))
 			}
-			before := w.now - time.Duration(w.rng.IntN(6000))*time.Millisecond // the hub is asked now and then
-			note(s.Idle(simBase.Add(before), simBase.Add(w.now)))
+			asked := w.now - time.Duration(w.rng.IntN(6000))*time.Millisecond // the hub is, now and then
+			before := make([]time.Time, len(w.stalls))
+			for p, stall := range w.stalls {
+				switch {
+				case w.rng.IntN(10) == 0: // it does not know
+				case seq < stall.last:
+					before[p] = simBase.Add(min(asked, stall.from))
+				default:
+					before[p] = simBase.Add(asked)
+				}
+			}
+			note(s.Idle(before, simBase.Add(w.now)))
 		}
 		if w.rng.IntN(3) == 0 && !flush() {
 			return true
