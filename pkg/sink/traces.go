@@ -43,6 +43,7 @@ type traceLane struct {
 	rewind    bool         // once all is sent, begin anew at the floor
 	horizon   *bus.Horizon // nil: silence does not move the time
 	mark      bus.Mark     // of the horizon, not reached yet
+	idled     time.Time    // when the last one that was reached had been asked for
 	used      int          // how many changes of the rules the sampler knows
 	written   time.Time    // when the journal was last written
 }
@@ -179,7 +180,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 		return false
 	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
-	l.mark = bus.Mark{}
+	l.mark, l.idled = bus.Mark{}, time.Time{}
 	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
 		sampler := l.newSampler()
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
@@ -306,7 +307,8 @@ func (l *traceLane) idle(reached bool) {
 	if !reached || l.horizon == nil {
 		return
 	}
-	if len(l.mark.Before) > 0 {
+	if l.mark.Asked.After(l.idled) { // once a mark: it looks at every instance
+		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
 	}
 	l.mark = l.horizon.Mark()
