@@ -78,9 +78,7 @@ func (l *ledger) release(seq uint64) {
 	for n < len(l.debts) && l.debts[n].n == 0 {
 		n++
 	}
-	if n > 0 {
-		l.debts = append(l.debts[:0], l.debts[n:]...)
-	}
+	l.debts = l.debts[n:] // append moves what is left, now and then
 }
 
 func (l *ledger) lowest() (uint64, bool) {
