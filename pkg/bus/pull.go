@@ -32,6 +32,7 @@ type pull struct {
 	count   int
 	active  time.Time // when the server was last heard of
 	single  bool      // a message is larger than a request may be: ask for one, of any size
+	always  bool      // ask for one at a time
 }
 
 // request is a pull request that has not ended.
@@ -163,7 +164,7 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 			if i := slices.IndexFunc(p.asked, func(r request) bool { return r.single }); i >= 0 {
 				p.asked = slices.Delete(p.asked, i, i+1)
 			}
-			p.single = false
+			p.single = p.always
 			return msg, nil
 		case <-timer.C:
 			return nil, p.giveUp(time.Now())

@@ -35,6 +35,8 @@ type ReaderConfig struct {
 	Filters []string // stored subjects; none for all
 	// Headers leaves the bodies on the server.
 	Headers bool
+	// Single reads not more than two messages ahead, for one of many readers.
+	Single bool
 }
 
 // OpenReader reads all of a stream from sequence from on.
@@ -56,6 +58,9 @@ func (c *Conn) OpenReaderOf(ctx context.Context, cfg ReaderConfig) (*Reader, err
 	if err == nil {
 		r.consumer, r.left = cons.CachedInfo().Name, cons.CachedInfo().NumPending
 		r.pull, err = newPull(c, stream, r.consumer, "", "")
+	}
+	if err == nil {
+		r.pull.single, r.pull.always = cfg.Single, cfg.Single
 	}
 	if err != nil {
 		return nil, r.failed(err)

@@ -172,7 +172,12 @@ func (t Topology) streams() []jetstream.StreamConfig {
 // number of partitions must be the ones configured here.
 func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 	for _, want := range t.streams() {
-		if err := c.ensureStream(ctx, want); err != nil {
+		err := c.ensureStream(ctx, want)
+		if refused, is := errors.AsType[*jetstream.APIError](err); is && want.Name == Aside {
+			c.log.Warn("stream cannot be made: an instance that a backend refuses will hold up its lane", "stream", Aside, "err", refused)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -317,11 +322,14 @@ func (c *Conn) SequenceAt(ctx context.Context, stream string, t time.Time) (uint
 }
 
 // Subjects returns the subjects of a stream that a filter matches, and how many
-// messages each has.
+// messages each has. [ErrNoStream]: there is no such stream.
 func (c *Conn) Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := c.js.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = fmt.Errorf("%w: %w", ErrNoStream, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("subjects of stream %s: %w", stream, err)
 	}

@@ -150,6 +150,7 @@ func Meaning(err error) error {
 	st := status.Convert(err)
 	switch code := st.Code(); {
 	case strings.Contains(st.Message(), "LIVE_TRACES_EXCEEDED"): // there is room again when some have been flushed
+		return fault.Sender(paused(st, err))
 	case strings.Contains(st.Message(), "TRACE_TOO_LARGE"):
 		return fault.Permanent(ledger.DeadTooLarge, err)
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition, code == codes.AlreadyExists:

@@ -33,8 +33,9 @@ type AsideConfig struct {
 // instance holds; when none is, the instance is back in the lane. The lane's floor passes what
 // ASIDE has acknowledged, and nothing of it counts as delivered before the backend has it.
 //
-// A crash may deliver again what was delivered within the last [removeInterval], or put what
-// the floor had not passed into ASIDE twice; the backend is told that these may be repetitions.
+// Whoever stops removes what was delivered; a crash delivers again what was delivered within the
+// last [removeInterval], or puts what the floor had not passed into ASIDE twice. The backend is told of what
+// may be a repetition.
 //
 // Whether a refusal concerns one instance or everybody shows only when another one is tried.
 // So one is set aside, and a further one only when the backend has taken something since, or
@@ -47,12 +48,16 @@ type aside struct {
 
 	taken atomic.Bool // something was taken since an instance was set aside
 
-	mu      sync.Mutex // held while something is put there, and while an instance is found to have nothing left
-	waiting map[string]bool
-	last    time.Time // when an instance was set aside
-	drains  sync.WaitGroup
-	work    context.Context // of the drains, since the claim
-	stop    context.CancelFunc
+	mu      sync.Mutex      // held while something is put there
+	waiting map[string]*int // instances, and how often something was put there since the claim
+	last    time.Time       // when an instance was set aside
+	part    struct {        // of the message that the lane has, how many were put there
+		seq uint64
+		n   int
+	}
+	drains sync.WaitGroup
+	work   context.Context // of the drains, since the claim
+	stop   context.CancelFunc
 }
 
 const (
@@ -61,6 +66,13 @@ const (
 
 	// removeInterval is how often what was delivered is removed from ASIDE, while more is there.
 	removeInterval = time.Second
+
+	// lookInterval is how often it is asked what is in ASIDE: of what was put there without an answer, or
+	// by an owner before that was slow, nobody else knows.
+	lookInterval = time.Minute
+
+	// mayRepeat is the reason of a message that may have been written before it was set aside.
+	mayRepeat = "again"
 )
 
 // newAside is for the owner of a lane. d is copied: its writer is the lane's.
@@ -80,27 +92,50 @@ func (a *aside) claim(ctx context.Context) bool {
 		return true
 	}
 	a.close()
-	var there map[string]uint64
-	if !proc.Retry(ctx, a.delivery.log, "look for what was set aside", func() (err error) {
-		there, err = a.delivery.conn().Subjects(ctx, bus.Aside, a.subject("*"))
-		return err
-	}) {
+	a.work, a.stop = context.WithCancel(ctx)
+	a.waiting = map[string]*int{}
+	a.taken.Store(true)
+	if !proc.Retry(ctx, a.delivery.log, "look for what was set aside", func() error { return a.look(a.work) }) {
 		return false
+	}
+	work := a.work
+	a.drains.Go(func() {
+		for proc.Sleep(work, lookInterval) {
+			_ = a.look(work) // or the next time
+		}
+	})
+	return true
+}
+
+// look delivers what is in ASIDE of instances that are not known to wait.
+func (a *aside) look(ctx context.Context) error {
+	there, err := a.subjects(ctx, "*")
+	if err != nil {
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.waiting = map[string]bool{}
-	a.work, a.stop = context.WithCancel(ctx)
-	a.taken.Store(true)
 	for subject := range there {
-		a.beginLocked(subject[strings.LastIndexByte(subject, '.')+1:])
+		if instance := subject[strings.LastIndexByte(subject, '.')+1:]; a.waiting[instance] == nil {
+			a.beginLocked(instance)
+		}
 	}
-	return true
+	return nil
+}
+
+// subjects returns those of instances that have something in ASIDE. A hub without that stream, which
+// somebody has deleted, has nothing there.
+func (a *aside) subjects(ctx context.Context, instance string) (map[string]uint64, error) {
+	there, err := a.delivery.conn().Subjects(ctx, bus.Aside, a.subject(instance))
+	if errors.Is(err, bus.ErrNoStream) {
+		err = nil
+	}
+	return there, err
 }
 
 // beginLocked delivers what an instance has in ASIDE, until nothing is left or close.
 func (a *aside) beginLocked(instance string) {
-	a.waiting[instance] = true
+	a.waiting[instance] = new(int)
 	a.gauge(float64(len(a.waiting)))
 	work := a.work
 	a.drains.Go(func() {
@@ -118,83 +153,114 @@ func (a *aside) close() {
 	a.gauge(0)
 }
 
-// put is [backend.Delivery.Aside] for payloads from an origin.
-func (a *aside) put(ctx context.Context, instance string, payload []byte, from origin, why error) (put, goOn bool) {
+// set is [backend.Delivery.Aside] for payloads from an origin.
+func (a *aside) set(ctx context.Context, instance string, payload []byte, again bool, from origin, why error) (put, goOn bool) {
+	if a.part.seq != from.seq {
+		a.part.seq, a.part.n = from.seq, 0
+	}
+	goOn = proc.Retry(ctx, a.delivery.log.With("instance", instance), "set data aside", func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if put = a.waiting[instance] != nil; !put {
+			return nil // it is not, or not any longer
+		}
+		*a.waiting[instance]++
+		return a.store(ctx, instance, payload, again, from)
+	})
+	if put || !goOn || why == nil {
+		return put, goOn
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.waiting[instance] {
-		return true, proc.Retry(ctx, a.delivery.log.With("instance", instance), "set data aside", func() error { return a.store(ctx, instance, payload, from) })
-	}
-	if why == nil || len(a.waiting) >= a.most || (!a.taken.Load() && time.Since(a.last) < doubt) {
+	if len(a.waiting) >= a.most || (!a.taken.Load() && time.Since(a.last) < doubt) {
 		return false, true
 	}
 	a.last = time.Now()
-	if err := a.store(ctx, instance, payload, from); err != nil {
-		if more, due := a.delivery.said.Due("aside "+a.subject(instance), time.Now()); due {
+	more, due := a.delivery.said.Due("aside "+a.subject(instance), a.last)
+	if err := a.store(ctx, instance, payload, again, from); err != nil {
+		if due {
 			a.delivery.log.Error("cannot set an instance aside that the backend refuses: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
 		}
 		return false, ctx.Err() == nil
 	}
 	a.taken.Store(false)
-	a.delivery.log.Warn("instance set aside: the backend refuses it; its data is kept and tried again, the lane goes on", "instance", instance, "err", why)
+	if due {
+		a.delivery.log.Warn("instance set aside: the backend refuses it; its data is kept and tried again, the lane goes on", "instance", instance, "err", why, "more_since_last_said", more)
+	}
 	a.beginLocked(instance)
 	return true, true
 }
 
 // store publishes a payload, in several messages where one is too small.
-func (a *aside) store(ctx context.Context, instance string, payload []byte, from origin) error {
+func (a *aside) store(ctx context.Context, instance string, payload []byte, again bool, from origin) error {
 	d := a.delivery
 	body, encoding := envelope.Compress(nil, payload, envelope.S2)
 	if len(body) > envelope.MaxPayload {
-		first, second, several := otlpwire.Halve(d.sig, payload)
-		if !several {
-			return fmt.Errorf("an item of %d bytes fits into no message", len(payload))
-		}
-		if err := a.store(ctx, instance, first, from); err != nil {
-			return err
-		}
-		return a.store(ctx, instance, second, from)
+		if first, second, several := otlpwire.Halve(d.sig, payload); several {
+			if err := a.store(ctx, instance, first, again, from); err != nil {
+				return err
+			}
+			return a.store(ctx, instance, second, again, from)
+		} // else the stream has some room beyond, for what was added here
 	}
 	items := otlpwire.Count(d.sig, payload)
-	// By its content: a payload that is cut otherwise next time is another one.
+	// By its content, too: a payload that is cut otherwise next time is another one.
 	hash := sha256.Sum256(payload)
-	_, err := d.conn().Publish(ctx, bus.Message{Subject: a.subject(instance), Body: body, Header: envelope.Header{
+	why := bus.Refusal{Reason: "refused", Backend: d.w.Name(), Source: from.source()}
+	if again {
+		why.Reason = mayRepeat
+	}
+	m := bus.Message{Subject: a.subject(instance), Body: body, Refusal: &why, Header: envelope.Header{
 		ContentType: envelope.ContentTypeOTLP, Encoding: encoding, Items: items, Arrival: from.dated(d.sig),
-		ID: fmt.Sprintf("aside-%s-%s-%d-%x", d.w.Name(), from.stream, from.seq, hash[:12]),
-	}})
-	if err == nil {
+		ID: fmt.Sprintf("aside-%s-%s-%d-%d-%x", d.w.Name(), from.stream, from.seq, a.part.n, hash[:12]),
+	}}
+	stored, err := d.conn().PublishAsync(m).Stored(ctx)
+	if err != nil {
+		return err
+	}
+	a.part.n++
+	if !stored.Duplicate {
 		d.led.Of(d.sig).Aside(d.w.Name()).Add(float64(items))
 	}
-	return err
+	return nil
 }
 
 var errNotOwner = errors.New("the lane is another's for the moment")
 
 // drain delivers what an instance has in ASIDE and returns nil when nothing is left, and the
 // instance is back in the lane. After an error it may be called again.
-func (a *aside) drain(ctx context.Context, instance string) error {
+func (a *aside) drain(ctx context.Context, instance string) (err error) {
 	d, subject := a.delivery, a.subject(instance)
-	r, err := d.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Filters: []string{subject}})
+	r, err := d.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Filters: []string{subject}, Single: true})
 	if err != nil {
+		if back, _ := a.back(ctx, instance); back { // the stream is gone
+			return nil
+		}
 		return err
 	}
 	defer r.Close()
 	own := *d // a goroutine of its own
-	own.w = backend.Session(d.w)
-	var body []byte // a writer does not keep it
+	own.w, own.log = backend.Session(d.w), d.log.With("instance", instance)
+	var body []byte
 	done, removed := uint64(0), time.Now()
-	remove := func() error {
+	remove := func(ctx context.Context) error {
 		removed = time.Now()
-		if done == 0 {
-			return nil
-		}
 		return d.conn().Remove(ctx, bus.Aside, subject, done)
 	}
-	for {
-		if r.Left() == 0 {
-			if err := remove(); err != nil {
+	defer func() {
+		if done > 0 { // the lane is still ours: its owner waits for us
+			last, stop := context.WithTimeout(context.WithoutCancel(ctx), removeInterval)
+			defer stop()
+			_ = remove(last)
+		}
+	}()
+	for n := 0; ; n++ {
+		if done > 0 && (r.Left() == 0 || time.Since(removed) > removeInterval) {
+			if err := remove(ctx); err != nil {
 				return err
 			}
+		}
+		if r.Left() == 0 {
 			if back, err := a.back(ctx, instance); back || err != nil {
 				return err
 			}
@@ -203,33 +269,47 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 		if err != nil {
 			return err
 		}
+		if !d.owned() {
+			return errNotOwner
+		}
+		if d.sig == otlpwire.Traces {
+			body = nil // a transport may still read the one before
+		}
+		from := origin{stream: bus.Aside, seq: m.Seq, arrival: m.Header.Arrival, again: n < maxRepeated}
+		if m.Refusal != nil {
+			from.first, from.again = m.Refusal.Source, from.again || m.Refusal.Reason == mayRepeat
+		}
 		delivered := false
 		if m.Decompress(&body); m.Err != nil {
 			delivered = own.undecodable(ctx, m, m.Err)
 		} else {
-			delivered = own.send(ctx, instance, m.Body, m.Header.Items, origin{stream: bus.Aside, seq: m.Seq, arrival: m.Header.Arrival, again: true})
+			delivered = own.send(ctx, instance, m.Body, m.Header.Items, from)
 		}
 		if !delivered {
 			return errNotOwner // or ctx has ended
 		}
-		if done = m.Seq; time.Since(removed) > removeInterval {
-			if err := remove(); err != nil {
-				return err
-			}
-		}
+		done = m.Seq
 	}
 }
 
 // back takes an instance of which nothing is left into the lane again.
 func (a *aside) back(ctx context.Context, instance string) (bool, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	there, err := a.delivery.conn().Subjects(ctx, bus.Aside, a.subject(instance))
+	before := *a.waiting[instance]
+	a.mu.Unlock()
+	there, err := a.subjects(ctx, instance) // not under the lock: everybody would wait
 	if err != nil || len(there) > 0 {
 		return false, err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if *a.waiting[instance] != before {
+		return false, nil
+	}
 	delete(a.waiting, instance)
 	a.gauge(float64(len(a.waiting)))
-	a.delivery.log.Info("instance is no longer set aside: the backend has taken everything", "instance", instance)
+	if more, due := a.delivery.said.Due("back "+a.subject(instance), time.Now()); due {
+		a.delivery.log.Info("instance is no longer set aside: the backend has taken everything", "instance", instance, "more_since_last_said", more)
+	}
 	return true, nil
 }

@@ -2,14 +2,20 @@ package sink
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/snappy"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/bus"
@@ -18,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -268,7 +275,7 @@ func TestWhatIsSetAsideTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.store(t.Context(), "as-1", payload, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
+	if err := a.store(t.Context(), "as-1", payload, false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
 		t.Fatal(err)
 	}
 	stop := w.own()
@@ -340,5 +347,145 @@ func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
 	stop()
 	if n := testutil.ToFloat64(w.d.led.Of(otlpwire.Logs).Dead(ledger.DeadRefused)); n != 1 || w.waiting("as-1") != 0 {
 		t.Errorf("%v dead letters", n)
+	}
+}
+
+// TestEqualHalvesAreTwo: what is cut for its size into two of the same bytes is not one.
+func TestEqualHalvesAreTwo(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	random := make([]byte, 700<<10)
+	_, _ = rand.Read(random) // never fails
+	line := "|" + base64.StdEncoding.EncodeToString(random)[:700<<10] + "|"
+	a := newAside(*w.d, w.router(), 0, 2)
+	if err := a.store(t.Context(), "as-1", lines(t, line, line), false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.waiting("as-1"); n != 2 {
+		t.Fatalf("%d messages", n)
+	}
+	stop := w.own()
+	defer stop()
+	w.until("both", func() bool { return len(w.w.of("as-1")) == 2 })
+}
+
+// TestWhatNobodyKnowsOfIsFound: what was put into ASIDE without an answer, or by an owner before that was
+// slow, is delivered.
+func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	a := newAside(*w.d, w.router(), 0, 2)
+	a.delivery.owned = func() bool { return true }
+	if !a.claim(t.Context()) {
+		t.Fatal("no claim")
+	}
+	defer a.close()
+	if err := a.store(t.Context(), "as-1", lines(t, "|000|"), false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.until("it", func() bool { return len(w.w.of("as-1")) == 1 && w.waiting("as-1") == 0 })
+}
+
+// TestAsideIsDeleted: without the stream a lane waits for whom the backend refuses, and nothing else.
+func TestAsideIsDeleted(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.w.refuse("as-1", errTenant)
+	stop := w.own()
+	w.send("as-1", "as-2")
+	w.until("the other", w.arrived("as-2"))
+	stop()
+	if _, err := w.conn.Ask(t.Context(), "$JS.API.STREAM.DELETE."+bus.Aside, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.w.refuse("as-1", nil)
+	stop = w.own()
+	defer stop()
+	w.send("as-1", "as-2")
+	w.sent["as-1"] = w.sent["as-1"][1:] // whoever deletes a stream has what was in it no more
+	w.until("both", w.arrived("as-1", "as-2"))
+}
+
+// TestSumsDoNotComeBack: the series of an instance that is set aside begin at zero, there and when it is
+// back: a sum of before would be an increase that never was.
+func TestSumsDoNotComeBack(t *testing.T) {
+	t.Parallel()
+	var (
+		mu     sync.Mutex
+		values []float64
+		refuse int
+	)
+	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if refuse > 0 {
+			refuse--
+			http.Error(w, "too many", http.StatusTooManyRequests)
+			return
+		}
+		packed, _ := io.ReadAll(r.Body)
+		body, _ := snappy.Decode(nil, packed)
+		values = append(values, firstValue(body))
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer prometheus.Close()
+	cfg := backend.DefaultConfig()
+	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = prometheus.URL, "1.0", false
+	writer, err := cfg.Open(otlpwire.Metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, conn := testDelivery(t, writer)
+	d.sig = otlpwire.Metrics
+	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	d.aside = newAside(*d, lane, 0, 2)
+	go func() {
+		defer close(done)
+		(&directLane{lane: lane, delivery: d}).run(ctx)
+	}()
+	defer func() { stop(); <-done }()
+	sent := 0
+	send := func() {
+		t.Helper()
+		sent++
+		body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, sent), otlpwire.DefaultLimits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{
+			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(sent),
+		}}); err != nil {
+			t.Fatal(err)
+		}
+		if !proc.Until(t.Context(), func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(values) == sent
+		}) {
+			t.Fatal("stopped")
+		}
+	}
+	for range 3 {
+		send()
+	}
+	mu.Lock()
+	refuse = 3
+	mu.Unlock()
+	send()
+	gauge := d.led.Aside("metrics", 0, "prometheus")
+	if !proc.Until(t.Context(), func() bool { return testutil.ToFloat64(gauge) == 0 }) {
+		t.Fatal("stopped")
+	}
+	send()
+	if n := testutil.ToFloat64(d.led.Of(otlpwire.Metrics).Aside("prometheus")); n != 1 || fmt.Sprint(values) != "[1 2 3 1 1]" {
+		t.Errorf("%v set aside, sums are %v", n, values)
 	}
 }

@@ -202,7 +202,7 @@ func (l *directLane) run(ctx context.Context) {
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
 				again := l.repeats > 0
 				l.repeats--
-				if !l.delivery.write(finish, d.Instance(), payload, items, origin{bus.Stream(l.delivery.sig), d.Seq, d.Header.Arrival, d.Stored, again}) {
+				if !l.delivery.write(finish, d.Instance(), payload, items, origin{stream: bus.Stream(l.delivery.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
 					return false
 				}
 			}
@@ -308,6 +308,7 @@ type origin struct {
 	arrival int64     // at its edge
 	stored  time.Time // when the hub had it; zero when nobody knows
 	again   bool      // it may have been written before
+	first   string    // where it came from before it was set aside; empty: it was not
 }
 
 // dated is the time by which a backend tells what is ahead of its time, or gives a time to
@@ -321,7 +322,12 @@ func (o origin) dated(sig otlpwire.Signal) int64 {
 }
 
 // source is the origin as dead letters tell it.
-func (o origin) source() string { return fmt.Sprintf("%s %d", o.stream, o.seq) }
+func (o origin) source() string {
+	if o.first != "" {
+		return o.first
+	}
+	return fmt.Sprintf("%s %d", o.stream, o.seq)
+}
 
 // write returns true when every one of a payload's items is stored or dead-lettered,
 // and false when ctx ended first.
@@ -348,8 +354,13 @@ func (d *delivery) send(ctx context.Context, instance string, payload []byte, it
 		},
 	}
 	if a := d.aside; a != nil {
-		b.Aside = func(ctx context.Context, instance string, payload []byte, why error) (put, goOn bool) {
-			return a.put(ctx, instance, payload, from, why)
+		b.Aside = func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool) {
+			if put, goOn = a.set(ctx, instance, payload, again, from, why); put && why != nil {
+				// Its series go on elsewhere, and come back one day: never from the sums of now.
+				d.w = backend.Session(d.w)
+				b.Writer = d.w
+			}
+			return put, goOn
 		}
 		b.Delivered = func(items int) {
 			a.taken.Store(true)

@@ -107,7 +107,7 @@ func DefaultConfig() Config {
 		Drain:    5 * time.Second,
 	}
 	c.Backends.File.Dir = "penstock-data"
-	c.Aside.MaxInstances = 64
+	c.Aside.MaxInstances = 16
 	return c
 }
 

@@ -122,9 +122,11 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 	if code := w.exit(t, time.Minute); code != 0 {
 		t.Fatalf("whatif: exit %d", code)
 	}
-	// The sinks have told the hub what they keep: the same without the file.
+	// The sinks have told the hub what they keep: the same without the file. How often the bar is
+	// drawn is a matter of time.
+	bar := regexp.MustCompile(`(?m)^reading \[.*\n`)
 	told := run(t, nil, "penstock", append([]string{"whatif", "--policies", errorsOnly, "-hub", p.hub.url}, hour...)...)
-	if code := told.exit(t, time.Minute); code != 0 || told.out.String() != w.out.String() {
+	if code := told.exit(t, time.Minute); code != 0 || bar.ReplaceAllString(told.out.String(), "") != bar.ReplaceAllString(w.out.String(), "") {
 		t.Errorf("whatif without --running: exit %d\n%s\nwith it:\n%s", code, told.out, w.out)
 	}
 	if !strings.Contains(w.out.String(), "100 %") {

@@ -2,7 +2,9 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"regexp"
@@ -217,4 +219,28 @@ func (dated) Close() error                                { return nil }
 func (d dated) WriteArrived(_ context.Context, _ string, _ []byte, at time.Time) error {
 	*d.at = at
 	return nil
+}
+
+// slow refuses until it is no longer asked by an owner.
+type slow struct{ writes, owned int }
+
+func (w *slow) Name() string { return "slow" }
+func (w *slow) Close() error { return nil }
+
+func (w *slow) Write(context.Context, string, []byte) error {
+	w.writes++
+	w.owned = 1 // for the question behind this, and not for the one behind the pause
+	return errors.New("not now")
+}
+
+// TestAnOwnerThatSlept: whoever lost the lane while it waited does not write what another has brought.
+func TestAnOwnerThatSlept(t *testing.T) {
+	w := new(slow)
+	d := Delivery{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(int) {}, Paused: func(bool) {}, Owned: func() bool {
+		w.owned--
+		return w.owned >= 0
+	}}
+	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 1 {
+		t.Errorf("%d writes", w.writes)
+	}
 }

@@ -248,7 +248,8 @@ type Delivery struct {
 	// nil, when older ones of its instance are waiting there, and after some tries with a
 	// refusal marked by [fault.Sender]. put says that it has done so. It returns goOn false
 	// when ctx ended first.
-	Aside func(ctx context.Context, instance string, payload []byte, why error) (put, goOn bool)
+	// Writer may be another one afterwards. again says that the payload may have been written before.
+	Aside func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool)
 	// refused is how many of the payload at hand were given up one after the other, asked how
 	// often the backend was asked for it.
 	refused, asked int
@@ -301,7 +302,7 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 	}
 	for attempt := 1; ; attempt++ {
 		if d.Aside != nil && attempt == 1 {
-			if put, goOn := d.Aside(ctx, instance, payload, nil); put || !goOn {
+			if put, goOn := d.Aside(ctx, instance, payload, again, nil); put || !goOn {
 				return goOn
 			}
 		}
@@ -346,12 +347,12 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		wait := fault.Pause(err, attempt, rand.Float64())
 		if d.Aside != nil && fault.IsSender(err) {
 			if attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err)) {
-				if !proc.Sleep(ctx, min(wait, maxPatience/4)) {
+				if !d.sleep(ctx, min(wait, maxPatience/4)) {
 					return false
 				}
 				continue
 			}
-			if put, goOn := d.Aside(ctx, instance, payload, err); put || !goOn {
+			if put, goOn := d.Aside(ctx, instance, payload, again, err); put || !goOn {
 				return goOn
 			}
 		}
@@ -364,8 +365,13 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 			said = true
 			d.Log.Warn("backend does not take data, will try again", "err", err)
 		}
-		if !proc.Sleep(ctx, wait) {
+		if !d.sleep(ctx, wait) {
 			return false
 		}
 	}
+}
+
+// sleep returns false when ctx ended, or another owner may have come meanwhile.
+func (d *Delivery) sleep(ctx context.Context, pause time.Duration) bool {
+	return proc.Sleep(ctx, pause) && (d.Owned == nil || d.Owned())
 }

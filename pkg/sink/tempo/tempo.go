@@ -112,7 +112,7 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 	err = fmt.Errorf("tempo rejected %d spans: %s", n, msg)
 	switch { // the words of Tempo 2; Tempo 3 says nothing
 	case strings.Contains(msg, "LIVE_TRACES_EXCEEDED"), strings.Contains(msg, "RATE_LIMITED"):
-		return err // it heals, and spans that come twice are one
+		return fault.Sender(err) // it heals, and spans that come twice are one
 	case strings.Contains(msg, "TRACE_TOO_LARGE"):
 		return fault.Permanent(ledger.DeadTooLarge, err)
 	}
