@@ -111,7 +111,7 @@ func TestNoHeaderStopsALane(t *testing.T) {
 			send(6) // the last: the lane is quiet behind it
 
 			interruptions := 0
-			l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0", Interrupted: func() { interruptions++ }})
+			l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0", Interrupted: func(string) { interruptions++ }})
 			if err != nil {
 				t.Fatal(err)
 			}

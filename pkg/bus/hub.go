@@ -9,7 +9,6 @@ import (
 
 	"github.com/grafana/dskit/services"
 
-	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -74,36 +73,6 @@ func (h *Hub) Service() services.Service {
 		}
 		return nil
 	})
-}
-
-// lagInterval is how often a lane's lag is asked for: seldom enough for a
-// thousand lanes on one hub.
-const lagInterval = 2 * time.Second
-
-// watchLag keeps a lane's gauges until ctx ends.
-func watchLag(ctx context.Context, lane *Lane, led *ledger.Ledger, signal, partition, backend string) {
-	lag, owned, eta := led.Lane(signal, partition, backend)
-	var pace pace
-	for goOn := true; goOn; {
-		goOn = proc.Sleep(ctx, lagInterval)
-		ours := lane.Owned()
-		if owned.Set(0); ours {
-			owned.Set(1)
-		}
-		n, err := lane.Lag(context.WithoutCancel(ctx)) // once more at the end: what is left for the next owner
-		if err == nil {
-			lag.Set(float64(n)) // whoever has the pin: the lane is placed here
-		}
-		switch {
-		case !ours:
-			eta.Set(0)
-			pace.past = nil
-		case err == nil:
-			eta.Set(pace.left(time.Now(), lane.Waiting()))
-		}
-	}
-	owned.Set(0)
-	eta.Set(0)
 }
 
 // pace tells from how many messages waited a while ago when none will.

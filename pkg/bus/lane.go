@@ -15,6 +15,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -30,8 +31,9 @@ type LaneConfig struct {
 	Start uint64
 	// Raw leaves bodies compressed.
 	Raw bool
-	// Interrupted, if not nil, is called when reading goes back to the floor.
-	Interrupted func()
+	// Interrupted, if not nil, is called when reading goes back to the floor, with a reason
+	// of package ledger.
+	Interrupted func(reason string)
 }
 
 const (
@@ -134,7 +136,7 @@ type Lane struct {
 	free   time.Time // when the server last said that nobody has the pin, on this process's clock
 	sure   int       // up to which message taken from pull the server says that the pin was ours
 	hold   func()    // ends keep, and waits for its end
-	forget chan struct{}
+	forget chan string
 
 	mu struct {
 		sync.Mutex
@@ -147,6 +149,11 @@ type Lane struct {
 		lost bool
 		// waiting is how many messages stood behind when that was last said.
 		waiting uint64
+		// highest is the sequence of the last message that came, or the floor.
+		highest uint64
+		failed  error     // why it was not read last; nil when it is
+		waits   error     // what the reader waits for
+		since   time.Time // since when; zero when it does not
 	}
 }
 
@@ -159,7 +166,7 @@ type owed struct {
 func (c *Conn) OpenLane(ctx context.Context, cfg LaneConfig) (*Lane, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	l := &Lane{conn: c, cfg: cfg, hold: func() {}, forget: make(chan struct{}, 1)}
+	l := &Lane{conn: c, cfg: cfg, hold: func() {}, forget: make(chan string, 1)}
 	if err := l.create(ctx); err != nil {
 		return nil, l.failed(err)
 	}
@@ -194,14 +201,15 @@ func (l *Lane) create(ctx context.Context) error {
 func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 	for {
 		select {
-		case <-l.forget:
-			l.drop()
+		case why := <-l.forget:
+			l.interrupt(forgotten(why))
 		default:
 		}
 		if l.pull == nil {
 			if err := l.claim(ctx); err != nil {
 				return Delivery{}, l.failed(err)
 			}
+			l.fails(nil)
 			return Delivery{Claimed: true}, nil
 		}
 		quiet := quietIdle
@@ -227,10 +235,7 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 		if ctx.Err() != nil {
 			return Delivery{}, ctx.Err()
 		}
-		l.drop()
-		if l.cfg.Interrupted != nil {
-			l.cfg.Interrupted()
-		}
+		l.interrupt(err)
 		if !errors.Is(err, errPinLost) {
 			return Delivery{}, l.failed(err)
 		}
@@ -238,6 +243,36 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 			l.conn.log.Info("lost lane ownership or found a delivery gap; resuming from ack floor", "lane", l.cfg.Name, "stream", l.cfg.Stream, "more_since_last_said", more)
 		}
 	}
+}
+
+// forgotten says why a reader is to claim its lane again.
+type forgotten string
+
+func (f forgotten) Error() string { return "the lane is to be claimed again: " + string(f) }
+
+// Is makes it a kind of errPinLost.
+func (forgotten) Is(target error) bool { return target == errPinLost }
+
+// interrupt drops the lane, and counts it if it was read.
+func (l *Lane) interrupt(err error) {
+	if l.pull != nil && l.cfg.Interrupted != nil {
+		l.cfg.Interrupted(interruption(err))
+	}
+	l.drop()
+}
+
+// interruption returns the reason for the ledger.
+func interruption(err error) string {
+	if f, is := errors.AsType[forgotten](err); is {
+		return string(f)
+	}
+	switch {
+	case errors.Is(err, errPinLost):
+		return ledger.InterruptedPin
+	case errors.Is(err, errGone), errors.Is(err, jetstream.ErrConsumerNotFound):
+		return ledger.InterruptedGone
+	}
+	return ledger.InterruptedHub
 }
 
 // accept takes a message when it is the next one and the pin is ours.
@@ -255,7 +290,7 @@ func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	l.next++
 	l.after, l.behind = meta.Sequence.Stream, 0
 	l.mu.Lock()
-	l.mu.waiting = meta.NumPending
+	l.mu.waiting, l.mu.highest = meta.NumPending, l.after
 	l.mu.owed = append(l.mu.owed, owed{meta.Sequence.Stream, msg.Reply})
 	l.mu.Unlock()
 	return newDelivery(msg, meta, l.cfg.Raw, false), nil
@@ -291,6 +326,47 @@ func (l *Lane) prove(ctx context.Context, msg *nats.Msg) error {
 
 func (l *Lane) failed(err error) error {
 	return fmt.Errorf("lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
+}
+
+// fails keeps why the lane is not read; nil when it is.
+func (l *Lane) fails(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mu.failed = why
+}
+
+// Waits says what the reader waits for, beyond the lane: its backend, for instance; nil when
+// it goes on.
+func (l *Lane) Waits(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case why == nil:
+		l.mu.since = time.Time{}
+	case l.mu.since.IsZero():
+		l.mu.since = time.Now()
+	}
+	l.mu.waits = why
+}
+
+// waits returns what the reader waits for, and since when; zero when it does not.
+func (l *Lane) waits() (why error, since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.waits, l.mu.since
+}
+
+// why says what holds the lane up, as far as it is known.
+func (l *Lane) why() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.mu.failed != nil:
+		return l.mu.failed
+	case l.mu.waits != nil:
+		return l.mu.waits
+	}
+	return fmt.Errorf("its floor stands at %d", l.mu.floor)
 }
 
 func (l *Lane) owing() int {
@@ -360,13 +436,33 @@ func (l *Lane) keep() {
 				done := l.mu.done
 				l.mu.Unlock()
 				_ = l.Ack(done)
-				if info.AckFloor.Consumer > info.Delivered.Consumer {
-					l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
-					l.Forget()
+				if l.moved(ctx, info) {
+					l.Forget(ledger.InterruptedMoved)
 				}
 			}
 		}
 	}()
+}
+
+// moved reports whether somebody else has moved the floor of a lane that is ours. An owner
+// before may say what he has finished, in the delivery sequence of his time; and the stream
+// may have let go of what is below its first message.
+func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
+	if info.AckFloor.Consumer > info.Delivered.Consumer {
+		l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+		return true
+	}
+	l.mu.Lock()
+	highest := l.mu.highest // no older than info
+	l.mu.Unlock()
+	if info.AckFloor.Stream <= highest {
+		return false
+	}
+	if state, err := l.conn.State(ctx, l.cfg.Stream); err != nil || info.AckFloor.Stream < state.FirstSeq {
+		return false
+	}
+	l.conn.log.Error("somebody else has moved the floor of a lane that is ours: what is between is not read", "lane", l.cfg.Name, "stream", l.cfg.Stream, "read", highest, "floor", info.AckFloor.Stream)
+	return true
 }
 
 // claim waits until nobody owns the lane and takes it back to its floor.
@@ -394,6 +490,7 @@ func (l *Lane) claim(ctx context.Context) error {
 		if !waiting {
 			l.conn.log.Debug("lane is owned by another, waiting", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 			waiting = true
+			l.fails(l.failed(errors.New("another reader has it")))
 		}
 		if !proc.Sleep(ctx, claimInterval) {
 			return ctx.Err()
@@ -402,7 +499,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	claimed := time.Now()
-	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
+	first, err := l.reset(ctx)
 	if err != nil {
 		return err
 	}
@@ -410,15 +507,38 @@ func (l *Lane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.pull, l.next, l.after, l.behind, l.sure = p, 1, res.ResetSeq-1, 0, 0
+	l.pull, l.next, l.after, l.behind, l.sure = p, 1, first-1, 0, 0
 	l.mu.Lock()
-	l.mu.owed, l.mu.floor, l.mu.done, l.mu.last = l.mu.owed[:0], res.ResetSeq-1, 0, ""
+	l.mu.owed, l.mu.floor, l.mu.highest, l.mu.done, l.mu.last = l.mu.owed[:0], first-1, first-1, 0, ""
 	l.mu.Unlock()
 	l.renewed(claimed, false)
 	if l.pin != "" {
 		l.keep()
 	}
 	return nil
+}
+
+// reset takes the consumer back to its floor, and returns the sequence that comes next. A
+// floor beyond the stream's end is no reader's: everything up to there would be passed over.
+func (l *Lane) reset(ctx context.Context) (uint64, error) {
+	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
+	if err != nil {
+		return 0, err
+	}
+	state, err := l.conn.State(ctx, l.cfg.Stream)
+	if err != nil || res.ResetSeq <= state.LastSeq+1 {
+		return res.ResetSeq, err
+	}
+	first := max(state.FirstSeq, l.cfg.Start, 1)
+	l.conn.log.Error("the lane's floor is beyond the end of its stream: reading begins at the first message", "lane", l.cfg.Name, "stream", l.cfg.Stream, "floor", res.ResetSeq-1, "end", state.LastSeq)
+	if l.cfg.Interrupted != nil {
+		l.cfg.Interrupted(ledger.InterruptedMoved)
+	}
+	res, err = l.conn.js.ResetConsumerToSequence(ctx, l.cfg.Stream, l.cfg.Name, first)
+	if err != nil {
+		return 0, err
+	}
+	return res.ResetSeq, nil
 }
 
 // consumerInfo asks the server about a lane's consumer.
@@ -461,6 +581,9 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 		l.free = asked
 	}
 	l.renewed(asked, false)
+	if l.moved(ctx, info) {
+		return Delivery{}, forgotten(ledger.InterruptedMoved)
+	}
 	if seen := l.next - 1; info.Delivered.Consumer != seen {
 		// On its way, or delivered to somebody who is gone.
 		if l.behind++; l.behind > 3 && len(l.pull.msgs) == 0 {
@@ -489,8 +612,9 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 			if ctx.Err() != nil {
 				return
 			}
-			if attempt == 1 {
-				l.conn.log.Warn("lane stalls, will try again", "err", err)
+			l.fails(err)
+			if more, due := l.conn.said.Due("stalls "+l.cfg.Stream+"/"+l.cfg.Name, time.Now()); due && attempt == 1 {
+				l.conn.log.Warn("lane stalls, will try again", "err", err, "more_since_last_said", more)
 			}
 			if !proc.Until(ctx, l.conn.Connected) || !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 				return
@@ -573,14 +697,22 @@ func (l *Lane) Floor() uint64 {
 
 // Lag asks the server how many messages of the partition are not finished.
 func (l *Lane) Lag(ctx context.Context) (uint64, error) {
+	info, err := l.info(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return lag(info), nil
+}
+
+func (l *Lane) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	info, err := l.conn.consumerInfo(ctx, l.cfg)
 	if err != nil {
-		return 0, l.failed(err)
+		return nil, l.failed(err)
 	}
 	l.mu.Lock()
 	l.mu.waiting = info.NumPending
 	l.mu.Unlock()
-	return lag(info), nil
+	return info, nil
 }
 
 // Waiting returns how many messages stood behind the last one, when that was last
@@ -615,10 +747,11 @@ func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
 	return nil
 }
 
-// Forget makes the reader claim the lane again, from its floor.
-func (l *Lane) Forget() {
+// Forget makes the reader claim the lane again, from its floor; reason is one of package
+// ledger.
+func (l *Lane) Forget(reason string) {
 	select {
-	case l.forget <- struct{}{}:
+	case l.forget <- reason:
 	default: // it has been told
 	}
 }

@@ -71,6 +71,8 @@ type Shared struct {
 	Partitions int
 	// Quiet lanes have no gauges.
 	Quiet bool
+	// Hold, if not nil, is for how long the floor may stand while the lane gets on.
+	Hold func() time.Duration
 	// Run reads the lane until ctx ends, finishes what it can within
 	// [HandOver], and closes it.
 	Run func(ctx context.Context, lane *Lane)
@@ -86,6 +88,20 @@ type run struct {
 	lane *Lane
 	also bool // for a while
 	gone bool // not any more
+
+	failed error  // why it is not open; nil when it is
+	stall  *Stall // nil: a quiet lane
+	// As the one who follows it has seen:
+	floor uint64
+	moved time.Time // when the floor has moved last, or nothing was left
+}
+
+func (m *Members) newRun(s Shared, also bool) *run {
+	r := &run{Shared: s, also: also}
+	if !s.Quiet {
+		r.stall = NewStall(m.led, s.Signal, strconv.Itoa(s.Partition), s.Backend, m.log)
+	}
+	return r
 }
 
 const (
@@ -128,19 +144,24 @@ func (m *Members) Self() string { return m.self }
 func (m *Members) Run(ctx context.Context, lanes []Shared) {
 	m.mu.Lock()
 	for _, l := range lanes {
-		m.runs = append(m.runs, &run{Shared: l})
+		m.runs = append(m.runs, m.newRun(l, false))
 	}
 	m.mu.Unlock()
 	// Lanes end one by one, by place; not all at once with ctx.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	var others sync.WaitGroup
+	others.Go(func() { m.followOthers(ctx) })
 	since := time.Now()
 	for ctx.Err() == nil {
 		if err := m.watch(ctx, work, since); ctx.Err() == nil {
-			m.log.Warn("members cannot be watched, will try again", "err", err)
+			if more, due := m.hub.Conn.said.Due("members", time.Now()); due {
+				m.log.Warn("members cannot be watched, will try again", "err", err, "more_since_last_said", more)
+			}
 			proc.Sleep(ctx, renewInterval)
 		}
 	}
+	others.Wait()
 	if kv, err := m.bucket(work); err == nil {
 		_ = kv.Delete(work, m.key())
 	}
@@ -188,7 +209,7 @@ func (m *Members) adopt() {
 	})
 	for _, l := range m.also {
 		if _, missing := wanted[l.id()]; missing {
-			m.runs = append(m.runs, &run{Shared: l, also: true})
+			m.runs = append(m.runs, m.newRun(l, true))
 		}
 	}
 }
@@ -324,6 +345,8 @@ func (m *Members) expire(started time.Time) (deaf bool) {
 func (m *Members) place(work context.Context) {
 	m.adopt()
 	owners := m.owners()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, r := range m.runs {
 		select {
 		case <-r.done: // has ended; a nil channel never does
@@ -332,6 +355,10 @@ func (m *Members) place(work context.Context) {
 		}
 		switch mine := owners[r.Stream][r.Partition] == m.self; {
 		case mine && r.done == nil && !r.gone:
+			if r.stop == nil && r.stall != nil { // it begins now
+				r.moved = time.Now()
+				r.stall.Look(r.moved, true, nil)
+			}
 			ctx, stop := context.WithCancel(work)
 			r.stop, r.done = stop, make(chan struct{})
 			go m.runLane(ctx, r, r.done)
@@ -360,31 +387,36 @@ func (m *Members) owners() map[string][]string {
 
 func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 	defer close(done)
-	var lane *Lane
 	cfg := r.LaneConfig
+	followed, stop := context.WithCancel(ctx)
+	var follower sync.WaitGroup
 	if !r.Quiet {
-		cfg.Interrupted = m.led.Interrupted(r.Signal, r.Backend).Inc
+		cfg.Interrupted = m.led.Interrupted(r.Signal, r.Backend)
+		follower.Go(func() { m.follow(followed, r) })
 	}
-	if !proc.Retry(ctx, m.log, "open lane "+r.id(), func() (err error) {
-		lane, err = m.hub.Conn.OpenLane(ctx, cfg)
-		return err
-	}) {
-		return
+	if lane := m.open(ctx, r, cfg); lane != nil {
+		r.Run(ctx, lane)
 	}
-	m.mu.Lock()
-	r.lane = lane
-	m.mu.Unlock()
-	watched, stop := context.WithCancel(ctx)
-	var watch sync.WaitGroup
-	if !r.Quiet {
-		watch.Go(func() { watchLag(watched, lane, m.led, r.Signal, strconv.Itoa(r.Partition), r.Backend) })
-	}
-	r.Run(ctx, lane)
 	stop() // a reader that has lost the lane ends by itself; it begins again if the lane is still ours
-	watch.Wait()
+	follower.Wait()
+	if r.stall != nil && ctx.Err() != nil {
+		r.stall.Look(time.Now(), true, nil) // another's from now on
+	}
 	m.mu.Lock()
 	r.lane = nil
 	m.mu.Unlock()
+}
+
+// open opens a lane, as often as it takes; nil when ctx ended first.
+func (m *Members) open(ctx context.Context, r *run, cfg LaneConfig) *Lane {
+	proc.Retry(ctx, m.log, "open lane "+r.id(), func() error {
+		lane, err := m.hub.Conn.OpenLane(ctx, cfg)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		r.lane, r.failed = lane, err
+		return err
+	})
+	return r.lane // nobody else sets it
 }
 
 // Finish returns a context that ends [HandOver] after ctx has: for what a reader has

@@ -82,6 +82,9 @@ const (
 // errPinLost says that the server serves somebody else, or nobody.
 var errPinLost = errors.New("the pin is lost")
 
+// errGone says that the consumer is not there any more.
+var errGone = errors.New("the consumer was deleted")
+
 // errDeaf says that the server does not say anything about requests, again and again.
 var errDeaf = errors.New("the server does not answer requests for messages")
 
@@ -140,7 +143,7 @@ func pinOf(msg *nats.Msg) string {
 
 // next returns a message, or nil when none came within quiet. It ends with
 // errPinLost when the reader is to forget.
-func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan struct{}) (*nats.Msg, error) {
+func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan string) (*nats.Msg, error) {
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
 	for {
@@ -168,8 +171,8 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stru
 			return msg, nil
 		case <-timer.C:
 			return nil, p.giveUp(time.Now())
-		case <-forget:
-			return nil, errPinLost
+		case why := <-forget:
+			return nil, forgotten(why)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -227,7 +230,7 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 	case "408", "404", "409":
 		// It has ended: expired, complete, or the server is about to change.
 		if strings.Contains(what, "Consumer Deleted") {
-			return errors.New("the consumer was deleted")
+			return errGone
 		}
 		if strings.Contains(what, "Exceeds MaxBytes") && msg.Header.Get("Nats-Pending-Messages") == strconv.Itoa(requestCount) {
 			p.single = true

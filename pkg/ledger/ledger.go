@@ -63,6 +63,23 @@ const (
 	DroppedUndecodable = "undecodable" // unreadable messages beyond those that are kept as letters
 )
 
+// Why a lane went back to its floor.
+const (
+	InterruptedPin        = "pin"        // another has it, or a message was missing
+	InterruptedHub        = "hub"        // the hub gave no answer, or none that helps
+	InterruptedSuperseded = "superseded" // another sink records the decisions
+	InterruptedFull       = "full"       // the sampler had no room
+	InterruptedMoved      = "moved"      // somebody else has moved the floor
+	InterruptedGone       = "gone"       // the consumer was deleted
+)
+
+// Errors of the connection to the hub.
+const (
+	HubSlowConsumer = "slow_consumer"
+	HubDenied       = "denied"
+	HubOther        = "other"
+)
+
 // What became of items for a backend beside an edge.
 const (
 	LocalDelivered = "delivered"
@@ -99,10 +116,15 @@ type Ledger struct {
 	eta             *prometheus.GaugeVec
 	paused          *prometheus.GaugeVec
 	interrupted     *prometheus.CounterVec
-	heldTraces      *prometheus.GaugeVec
-	heldBytes       *prometheus.GaugeVec
-	decided         *prometheus.CounterVec
-	replayed        *prometheus.CounterVec
+	stalled         *prometheus.GaugeVec
+	stalls          *prometheus.CounterVec
+	// HubConnected is 1 while the hub, or an edge's gateway, is reached.
+	HubConnected prometheus.Gauge
+	hubErrors    *prometheus.CounterVec
+	heldTraces   *prometheus.GaugeVec
+	heldBytes    *prometheus.GaugeVec
+	decided      *prometheus.CounterVec
+	replayed     *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -159,7 +181,11 @@ func New(reg prometheus.Registerer) *Ledger {
 		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "When the lane will have read all that waits for it, at the pace of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
 		paused:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_paused", Help: "How many partitions wait because the backend's address or credential is wrong (401, 403, 404, 405, a redirect, a certificate). The data is kept. Alert on more than 0."}, []string{"signal", "backend"}),
-		interrupted:     counter("penstock_lane_interruptions_total", "How often a lane that was read here went back to its floor: another process has it, a message was missing, or the hub was away. One that rises without end is a lane that stands still.", "backend"),
+		interrupted:     counter("penstock_lane_interruptions_total", "How often a lane that was read here went back to its floor: pin, another process has it or a message was missing; hub, the hub gave no answer; superseded, another sink records the decisions; full, the sampler had no room; moved, somebody else has moved its floor; gone, its consumer was deleted. One that rises without end is a lane that stands still.", "backend", "reason"),
+		stalled:         f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stalled_seconds", Help: "For how long something that has work has not got on; 0 while it does. Of a lane: its floor stands, or nobody reads it. Backend hub or gateway: that takes nothing of what an edge has spooled. Backend horizon: the routers' progress cannot be read. The log says why. Alert on more than 10."}, []string{"signal", "partition", "backend"}),
+		stalls:          counter("penstock_stalls_total", "How often that took more than 8 seconds.", "backend"),
+		HubConnected:    f.NewGauge(prometheus.GaugeOpts{Name: "penstock_hub_connected", Help: "1 while this process is connected to the hub, or an edge's gateway takes data."}),
+		hubErrors:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_hub_errors_total", Help: "Errors of the connection to the hub: slow_consumer, messages came faster than they were read, and some are lost to the reader, which asks again; denied, the credential does not allow something; other. The log says more."}, []string{"kind"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes that those traces take, about: their spans as on the wire and what is kept beside each."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
@@ -169,6 +195,9 @@ func New(reg prometheus.Registerer) *Ledger {
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
 		l.closed.WithLabelValues(r)
+	}
+	for _, kind := range []string{HubSlowConsumer, HubDenied, HubOther} {
+		l.hubErrors.WithLabelValues(kind)
 	}
 	for _, sig := range otlpwire.Signals {
 		n := sig.String()
@@ -218,7 +247,10 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	s.dedup.WithLabelValues(backend)
 	l.replayed.WithLabelValues(sig.String(), backend)
 	l.paused.WithLabelValues(sig.String(), backend)
-	l.interrupted.WithLabelValues(sig.String(), backend)
+	l.stalls.WithLabelValues(sig.String(), backend)
+	for _, r := range []string{InterruptedPin, InterruptedHub, InterruptedSuperseded, InterruptedFull, InterruptedMoved, InterruptedGone} {
+		l.interrupted.WithLabelValues(sig.String(), backend, r)
+	}
 }
 
 // Of returns the part of one signal.
@@ -279,10 +311,19 @@ func (l *Ledger) Aside(signal string, partition int, backend string) prometheus.
 	return l.asideInstances.WithLabelValues(signal, strconv.Itoa(partition), backend)
 }
 
-// Interrupted returns the counter of how often lanes went back to their floors.
-func (l *Ledger) Interrupted(signal, backend string) prometheus.Counter {
-	return l.interrupted.WithLabelValues(signal, backend)
+// Interrupted counts that a lane went back to its floor, by reason.
+func (l *Ledger) Interrupted(signal, backend string) func(reason string) {
+	return func(reason string) { l.interrupted.WithLabelValues(signal, backend, reason).Inc() }
 }
+
+// Stall returns the gauge of for how long something has not got on, and the counter of how
+// often that was long.
+func (l *Ledger) Stall(signal, partition, backend string) (seconds prometheus.Gauge, stalls prometheus.Counter) {
+	return l.stalled.WithLabelValues(signal, partition, backend), l.stalls.WithLabelValues(signal, backend)
+}
+
+// HubErrors returns the counter of a kind of errors of the connection to the hub.
+func (l *Ledger) HubErrors(kind string) prometheus.Counter { return l.hubErrors.WithLabelValues(kind) }
 
 // Paused counts a lane among those that wait for a person, or not any longer.
 func (l *Ledger) Paused(sig otlpwire.Signal, backend string) func(now bool) {

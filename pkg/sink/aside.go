@@ -45,6 +45,7 @@ type aside struct {
 	partition int
 	most      int
 	gauge     func(instances float64)
+	waits     func(why error) // of the lane: what goes on beside it does not hold it up
 
 	taken atomic.Bool // something was taken since an instance was set aside
 
@@ -77,8 +78,8 @@ const (
 
 // newAside is for the owner of a lane. d is copied: its writer is the lane's.
 func newAside(d delivery, lane *bus.Lane, partition, most int) *aside {
-	d.owned = lane.Owned
-	return &aside{delivery: &d, partition: partition, most: most, gauge: d.led.Aside(d.sig.String(), partition, d.w.Name()).Set, stop: func() {}}
+	d.owned, d.waits = lane.Owned, nil
+	return &aside{delivery: &d, waits: lane.Waits, partition: partition, most: most, gauge: d.led.Aside(d.sig.String(), partition, d.w.Name()).Set, stop: func() {}}
 }
 
 func (a *aside) subject(instance string) string {
@@ -95,7 +96,7 @@ func (a *aside) claim(ctx context.Context) bool {
 	a.work, a.stop = context.WithCancel(ctx)
 	a.waiting = map[string]*int{}
 	a.taken.Store(true)
-	if !proc.Retry(ctx, a.delivery.log, "look for what was set aside", func() error { return a.look(a.work) }) {
+	if !retry(ctx, a.delivery.log, a.waits, "look for what was set aside", func() error { return a.look(a.work) }) {
 		return false
 	}
 	work := a.work
@@ -158,7 +159,7 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 	if a.part.seq != from.seq {
 		a.part.seq, a.part.n = from.seq, 0
 	}
-	goOn = proc.Retry(ctx, a.delivery.log.With("instance", instance), "set data aside", func() error {
+	goOn = retry(ctx, a.delivery.log.With("instance", instance), a.waits, "set data aside", func() error {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if put = a.waiting[instance] != nil; !put {

@@ -147,7 +147,10 @@ func (w *asideWorld) own() (stop func()) {
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan struct{})
 	own := *w.d
-	own.aside = newAside(own, lane, 0, 2)
+	own.waits = lane.Waits
+	if own.aside = newAside(own, lane, 0, 2); own.aside.delivery.waits != nil {
+		w.Error("what is delivered beside the lane holds it up")
+	}
 	go func() {
 		defer close(done)
 		if w.d.sig != otlpwire.Traces {

@@ -108,10 +108,10 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	if sig == otlpwire.Traces {
-		s.Stream, s.Filter = bus.Spans, bus.SpansSubject(p)
+		s.Stream, s.Filter, s.Hold = bus.Spans, bus.SpansSubject(p), l.rules.hold
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
-			own.aside = newAside(own, lane, p, l.cfg.Aside.MaxInstances)
+			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 			t := &traceLane{
 				lane: lane, delivery: &own, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
 				journalStream: bus.Decisions, journalSubject: journal, gauges: gauges, horizon: l.horizon,
@@ -122,7 +122,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	}
 	s.Run = func(ctx context.Context, lane *bus.Lane) {
 		own := *d
-		own.owned, own.aside = lane.Owned, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
+		own.owned, own.waits, own.aside = lane.Owned, lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 		(&directLane{lane: lane, delivery: &own}).run(ctx)
 	}
 	return s
@@ -292,6 +292,27 @@ type delivery struct {
 	owned func() bool
 	quota *bus.Quota // of letters for what nobody can read
 	aside *aside     // nil: none is set aside, the lane waits
+	// waits, where it is set, is told what the lane waits for, see [bus.Lane.Waits].
+	waits func(why error)
+}
+
+// retry is [proc.Retry] for what the lane waits for.
+func (d *delivery) retry(ctx context.Context, what string, do func() error) bool {
+	return retry(ctx, d.log, d.waits, what, do)
+}
+
+func retry(ctx context.Context, log *slog.Logger, waits func(why error), what string, do func() error) bool {
+	if waits == nil {
+		return proc.Retry(ctx, log, what, do)
+	}
+	defer waits(nil)
+	return proc.Retry(ctx, log, what, func() error {
+		err := do()
+		if err != nil {
+			waits(fmt.Errorf("cannot %s: %w", what, err))
+		}
+		return err
+	})
 }
 
 func (d *delivery) tally() tally {
@@ -347,7 +368,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 // send is write of what has been processed.
 func (d *delivery) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Delivery{
-		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Arrival: from.dated(d.sig),
+		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
@@ -399,7 +420,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 }
 
 func (d *delivery) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
-	ok := proc.Retry(ctx, d.log, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
+	ok := d.retry(ctx, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
 		d.tally().dead(reason, items)
 	}

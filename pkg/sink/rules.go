@@ -149,6 +149,13 @@ func (r *rules) wait() time.Duration {
 	return longest
 }
 
+// hold is for how long the floor of a live lane stands for traces that wait.
+func (r *rules) hold() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.wait()
+}
+
 // await waits until the hub's versions are known. It returns false when ctx ended
 // first.
 func (r *rules) await(ctx context.Context) bool {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
 
@@ -173,7 +173,9 @@ func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) err
 // the decisions that were recorded. From now on no owner before can record any.
 // It returns false when ctx ended first.
 func (l *traceLane) claim(ctx context.Context) bool {
-	if !l.rules.await(ctx) {
+	l.lane.Waits(errors.New("the versions of the policies are not known yet"))
+	known := l.rules.await(ctx)
+	if l.lane.Waits(nil); !known {
 		return false
 	}
 	if !l.excerpt.claimed(ctx) || !l.delivery.aside.claim(ctx) {
@@ -181,7 +183,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
 	l.mark, l.idled = bus.Mark{}, time.Time{}
-	return proc.Retry(ctx, l.delivery.log, "read the recorded decisions", func() (err error) {
+	return l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := l.newSampler()
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
@@ -222,7 +224,7 @@ func (l *traceLane) record(ctx context.Context) bool {
 		msg := l.journal.Entry(l.decisionsMessage(len(chunk)))
 		msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
 		superseded := false
-		if !proc.Retry(ctx, l.delivery.log, "record decisions", func() error {
+		if !l.delivery.retry(ctx, "record decisions", func() error {
 			err := l.journal.Append(ctx, msg)
 			if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
 				return nil
@@ -237,7 +239,7 @@ func (l *traceLane) record(ctx context.Context) bool {
 			}
 			l.sampler = nil
 			l.excerpt.again()
-			l.lane.Forget()
+			l.lane.Forget(ledger.InterruptedSuperseded)
 			return false
 		}
 		body, l.written = body[:0], time.Now()
@@ -412,7 +414,7 @@ func (l *traceLane) flush(ctx context.Context) bool {
 		l.checkpoint(ctx)
 		l.sampler, l.rewind = nil, false
 		l.excerpt.again()
-		l.lane.Forget()
+		l.lane.Forget(ledger.InterruptedFull)
 	}
 	return true
 }

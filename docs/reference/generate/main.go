@@ -177,6 +177,7 @@ func metrics() string {
 	l.Lane("traces", "0", "tempo")
 	l.Aside("traces", 0, "tempo")
 	l.Sampler("0")
+	l.Stall("traces", "0", "tempo")
 	l.Decided(true, "errors")
 	families, err := reg.Gather()
 	if err != nil {

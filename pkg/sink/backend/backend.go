@@ -241,6 +241,9 @@ type Delivery struct {
 	Deduplicated func(items int)
 	// Paused says whether it waits for a person to mend an address or a credential.
 	Paused func(bool)
+	// Waits, where it is set, is told when a payload is written, with why that was not done
+	// before each pause, and nil when it is over.
+	Waits func(why error)
 	// GiveUp takes a payload that the backend will never take, in which no half is
 	// better than the other. It returns false when ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
@@ -284,7 +287,23 @@ func definite(err error) bool {
 // false when ctx ended first. again says that the payload may have been written before.
 func (d *Delivery) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
 	d.refused, d.asked = 0, 0
+	if d.Waits != nil {
+		d.Waits(errNoAnswer)
+		defer d.Waits(nil)
+	}
 	return d.write(ctx, instance, payload, items, again)
+}
+
+// errNoAnswer is what a write waits for first.
+var errNoAnswer = errors.New("the backend gives no answer")
+
+// pause waits before the next attempt. It returns false when ctx ended, or another owner may have
+// come meanwhile.
+func (d *Delivery) pause(ctx context.Context, wait time.Duration, why error) bool {
+	if d.Waits != nil {
+		d.Waits(why)
+	}
+	return proc.Sleep(ctx, wait) && (d.Owned == nil || d.Owned())
 }
 
 func (d *Delivery) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
@@ -347,7 +366,7 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 		wait := fault.Pause(err, attempt, rand.Float64())
 		if d.Aside != nil && fault.IsSender(err) {
 			if attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err)) {
-				if !d.sleep(ctx, min(wait, maxPatience/4)) {
+				if !d.pause(ctx, min(wait, maxPatience/4), err) {
 					return false
 				}
 				continue
@@ -365,13 +384,8 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 			said = true
 			d.Log.Warn("backend does not take data, will try again", "err", err)
 		}
-		if !d.sleep(ctx, wait) {
+		if !d.pause(ctx, wait, err) {
 			return false
 		}
 	}
-}
-
-// sleep returns false when ctx ended, or another owner may have come meanwhile.
-func (d *Delivery) sleep(ctx context.Context, pause time.Duration) bool {
-	return proc.Sleep(ctx, pause) && (d.Owned == nil || d.Owned())
 }

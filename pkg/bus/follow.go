@@ -1,0 +1,141 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// follow keeps the gauges of a lane that is placed here until ctx ends.
+func (m *Members) follow(ctx context.Context, r *run) {
+	behind, owned, eta := m.led.Lane(r.Signal, strconv.Itoa(r.Partition), r.Backend)
+	tick := time.NewTicker(StallInterval)
+	defer tick.Stop()
+	var pace pace
+	for goOn := true; goOn; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			goOn = false // once more: what is left for the next owner
+		}
+		lane, info, err := m.ask(ctx, r)
+		if err == nil {
+			behind.Set(float64(lag(info))) // whoever has the pin: the lane is placed here
+		}
+		ours := lane != nil && lane.Owned()
+		if owned.Set(0); ours {
+			owned.Set(1)
+		}
+		switch {
+		case !ours:
+			eta.Set(0)
+			pace.past = nil
+		case err == nil:
+			eta.Set(pace.left(time.Now(), lane.Waiting()))
+		}
+		r.look(lane, info, err)
+	}
+	owned.Set(0)
+	eta.Set(0)
+}
+
+// ask asks the hub about a lane that is placed here.
+func (m *Members) ask(ctx context.Context, r *run) (*Lane, *jetstream.ConsumerInfo, error) {
+	m.mu.Lock()
+	lane, failed := r.lane, r.failed
+	m.mu.Unlock()
+	if lane == nil {
+		if failed == nil {
+			failed = errors.New("the lane is not open yet")
+		}
+		return nil, nil, failed
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), StallInterval)
+	defer cancel()
+	info, err := lane.info(ctx)
+	return lane, info, err
+}
+
+// look tells whether a lane that is placed here gets on: this reader has it, and its floor has
+// moved, or nothing is left, or it waits for what it has.
+func (r *run) look(lane *Lane, info *jetstream.ConsumerInfo, err error) {
+	now := time.Now()
+	if err != nil || !lane.Owned() {
+		r.stall.Look(now, false, func() error {
+			if err != nil {
+				return err
+			}
+			return lane.why()
+		})
+		return
+	}
+	floor := info.AckFloor.Stream
+	moved := floor > r.floor || lag(info) == 0
+	if r.floor = floor; moved {
+		r.moved = now
+	}
+	if !moved && r.Hold != nil && now.Sub(r.moved) < r.Hold() {
+		since := now
+		if _, waits := lane.waits(); !waits.IsZero() {
+			since = waits
+		}
+		r.stall.stands(now, since, lane.why)
+		return
+	}
+	r.stall.Look(now, moved, lane.why)
+}
+
+// maxQuestions is how many questions a second all members together ask about lanes that run
+// elsewhere.
+const maxQuestions = 500
+
+// followOthers looks at the lasting lanes that do not run here, until ctx ends: somebody must
+// read each of them. A member that is none, but keeps its key, owns lanes and reads none.
+func (m *Members) followOthers(ctx context.Context) {
+	for proc.Sleep(ctx, StallInterval/2) {
+		others, members := m.elsewhere()
+		round := max(StallInterval/2, time.Duration(len(others)*members)*time.Second/maxQuestions)
+		for _, r := range others {
+			if m.lookElsewhere(ctx, r); !proc.Sleep(ctx, round/time.Duration(len(others))) {
+				return
+			}
+		}
+	}
+}
+
+// elsewhere returns the lasting lanes that do not run here, and how many members there are.
+func (m *Members) elsewhere() (others []*run, members int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.runs {
+		if r.done == nil && !r.also && r.stall != nil {
+			others = append(others, r)
+		}
+	}
+	return others, max(len(m.seen), 1)
+}
+
+// lookElsewhere asks whether somebody reads a lane. A hub that does not answer says nothing
+// about that; the lanes that run here tell of it.
+func (m *Members) lookElsewhere(ctx context.Context, r *run) {
+	ctx, cancel := context.WithTimeout(ctx, StallInterval)
+	defer cancel()
+	info, err := m.hub.Conn.consumerInfo(ctx, r.LaneConfig)
+	read := err == nil && (pinned(info) != "" || info.NumWaiting > 0)
+	unknown := err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound)
+	m.mu.Lock()
+	here := r.done != nil
+	m.mu.Unlock()
+	if here {
+		return // it has come here meanwhile
+	}
+	r.stall.Look(time.Now(), read || unknown, func() error {
+		return fmt.Errorf("nobody reads the lane; it is placed with %s", m.owners()[r.Stream][r.Partition])
+	})
+}

@@ -1,0 +1,259 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// text is a log that can be read while it is written.
+type text struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (x *text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.buf.Write(p)
+}
+
+// says reports whether a line has all of these.
+func (x *text) says(all ...string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for line := range strings.Lines(x.buf.String()) {
+		if !slices.ContainsFunc(all, func(s string) bool { return !strings.Contains(line, s) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func (x *text) log() *slog.Logger { return slog.New(slog.NewTextHandler(x, nil)) }
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if !proc.Until(ctx, done) {
+		t.Fatalf("%s: never", what)
+	}
+}
+
+// watched is a member that reads lanes of LOGS, what it counts and what it says.
+type watched struct {
+	*Members
+	led  *ledger.Ledger
+	said *text
+}
+
+func startWatched(t *testing.T, b *broker.Broker, name string, lanes int, change func(p int, s *Shared)) watched {
+	t.Helper()
+	w := watched{led: ledger.New(prometheus.NewRegistry()), said: new(text)}
+	conn, err := Connect(Config{Name: name, InProcess: b}, w.said.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	until(t, "connected", conn.Connected)
+	w.Members = NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, w.led, w.said.log())
+	var all []Shared
+	for p := range lanes {
+		s := Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: LaneConfig{
+			Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
+		}, Run: func(ctx context.Context, l *Lane) {
+			defer l.Close()
+			l.Run(ctx, func(d Delivery) bool { return l.Ack(d.Seq) == nil })
+		}}
+		if change != nil {
+			change(p, &s)
+		}
+		all = append(all, s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx, all) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return w
+}
+
+// seconds returns the gauge of a partition, and how often lanes stood still.
+func (w watched) seconds(p int) (seconds, stalls float64) {
+	gauge, count := w.led.Stall("logs", fmt.Sprint(p), "test")
+	return testutil.ToFloat64(gauge), testutil.ToFloat64(count)
+}
+
+// stalled waits until a partition is seen to stand still, and the log says why.
+func (w watched) stalled(t *testing.T, p int, why string) {
+	t.Helper()
+	until(t, "a stall: "+why, func() bool {
+		seconds, stalls := w.seconds(p)
+		return seconds >= stallAfter.Seconds() && stalls > 0 && w.said.says("stands still", fmt.Sprint("partition=", p), why)
+	})
+}
+
+func (w watched) goesOn(t *testing.T, p int) {
+	t.Helper()
+	until(t, "it goes on", func() bool {
+		seconds, _ := w.seconds(p)
+		return seconds == 0 && w.said.says("goes on", fmt.Sprint("partition=", p))
+	})
+}
+
+// TestAReaderThatHangs: a backend that does not answer is seen, the lane beside it is not
+// taken for one that stands still.
+func TestAReaderThatHangs(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	c := testHub(t, b, 2)
+	answer := make(chan struct{})
+	w := startWatched(t, b, "one", 2, func(_ int, s *Shared) {
+		s.Run = func(ctx context.Context, l *Lane) {
+			defer l.Close()
+			l.Run(ctx, func(d Delivery) bool {
+				if d.Seq > 0 {
+					select {
+					case <-answer:
+					case <-ctx.Done():
+					}
+				}
+				return l.Ack(d.Seq) == nil
+			})
+		}
+	})
+	publish(t, c, "as-1", 0, 1)
+	stuck := 0
+	until(t, "a stall", func() bool {
+		for p := range 2 {
+			if s, _ := w.seconds(p); s >= stallAfter.Seconds() {
+				stuck = p
+				return true
+			}
+		}
+		return false
+	})
+	w.stalled(t, stuck, "its floor stands at 0")
+	if s, stalls := w.seconds(1 - stuck); s > 0 || stalls != 1 {
+		t.Errorf("the other one stands for %v s, %v stalls", s, stalls)
+	}
+	close(answer)
+	w.goesOn(t, stuck)
+}
+
+// TestALaneThatHolds: a floor may stand for the time that the lane is told to hold, unless
+// what it waits for is its backend.
+func TestALaneThatHolds(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	c := testHub(t, b, 1)
+	refused := make(chan struct{})
+	w := startWatched(t, b, "one", 1, func(_ int, s *Shared) {
+		s.Hold = func() time.Duration { return time.Hour }
+		s.Run = func(ctx context.Context, l *Lane) {
+			defer l.Close()
+			l.Run(ctx, func(d Delivery) bool {
+				select {
+				case <-refused:
+					l.Waits(errors.New("429 too much"))
+				default:
+				}
+				return true
+			})
+		}
+	})
+	publish(t, c, "as-1", 0, 1)
+	lag, _, _ := w.led.Lane("logs", "0", "test")
+	until(t, "it is read", func() bool {
+		return testutil.ToFloat64(lag) == 1 && w.Members.lanes(func(Shared) bool { return true })[0].owing() == 1
+	})
+	look := func() float64 { s, _ := w.seconds(0); return s }
+	if s := look(); s > 0 {
+		t.Errorf("a lane that holds stands for %v s", s)
+	}
+	close(refused)
+	publish(t, c, "as-1", 1, 2)
+	w.stalled(t, 0, "429 too much")
+}
+
+// TestALaneThatDoesNotOpen: the watch is there before the lane is.
+func TestALaneThatDoesNotOpen(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	testHub(t, b, 1)
+	w := startWatched(t, b, "one", 1, func(_ int, s *Shared) { s.Stream = "NOWHERE" })
+	w.stalled(t, 0, "stream not found")
+}
+
+// TestAMemberThatReadsNothing: somebody keeps a key that is a member's, and reads no lane.
+func TestAMemberThatReadsNothing(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	c := testHub(t, b, 4)
+	w := startWatched(t, b, "one", 4, nil)
+	kv, err := c.ensureMembers(t.Context(), DefaultTopology())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ghost, _ := json.Marshal(Member{Name: "ghost", Since: time.Now()})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for proc.Sleep(ctx, renewInterval/2) {
+			_, _ = kv.Put(ctx, "sink.ghost", ghost)
+		}
+	}()
+	defer func() { stop(); <-done }()
+	until(t, "the ghost has lanes", func() bool {
+		for p, owner := range w.owners()["LOGS"] {
+			if owner == "ghost" {
+				w.stalled(t, p, "nobody reads the lane; it is placed with ghost")
+				return true
+			}
+		}
+		return false
+	})
+	stop()
+	<-done
+	for p := range 4 {
+		until(t, "all are read", func() bool { s, _ := w.seconds(p); return s == 0 })
+	}
+}
+
+// TestLanesElsewhereAreRead: what another member reads does not stand still.
+func TestLanesElsewhereAreRead(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	testHub(t, b, 4)
+	w := startWatched(t, b, "one", 4, nil)
+	startWatched(t, b, "two", 4, nil)
+	var elsewhere []*run
+	until(t, "the lanes are shared", func() bool {
+		elsewhere, _ = w.elsewhere()
+		return len(elsewhere) == 2
+	})
+	for _, r := range elsewhere {
+		until(t, "it is read", func() bool {
+			w.lookElsewhere(t.Context(), r)
+			s, _ := w.seconds(r.Partition)
+			return s == 0
+		})
+	}
+}

@@ -1,0 +1,154 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/penstock/penstock/pkg/ledger"
+)
+
+// interruptedLane is a lane that is read, and acknowledges what it reads; it keeps why it was
+// interrupted.
+type interruptedLane struct {
+	*Lane
+	said    *text
+	mu      sync.Mutex
+	reasons []string
+	read    map[string]int // how often, by body
+}
+
+func (l *interruptedLane) interrupted(reason string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(l.reasons, reason)
+}
+
+func (l *interruptedLane) times(n int) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.read[fmt.Sprint(n)]
+}
+
+// begin opens the lane and reads it until the test ends.
+func beginInterrupted(t *testing.T) (*interruptedLane, *Conn) {
+	t.Helper()
+	b := testBroker(t)
+	hub := testHub(t, b, 1)
+	l := &interruptedLane{said: new(text), read: map[string]int{}}
+	conn, err := Connect(Config{Name: "reader", InProcess: b}, l.said.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	until(t, "connected", conn.Connected)
+	l.Lane, err = conn.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Name: "test-0", Interrupted: func(reason string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.reasons = append(l.reasons, reason)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, hub
+}
+
+func (l *interruptedLane) begin(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer l.Close()
+		l.Run(ctx, func(d Delivery) bool {
+			if d.Seq > 0 {
+				l.mu.Lock()
+				l.read[string(d.Body)]++
+				l.mu.Unlock()
+			}
+			return l.Ack(d.Seq) == nil
+		})
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+}
+
+const far = 1 << 40
+
+// TestAFloorFarAway: somebody moves the floor of a lane beyond the end of its stream. The lane
+// says so and reads all there is, and what comes, instead of passing it over with a lag of 0.
+func TestAFloorFarAway(t *testing.T) {
+	t.Parallel()
+	move := func(t *testing.T, hub *Conn) {
+		if _, err := hub.js.ResetConsumerToSequence(t.Context(), "LOGS", "test-0", far); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, when := range map[string]func(*testing.T, *interruptedLane, *Conn){
+		"before it is read": func(t *testing.T, l *interruptedLane, hub *Conn) {
+			move(t, hub)
+			l.begin(t)
+		},
+		"while nothing came yet": func(t *testing.T, l *interruptedLane, hub *Conn) {
+			l.begin(t)
+			until(t, "it is owned", l.Owned)
+			move(t, hub)
+			until(t, "seen", func() bool { return l.said.says("ERROR", "somebody else has moved the floor") })
+		},
+		"while it is read": func(t *testing.T, l *interruptedLane, hub *Conn) {
+			l.begin(t)
+			publish(t, hub, "as-1", 100, 101)
+			until(t, "it is read", func() bool { return l.times(100) > 0 })
+			move(t, hub)
+			until(t, "seen", func() bool { return l.said.says("ERROR", "somebody else has moved the floor") })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, hub := beginInterrupted(t)
+			when(t, l, hub)
+			publish(t, hub, "as-1", 0, 1)
+			until(t, "what comes is read", func() bool { return l.times(0) > 0 })
+			if !l.said.says("ERROR", "beyond the end of its stream") || !l.interrupted(ledger.InterruptedMoved) {
+				t.Errorf("it is not told: %s", &l.said.buf)
+			}
+		})
+	}
+}
+
+// TestReasonsOfInterruptions: each has its own.
+func TestReasonsOfInterruptions(t *testing.T) {
+	t.Parallel()
+	for reason, interrupt := range map[string]func(*testing.T, *interruptedLane, *Conn) error{
+		ledger.InterruptedFull: func(_ *testing.T, l *interruptedLane, _ *Conn) error {
+			l.Forget(ledger.InterruptedFull)
+			return nil
+		},
+		ledger.InterruptedGone: func(t *testing.T, _ *interruptedLane, hub *Conn) error {
+			return hub.js.DeleteConsumer(t.Context(), "LOGS", "test-0")
+		},
+		ledger.InterruptedPin: func(t *testing.T, _ *interruptedLane, hub *Conn) error {
+			s, err := hub.js.Stream(t.Context(), "LOGS")
+			if err != nil {
+				return err
+			}
+			return s.UnpinConsumer(t.Context(), "test-0", pinGroup)
+		},
+		ledger.InterruptedHub: func(_ *testing.T, l *interruptedLane, _ *Conn) error {
+			l.conn.nc.Close()
+			return nil
+		},
+	} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			l, hub := beginInterrupted(t)
+			l.begin(t)
+			publish(t, hub, "as-1", 0, 1)
+			until(t, "it is read", func() bool { return l.times(0) > 0 })
+			if err := interrupt(t, l, hub); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "counted", func() bool { return l.interrupted(reason) })
+		})
+	}
+}
