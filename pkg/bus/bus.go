@@ -42,6 +42,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -67,6 +68,8 @@ type Config struct {
 
 	// Name shows in the server's connection list.
 	Name string `yaml:"-"`
+	// Counts, if not nil, counts what goes wrong with the connection, and shows whether there is one.
+	Counts *ledger.Ledger `yaml:"-"`
 	// InProcess connects to a server in this process instead of to URL.
 	InProcess interface{ InProcessConn() (net.Conn, error) } `yaml:"-"`
 }
@@ -198,9 +201,16 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
-		nats.ConnectHandler(func(*nats.Conn) { log.Log(context.Background(), connected, "hub connected") }),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("hub back") }),
+		nats.ConnectHandler(func(*nats.Conn) {
+			cfg.connected(1)
+			log.Log(context.Background(), connected, "hub connected")
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			cfg.connected(1)
+			log.Info("hub back")
+		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			cfg.connected(0)
 			if err != nil {
 				log.Warn("hub unreachable", "err", err)
 			}
@@ -210,6 +220,27 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	}
 	go conn.sayWhy(said)
 	return conn, nil
+}
+
+func (cfg Config) connected(is float64) {
+	if cfg.Counts != nil {
+		cfg.Counts.HubConnected.Set(is)
+	}
+}
+
+// failed counts what the client library reports.
+func (cfg Config) failed(err error) {
+	if cfg.Counts == nil {
+		return
+	}
+	kind := ledger.HubOther
+	switch {
+	case errors.Is(err, nats.ErrSlowConsumer):
+		kind = ledger.HubSlowConsumer
+	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(reason(err), ErrRefused):
+		kind = ledger.HubDenied
+	}
+	cfg.Counts.HubErrors(kind).Inc()
 }
 
 // sayInterval is how often a connection that waits for its server looks for the reason.
@@ -272,6 +303,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 			if sub != nil {
 				subject = sub.Subject
 			}
+			cfg.failed(err)
 			if errors.Is(reason(err), ErrRefused) {
 				return // who waits for the hub says so
 			}

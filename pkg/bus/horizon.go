@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
@@ -20,8 +21,8 @@ import (
 // holds up those that share it. Horizon asks the hub twice a second; while the hub
 // does not answer, time stands still.
 type Horizon struct {
-	hub *Hub
-	log *slog.Logger
+	hub   *Hub
+	stall *Stall
 
 	mu   sync.Mutex
 	mark Mark
@@ -48,9 +49,8 @@ type traceEnd struct {
 const (
 	horizonInterval = 500 * time.Millisecond
 
-	// horizonPatience is how often the hub may give no answer before that is worth a
-	// warning.
-	horizonPatience = 20
+	// horizonTimeout is how long one look may take: two that fail are seen within ten seconds.
+	horizonTimeout = 4 * time.Second
 
 	// maxPast bounds what is known about the past: ten minutes. A router that is
 	// further behind holds its partition's mark until it has caught up.
@@ -58,7 +58,9 @@ const (
 )
 
 // NewHorizon returns a horizon that knows nothing until it runs.
-func NewHorizon(hub *Hub, log *slog.Logger) *Horizon { return &Horizon{hub: hub, log: log} }
+func NewHorizon(hub *Hub, led *ledger.Ledger, log *slog.Logger) *Horizon {
+	return &Horizon{hub: hub, stall: NewStall(led, otlpwire.Traces.String(), "", "horizon", log)}
+}
 
 // Mark returns the latest mark; a zero one when there is none yet.
 func (h *Horizon) Mark() Mark {
@@ -69,21 +71,18 @@ func (h *Horizon) Mark() Mark {
 
 // Run keeps the mark up to date until ctx ends.
 func (h *Horizon) Run(ctx context.Context) {
-	for failed := 0; proc.Sleep(ctx, horizonInterval); {
-		switch err := h.look(ctx); {
-		case ctx.Err() != nil:
-		case err == nil:
-			failed = 0
-		default:
-			if failed++; failed == horizonPatience {
-				h.log.Warn("the hub does not say how far the routers are: traces of instances that are silent wait", "err", err)
-			}
+	h.stall.Look(time.Now(), true, nil)
+	for proc.Sleep(ctx, horizonInterval) {
+		if err := h.look(ctx); ctx.Err() == nil {
+			h.stall.Look(time.Now(), err == nil, func() error {
+				return fmt.Errorf("the hub does not say how far the routers are, traces of instances that are silent wait: %w", err)
+			})
 		}
 	}
 }
 
 func (h *Horizon) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := context.WithTimeout(ctx, horizonTimeout)
 	defer cancel()
 	conn, at := h.hub.Conn, time.Now()
 	traces, err := conn.js.Stream(ctx, Stream(otlpwire.Traces))

@@ -9,7 +9,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 )
@@ -18,7 +21,7 @@ import (
 // and so does a router's consumer that is not there; others go on.
 func TestEachPartitionHasAHorizon(t *testing.T) {
 	c := testHub(t, testBroker(t), 2)
-	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 2}}, quiet)
+	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 2}}, ledger.New(prometheus.NewRegistry()), quiet)
 	names := make([]string, 2) // an instance in each
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := "as-" + strconv.Itoa(i)
@@ -100,4 +103,25 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("all", look(""), 8, 8)
 	h.hub.topology.Partitions = 3
 	want("another number of partitions", look("2 partitions, not 3"), 8, 8)
+}
+
+// TestAHorizonThatStands: without routers nobody can say how far they are.
+func TestAHorizonThatStands(t *testing.T) {
+	t.Parallel()
+	c := testHub(t, testBroker(t), 1)
+	var said text
+	led := ledger.New(prometheus.NewRegistry())
+	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 1}}, led, said.log())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); h.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	seconds, stalls := led.Stall("traces", "", "horizon")
+	until(t, "a stall", func() bool {
+		return testutil.ToFloat64(stalls) == 1 && said.says("stands still", "0 of 1 routers", "silent wait")
+	})
+	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.says("goes on") })
 }

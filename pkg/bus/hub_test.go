@@ -4,6 +4,12 @@ import (
 	"math"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/ledger"
 )
 
 func TestPace(t *testing.T) {
@@ -18,4 +24,39 @@ func TestPace(t *testing.T) {
 			t.Errorf("step %d, %d wait: %v s, want %v", i, step.waiting, got, step.want)
 		}
 	}
+}
+
+// TestErrorsOfTheHubAreCounted has a subscriber that is too slow, and a hub that goes away.
+func TestErrorsOfTheHubAreCounted(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	led := ledger.New(prometheus.NewRegistry())
+	c, err := Connect(Config{Name: "test", InProcess: b, Counts: led}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, "connected", func() bool { return testutil.ToFloat64(led.HubConnected) == 1 })
+	sub, err := c.nc.SubscribeSync("slow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sub.SetPendingLimits(1, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if err := c.nc.Publish("slow", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "a slow consumer", func() bool { return testutil.ToFloat64(led.HubErrors(ledger.HubSlowConsumer)) > 0 })
+	cfg := Config{Counts: led}
+	for _, err := range []error{nats.ErrPermissionViolation, nats.ErrAuthorization, nats.ErrBadHeaderMsg} {
+		cfg.failed(err)
+	}
+	if denied, other := testutil.ToFloat64(led.HubErrors(ledger.HubDenied)), testutil.ToFloat64(led.HubErrors(ledger.HubOther)); denied != 2 || other != 1 {
+		t.Errorf("%v denied, %v other", denied, other)
+	}
+	b.Stop()
+	until(t, "away", func() bool { return testutil.ToFloat64(led.HubConnected) == 0 })
 }

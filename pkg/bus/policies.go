@@ -151,17 +151,20 @@ func parsePolicies(key string, value []byte) (p Policies, err error) {
 }
 
 // WatchPolicies calls changed with each version, those that are there first, and
-// with nil when these have been said, until ctx ends.
-func (h *Hub) WatchPolicies(ctx context.Context, changed func(*Policies)) {
+// with nil when these have been said, until ctx ends; and refused with why a record is no
+// version.
+func (h *Hub) WatchPolicies(ctx context.Context, changed func(*Policies), refused func(error)) {
 	for ctx.Err() == nil {
-		if err := h.watchPolicies(ctx, changed); err != nil && ctx.Err() == nil {
-			h.log.Warn("policies cannot be watched, will try again", "err", err)
+		if err := h.watchPolicies(ctx, changed, refused); err != nil && ctx.Err() == nil {
+			if more, due := h.Conn.said.Due("policies", time.Now()); due {
+				h.log.Warn("policies cannot be watched, will try again", "err", err, "more_since_last_said", more)
+			}
 		}
 		proc.Sleep(ctx, renewInterval)
 	}
 }
 
-func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error {
+func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies), refused func(error)) error {
 	kv, err := h.Conn.ensurePolicies(ctx, h.topology)
 	if err != nil {
 		return err
@@ -190,7 +193,7 @@ func (h *Hub) watchPolicies(ctx context.Context, changed func(*Policies)) error 
 			default:
 				p, err := parsePolicies(e.Key(), e.Value())
 				if err != nil {
-					h.log.Error("policies are passed over", "err", err)
+					refused(err)
 					continue
 				}
 				if !p.Spans.Equal(spans.Created) {

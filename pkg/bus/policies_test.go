@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +21,10 @@ func TestPoliciesAreVersions(t *testing.T) {
 	defer cancel()
 	seen := make(chan *Policies, 100)
 	done := make(chan struct{})
-	go func() { defer close(done); h.WatchPolicies(ctx, func(p *Policies) { seen <- p }) }()
+	go func() {
+		defer close(done)
+		h.WatchPolicies(ctx, func(p *Policies) { seen <- p }, func(err error) { t.Error(err) })
+	}()
 	if p := <-seen; p != nil {
 		t.Errorf("a new hub has policies: %+v", p)
 	}
@@ -52,4 +56,31 @@ func TestPoliciesAreVersions(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestARecordThatIsNoVersion is told, and does not hide the versions beside it.
+func TestARecordThatIsNoVersion(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	c := testHub(t, b, 1)
+	kv, err := c.ensurePolicies(t.Context(), DefaultTopology())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Put(t.Context(), "1", []byte("not JSON")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	refused, known := make(chan error, 1), make(chan struct{}, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h := &Hub{Conn: c, topology: DefaultTopology(), log: quiet}
+		h.WatchPolicies(ctx, func(p *Policies) { known <- struct{}{} }, func(err error) { refused <- err })
+	}()
+	defer func() { cancel(); <-done }()
+	if err := <-refused; !strings.Contains(err.Error(), `policies "1"`) {
+		t.Error(err)
+	}
+	<-known
 }

@@ -159,7 +159,7 @@ func (w *asideWorld) own() (stop func()) {
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
 		hub.Conn = w.conn
-		horizon := bus.NewHorizon(hub, own.log)
+		horizon := bus.NewHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.Run(ctx) })
 		(&traceLane{lane: lane, delivery: &own, rules: &rules{base: policy.KeepAll(time.Second), known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}).run(ctx)

@@ -139,7 +139,7 @@ policies:
 		for _, upto := range sinks {
 			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 			hub.Conn = conn
-			horizon := bus.NewHorizon(hub, d.log)
+			horizon := bus.NewHorizon(hub, d.led, d.log)
 			ctx, die := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
 			wg.Go(func() { horizon.Run(ctx) })

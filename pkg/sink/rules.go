@@ -26,8 +26,9 @@ type rules struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	all     []policy.Version // by number
-	past    []policy.Version // likewise, from where in TRACES each is in force
+	all     []policy.Version  // by number
+	past    []policy.Version  // likewise, from where in TRACES each is in force
+	texts   map[uint64]string // of all
 	changes int
 	known   bool          // what the hub had at the start has been read
 	told    *bus.Policies // version 0, as the hub has it
@@ -40,7 +41,7 @@ func newRules(cfg SamplingConfig, partitions int, led *ledger.Ledger, log *slog.
 	if err != nil {
 		return nil, err
 	}
-	r := &rules{cfg: cfg, led: led, log: log}
+	r := &rules{cfg: cfg, led: led, log: log, texts: map[uint64]string{}}
 	if cfg.File != "" {
 		text, err := os.ReadFile(cfg.File)
 		if err != nil {
@@ -68,17 +69,22 @@ func (r *rules) changed(p *bus.Policies) {
 		}
 		return
 	}
-	set, err := policy.Parse(fmt.Sprintf("policies version %d", p.Number), []byte(p.Text))
+	name := fmt.Sprintf("policies version %d", p.Number)
+	switch text, have := r.texts[p.Number]; {
+	case have && text == p.Text:
+		return // told again by a new watch
+	case have:
+		r.refused(fmt.Errorf("%s of the hub was overwritten with another text: versions do not change, push a new one", name))
+		return
+	}
+	set, err := policy.Parse(name, []byte(p.Text))
 	if err != nil {
-		r.log.Error("policies of the hub are not used, those before stay in force", "version", p.Number, "err", err)
-		r.led.PoliciesRefused.Inc()
+		r.refused(err)
 		return
 	}
 	set.Partitions, set.MaxKept = r.base.Partitions, r.base.MaxKept
-	i, have := slices.BinarySearchFunc(r.all, p.Number, func(v policy.Version, n uint64) int { return int(v.Number) - int(n) })
-	if have {
-		return // told again by a new watch: a version does not change
-	}
+	r.texts[p.Number] = p.Text
+	i, _ := slices.BinarySearchFunc(r.all, p.Number, func(v policy.Version, n uint64) int { return int(v.Number) - int(n) })
 	r.all = slices.Insert(slices.Clone(r.all), i, policy.Version{Number: p.Number, From: p.From, Set: set})
 	r.past = slices.Insert(slices.Clone(r.past), i, policy.Version{Number: p.Number, From: p.Traces, Set: set})
 	r.changes++
@@ -86,6 +92,12 @@ func (r *rules) changed(p *bus.Policies) {
 		r.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
 		r.led.PoliciesVersion.Set(float64(r.number()))
 	}
+}
+
+// refused says that a version is not used.
+func (r *rules) refused(why error) {
+	r.log.Error("policies of the hub are not used, those before stay in force", "err", why)
+	r.led.PoliciesRefused.Inc()
 }
 
 func (r *rules) same(p *bus.Policies) bool { return p.Text == r.text && p.MaxKept == r.base.MaxKept }
@@ -107,7 +119,7 @@ func (r *rules) watch(ctx context.Context, hub *bus.Hub, member string) {
 		if err := hub.TellPolicies(ctx, r.text, r.base.MaxKept, member); err != nil && ctx.Err() == nil {
 			r.log.Warn("penstock whatif will not know what this sink keeps", "err", err)
 		}
-	})
+	}, r.refused)
 }
 
 func (r *rules) number() uint64 {

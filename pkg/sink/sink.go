@@ -186,7 +186,7 @@ const keepAllWait = 2 * time.Second
 
 // Build makes the stages: hub, lanes.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
-	cfg.Hub.Name = "sink"
+	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	log := p.Log.With("component", "sink")
 	rules, err := newRules(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
@@ -199,6 +199,6 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	}
 	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, rules: rules, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, rules: rules, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, p.Ledger, log), led: p.Ledger, log: log}
 	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

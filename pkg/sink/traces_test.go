@@ -113,7 +113,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	router(0).Close() // the backlog
 	route(1)
 
-	horizon := bus.NewHorizon(hub, d.log)
+	horizon := bus.NewHorizon(hub, d.led, d.log)
 	l := &traceLane{
 		lane: openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"}), delivery: d,
 		rules: &rules{base: policy.KeepAll(time.Second), known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon,

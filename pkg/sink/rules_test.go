@@ -1,0 +1,39 @@
+package sink
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
+)
+
+// TestAVersionDoesNotChange: one that was overwritten with another text is refused and said, one
+// that is told again is not.
+func TestAVersionDoesNotChange(t *testing.T) {
+	led := ledger.New(prometheus.NewRegistry())
+	var said text
+	r, err := newRules(DefaultConfig().Sampling, 1, led, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const one, other = "decision_wait: 7s\npolicies: [{name: all, type: always_sample}]", "decision_wait: 9s\npolicies: [{name: all, type: always_sample}]"
+	for _, version := range []string{one, one} {
+		r.changed(&bus.Policies{Number: 1, From: 1, Text: version})
+	}
+	if n := testutil.ToFloat64(led.PoliciesRefused); n != 0 || r.hold() != 7*time.Second {
+		t.Errorf("%v are refused, the floor stands for %v", n, r.hold())
+	}
+	r.changed(&bus.Policies{Number: 1, From: 1, Text: other})
+	if n := testutil.ToFloat64(led.PoliciesRefused); n != 1 || r.hold() != 7*time.Second || !said.says("ERROR", "version 1", "overwritten") {
+		t.Errorf("%v are refused, the floor stands for %v, said %s", n, r.hold(), said.String())
+	}
+	r.changed(&bus.Policies{Number: 2, From: 1, Text: "policies: 2"})
+	if n := testutil.ToFloat64(led.PoliciesRefused); n != 2 {
+		t.Errorf("%v are refused", n)
+	}
+}
