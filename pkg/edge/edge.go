@@ -217,7 +217,7 @@ const minLocalRetain = 10 * time.Second
 // so that nothing is taken that could not be kept.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	sp := newSpool(cfg.Spool, p.Ledger, p.Log)
-	cfg.Hub.Name = "edge-" + cfg.Instance.ID
+	cfg.Hub.Name, cfg.Hub.Counts = "edge-"+cfg.Instance.ID, p.Ledger
 	if cfg.Hub.InboxPrefix == "" {
 		cfg.Hub.InboxPrefix = "_INBOX_" + cfg.Instance.ID
 	}

@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -29,6 +31,29 @@ type forward struct {
 	led   *ledger.Ledger
 	log   *slog.Logger
 	way   way
+	// centre is the name of what way leads to.
+	centre   string
+	progress [len(otlpwire.Signals)]progress
+}
+
+// progress is how forwarding a signal gets on.
+type progress struct {
+	arrived atomic.Uint64         // rises with what the centre has
+	failed  atomic.Pointer[error] // why a session ended last; nil when something has arrived since
+}
+
+// fails keeps why the centre did not take something.
+func (p *progress) fails(err error) {
+	if err != nil {
+		p.failed.Store(&err)
+	}
+}
+
+func (p *progress) why() error {
+	if err := p.failed.Load(); err != nil {
+		return *err
+	}
+	return errors.New("nothing is acknowledged")
 }
 
 // way is one kind of transport to the centre.
@@ -54,13 +79,14 @@ type arrived struct {
 
 func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) (*forward, error) {
 	log = log.With("component", "forward")
-	f := &forward{cfg: cfg, spool: sp, led: led, log: log}
+	f := &forward{cfg: cfg, spool: sp, led: led, log: log, centre: "hub"}
 	if cfg.Central.Endpoint == "" {
 		f.way = &hubWay{instance: cfg.Instance.ID, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}}
 		return f, nil
 	}
-	var err error
-	f.way, err = newGatewayWay(cfg.Central, sp, led, log)
+	w, err := newGatewayWay(cfg.Central, sp, led, log)
+	w.fails = func(sig otlpwire.Signal, err error) { f.progress[sig].fails(err) }
+	f.way, f.centre = w, "gateway"
 	return f, err
 }
 
@@ -73,6 +99,7 @@ func (f *forward) service() services.Service {
 			wg.Go(func() { f.run(work, sig) })
 		}
 		wg.Go(func() { f.say(work) })
+		wg.Go(func() { f.follow(work) })
 		<-ctx.Done()
 		f.drain(work)
 		stop()
@@ -99,12 +126,13 @@ func (f *forward) drain(ctx context.Context) {
 
 // run forwards one signal until ctx ends.
 func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
+	p := &f.progress[sig]
 	for attempt := 1; ; attempt++ {
 		st, err := f.spool.await(ctx)
 		if err != nil {
 			return
 		}
-		h := &handing{spool: f.spool, store: st, sig: sig, counter: f.led.Of(sig).Forwarded.Add}
+		h := &handing{spool: f.spool, store: st, sig: sig, progress: p, counter: f.led.Of(sig).Forwarded.Add}
 		if work, leave, ok := st.enter(ctx); ok {
 			purging, stop := context.WithCancel(work)
 			var wg sync.WaitGroup
@@ -113,6 +141,7 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 			stop()
 			wg.Wait()
 			leave()
+			p.fails(err)
 		}
 		if h.any {
 			attempt = 1
@@ -135,11 +164,15 @@ type handing struct {
 	sig     otlpwire.Signal
 	counter func(float64)
 	any     bool
+
+	progress *progress
 }
 
 func (h *handing) done(a arrived) {
 	planted.Point("before-spool-ack")
 	h.any = true
+	h.progress.failed.Store(nil)
+	h.progress.arrived.Add(1)
 	h.counter(float64(a.items))
 	h.spool.marks.advance(hubReader, h.sig, a.seq, a.hub)
 	held := &h.spool.held[h.sig]
@@ -165,6 +198,29 @@ func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 		}
 		if !goOn {
 			return
+		}
+	}
+}
+
+// follow tells of signals of which something is spooled and nothing acknowledged, until ctx ends.
+func (f *forward) follow(ctx context.Context) {
+	var (
+		stalls [len(otlpwire.Signals)]*bus.Stall
+		seen   [len(otlpwire.Signals)]uint64
+	)
+	for _, sig := range otlpwire.Signals {
+		stalls[sig] = bus.NewStall(f.led, sig.String(), "", f.centre, f.log)
+		stalls[sig].Look(time.Now(), true, nil)
+	}
+	for proc.Sleep(ctx, bus.StallInterval) {
+		if f.led.HubConnected.Set(0); f.way.connected() {
+			f.led.HubConnected.Set(1)
+		}
+		for _, sig := range otlpwire.Signals {
+			p := &f.progress[sig]
+			n := p.arrived.Load()
+			stalls[sig].Look(time.Now(), n != seen[sig] || f.spool.empty(sig), p.why)
+			seen[sig] = n
 		}
 	}
 }

@@ -82,6 +82,8 @@ type gatewayWay struct {
 	log    *slog.Logger
 	away   atomic.Bool
 	denied atomic.Pointer[error] // why the gateway takes nothing of ours; nil when it does
+	// fails is told why a request was not taken.
+	fails func(otlpwire.Signal, error)
 }
 
 func newGatewayWay(cfg CentralConfig, sp *spool, led *ledger.Ledger, log *slog.Logger) (*gatewayWay, error) {
@@ -146,6 +148,7 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 			}
 			return nil
 		}
+		w.fails(sig, err)
 		if !w.away.Swap(true) || attempt == 1 {
 			w.log.Warn("gateway does not take data, spooling", "signal", sig, "err", err)
 		}

@@ -182,7 +182,7 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	if err := os.Mkdir(obstacle, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	h := &handing{spool: s, store: st, sig: otlpwire.Logs, counter: func(float64) {}}
+	h := &handing{spool: s, store: st, sig: otlpwire.Logs, progress: new(progress), counter: func(float64) {}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { h.purge(ctx, quiet) })

@@ -211,6 +211,12 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 // each when the one before is stored: one that was refused and sent again would come
 // behind a later one, and the sampler takes what comes so for a repetition.
 func (r *route) send(ctx context.Context, b *batch) bool {
+	waits := func(why error) {
+		for lane := range b.floors {
+			lane.Waits(why)
+		}
+	}
+	defer waits(nil)
 	for round, more := 0, true; more; round++ {
 		more = false
 		var msgs []bus.Message
@@ -220,7 +226,7 @@ func (r *route) send(ctx context.Context, b *batch) bool {
 			}
 			more = more || round+1 < len(outs)
 		}
-		if !r.publish(ctx, msgs) {
+		if !r.publish(ctx, msgs, waits) {
 			return false
 		}
 	}
@@ -242,8 +248,8 @@ func (r *route) message(partition int, o out) bus.Message {
 	return m
 }
 
-// publish returns when all messages, one a partition, are stored.
-func (r *route) publish(ctx context.Context, msgs []bus.Message) bool {
+// publish returns when all messages, one a partition, are stored. waits is told why they are not.
+func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why error)) bool {
 	return proc.Retry(ctx, r.log, "publish spans", func() error {
 		pending := make([]bus.Pending, len(msgs))
 		for i, m := range msgs {
@@ -257,6 +263,7 @@ func (r *route) publish(ctx context.Context, msgs []bus.Message) bool {
 				left = append(left, msgs[i])
 			}
 		}
+		waits(failed)
 		msgs = left // the same id again: the hub stores it once
 		return failed
 	})

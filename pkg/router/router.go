@@ -25,6 +25,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,7 +114,7 @@ func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
 // Build makes the stages: hub, route, gateway.
 func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
-	cfg.Hub.Name = "router"
+	cfg.Hub.Name, cfg.Hub.Counts = "router", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	rt := newRoute(cfg, hub, p.Ledger, p.Log)
 	p.Page("/partitions", rt.members.Page())
@@ -132,7 +133,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
 		Process:    rules.Apply,
 		Identify:   tokens.Identify,
-		Accept:     newGateway(hub).accept,
+		Accept:     newGateway(hub, p.Log.With("component", "gateway")).accept,
 		Tokens:     true,
 		Origin:     true,
 		Over:       p.Memory.Over,
@@ -149,6 +150,8 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 // gateway publishes requests to the hub as an edge would.
 type gateway struct {
 	hub   *bus.Hub
+	log   *slog.Logger
+	said  proc.Repeats
 	epoch string
 	seq   atomic.Uint64
 
@@ -168,14 +171,21 @@ func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope
 	return m.Add(arrival, int64(b.Items))
 }
 
-func newGateway(h *bus.Hub) *gateway {
-	return &gateway{hub: h, epoch: nonce(), meters: map[string]*envelope.Meter{}}
+func newGateway(h *bus.Hub, log *slog.Logger) *gateway {
+	return &gateway{hub: h, log: log, epoch: nonce(), meters: map[string]*envelope.Meter{}}
 }
 
 func nonce() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	return hex.EncodeToString(b[:])
+}
+
+// refused says once a minute that the hub does not take a signal, and of whom it was then.
+func (g *gateway) refused(b receive.Batch, why error) {
+	if more, due := g.said.Due(b.Signal.String(), time.Now()); due {
+		g.log.Warn("the hub does not store what the gateway takes: senders are told to try again", "signal", b.Signal, "instance", b.Instance, "err", why, "more_since_last_said", more)
+	}
 }
 
 // accept returns when the hub has stored b. A failed publish may have been
@@ -200,5 +210,8 @@ func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 	}
 	msg.Body, msg.Header.Encoding = envelope.Compress(nil, b.Payload, envelope.S2)
 	_, err := g.hub.Conn.Publish(ctx, msg)
+	if err != nil {
+		g.refused(b, err)
+	}
 	return err
 }

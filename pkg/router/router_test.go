@@ -3,6 +3,7 @@ package router
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -300,7 +301,7 @@ func TestGatewayKeepsTheOrigin(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hub.Conn.Close()
-	g := newGateway(hub)
+	g := newGateway(hub, slog.New(slog.DiscardHandler))
 	origin := receive.Origin{ID: "nonce-1-4", Arrival: time.Now().Add(-time.Minute).UnixNano(), Load: envelope.Load{9, 9, 9, 9}}
 	for _, b := range []receive.Batch{
 		{Instance: "as-1", Origin: origin}, {Instance: "as-1", Origin: origin}, {Instance: "as-2", Origin: origin}, {Instance: "as-1"}, {Instance: "as-1"},
@@ -327,5 +328,31 @@ func TestGatewayKeepsTheOrigin(t *testing.T) {
 	}
 	if want := []string{"as-1true 9", "as-2true 9", "as-1false 1", "as-1false 2"}; !slices.Equal(got, want) {
 		t.Errorf("stored %v, want %v", got, want)
+	}
+}
+
+// TestAGatewayWithoutItsStreamSaysSo: once a minute, however many senders are told to try again.
+func TestAGatewayWithoutItsStreamSaysSo(t *testing.T) {
+	t.Parallel()
+	quiet := slog.New(slog.DiscardHandler)
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bk.Stop()
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), quiet)
+	if hub.Conn, err = bus.Dial(bus.Config{Name: "router", InProcess: bk}, quiet); err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Conn.Close()
+	var said bytes.Buffer
+	g := newGateway(hub, slog.New(slog.NewTextHandler(&said, nil)))
+	for range 5 {
+		if err := g.accept(t.Context(), receive.Batch{Instance: "as-7", Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}); !errors.Is(err, bus.ErrNoStream) {
+			t.Fatal(err)
+		}
+	}
+	if text := said.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "signal=logs instance=as-7") || !strings.Contains(text, "no stream") {
+		t.Errorf("it says %s", text)
 	}
 }

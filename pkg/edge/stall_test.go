@@ -1,0 +1,108 @@
+package edge
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/grafana/dskit/services"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// text is a log that can be read while it is written.
+type text struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (x *text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.buf.Write(p)
+}
+
+// says reports whether a line has all of these.
+func (x *text) says(all ...string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for line := range strings.Lines(x.buf.String()) {
+		if !slices.ContainsFunc(all, func(s string) bool { return !strings.Contains(line, s) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestACentreThatStoresNothing: a hub that is connected and has no stream, and a gateway that
+// is not there, show; a signal of which nothing is spooled does not stand.
+func TestACentreThatStoresNothing(t *testing.T) {
+	t.Parallel()
+	for centre, why := range map[string]string{"hub": "no stream stores the subject", "gateway": "connection refused"} {
+		t.Run(centre, func(t *testing.T) {
+			t.Parallel()
+			b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(b.Stop)
+			cfg := testConfig(t, t.TempDir())
+			cfg.Hub, cfg.Drain = bus.Config{InProcess: b, Name: "edge-as-1"}, 0
+			if centre == "gateway" {
+				cfg.Central = CentralConfig{Endpoint: "http://127.0.0.1:1", Token: "x", Protocol: "http", Insecure: true}
+			}
+			s, _ := startSpool(t, cfg.Spool)
+			var said text
+			fw, err := newForward(cfg, s, s.led, slog.New(slog.NewTextHandler(&said, nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			service := fw.service()
+			if err := services.StartAndAwaitRunning(t.Context(), service); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = services.StopAndAwaitTerminated(context.Background(), service) }()
+			until := func(what string, done func() bool) {
+				t.Helper()
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+				defer cancel()
+				if !proc.Until(ctx, done) {
+					t.Fatalf("%s: never; said %s", what, &said.buf)
+				}
+			}
+			accept(t, s, 0, 1)
+			seconds, stalls := s.led.Stall("logs", "", centre)
+			until("a stall", func() bool {
+				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.says("stands still", "signal=logs", "backend="+centre, why)
+			})
+			if other, _ := s.led.Stall("metrics", "", centre); testutil.ToFloat64(other) > 0 {
+				t.Error("metrics, of which there are none, stand")
+			}
+			if connected := testutil.ToFloat64(s.led.HubConnected) == 1; connected != (centre == "hub") {
+				t.Errorf("connected: %v", connected)
+			}
+			if centre == "gateway" {
+				return
+			}
+			top := bus.DefaultTopology()
+			top.Partitions, top.MaxBytes = 1, 64<<20
+			conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", InProcess: b}, top, quiet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			until("it goes on", func() bool {
+				return testutil.ToFloat64(seconds) == 0 && s.empty(otlpwire.Logs) && said.says("goes on", "signal=logs")
+			})
+		})
+	}
+}
