@@ -59,6 +59,9 @@ func (m *Members) ask(ctx context.Context, r *run) (*Lane, *jetstream.ConsumerIn
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), StallInterval)
 	defer cancel()
 	info, err := lane.info(ctx)
+	if err != nil && !m.hub.Conn.Connected() {
+		err = fmt.Errorf("the hub is not reached: %w", err)
+	}
 	return lane, info, err
 }
 

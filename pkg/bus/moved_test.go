@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -32,8 +33,8 @@ func (l *interruptedLane) times(n int) int {
 	return l.read[fmt.Sprint(n)]
 }
 
-// begin opens the lane and reads it until the test ends.
-func beginInterrupted(t *testing.T) (*interruptedLane, *Conn) {
+// openInterrupted opens the lane.
+func openInterrupted(t *testing.T) (*interruptedLane, *Conn) {
 	t.Helper()
 	b := testBroker(t)
 	hub := testHub(t, b, 1)
@@ -55,6 +56,7 @@ func beginInterrupted(t *testing.T) (*interruptedLane, *Conn) {
 	return l, hub
 }
 
+// begin reads the lane until the test ends.
 func (l *interruptedLane) begin(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -105,7 +107,7 @@ func TestAFloorFarAway(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, hub := beginInterrupted(t)
+			l, hub := openInterrupted(t)
 			when(t, l, hub)
 			publish(t, hub, "as-1", 0, 1)
 			until(t, "what comes is read", func() bool { return l.times(0) > 0 })
@@ -141,7 +143,7 @@ func TestReasonsOfInterruptions(t *testing.T) {
 	} {
 		t.Run(reason, func(t *testing.T) {
 			t.Parallel()
-			l, hub := beginInterrupted(t)
+			l, hub := openInterrupted(t)
 			l.begin(t)
 			publish(t, hub, "as-1", 0, 1)
 			until(t, "it is read", func() bool { return l.times(0) > 0 })
@@ -150,5 +152,37 @@ func TestReasonsOfInterruptions(t *testing.T) {
 			}
 			until(t, "counted", func() bool { return l.interrupted(reason) })
 		})
+	}
+}
+
+// TestALaneThatStallsIsSaidOnce: a minute, however often reading breaks.
+func TestALaneThatStallsIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	l, hub := openInterrupted(t)
+	l.begin(t)
+	gone := func() (n int) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, reason := range l.reasons {
+			if reason == ledger.InterruptedGone {
+				n++
+			}
+		}
+		return n
+	}
+	for n := range 3 {
+		publish(t, hub, "as-1", n, n+1)
+		until(t, "it is read", func() bool { return l.times(n) > 0 })
+		if err := hub.js.DeleteConsumer(t.Context(), "LOGS", "test-0"); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "it breaks", func() bool { return gone() == n+1 })
+	}
+	publish(t, hub, "as-1", 3, 4)
+	until(t, "it goes on", func() bool { return l.times(3) > 0 })
+	l.said.mu.Lock()
+	defer l.said.mu.Unlock()
+	if n := strings.Count(l.said.buf.String(), "lane stalls"); n != 1 {
+		t.Errorf("it is said %d times", n)
 	}
 }
