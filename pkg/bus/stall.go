@@ -42,37 +42,44 @@ func NewStall(led *ledger.Ledger, signal, partition, backend string, log *slog.L
 // when there is something to tell.
 func (s *Stall) Look(now time.Time, good bool, why func() error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if good || s.since.IsZero() {
 		s.since = now
 	}
-	s.tell(now, why)
+	tell := s.note(now)
+	s.mu.Unlock()
+	tell(why)
 }
 
 // stands notes since when it does not get on.
 func (s *Stall) stands(now, since time.Time, why func() error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.since = since
-	s.tell(now, why)
+	tell := s.note(now)
+	s.mu.Unlock()
+	tell(why)
 }
 
-func (s *Stall) tell(now time.Time, why func() error) {
-	stood := max(now.Sub(s.since), 0)
+// note sets what is measured, and returns what writes the log: without the lock, for why may
+// ask somebody who looks.
+func (s *Stall) note(now time.Time) (tell func(why func() error)) {
+	stood, said := max(now.Sub(s.since), 0), !s.said.IsZero()
 	s.gauge.Set(stood.Seconds())
 	if stood < stallAfter {
-		if !s.said.IsZero() {
-			s.log.Info("goes on")
-		}
 		s.counted, s.said = false, time.Time{}
-		return
+		if said {
+			return func(func() error) { s.log.Info("goes on") }
+		}
+		return func(func() error) {}
 	}
 	if !s.counted {
 		s.counted = true
 		s.count.Inc()
 	}
-	if now.Sub(s.said) >= time.Minute {
-		s.said = now
+	if now.Sub(s.said) < time.Minute {
+		return func(func() error) {}
+	}
+	s.said = now
+	return func(why func() error) {
 		s.log.Warn("stands still", "for", stood.Truncate(time.Second), "why", why())
 	}
 }

@@ -52,3 +52,19 @@ func TestStall(t *testing.T) {
 		t.Errorf("one that stands for a second: %v", testutil.ToFloat64(seconds))
 	}
 }
+
+// TestWhyMayLook: the reason is asked for without a lock.
+func TestWhyMayLook(t *testing.T) {
+	s := NewStall(ledger.New(prometheus.NewRegistry()), "logs", "3", "loki", slog.New(slog.DiscardHandler))
+	now := time.Unix(1000, 0)
+	s.Look(now, true, nil)
+	asked := false
+	s.Look(now.Add(time.Minute), false, func() error {
+		asked = true
+		s.Look(now.Add(time.Minute), true, nil)
+		return nil
+	})
+	if !asked {
+		t.Error("nobody has asked why")
+	}
+}
