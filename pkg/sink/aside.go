@@ -159,15 +159,20 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 	if a.part.seq != from.seq {
 		a.part.seq, a.part.n = from.seq, 0
 	}
-	goOn = retry(ctx, a.delivery.log.With("instance", instance), a.waits, "set data aside", func() error {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if put = a.waiting[instance] != nil; !put {
-			return nil // it is not, or not any longer
-		}
-		*a.waiting[instance]++
-		return a.store(ctx, instance, payload, again, from)
-	})
+	a.mu.Lock()
+	put, goOn = a.waiting[instance] != nil, true
+	a.mu.Unlock()
+	if put {
+		goOn = retry(ctx, a.delivery.log.With("instance", instance), a.waits, "set data aside", func() error {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if put = a.waiting[instance] != nil; !put {
+				return nil // not any longer
+			}
+			*a.waiting[instance]++
+			return a.store(ctx, instance, payload, again, from)
+		})
+	}
 	if put || !goOn || why == nil {
 		return put, goOn
 	}
