@@ -6,16 +6,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/snappy"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/bus"
@@ -24,7 +21,6 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
 
@@ -417,79 +413,36 @@ func TestAsideIsDeleted(t *testing.T) {
 // back: a sum of before would be an increase that never was.
 func TestSumsDoNotComeBack(t *testing.T) {
 	t.Parallel()
-	var (
-		mu     sync.Mutex
-		values []float64
-		refuse int
-	)
-	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		if refuse > 0 {
-			refuse--
-			http.Error(w, "too many", http.StatusTooManyRequests)
-			return
-		}
-		packed, _ := io.ReadAll(r.Body)
-		body, _ := snappy.Decode(nil, packed)
-		values = append(values, firstValue(body))
-		w.WriteHeader(http.StatusNoContent)
-	}))
-	defer prometheus.Close()
-	cfg := backend.DefaultConfig()
-	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = prometheus.URL, "1.0", false
-	writer, err := cfg.Open(otlpwire.Metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, conn := testDelivery(t, writer)
-	d.sig = otlpwire.Metrics
-	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newSums(t)
+	lane := s.lane(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	d.aside = newAside(*d, lane, 0, 2)
+	s.aside = newAside(*s.delivery, lane, 0, 2)
 	go func() {
 		defer close(done)
-		(&directLane{lane: lane, delivery: d}).run(ctx)
+		(&directLane{lane: lane, delivery: s.delivery}).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	sent := 0
 	send := func() {
 		t.Helper()
 		sent++
-		body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, sent), otlpwire.DefaultLimits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{
-			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(sent),
-		}}); err != nil {
-			t.Fatal(err)
-		}
-		if !proc.Until(t.Context(), func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return len(values) == sent
-		}) {
+		s.publish(t, sent)
+		if !proc.Until(t.Context(), func() bool { return len(s.stored()) == sent }) {
 			t.Fatal("stopped")
 		}
 	}
 	for range 3 {
 		send()
 	}
-	mu.Lock()
-	refuse = 3
-	mu.Unlock()
+	s.refuses(3, http.StatusTooManyRequests, "too many")
 	send()
-	gauge := d.led.Aside("metrics", 0, "prometheus")
+	gauge := s.led.Aside("metrics", 0, "prometheus")
 	if !proc.Until(t.Context(), func() bool { return testutil.ToFloat64(gauge) == 0 }) {
 		t.Fatal("stopped")
 	}
 	send()
-	if n := testutil.ToFloat64(d.led.Of(otlpwire.Metrics).Aside("prometheus")); n != 1 || fmt.Sprint(values) != "[1 2 3 1 1]" {
-		t.Errorf("%v set aside, sums are %v", n, values)
+	if n := testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Aside("prometheus")); n != 1 || fmt.Sprint(s.stored()) != "[1 2 3 1 1]" {
+		t.Errorf("%v set aside, sums are %v", n, s.stored())
 	}
 }

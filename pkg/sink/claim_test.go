@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -23,65 +24,101 @@ import (
 	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
-// TestAClaimBeginsAnew: whoever claims a lane knows nothing of the sums of deltas from when it
-// had it before, and takes a refusal of what comes first for a repetition.
-func TestAClaimBeginsAnew(t *testing.T) {
-	var (
-		mu     sync.Mutex
-		values []float64
-		refuse bool
-	)
-	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		if refuse {
-			refuse = false
-			http.Error(w, "duplicate sample for timestamp", http.StatusBadRequest)
-			return
-		}
-		packed, _ := io.ReadAll(r.Body)
-		body, _ := snappy.Decode(nil, packed)
-		values = append(values, firstValue(body))
-		w.WriteHeader(http.StatusNoContent)
-	}))
-	defer prometheus.Close()
+// sums is a Prometheus that keeps the first value of each request, and the lane of metrics that feeds it.
+type sums struct {
+	*delivery
+	conn *bus.Conn
+
+	mu     sync.Mutex
+	values []float64
+	refuse int // how many requests more
+	answer func(http.ResponseWriter)
+}
+
+func newSums(t *testing.T) *sums {
+	t.Helper()
+	s := new(sums)
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
 	cfg := backend.DefaultConfig()
-	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = prometheus.URL, "1.0", false
+	cfg.Prometheus.URL, cfg.Prometheus.Protocol, cfg.Prometheus.TargetInfo = server.URL, "1.0", false
 	w, err := cfg.Open(otlpwire.Metrics)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, conn := testDelivery(t, w)
-	d.sig = otlpwire.Metrics
-	publish := func(n int) {
-		body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, n), otlpwire.DefaultLimits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{
-			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(n),
-		}}); err != nil {
-			t.Fatal(err)
-		}
+	s.delivery, s.conn = testDelivery(t, w)
+	s.sig = otlpwire.Metrics
+	return s
+}
+
+func (s *sums) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse > 0 {
+		s.refuse--
+		s.answer(w)
+		return
 	}
+	packed, _ := io.ReadAll(r.Body)
+	body, _ := snappy.Decode(nil, packed)
+	s.values = append(s.values, firstValue(body))
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// refuses makes it refuse so many requests.
+func (s *sums) refuses(n, status int, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse, s.answer = n, func(w http.ResponseWriter) { http.Error(w, text, status) }
+}
+
+func (s *sums) stored() []float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.values)
+}
+
+// publish publishes a delta of 1, the one of millisecond n.
+func (s *sums) publish(t *testing.T, n int) {
+	t.Helper()
+	body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, n), otlpwire.DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{
+		ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(n),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lane opens the lane.
+func (s *sums) lane(t *testing.T) *bus.Lane {
+	t.Helper()
+	lane, err := s.conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lane
+}
+
+// TestAClaimBeginsAnew: whoever claims a lane knows nothing of the sums of deltas from when it
+// had it before, and takes a refusal of what comes first for a repetition.
+func TestAClaimBeginsAnew(t *testing.T) {
+	s := newSums(t)
 	// own runs the lane until so many samples are stored or refused.
 	own := func(until int) {
 		t.Helper()
-		lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		lane := s.lane(t)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			mine := *d // as the members begin it anew
+			mine := *s.delivery // as the members begin it anew
 			(&directLane{lane: lane, delivery: &mine}).run(ctx)
 		}()
 		if !proc.Until(t.Context(), func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return len(values)+int(testutil.ToFloat64(d.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
+			return len(s.stored())+int(testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
 		}) {
 			t.Fatal("stopped")
 		}
@@ -89,23 +126,22 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		<-done
 	}
 	for n := range 3 {
-		publish(n + 1)
+		s.publish(t, n+1)
 	}
 	own(3)
 	for n := range 2 {
-		publish(n + 4)
+		s.publish(t, n+4)
 	}
 	own(5)
-	refuse = true // the first one is there already
+	s.refuses(1, http.StatusBadRequest, "duplicate sample for timestamp") // the first one is there already
 	for n := range 2 {
-		publish(n + 6)
+		s.publish(t, n+6)
 	}
 	own(7)
-	want := []float64{1, 2, 3, 1, 2, 1}
-	if fmt.Sprint(values) != fmt.Sprint(want) {
+	if values, want := s.stored(), []float64{1, 2, 3, 1, 2, 1}; fmt.Sprint(values) != fmt.Sprint(want) {
 		t.Errorf("sums are %v, want %v", values, want)
 	}
-	signal := d.led.Of(otlpwire.Metrics)
+	signal := s.led.Of(otlpwire.Metrics)
 	if dead, dedup, delivered := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)), testutil.ToFloat64(signal.Deduplicated("prometheus")), testutil.ToFloat64(signal.Delivered("prometheus")); dead != 0 || dedup != 1 || delivered != 7 {
 		t.Errorf("%v dead, %v there already, %v delivered", dead, dedup, delivered)
 	}
