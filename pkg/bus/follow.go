@@ -85,7 +85,7 @@ func (r *run) look(lane *Lane, info *jetstream.ConsumerInfo, err error) {
 	}
 	if !moved && r.Hold != nil && now.Sub(r.moved) < r.Hold() {
 		since := now
-		if _, waits := lane.waits(); !waits.IsZero() {
+		if waits := lane.waits(); !waits.IsZero() {
 			since = waits
 		}
 		r.stall.stands(now, since, lane.why)

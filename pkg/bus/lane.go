@@ -349,11 +349,11 @@ func (l *Lane) Waits(why error) {
 	l.mu.waits = why
 }
 
-// waits returns what the reader waits for, and since when; zero when it does not.
-func (l *Lane) waits() (why error, since time.Time) {
+// waits returns since when the reader waits for something; zero when it does not.
+func (l *Lane) waits() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.waits, l.mu.since
+	return l.mu.since
 }
 
 // why says what holds the lane up, as far as it is known.
