@@ -12,7 +12,7 @@ import (
 
 // Aside has what a backend refuses of some instances while it takes what others send, one
 // subject for each backend, partition and instance. Messages are removed once they have been
-// delivered. It is never made smaller by the server: when it is full, lanes wait.
+// delivered; the server removes nothing. When it is full, lanes wait.
 const Aside = "ASIDE"
 
 // AsideSubject returns where the owner of a lane puts what the backend refuses of an

@@ -1,15 +1,11 @@
 package bus
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,35 +14,10 @@ import (
 
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
-
-// text is a log that can be read while it is written.
-type text struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (x *text) Write(p []byte) (int, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.buf.Write(p)
-}
-
-// says reports whether a line has all of these.
-func (x *text) says(all ...string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for line := range strings.Lines(x.buf.String()) {
-		if !slices.ContainsFunc(all, func(s string) bool { return !strings.Contains(line, s) }) {
-			return true
-		}
-	}
-	return false
-}
-
-func (x *text) log() *slog.Logger { return slog.New(slog.NewTextHandler(x, nil)) }
 
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
@@ -61,19 +32,19 @@ func until(t *testing.T, what string, done func() bool) {
 type watched struct {
 	*Members
 	led  *ledger.Ledger
-	said *text
+	said *logtest.Log
 }
 
 func startWatched(t *testing.T, b *broker.Broker, name string, lanes int, change func(p int, s *Shared)) watched {
 	t.Helper()
-	w := watched{led: ledger.New(prometheus.NewRegistry()), said: new(text)}
-	conn, err := Connect(Config{Name: name, InProcess: b}, w.said.log())
+	w := watched{led: ledger.New(prometheus.NewRegistry()), said: new(logtest.Log)}
+	conn, err := Connect(Config{Name: name, InProcess: b}, w.said.Logger(slog.LevelInfo))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
 	until(t, "connected", conn.Connected)
-	w.Members = NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, w.led, w.said.log())
+	w.Members = NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, w.led, w.said.Logger(slog.LevelInfo))
 	var all []Shared
 	for p := range lanes {
 		s := Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: LaneConfig{
@@ -105,7 +76,7 @@ func (w watched) stalled(t *testing.T, p int, why string) {
 	t.Helper()
 	until(t, "a stall: "+why, func() bool {
 		seconds, stalls := w.seconds(p)
-		return seconds >= stallAfter.Seconds() && stalls > 0 && w.said.says("stands still", fmt.Sprint("partition=", p), why)
+		return seconds >= stallAfter.Seconds() && stalls > 0 && w.said.Says("msg=stalled", fmt.Sprint("partition=", p), why)
 	})
 }
 
@@ -113,7 +84,7 @@ func (w watched) goesOn(t *testing.T, p int) {
 	t.Helper()
 	until(t, "it goes on", func() bool {
 		seconds, _ := w.seconds(p)
-		return seconds == 0 && w.said.says("goes on", fmt.Sprint("partition=", p))
+		return seconds == 0 && w.said.Says("no longer stalled", fmt.Sprint("partition=", p))
 	})
 }
 

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 )
@@ -109,19 +111,19 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 func TestAHorizonThatStands(t *testing.T) {
 	t.Parallel()
 	c := testHub(t, testBroker(t), 1)
-	var said text
+	var said logtest.Log
 	led := ledger.New(prometheus.NewRegistry())
-	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 1}}, led, said.log())
+	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); h.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	seconds, stalls := led.Stall("traces", "", "horizon")
 	until(t, "a stall", func() bool {
-		return testutil.ToFloat64(stalls) == 1 && said.says("stands still", "0 of 1 routers", "silent wait")
+		return testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "0 of 1 routers", "silent wait")
 	})
 	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.says("goes on") })
+	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.Says("no longer stalled") })
 }

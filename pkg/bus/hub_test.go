@@ -1,6 +1,8 @@
 package bus
 
 import (
+	"errors"
+	"log/slog"
 	"math"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 )
 
 func TestPace(t *testing.T) {
@@ -59,4 +62,25 @@ func TestErrorsOfTheHubAreCounted(t *testing.T) {
 	}
 	b.Stop()
 	until(t, "away", func() bool { return testutil.ToFloat64(led.HubConnected) == 0 })
+}
+
+// TestAHubWithoutRoomForAside: a hub whose max_file_store was just enough before there was ASIDE
+// is used as it is.
+func TestAHubWithoutRoomForAside(t *testing.T) {
+	t.Parallel()
+	const maxStore = 1 << 50 // of an embedded server
+	top := DefaultTopology()
+	top.MaxBytes = maxStore / 372 * 100 // all streams together: 3.70 times this, and ASIDE 0.125
+	var said logtest.Log
+	c, err := OpenHub(t.Context(), Config{Name: "sink", InProcess: testBroker(t)}, top, said.Logger(slog.LevelInfo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Subjects(t.Context(), Aside, ">"); !errors.Is(err, ErrNoStream) || !said.Says("WARN", "stream cannot be made", "insufficient storage") {
+		t.Errorf("%v; said %s", err, &said)
+	}
+	if _, err := c.State(t.Context(), Audit); err != nil {
+		t.Error(err)
+	}
 }

@@ -245,36 +245,6 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 	}
 }
 
-// forgotten says why a reader is to claim its lane again.
-type forgotten string
-
-func (f forgotten) Error() string { return "the lane is to be claimed again: " + string(f) }
-
-// Is makes it a kind of errPinLost.
-func (forgotten) Is(target error) bool { return target == errPinLost }
-
-// interrupt drops the lane, and counts it if it was read.
-func (l *Lane) interrupt(err error) {
-	if l.pull != nil && l.cfg.Interrupted != nil {
-		l.cfg.Interrupted(interruption(err))
-	}
-	l.drop()
-}
-
-// interruption returns the reason for the ledger.
-func interruption(err error) string {
-	if f, is := errors.AsType[forgotten](err); is {
-		return string(f)
-	}
-	switch {
-	case errors.Is(err, errPinLost):
-		return ledger.InterruptedPin
-	case errors.Is(err, errGone), errors.Is(err, jetstream.ErrConsumerNotFound):
-		return ledger.InterruptedGone
-	}
-	return ledger.InterruptedHub
-}
-
 // accept takes a message when it is the next one and the pin is ours.
 func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	meta, err := msg.Metadata()
@@ -326,47 +296,6 @@ func (l *Lane) prove(ctx context.Context, msg *nats.Msg) error {
 
 func (l *Lane) failed(err error) error {
 	return fmt.Errorf("lane %s of %s: %w", l.cfg.Name, l.cfg.Stream, err)
-}
-
-// fails keeps why the lane is not read; nil when it is.
-func (l *Lane) fails(why error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.mu.failed = why
-}
-
-// Waits says what the reader waits for, beyond the lane: its backend, for instance; nil when
-// it goes on.
-func (l *Lane) Waits(why error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case why == nil:
-		l.mu.since = time.Time{}
-	case l.mu.since.IsZero():
-		l.mu.since = time.Now()
-	}
-	l.mu.waits = why
-}
-
-// waits returns since when the reader waits for something; zero when it does not.
-func (l *Lane) waits() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.mu.since
-}
-
-// why says what holds the lane up, as far as it is known.
-func (l *Lane) why() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.mu.failed != nil:
-		return l.mu.failed
-	case l.mu.waits != nil:
-		return l.mu.waits
-	}
-	return fmt.Errorf("its floor stands at %d", l.mu.floor)
 }
 
 func (l *Lane) owing() int {
@@ -444,27 +373,6 @@ func (l *Lane) keep() {
 	}()
 }
 
-// moved reports whether somebody else has moved the floor of a lane that is ours. An owner
-// before may say what he has finished, in the delivery sequence of his time; and the stream
-// may have let go of what is below its first message.
-func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
-	if info.AckFloor.Consumer > info.Delivered.Consumer {
-		l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
-		return true
-	}
-	l.mu.Lock()
-	highest := l.mu.highest // no older than info
-	l.mu.Unlock()
-	if info.AckFloor.Stream <= highest {
-		return false
-	}
-	if state, err := l.conn.State(ctx, l.cfg.Stream); err != nil || info.AckFloor.Stream < state.FirstSeq {
-		return false
-	}
-	l.conn.log.Error("somebody else has moved the floor of a lane that is ours: what is between is not read", "lane", l.cfg.Name, "stream", l.cfg.Stream, "read", highest, "floor", info.AckFloor.Stream)
-	return true
-}
-
 // claim waits until nobody owns the lane and takes it back to its floor.
 func (l *Lane) claim(ctx context.Context) error {
 	for waiting := false; ; {
@@ -518,29 +426,6 @@ func (l *Lane) claim(ctx context.Context) error {
 	return nil
 }
 
-// reset takes the consumer back to its floor, and returns the sequence that comes next. A
-// floor beyond the stream's end is no reader's: everything up to there would be passed over.
-func (l *Lane) reset(ctx context.Context) (uint64, error) {
-	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
-	if err != nil {
-		return 0, err
-	}
-	state, err := l.conn.State(ctx, l.cfg.Stream)
-	if err != nil || res.ResetSeq <= state.LastSeq+1 {
-		return res.ResetSeq, err
-	}
-	first := max(state.FirstSeq, l.cfg.Start, 1)
-	l.conn.log.Error("the lane's floor is beyond the end of its stream: reading begins at the first message", "lane", l.cfg.Name, "stream", l.cfg.Stream, "floor", res.ResetSeq-1, "end", state.LastSeq)
-	if l.cfg.Interrupted != nil {
-		l.cfg.Interrupted(ledger.InterruptedMoved)
-	}
-	res, err = l.conn.js.ResetConsumerToSequence(ctx, l.cfg.Stream, l.cfg.Name, first)
-	if err != nil {
-		return 0, err
-	}
-	return res.ResetSeq, nil
-}
-
 // consumerInfo asks the server about a lane's consumer.
 func (c *Conn) consumerInfo(ctx context.Context, cfg LaneConfig) (*jetstream.ConsumerInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -550,11 +435,6 @@ func (c *Conn) consumerInfo(ctx context.Context, cfg LaneConfig) (*jetstream.Con
 		return nil, err
 	}
 	return cons.CachedInfo(), nil
-}
-
-// lag returns how many messages of the partition are not finished.
-func lag(info *jetstream.ConsumerInfo) uint64 {
-	return info.NumPending + uint64(max(info.NumAckPending, 0))
 }
 
 func pinned(info *jetstream.ConsumerInfo) string {
@@ -695,46 +575,6 @@ func (l *Lane) Floor() uint64 {
 	return l.mu.floor
 }
 
-// Lag asks the server how many messages of the partition are not finished.
-func (l *Lane) Lag(ctx context.Context) (uint64, error) {
-	info, err := l.info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return lag(info), nil
-}
-
-func (l *Lane) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
-	info, err := l.conn.consumerInfo(ctx, l.cfg)
-	if err != nil {
-		return nil, l.failed(err)
-	}
-	l.mu.Lock()
-	l.mu.waiting = info.NumPending
-	l.mu.Unlock()
-	return info, nil
-}
-
-// Waiting returns how many messages stood behind the last one, when that was last
-// said; 0 when this reader is not the owner.
-func (l *Lane) Waiting() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if time.Now().After(l.mu.held) {
-		return 0
-	}
-	return l.mu.waiting
-}
-
-// LaneLag returns how many messages of a lane are not finished, whoever owns it.
-func (c *Conn) LaneLag(ctx context.Context, cfg LaneConfig) (uint64, error) {
-	info, err := c.consumerInfo(ctx, cfg)
-	if err != nil {
-		return 0, fmt.Errorf("lag of lane %s of %s: %w", cfg.Name, cfg.Stream, err)
-	}
-	return lag(info), nil
-}
-
 // DropLane deletes a lane's consumer, and with it its floor. One that is not there is
 // no error.
 func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
@@ -745,15 +585,6 @@ func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
 		return fmt.Errorf("drop lane %s of %s: %w", name, stream, err)
 	}
 	return nil
-}
-
-// Forget makes the reader claim the lane again, from its floor; reason is one of package
-// ledger.
-func (l *Lane) Forget(reason string) {
-	select {
-	case l.forget <- reason:
-	default: // it has been told
-	}
 }
 
 // drop stops reading. The pin stays until its time is over or Close.

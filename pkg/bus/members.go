@@ -355,7 +355,9 @@ func (m *Members) place(work context.Context) {
 		}
 		switch mine := owners[r.Stream][r.Partition] == m.self; {
 		case mine && r.done == nil && !r.gone:
-			if r.stop == nil && r.stall != nil { // it begins now
+			if r.stop != nil {
+				r.stop() // of the reader that has ended by itself
+			} else if r.stall != nil { // it begins now
 				r.moved = time.Now()
 				r.stall.Look(r.moved, true, nil)
 			}

@@ -3,19 +3,23 @@ package bus
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 )
 
 // interruptedLane is a lane that is read, and acknowledges what it reads; it keeps why it was
 // interrupted.
 type interruptedLane struct {
 	*Lane
-	said    *text
+	said    *logtest.Log
 	mu      sync.Mutex
 	reasons []string
 	read    map[string]int // how often, by body
@@ -38,8 +42,8 @@ func openInterrupted(t *testing.T) (*interruptedLane, *Conn) {
 	t.Helper()
 	b := testBroker(t)
 	hub := testHub(t, b, 1)
-	l := &interruptedLane{said: new(text), read: map[string]int{}}
-	conn, err := Connect(Config{Name: "reader", InProcess: b}, l.said.log())
+	l := &interruptedLane{said: new(logtest.Log), read: map[string]int{}}
+	conn, err := Connect(Config{Name: "reader", InProcess: b}, l.said.Logger(slog.LevelInfo))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,14 +99,14 @@ func TestAFloorFarAway(t *testing.T) {
 			l.begin(t)
 			until(t, "it is owned", l.Owned)
 			move(t, hub)
-			until(t, "seen", func() bool { return l.said.says("ERROR", "somebody else has moved the floor") })
+			until(t, "seen", func() bool { return l.said.Says("ERROR", "somebody else has moved the floor") })
 		},
 		"while it is read": func(t *testing.T, l *interruptedLane, hub *Conn) {
 			l.begin(t)
 			publish(t, hub, "as-1", 100, 101)
 			until(t, "it is read", func() bool { return l.times(100) > 0 })
 			move(t, hub)
-			until(t, "seen", func() bool { return l.said.says("ERROR", "somebody else has moved the floor") })
+			until(t, "seen", func() bool { return l.said.Says("ERROR", "somebody else has moved the floor") })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -111,8 +115,8 @@ func TestAFloorFarAway(t *testing.T) {
 			when(t, l, hub)
 			publish(t, hub, "as-1", 0, 1)
 			until(t, "what comes is read", func() bool { return l.times(0) > 0 })
-			if !l.said.says("ERROR", "beyond the end of its stream") || !l.interrupted(ledger.InterruptedMoved) {
-				t.Errorf("it is not told: %s", &l.said.buf)
+			if !l.said.Says("ERROR", "beyond the end of its stream") || !l.interrupted(ledger.InterruptedMoved) {
+				t.Errorf("it is not told: %s", l.said)
 			}
 		})
 	}
@@ -180,9 +184,51 @@ func TestALaneThatStallsIsSaidOnce(t *testing.T) {
 	}
 	publish(t, hub, "as-1", 3, 4)
 	until(t, "it goes on", func() bool { return l.times(3) > 0 })
-	l.said.mu.Lock()
-	defer l.said.mu.Unlock()
-	if n := strings.Count(l.said.buf.String(), "lane stalls"); n != 1 {
+	if n := strings.Count(l.said.String(), "lane stalls"); n != 1 {
 		t.Errorf("it is said %d times", n)
+	}
+}
+
+// TestOthersMessagesMoveNoFloor: what is stored in other partitions is not taken for somebody who
+// moves the floor.
+func TestOthersMessagesMoveNoFloor(t *testing.T) {
+	t.Parallel()
+	b := testBroker(t)
+	hub := testHub(t, b, 2)
+	var here, there string // an instance of each partition
+	for i := 0; here == "" || there == ""; i++ {
+		if name := fmt.Sprint("as-", i); partition.OfInstance(name, 2) == 0 {
+			here = name
+		} else {
+			there = name
+		}
+	}
+	l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0", Interrupted: func(reason string) { t.Errorf("interrupted: %s", reason) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	next := func(want func(Delivery) bool) {
+		t.Helper()
+		for {
+			d, err := l.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Seq > 0 {
+				if err := l.Ack(d.Seq); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want(d) {
+				return
+			}
+		}
+	}
+	for n := range 3 {
+		publish(t, hub, here, n, n+1)
+		next(func(d Delivery) bool { return d.Seq > 0 })
+		publish(t, hub, there, 100*n, 100*n+100)
+		next(func(d Delivery) bool { return !d.CaughtUp.IsZero() })
 	}
 }

@@ -67,7 +67,7 @@ func (s *Stall) note(now time.Time) (tell func(why func() error)) {
 	if stood < stallAfter {
 		s.counted, s.said = false, time.Time{}
 		if said {
-			return func(func() error) { s.log.Info("goes on") }
+			return func(func() error) { s.log.Info("no longer stalled") }
 		}
 		return func(func() error) {}
 	}
@@ -80,6 +80,6 @@ func (s *Stall) note(now time.Time) (tell func(why func() error)) {
 	}
 	s.said = now
 	return func(why func() error) {
-		s.log.Warn("stands still", "for", stood.Truncate(time.Second), "why", why())
+		s.log.Warn("stalled", "for", stood.Truncate(time.Second), "why", why())
 	}
 }

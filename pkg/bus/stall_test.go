@@ -27,7 +27,7 @@ func TestStall(t *testing.T) {
 		says            string
 	}{
 		{false, 0, 0, ""}, {false, 2, 0, ""}, {true, 0, 0, ""}, {false, 2, 0, ""}, {false, 4, 0, ""}, {false, 6, 0, ""},
-		{false, 8, 1, "stands still"}, {false, 10, 1, ""}, {true, 0, 1, "goes on"}, {true, 0, 1, ""},
+		{false, 8, 1, "msg=stalled"}, {false, 10, 1, ""}, {true, 0, 1, "no longer stalled"}, {true, 0, 1, ""},
 		{false, 2, 1, ""}, {false, 4, 1, ""}, {false, 6, 1, ""}, {false, 8, 2, "for=8s why=\"no room\""},
 	} {
 		text.Reset()
@@ -45,7 +45,7 @@ func TestStall(t *testing.T) {
 		s.Look(now, false, func() error { return errors.New("no room") })
 		now = now.Add(StallInterval)
 	}
-	if n := strings.Count(text.String(), "stands still"); n != 1 || testutil.ToFloat64(stalls) != 2 {
+	if n := strings.Count(text.String(), "msg=stalled"); n != 1 || testutil.ToFloat64(stalls) != 2 {
 		t.Errorf("another 70 s: said %d times, %v stalls", n, testutil.ToFloat64(stalls))
 	}
 	if s.stands(now, now.Add(-time.Second), nil); testutil.ToFloat64(seconds) != 1 {

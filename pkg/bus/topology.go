@@ -173,8 +173,8 @@ func (t Topology) streams() []jetstream.StreamConfig {
 func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 	for _, want := range t.streams() {
 		err := c.ensureStream(ctx, want)
-		if refused, is := errors.AsType[*jetstream.APIError](err); is && want.Name == Aside {
-			c.log.Warn("stream cannot be made: an instance that a backend refuses will hold up its lane", "stream", Aside, "err", refused)
+		if want.Name == Aside && willNotMake(err) {
+			c.log.Warn("stream cannot be made: an instance that a backend refuses will hold up its lane", "stream", Aside, "err", err)
 			continue
 		}
 		if err != nil {
@@ -189,6 +189,15 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 	}
 	_, err := c.ensureMembers(ctx, t)
 	return err
+}
+
+// noStorage is the server's error code where max_file_store has no room for a stream.
+const noStorage = 10047
+
+// willNotMake reports whether the server refuses to make a stream, also when it is asked again.
+func willNotMake(err error) bool {
+	refused, is := errors.AsType[*jetstream.APIError](err)
+	return is && (refused.Code/100 == 4 || refused.ErrorCode == noStorage)
 }
 
 // ensureMembers makes the bucket of [Members]. It is in memory: what it holds is

@@ -1,12 +1,8 @@
 package edge
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
-	"slices"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,33 +11,10 @@ import (
 
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 )
-
-// text is a log that can be read while it is written.
-type text struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (x *text) Write(p []byte) (int, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.buf.Write(p)
-}
-
-// says reports whether a line has all of these.
-func (x *text) says(all ...string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for line := range strings.Lines(x.buf.String()) {
-		if !slices.ContainsFunc(all, func(s string) bool { return !strings.Contains(line, s) }) {
-			return true
-		}
-	}
-	return false
-}
 
 // TestACentreThatStoresNothing: a hub that is connected and has no stream, and a gateway that
 // is not there, show; a signal of which nothing is spooled does not stand.
@@ -61,8 +34,8 @@ func TestACentreThatStoresNothing(t *testing.T) {
 				cfg.Central = CentralConfig{Endpoint: "http://127.0.0.1:1", Token: "x", Protocol: "http", Insecure: true}
 			}
 			s, _ := startSpool(t, cfg.Spool)
-			var said text
-			fw, err := newForward(cfg, s, s.led, slog.New(slog.NewTextHandler(&said, nil)))
+			var said logtest.Log
+			fw, err := newForward(cfg, s, s.led, said.Logger(slog.LevelInfo))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,13 +49,13 @@ func TestACentreThatStoresNothing(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 				defer cancel()
 				if !proc.Until(ctx, done) {
-					t.Fatalf("%s: never; said %s", what, &said.buf)
+					t.Fatalf("%s: never; said %s", what, &said)
 				}
 			}
 			accept(t, s, 0, 1)
 			seconds, stalls := s.led.Stall("logs", "", centre)
 			until("a stall", func() bool {
-				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.says("stands still", "signal=logs", "backend="+centre, why)
+				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "signal=logs", "backend="+centre, why)
 			})
 			if other, _ := s.led.Stall("metrics", "", centre); testutil.ToFloat64(other) > 0 {
 				t.Error("metrics, of which there are none, stand")
@@ -101,7 +74,7 @@ func TestACentreThatStoresNothing(t *testing.T) {
 			}
 			defer conn.Close()
 			until("it goes on", func() bool {
-				return testutil.ToFloat64(seconds) == 0 && s.empty(otlpwire.Logs) && said.says("goes on", "signal=logs")
+				return testutil.ToFloat64(seconds) == 0 && s.empty(otlpwire.Logs) && said.Says("no longer stalled", "signal=logs")
 			})
 		})
 	}

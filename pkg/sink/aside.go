@@ -33,9 +33,9 @@ type AsideConfig struct {
 // instance holds; when none is, the instance is back in the lane. The lane's floor passes what
 // ASIDE has acknowledged, and nothing of it counts as delivered before the backend has it.
 //
-// Whoever stops removes what was delivered; a crash delivers again what was delivered within the
-// last [removeInterval], or puts what the floor had not passed into ASIDE twice. The backend is told of what
-// may be a repetition.
+// Whoever stops removes what was delivered. After a crash what was delivered within the last
+// [removeInterval] is delivered again, and what the floor had not passed may be in ASIDE twice.
+// The writer is told what may be a repetition.
 //
 // Whether a refusal concerns one instance or everybody shows only when another one is tried.
 // So one is set aside, and a further one only when the backend has taken something since, or
@@ -68,8 +68,8 @@ const (
 	// removeInterval is how often what was delivered is removed from ASIDE, while more is there.
 	removeInterval = time.Second
 
-	// lookInterval is how often it is asked what is in ASIDE: of what was put there without an answer, or
-	// by an owner before that was slow, nobody else knows.
+	// lookInterval is how often the hub is asked what is in ASIDE: of what was put there without
+	// an answer, or by an owner before that was slow, nobody else knows.
 	lookInterval = time.Minute
 
 	// mayRepeat is the reason of a message that may have been written before it was set aside.
@@ -124,8 +124,8 @@ func (a *aside) look(ctx context.Context) error {
 	return nil
 }
 
-// subjects returns those of instances that have something in ASIDE. A hub without that stream, which
-// somebody has deleted, has nothing there.
+// subjects returns those of instances that have something in ASIDE: nothing in a hub without
+// that stream.
 func (a *aside) subjects(ctx context.Context, instance string) (map[string]uint64, error) {
 	there, err := a.delivery.conn().Subjects(ctx, bus.Aside, a.subject(instance))
 	if errors.Is(err, bus.ErrNoStream) {
@@ -235,7 +235,7 @@ var errNotOwner = errors.New("the lane is another's for the moment")
 
 // drain delivers what an instance has in ASIDE and returns nil when nothing is left, and the
 // instance is back in the lane. After an error it may be called again.
-func (a *aside) drain(ctx context.Context, instance string) (err error) {
+func (a *aside) drain(ctx context.Context, instance string) error {
 	d, subject := a.delivery, a.subject(instance)
 	r, err := d.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Filters: []string{subject}, Single: true})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -370,12 +371,16 @@ func TestEqualHalvesAreTwo(t *testing.T) {
 }
 
 // TestWhatNobodyKnowsOfIsFound: what was put into ASIDE without an answer, or by an owner before that was
-// slow, is delivered.
+// slow, is delivered, by whoever owns the lane.
 func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
 	a := newAside(*w.d, w.router(), 0, 2)
-	a.delivery.owned = func() bool { return true }
+	var asked, owned atomic.Int64
+	a.delivery.owned = func() bool {
+		asked.Add(1)
+		return owned.Load() > 0
+	}
 	if !a.claim(t.Context()) {
 		t.Fatal("no claim")
 	}
@@ -386,7 +391,35 @@ func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
 	if err := a.look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	w.until("tries of one who is not the owner", func() bool { return asked.Load() > 2 })
+	if n := len(w.w.of("as-1")); n > 0 {
+		t.Errorf("%d items of one who is not the owner", n)
+	}
+	owned.Store(1)
 	w.until("it", func() bool { return len(w.w.of("as-1")) == 1 && w.waiting("as-1") == 0 })
+}
+
+// TestDeadLettersOfWhatWasSetAside name the message that it was in, and not one of ASIDE.
+func TestDeadLettersOfWhatWasSetAside(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.w.refuse("as-1", errTenant)
+	stop := w.own()
+	defer stop()
+	w.send("as-2", "as-1")
+	w.until("it is set aside", func() bool { return w.waiting("as-1") == 1 })
+	w.w.refuse("as-1", fault.Permanent(ledger.DeadRefused, errors.New("400")))
+	w.until("it is dead", func() bool {
+		return w.waiting("as-1") == 0 && testutil.ToFloat64(w.d.led.Of(otlpwire.Logs).Dead(ledger.DeadRefused)) == 1
+	})
+	if err := w.conn.Letters(t.Context(), "logs", "as-1", false, func(l bus.Letter) bool {
+		if l.Source != "LOGS 2" || l.Items != 1 {
+			t.Errorf("%+v", l)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestAsideIsDeleted: without the stream a lane waits for whom the backend refuses, and nothing else.

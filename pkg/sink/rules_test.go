@@ -10,14 +10,15 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 )
 
 // TestAVersionDoesNotChange: one that was overwritten with another text is refused and said, one
 // that is told again is not.
 func TestAVersionDoesNotChange(t *testing.T) {
 	led := ledger.New(prometheus.NewRegistry())
-	var said text
-	r, err := newRules(DefaultConfig().Sampling, 1, led, slog.New(slog.NewTextHandler(&said, nil)))
+	var said logtest.Log
+	r, err := newRules(DefaultConfig().Sampling, 1, led, said.Logger(slog.LevelInfo))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +30,7 @@ func TestAVersionDoesNotChange(t *testing.T) {
 		t.Errorf("%v are refused, the floor stands for %v", n, r.hold())
 	}
 	r.changed(&bus.Policies{Number: 1, From: 1, Text: other})
-	if n := testutil.ToFloat64(led.PoliciesRefused); n != 1 || r.hold() != 7*time.Second || !said.says("ERROR", "version 1", "overwritten") {
+	if n := testutil.ToFloat64(led.PoliciesRefused); n != 1 || r.hold() != 7*time.Second || !said.Says("ERROR", "version 1", "overwritten") {
 		t.Errorf("%v are refused, the floor stands for %v, said %s", n, r.hold(), said.String())
 	}
 	r.changed(&bus.Policies{Number: 2, From: 1, Text: "policies: 2"})

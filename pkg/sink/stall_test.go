@@ -1,11 +1,9 @@
 package sink
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,38 +13,11 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/policy"
 )
-
-// text is a log that can be read while it is written.
-type text struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (x *text) Write(p []byte) (int, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.buf.Write(p)
-}
-
-// says reports whether a line has all of these.
-func (x *text) says(all ...string) bool {
-	for line := range strings.Lines(x.String()) {
-		if !slices.ContainsFunc(all, func(s string) bool { return !strings.Contains(line, s) }) {
-			return true
-		}
-	}
-	return false
-}
-
-func (x *text) String() string {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.buf.String()
-}
 
 // taking is a backend that does as it is told.
 type taking func(ctx context.Context) error
@@ -66,8 +37,8 @@ func TestABackendThatTakesNothing(t *testing.T) {
 		t.Run(why, func(t *testing.T) {
 			t.Parallel()
 			d, conn := testDelivery(t, write)
-			var said text
-			log := slog.New(slog.NewTextHandler(&said, nil))
+			var said logtest.Log
+			log := said.Logger(slog.LevelInfo)
 			hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1, Replicas: 1}, log)
 			hub.Conn = conn
 			members := bus.NewMembers(hub, "sink", "one", d.led, log)
@@ -101,7 +72,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			wait, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer stop()
 			if !proc.Until(wait, func() bool {
-				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.says("stands still", why)
+				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", why)
 			}) {
 				t.Errorf("it stands for %v s, %v stalls:\n%s", testutil.ToFloat64(seconds), testutil.ToFloat64(stalls), &said)
 			}

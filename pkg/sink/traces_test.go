@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink/policy"
 	"github.com/penstock/penstock/pkg/sink/sample"
 )
@@ -79,7 +80,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	}
 	route := func(p int) { // the one message that is there
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		lane := router(p)
 		defer lane.Close()
@@ -96,9 +97,11 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 		name := fmt.Sprint("as-", i)
 		names[partition.OfInstance(name, 2)] = name
 	}
-	for p, name := range names {
+	send := func(p int, span uint64) {
+		t.Helper()
+		name, id := names[p], binary.BigEndian.AppendUint64(nil, span)
 		payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
-			{TraceId: []byte("0123456789abcdef"), SpanId: binary.BigEndian.AppendUint64(nil, uint64(p+1)), Name: "last"},
+			{TraceId: append([]byte("01234567"), id...), SpanId: id, Name: "last"},
 		}}}}}})
 		h := envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano()}
 		seq, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Traces, name), Header: h, Body: payload})
@@ -110,6 +113,8 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	send(0, 1)
+	send(1, 2)
 	router(0).Close() // the backlog
 	route(1)
 
@@ -127,19 +132,20 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	decided := func() []bool {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		return []bool{k.spans[1], k.spans[2]}
+		return []bool{k.spans[1], k.spans[2], k.spans[3]}
 	}
 	await := func(what string, want ...bool) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); !slices.Equal(decided(), want); time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: decided are %v, want %v", what, decided(), want)
-			}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if !proc.Until(ctx, func() bool { return slices.Equal(decided(), want) }) {
+			t.Fatalf("%s: decided are %v, want %v", what, decided(), want)
 		}
 	}
-	await("the backlog stays", false, true)
-	time.Sleep(3 * time.Second) // in which the lane says three times that it has caught up
-	await("the backlog stays, later", false, true)
+	await("the backlog stays", false, true, false)
+	send(1, 3) // the lane goes by later and later marks
+	route(1)
+	await("the backlog stays, later", false, true, true)
 	route(0)
-	await("the backlog is routed", true, true)
+	await("the backlog is routed", true, true, true)
 }

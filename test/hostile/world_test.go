@@ -36,6 +36,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
@@ -68,27 +69,10 @@ type world struct {
 	loki    *loki.Server
 	metrics string // the file
 	admin   jetstream.JetStream
-	log     *logBuffer
+	log     *logtest.Log
 
 	sent    int // of each signal, by the victim
 	slowest time.Duration
-}
-
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) since(n int) (text string, end int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()[n:], l.buf.Len()
 }
 
 func must[T any](t *testing.T) func(v T, err error) T {
@@ -103,14 +87,14 @@ func must[T any](t *testing.T) func(v T, err error) T {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, log: new(logBuffer), tempo: tempo.Start(t), loki: loki.Start(t)}
+	w := &world{t: t, log: new(logtest.Log), tempo: tempo.Start(t), loki: loki.Start(t)}
 	t.Cleanup(func() {
-		if text, _ := w.log.since(0); t.Failed() {
+		if text := w.log.String(); t.Failed() {
 			t.Logf("log of the roles:\n%s", text[max(0, len(text)-16<<10):])
 		}
 	})
 	url := w.serve()
-	log := slog.New(slog.NewTextHandler(w.log, nil))
+	log := w.log.Logger(slog.LevelInfo)
 	topology := bus.DefaultTopology()
 	topology.Partitions, topology.MaxBytes = partitions, 256<<20
 
@@ -380,7 +364,7 @@ func (w *world) check(before int) error {
 		}
 	}
 	w.slowest = max(w.slowest, time.Since(began))
-	if text, _ := w.log.since(before); len(text) > maxLog {
+	if text := w.log.String()[before:]; len(text) > maxLog {
 		return fmt.Errorf("the log has grown by %d bytes:\n%s", len(text), text[:2000])
 	}
 	var mem runtime.MemStats

@@ -4,7 +4,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
@@ -24,32 +24,15 @@ import (
 	"github.com/penstock/penstock/test/backend"
 )
 
-// logBuffer keeps the log of a pipeline and shows it when the test fails.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func newLog(t testing.TB) (*slog.Logger, *logBuffer) {
-	b := new(logBuffer)
+// newLog is shown when the test fails.
+func newLog(t testing.TB) (*slog.Logger, *logtest.Log) {
+	b := new(logtest.Log)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log of the pipeline:\n%s", tail(b.String(), 16<<10))
 		}
 	})
-	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug})), b
+	return b.Logger(slog.LevelDebug), b
 }
 
 func tail(s string, n int) string {
@@ -179,7 +162,7 @@ type pipeline struct {
 	hub          *hub
 	router, sink *role
 	log          *slog.Logger
-	text         *logBuffer
+	text         *logtest.Log
 }
 
 // startPipeline starts hub, router and sink. configure changes the sink's

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend"
@@ -50,7 +51,7 @@ func TestMain(m *testing.M) {
 // process is a running command.
 type process struct {
 	*exec.Cmd
-	out *logBuffer
+	out *logtest.Log
 }
 
 func run(t *testing.T, env []string, name string, args ...string) *process {
@@ -59,7 +60,7 @@ func run(t *testing.T, env []string, name string, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{exec.Command(filepath.Join(dir, name), args...), new(logBuffer)}
+	p := &process{exec.Command(filepath.Join(dir, name), args...), new(logtest.Log)}
 	p.Dir = t.TempDir()
 	p.Env = append(os.Environ(), env...)
 	p.Stdout, p.Stderr = p.out, p.out

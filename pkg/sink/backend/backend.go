@@ -249,9 +249,8 @@ type Delivery struct {
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
 	// Aside, where it is set, takes a payload out of the way: before it is tried, with why
 	// nil, when older ones of its instance are waiting there, and after some tries with a
-	// refusal marked by [fault.Sender]. put says that it has done so. It returns goOn false
-	// when ctx ended first.
-	// Writer may be another one afterwards. again says that the payload may have been written before.
+	// refusal marked by [fault.Sender]. again says that the payload may have been written before.
+	// It returns put when it has taken it, and goOn false when ctx ended first. It may change Writer.
 	Aside func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool)
 	// refused is how many of the payload at hand were given up one after the other, asked how
 	// often the backend was asked for it.
@@ -319,12 +318,12 @@ func (d *Delivery) write(ctx context.Context, instance string, payload []byte, i
 	if d.Arrival > 0 {
 		arrival = time.Unix(0, d.Arrival)
 	}
-	for attempt := 1; ; attempt++ {
-		if d.Aside != nil && attempt == 1 {
-			if put, goOn := d.Aside(ctx, instance, payload, again, nil); put || !goOn {
-				return goOn
-			}
+	if d.Aside != nil {
+		if put, goOn := d.Aside(ctx, instance, payload, again, nil); put || !goOn {
+			return goOn
 		}
+	}
+	for attempt := 1; ; attempt++ {
 		d.asked++
 		err := writeArrived(ctx, d.Writer, instance, payload, arrival)
 		var parts fault.Parts
