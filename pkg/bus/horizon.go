@@ -27,7 +27,8 @@ type Horizon struct {
 	mu   sync.Mutex
 	mark Mark
 
-	past []traceEnd // by time
+	past     []traceEnd // by time
+	searched []uint64   // by partition: up to where nothing stands behind the routers' floor
 }
 
 // Mark is a statement about the hub: every message that a partition of TRACES held at
@@ -98,7 +99,10 @@ func (h *Horizon) look(ctx context.Context) error {
 	}
 	end := traces.CachedInfo().State.LastSeq
 	if n := len(h.past); n > 0 && end < h.past[n-1].seq {
-		h.past = h.past[:0] // the stream was made anew
+		h.past, h.searched = h.past[:0], nil // the stream was made anew
+	}
+	if len(h.searched) != partitions {
+		h.searched = make([]uint64, partitions)
 	}
 	if h.past = append(h.past, traceEnd{at, end}); len(h.past) > maxPast {
 		h.past = h.past[1:]
@@ -112,9 +116,16 @@ func (h *Horizon) look(ctx context.Context) error {
 			continue // somebody else's
 		}
 		routers++
-		routed := end
-		if lag(info) > 0 {
-			routed = min(end, info.AckFloor.Stream)
+		routed := min(end, info.AckFloor.Stream)
+		if lag(info) == 0 && routed < end { // nothing is left, perhaps
+			next, err := conn.next(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
+			if err != nil {
+				return err
+			}
+			if routed = end; next != 0 {
+				routed = min(end, next-1)
+			}
+			h.searched[p] = routed
 		}
 		if at := h.ended(routed); at.After(before[p]) {
 			before[p] = at

@@ -139,7 +139,7 @@ func TestNoHeaderStopsALane(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if !d.CaughtUp.IsZero() {
+				if d.Idle {
 					break
 				}
 				if d.Seq > 0 {

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -81,9 +82,9 @@ type Delivery struct {
 	// again, and begins at its floor: what the reader holds must be forgotten,
 	// everything above the floor comes again.
 	Claimed bool
-	// CaughtUp, when not zero: the hub has said that nothing is left and that the
-	// lane is still ours, after this moment of the reader's clock.
-	CaughtUp time.Time
+	// Idle: the lane is still ours, and as far as the hub has counted nothing is left.
+	// [Lane.Has] says up to where that is so.
+	Idle bool
 }
 
 // Instance returns the last token of the subject.
@@ -220,7 +221,7 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 		if err == nil && (msg == nil || l.stale()) {
 			var idle Delivery
 			if idle, err = l.check(ctx); err == nil && msg == nil {
-				if !idle.CaughtUp.IsZero() {
+				if idle.Idle {
 					return idle, nil
 				}
 				continue
@@ -480,7 +481,59 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 	if info.NumPending > 0 {
 		return Delivery{}, nil
 	}
-	return Delivery{CaughtUp: asked}, nil
+	return Delivery{Idle: true}, nil
+}
+
+// Has reports whether all messages of the partition up to the stream's sequence seq have come.
+// It asks the hub when the last one was an earlier one.
+func (l *Lane) Has(ctx context.Context, seq uint64) (bool, error) {
+	if l.after >= seq {
+		return true, nil
+	}
+	next, err := l.conn.next(ctx, l.cfg.Stream, l.cfg.Filter, l.after+1)
+	if err != nil {
+		return false, l.failed(err)
+	}
+	return next == 0 || next > seq, nil
+}
+
+// next returns the sequence of the first message with a subject of filter that a stream has from
+// seq on; 0 when there is none. The stream's leader says so. What a consumer's count of
+// messages says is less: a message is acknowledged before it is counted (nats-server 2.15.2), and a
+// consumer's leader counts what its own copy of the stream has.
+func (c *Conn) next(ctx context.Context, stream, filter string, seq uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	if filter == "" {
+		filter = ">"
+	}
+	body, err := json.Marshal(struct { // cannot fail
+		Seq  uint64 `json:"seq"`
+		Next string `json:"next_by_subj"`
+	}{seq, filter})
+	if err != nil {
+		return 0, err
+	}
+	subject := "$JS.API.STREAM.MSG.GET." + stream
+	msg, err := c.nc.RequestWithContext(ctx, subject, body)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", subject, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Seq uint64 `json:"seq"`
+		} `json:"message"`
+	}
+	switch err := json.Unmarshal(msg.Data, &answer); {
+	case err != nil:
+		return 0, fmt.Errorf("%s: %w", subject, err)
+	case answer.Error == nil:
+		return answer.Message.Seq, nil
+	case answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return 0, nil
+	}
+	return 0, fmt.Errorf("%s: %w", subject, answer.Error)
 }
 
 // Run calls handle for one delivery after the other until ctx ends or handle

@@ -229,6 +229,6 @@ func TestOthersMessagesMoveNoFloor(t *testing.T) {
 		publish(t, hub, here, n, n+1)
 		next(func(d Delivery) bool { return d.Seq > 0 })
 		publish(t, hub, there, 100*n, 100*n+100)
-		next(func(d Delivery) bool { return !d.CaughtUp.IsZero() })
+		next(func(d Delivery) bool { return d.Idle })
 	}
 }

@@ -3,11 +3,13 @@ package bus
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 )
 
 // reader reads a lane in a goroutine of its own, as a sink does, and hands on
@@ -221,9 +223,8 @@ func TestRivalsSettle(t *testing.T) {
 	}
 }
 
-// TestCaughtUpIsSaidByTheHub wants the word only when nothing is left, and none
-// once the lane is lost.
-func TestCaughtUpIsSaidByTheHub(t *testing.T) {
+// TestIdleIsSaidByTheHub wants the word only when nothing is left.
+func TestIdleIsSaidByTheHub(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
 	hub := testHub(t, b, 1)
@@ -231,14 +232,62 @@ func TestCaughtUpIsSaidByTheHub(t *testing.T) {
 	r := startReader(t, connectTo(t, b, "one"))
 	r.claimed(t, 5*time.Second)
 	r.expect(t, 0, 3)
-	asked := time.Now()
 	select {
 	case d := <-r.got:
-		if d.CaughtUp.Before(asked) {
-			t.Errorf("got %+v, want the moment of the question", d)
+		if !d.Idle {
+			t.Errorf("got %+v", d)
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("never said to be caught up")
+	}
+}
+
+// TestALaneSaysWhatItHas: what others have in the stream is none of it, what has not come is.
+func TestALaneSaysWhatItHas(t *testing.T) {
+	t.Parallel()
+	hub := testHub(t, testBroker(t), 2)
+	var here, there string
+	for i := 0; here == "" || there == ""; i++ {
+		if name := "as-" + strconv.Itoa(i); partition.OfInstance(name, 2) == 0 {
+			here = name
+		} else {
+			there = name
+		}
+	}
+	l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	has := func(seq uint64, want bool) {
+		t.Helper()
+		if got, err := l.Has(t.Context(), seq); err != nil || got != want {
+			t.Errorf("it has all up to %d: %v, %v", seq, got, err)
+		}
+	}
+	has(0, true)
+	has(1, true) // a stream that has nothing
+	publish(t, hub, there, 0, 2)
+	publish(t, hub, here, 0, 1)
+	publish(t, hub, there, 2, 3)
+	has(2, true)
+	has(3, false)
+	for {
+		d, err := l.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Seq > 0 {
+			break
+		}
+	}
+	has(3, true)
+	has(4, true)
+	if err := hub.js.DeleteStream(t.Context(), "LOGS"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Has(t.Context(), 4); err == nil {
+		t.Error("a stream that is gone has everything")
 	}
 }
 

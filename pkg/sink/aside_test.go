@@ -31,14 +31,24 @@ type tenants struct {
 	refused map[string]error // by instance; "*": everybody
 	stored  map[string][]string
 	asked   map[string]int // how often it has refused
+	slow    chan struct{}  // as-1 is taken when it is closed; nil: at once
 }
 
 func (w *tenants) Name() string { return "loki" }
 func (w *tenants) Close() error { return nil }
 
-func (w *tenants) Write(_ context.Context, instance string, payload []byte) error {
+func (w *tenants) Write(ctx context.Context, instance string, payload []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if slow := w.slow; slow != nil && instance == "as-1" {
+		w.asked[instance]++
+		w.mu.Unlock()
+		select {
+		case <-slow:
+		case <-ctx.Done():
+		}
+		w.mu.Lock()
+	}
 	for _, who := range []string{instance, "*"} {
 		if err := w.refused[who]; err != nil {
 			w.asked[instance]++
@@ -262,6 +272,32 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWhatIsNewerGoesBehind: while something of an instance is in ASIDE, the lane writes nothing of it,
+// though the backend would take it.
+func TestWhatIsNewerGoesBehind(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	w.w.refuse("as-1", errTenant)
+	stop := w.own()
+	defer stop()
+	w.send("as-2", "as-1")
+	w.until("it is set aside", func() bool { return w.waiting("as-1") == 1 })
+	w.w.mu.Lock()
+	w.w.slow, w.w.refused["as-1"] = make(chan struct{}), nil
+	asked := w.w.asked["as-1"]
+	w.w.mu.Unlock()
+	w.until("it is tried", func() bool { return w.w.refusals("as-1") > asked })
+	for range 5 {
+		w.send("as-1", "as-2")
+	}
+	w.until("the other", w.arrived("as-2"))
+	if n := w.waiting("as-1"); n != 6 || len(w.w.of("as-1")) != 0 {
+		t.Errorf("%d in ASIDE, %v written", n, w.w.of("as-1"))
+	}
+	close(w.w.slow)
+	w.until("all of it", w.arrived("as-1"))
 }
 
 // TestWhatIsSetAsideTwice: an owner that died between ASIDE's acknowledgement and the floor is

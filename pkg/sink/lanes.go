@@ -173,13 +173,13 @@ func (l *directLane) run(ctx context.Context) {
 	defer func() { _ = l.lane.Ack(done) }() // what an excerpt has put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
 		switch {
-		case l.excerpt.ends(d):
+		case l.excerpt.ends(ctx, d):
 			l.excerpt.done()
 			return false
 		case d.Claimed:
 			return l.claim(finish)
 		case d.Seq == 0:
-			if !d.CaughtUp.IsZero() {
+			if d.Idle {
 				l.repeats = 0
 			}
 			return true

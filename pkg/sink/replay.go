@@ -228,10 +228,10 @@ type excerpt struct {
 	sig     otlpwire.Signal
 	backend string
 	owned   func() bool
-	began   time.Time
-	end     bool      // everything has been read
-	over    bool      // and is done
-	due     time.Time // when the next message may be read, by the rate
+	has     func(context.Context, uint64) (bool, error) // what the lane has
+	end     bool                                        // everything has been read
+	over    bool                                        // and is done
+	due     time.Time                                   // when the next message may be read, by the rate
 	// unsettled counts messages of a lane that writes them as they come.
 	unsettled int
 
@@ -254,7 +254,7 @@ func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, 
 // run does the work until it is done or ctx ends, and writes down how far it is. When
 // it returns the members begin it anew, if it is still theirs.
 func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
-	e.owned, e.began = lane.Owned, time.Now()
+	e.owned, e.has = lane.Owned, lane.Has
 	report, stop := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
 	reporter.Go(func() {
@@ -439,21 +439,25 @@ func (e *excerpt) write(ctx context.Context) error {
 // errLost says that a lane is not ours, or not known to be.
 var errLost = errors.New("the lane has another owner")
 
-// settling is how long after the plan every server has what it names.
-const settling = 3 * time.Second
-
-// ends reports whether d is behind the end of what is to be read.
-func (e *excerpt) ends(d bus.Delivery) bool {
-	if e == nil || d.Claimed || d.Seq <= e.lane.Last && !d.CaughtUp.After(e.began.Add(settling)) {
+// ends reports whether d is behind the end of what is to be read, or nothing is left of that.
+func (e *excerpt) ends(ctx context.Context, d bus.Delivery) bool {
+	if e == nil || d.Claimed {
 		return false
 	}
-	e.end = true
-	return true
+	over := d.Seq > e.lane.Last
+	if d.Idle {
+		var err error
+		if over, err = e.has(ctx, e.lane.Last); err != nil && ctx.Err() == nil {
+			e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err)
+		}
+	}
+	e.end = e.end || over
+	return over
 }
 
 // last reports whether nothing that is to be read stands behind d: what there is up to
 // the end was in the stream when the job was planned. A copy of the stream on another
-// server may be behind; there the end is where the hub says for a while that nothing is left.
+// server may be behind; there the end is where the stream's leader says that nothing is left.
 func (e *excerpt) last(d bus.Delivery) bool {
 	if e == nil || d.Pending > 0 || e.cfg.Streams.Replicas > 1 && d.Seq < e.lane.Last {
 		return false

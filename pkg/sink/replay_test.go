@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -82,22 +83,31 @@ func TestReplaysMakeRoom(t *testing.T) {
 // last message there is.
 func TestExcerptsEnd(t *testing.T) {
 	var live *excerpt
-	if live.ends(bus.Delivery{Seq: 5, CaughtUp: time.Now()}) || live.ended() || live.last(bus.Delivery{Seq: 5}) || live.leavesOut(bus.Delivery{Seq: 5}) || !live.settles() {
+	if live.ends(t.Context(), bus.Delivery{Seq: 5, Idle: true}) || live.ended() || live.last(bus.Delivery{Seq: 5}) || live.leavesOut(bus.Delivery{Seq: 5}) || !live.settles() {
 		t.Error("a live lane has an end")
 	}
 	for name, tc := range map[string]struct {
 		d          bus.Delivery
+		has        uint64
 		ends, last bool
 	}{
-		"in the middle":   {bus.Delivery{Seq: 5, Pending: 3}, false, false},
-		"the last one":    {bus.Delivery{Seq: 10, Pending: 3}, false, false},
-		"behind it":       {bus.Delivery{Seq: 11, Pending: 3}, true, false},
-		"nothing behind":  {bus.Delivery{Seq: 5}, false, true},
-		"nothing is left": {bus.Delivery{CaughtUp: time.Now(), Pending: 1}, true, false},
-		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, false, false},
+		"in the middle":   {bus.Delivery{Seq: 5, Pending: 3}, 10, false, false},
+		"the last one":    {bus.Delivery{Seq: 10, Pending: 3}, 10, false, false},
+		"behind it":       {bus.Delivery{Seq: 11, Pending: 3}, 10, true, false},
+		"nothing behind":  {bus.Delivery{Seq: 5}, 10, false, true},
+		"nothing is left": {bus.Delivery{Idle: true, Pending: 1}, 10, true, false},
+		"miscounted":      {bus.Delivery{Idle: true, Pending: 1}, 9, false, false},
+		"not answered":    {bus.Delivery{Idle: true, Pending: 1}, 0, false, false},
+		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, 10, false, false},
 	} {
-		e := &excerpt{replays: &replays{lanes: &lanes{}}, lane: replay.Lane{Last: 10}}
-		if got := e.ends(tc.d); got != tc.ends || e.ended() != tc.ends {
+		e := &excerpt{replays: &replays{lanes: &lanes{}, log: slog.New(slog.DiscardHandler)}, job: replay.Status{Job: &replay.Job{}}, lane: replay.Lane{Last: 10}}
+		e.has = func(_ context.Context, seq uint64) (bool, error) {
+			if tc.has == 0 {
+				return false, errors.New("no answer")
+			}
+			return tc.has >= seq, nil
+		}
+		if got := e.ends(t.Context(), tc.d); got != tc.ends || e.ended() != tc.ends {
 			t.Errorf("%s: ends %v", name, got)
 		}
 		e.again()

@@ -269,11 +269,17 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 		return l.claim(ctx)
 	case l.sampler == nil:
 		return true // from before the claim
-	case l.excerpt.ends(d):
+	case l.excerpt.ends(ctx, d):
 		l.note(l.sampler.Finish())
 		return true
 	case d.Seq == 0:
-		l.idle(d.CaughtUp.After(l.mark.Asked))
+		reached, err := l.lane.Has(ctx, l.mark.Spans)
+		if err != nil && ctx.Err() == nil {
+			if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
+				l.delivery.log.Warn("the hub does not say whether all spans have come: traces of silent instances wait", "err", err, "more_since_last_said", more)
+			}
+		}
+		l.idle(reached)
 		return true
 	}
 	if !l.excerpt.wait(ctx, d) {
