@@ -105,7 +105,7 @@ func (m *Members) followOthers(ctx context.Context) {
 		others, members := m.elsewhere()
 		round := max(StallInterval/2, time.Duration(len(others)*members)*time.Second/maxQuestions)
 		for _, r := range others {
-			if m.lookElsewhere(ctx, r); !proc.Sleep(ctx, round/time.Duration(len(others))) {
+			if m.lookElsewhere(ctx, r, time.Now()); !proc.Sleep(ctx, round/time.Duration(len(others))) {
 				return
 			}
 		}
@@ -126,7 +126,7 @@ func (m *Members) elsewhere() (others []*run, members int) {
 
 // lookElsewhere asks whether somebody reads a lane. A hub that does not answer says nothing
 // about that; the lanes that run here tell of it.
-func (m *Members) lookElsewhere(ctx context.Context, r *run) {
+func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, StallInterval)
 	defer cancel()
 	info, err := m.hub.Conn.consumerInfo(ctx, r.LaneConfig)
@@ -138,7 +138,7 @@ func (m *Members) lookElsewhere(ctx context.Context, r *run) {
 	if here {
 		return // it has come here meanwhile
 	}
-	r.stall.Look(time.Now(), read || unknown, func() error {
+	r.stall.Look(now, read || unknown, func() error {
 		return fmt.Errorf("nobody reads the lane; it is placed with %s", m.owners()[r.Stream][r.Partition])
 	})
 }

@@ -222,9 +222,15 @@ func TestLanesElsewhereAreRead(t *testing.T) {
 	})
 	for _, r := range elsewhere {
 		until(t, "it is read", func() bool {
-			w.lookElsewhere(t.Context(), r)
+			w.lookElsewhere(t.Context(), r, time.Now())
 			s, _ := w.seconds(r.Partition)
 			return s == 0
 		})
+		for wait := time.Minute; wait < 5*time.Minute; wait += time.Minute {
+			w.lookElsewhere(t.Context(), r, time.Now().Add(wait))
+		}
+		if s, stalls := w.seconds(r.Partition); s != 0 || stalls != 0 {
+			t.Errorf("lane %d has stood for %v s, %v times", r.Partition, s, stalls)
+		}
 	}
 }
