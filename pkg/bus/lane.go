@@ -490,11 +490,19 @@ func (l *Lane) Has(ctx context.Context, seq uint64) (bool, error) {
 	if l.after >= seq {
 		return true, nil
 	}
-	next, err := l.conn.next(ctx, l.cfg.Stream, l.cfg.Filter, l.after+1)
-	if err != nil {
-		return false, l.failed(err)
+	filters := l.cfg.Filters
+	if len(filters) == 0 {
+		filters = []string{l.cfg.Filter}
 	}
-	return next == 0 || next > seq, nil
+	for _, filter := range filters {
+		switch next, err := l.conn.next(ctx, l.cfg.Stream, filter, l.after+1); {
+		case err != nil:
+			return false, l.failed(err)
+		case next != 0 && next <= seq:
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // next returns the sequence of the first message with a subject of filter that a stream has from

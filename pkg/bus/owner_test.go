@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -246,47 +247,52 @@ func TestIdleIsSaidByTheHub(t *testing.T) {
 func TestALaneSaysWhatItHas(t *testing.T) {
 	t.Parallel()
 	hub := testHub(t, testBroker(t), 2)
-	var here, there string
-	for i := 0; here == "" || there == ""; i++ {
-		if name := "as-" + strconv.Itoa(i); partition.OfInstance(name, 2) == 0 {
-			here = name
-		} else {
-			there = name
-		}
+	names := make([]string, 2) // an instance in each partition
+	for i := 0; slices.Contains(names, ""); i++ {
+		name := "as-" + strconv.Itoa(i)
+		names[partition.OfInstance(name, 2)] = name
 	}
-	l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	has := func(seq uint64, want bool) {
+	open := func(cfg LaneConfig) *Lane {
 		t.Helper()
-		if got, err := l.Has(t.Context(), seq); err != nil || got != want {
-			t.Errorf("it has all up to %d: %v, %v", seq, got, err)
-		}
-	}
-	has(0, true)
-	has(1, true) // a stream that has nothing
-	publish(t, hub, there, 0, 2)
-	publish(t, hub, here, 0, 1)
-	publish(t, hub, there, 2, 3)
-	has(2, true)
-	has(3, false)
-	for {
-		d, err := l.Next(t.Context())
+		cfg.Stream = "LOGS"
+		l, err := hub.OpenLane(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Seq > 0 {
-			break
+		t.Cleanup(l.Close)
+		return l
+	}
+	first := PartitionFilter(otlpwire.Logs, 0)
+	lanes := map[string]*Lane{
+		"of a partition": open(LaneConfig{Filter: first, Name: "one"}),
+		"of subjects":    open(LaneConfig{Filters: []string{"otlp.logs.0.nobody", "otlp.logs.0." + names[0]}, Name: "two"}),
+	}
+	all := open(LaneConfig{Name: "all"})
+	has := func(l *Lane, seq uint64, want bool) {
+		t.Helper()
+		if got, err := l.Has(t.Context(), seq); err != nil || got != want {
+			t.Errorf("lane %s has all up to %d: %v, %v", l.cfg.Name, seq, got, err)
 		}
 	}
-	has(3, true)
-	has(4, true)
+	for _, l := range lanes {
+		has(l, 1, true) // a stream that has nothing
+	}
+	publish(t, hub, names[1], 0, 2)
+	publish(t, hub, names[0], 0, 1)
+	publish(t, hub, names[1], 2, 3)
+	has(all, 1, false)
+	for what, l := range lanes {
+		t.Log(what)
+		has(l, 2, true)
+		has(l, 3, false)
+		message(t.Context(), t, l)
+		has(l, 3, true)
+		has(l, 4, true)
+	}
 	if err := hub.js.DeleteStream(t.Context(), "LOGS"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Has(t.Context(), 4); err == nil {
+	if _, err := all.Has(t.Context(), 4); err == nil {
 		t.Error("a stream that is gone has everything")
 	}
 }
