@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"pkg/bus"},
 	// stages
 	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient", "pkg/process"},
-	{"pkg/replay"},
+	{"pkg/replay", "pkg/keeper"},
 	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
 	{"pkg/sink/backend", "pkg/sink/whatif"},
 	// tiers: they never import each other

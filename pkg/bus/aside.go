@@ -21,13 +21,18 @@ func AsideSubject(sig otlpwire.Signal, backend string, partition int, instance s
 	return "aside." + sig.String() + "." + backend + "." + strconv.Itoa(partition) + "." + instance
 }
 
-// Remove removes the messages of a subject up to a sequence from a stream that allows it.
+// Remove removes the messages of a subject, empty for all, up to a sequence from a stream that
+// allows it.
 func (c *Conn) Remove(ctx context.Context, stream, subject string, upTo uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := c.js.Stream(ctx, stream)
+	what := []jetstream.StreamPurgeOpt{jetstream.WithPurgeSequence(upTo + 1)}
+	if subject != "" {
+		what = append(what, jetstream.WithPurgeSubject(subject))
+	}
 	if err == nil {
-		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1))
+		err = s.Purge(ctx, what...)
 	}
 	if err != nil {
 		return fmt.Errorf("remove messages of %s from stream %s: %w", subject, stream, err)

@@ -39,6 +39,8 @@ type Mark struct {
 	Before []time.Time
 	Asked  time.Time // likewise: when Spans was asked for
 	Spans  uint64
+	// Full: SPANS had no room for another message. Routers wait, and so does what they would bring.
+	Full bool
 }
 
 // traceEnd is the last sequence of TRACES at a time.
@@ -118,7 +120,7 @@ func (h *Horizon) look(ctx context.Context) error {
 		routers++
 		routed := min(end, info.AckFloor.Stream)
 		if lag(info) == 0 && routed < end { // nothing is left, perhaps
-			next, err := conn.next(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
+			next, _, err := conn.First(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
 			if err != nil {
 				return err
 			}
@@ -139,7 +141,8 @@ func (h *Horizon) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.Spans = spans.CachedInfo().State.LastSeq
+	state := stateOf(spans.CachedInfo())
+	m.Spans, m.Full = state.LastSeq, state.MaxBytes > 0 && state.Bytes+maxMessage > state.MaxBytes
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()

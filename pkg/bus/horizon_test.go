@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -126,4 +127,40 @@ func TestAHorizonThatStands(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.Says("no longer stalled") })
+}
+
+// TestAFullSpansIsSeen: routers that cannot bring anything are not behind, and say nothing.
+func TestAFullSpansIsSeen(t *testing.T) {
+	t.Parallel()
+	top := DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 16<<20
+	c, err := OpenHub(t.Context(), Config{Name: "test", InProcess: testBroker(t)}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	h := NewHorizon(&Hub{Conn: c, topology: top}, ledger.New(prometheus.NewRegistry()), quiet)
+	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
+		t.Fatal(err)
+	}
+	look := func(full bool) {
+		t.Helper()
+		if err := h.look(t.Context()); err != nil || h.Mark().Full != full {
+			t.Errorf("%+v, %v", h.Mark(), err)
+		}
+	}
+	look(false)
+	for err == nil {
+		m := logsMessage("as-1", 0)
+		m.Subject, m.Header.ID, m.Body = SpansSubject(0), "", make([]byte, 1000<<10)
+		_, err = c.Publish(t.Context(), m)
+	}
+	if !errors.Is(err, ErrFull) {
+		t.Fatal(err)
+	}
+	look(true)
+	if err := c.Remove(t.Context(), Spans, "", 3); err != nil {
+		t.Fatal(err)
+	}
+	look(false)
 }

@@ -2,7 +2,6 @@ package bus
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -85,6 +84,8 @@ type Delivery struct {
 	// Idle: the lane is still ours, and as far as the hub has counted nothing is left.
 	// [Lane.Has] says up to where that is so.
 	Idle bool
+	// After is the sequence of the last message that came before, or the floor, when Idle.
+	After uint64
 }
 
 // Instance returns the last token of the subject.
@@ -481,13 +482,14 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 	if info.NumPending > 0 {
 		return Delivery{}, nil
 	}
-	return Delivery{Idle: true}, nil
+	return Delivery{Idle: true, After: l.after}, nil
 }
 
-// Has reports whether all messages of the partition up to the stream's sequence seq have come.
-// It asks the hub when the last one was an earlier one.
-func (l *Lane) Has(ctx context.Context, seq uint64) (bool, error) {
-	if l.after >= seq {
+// Has reports whether all messages of the partition up to the stream's sequence seq had come
+// when the last one was after. It asks the hub when that was an earlier one. Any goroutine may
+// call it.
+func (l *Lane) Has(ctx context.Context, after, seq uint64) (bool, error) {
+	if after >= seq {
 		return true, nil
 	}
 	filters := l.cfg.Filters
@@ -495,7 +497,7 @@ func (l *Lane) Has(ctx context.Context, seq uint64) (bool, error) {
 		filters = []string{l.cfg.Filter}
 	}
 	for _, filter := range filters {
-		switch next, err := l.conn.next(ctx, l.cfg.Stream, filter, l.after+1); {
+		switch next, _, err := l.conn.First(ctx, l.cfg.Stream, filter, after+1); {
 		case err != nil:
 			return false, l.failed(err)
 		case next != 0 && next <= seq:
@@ -503,45 +505,6 @@ func (l *Lane) Has(ctx context.Context, seq uint64) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// next returns the sequence of the first message with a subject of filter that a stream has from
-// seq on; 0 when there is none. The stream's leader says so. What a consumer's count of
-// messages says is less: a message is acknowledged before it is counted (nats-server 2.15.2), and a
-// consumer's leader counts what its own copy of the stream has.
-func (c *Conn) next(ctx context.Context, stream, filter string, seq uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	if filter == "" {
-		filter = ">"
-	}
-	body, err := json.Marshal(struct { // cannot fail
-		Seq  uint64 `json:"seq"`
-		Next string `json:"next_by_subj"`
-	}{seq, filter})
-	if err != nil {
-		return 0, err
-	}
-	subject := "$JS.API.STREAM.MSG.GET." + stream
-	msg, err := c.nc.RequestWithContext(ctx, subject, body)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", subject, err)
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Seq uint64 `json:"seq"`
-		} `json:"message"`
-	}
-	switch err := json.Unmarshal(msg.Data, &answer); {
-	case err != nil:
-		return 0, fmt.Errorf("%s: %w", subject, err)
-	case answer.Error == nil:
-		return answer.Message.Seq, nil
-	case answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return 0, nil
-	}
-	return 0, fmt.Errorf("%s: %w", subject, answer.Error)
 }
 
 // Run calls handle for one delivery after the other until ctx ends or handle

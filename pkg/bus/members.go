@@ -504,3 +504,16 @@ func (m *Members) All() (all []Member) {
 	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
+
+// First reports whether this process is the first, by name, of the members at hand: one of them
+// is, but for the seconds in which one comes or goes.
+func (m *Members) First() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.seen {
+		if name < m.self {
+			return false
+		}
+	}
+	return true
+}

@@ -270,7 +270,7 @@ func TestALaneSaysWhatItHas(t *testing.T) {
 	all := open(LaneConfig{Name: "all"})
 	has := func(l *Lane, seq uint64, want bool) {
 		t.Helper()
-		if got, err := l.Has(t.Context(), seq); err != nil || got != want {
+		if got, err := l.Has(t.Context(), l.after, seq); err != nil || got != want {
 			t.Errorf("lane %s has all up to %d: %v, %v", l.cfg.Name, seq, got, err)
 		}
 	}
@@ -292,7 +292,7 @@ func TestALaneSaysWhatItHas(t *testing.T) {
 	if err := hub.js.DeleteStream(t.Context(), "LOGS"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := all.Has(t.Context(), 4); err == nil {
+	if _, err := all.Has(t.Context(), 0, 4); err == nil {
 		t.Error("a stream that is gone has everything")
 	}
 }

@@ -23,9 +23,11 @@ type Topology struct {
 	Partitions int `yaml:"partitions"`
 	// Replicas is 1 for a single server and 3 for a cluster.
 	Replicas int `yaml:"replicas"`
-	// MaxAge is how long TRACES, METRICS and LOGS can be replayed.
+	// MaxAge is how long TRACES, METRICS and LOGS can be replayed, as far as MaxBytes has room
+	// beside what is owed. What no backend has yet is kept for any time.
 	MaxAge time.Duration `yaml:"max_age"`
-	// MaxBytes bounds each of TRACES, METRICS and LOGS; SPANS has half of it.
+	// MaxBytes bounds each of TRACES, METRICS and LOGS; SPANS has half of it. When what is owed
+	// fills a stream it refuses more, and edges keep it.
 	MaxBytes proc.Bytes `yaml:"max_bytes"`
 }
 
@@ -46,8 +48,8 @@ func (t Topology) Validate() error {
 	if t.MaxAge < time.Hour {
 		errs = append(errs, fmt.Errorf("streams.max_age is %v, want at least 1h", t.MaxAge))
 	}
-	if t.MaxBytes < 1<<20 {
-		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 1MiB", t.MaxBytes))
+	if t.MaxBytes < 16<<20 { // SPANS has half of it, and messages have up to 1 MiB
+		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 16MiB", t.MaxBytes))
 	}
 	return errors.Join(errs...)
 }
@@ -64,9 +66,7 @@ const (
 )
 
 const (
-	spansAge     = 2 * time.Hour
-	decisionsAge = 2 * time.Hour
-	auditAge     = 365 * 24 * time.Hour
+	auditAge = 365 * 24 * time.Hour
 
 	// maxMessage is the largest message that penstock sends, with its header, in bytes.
 	maxMessage = envelope.MaxPayload + 64<<10
@@ -108,9 +108,12 @@ func ReplayedSubject(run string, partition int) string {
 	return "replayed." + run + "." + strconv.Itoa(partition)
 }
 
+// replayLane begins the names of the consumers of replays.
+const replayLane = "replay-"
+
 // ReplayLane returns the name of the consumer by which a partition is replayed.
 func ReplayLane(run string, partition int) string {
-	return "replay-" + run + "-" + strconv.Itoa(partition)
+	return replayLane + run + "-" + strconv.Itoa(partition)
 }
 
 // PartitionFilter returns the subjects of a partition as a signal's stream
@@ -134,30 +137,33 @@ func (t Topology) streams() []jetstream.StreamConfig {
 		Duplicates: duplicateWindow, DenyDelete: true, DenyPurge: true,
 		MaxConsumers: t.consumers(), MaxMsgSize: maxMessage,
 	}
+	// What is owed to somebody stays until a keeper removes it: a stream that is full refuses.
+	owed := base
+	owed.Discard, owed.DenyPurge = jetstream.DiscardNew, false
 	var all []jetstream.StreamConfig
 	for _, sig := range otlpwire.Signals {
-		s := base
+		s := owed
 		s.Name, s.Description = Stream(sig), "OTLP "+sig.String()+" as they came, one subject an instance"
 		s.Subjects = []string{Subject(sig, "*")}
 		s.SubjectTransform = &jetstream.SubjectTransformConfig{
 			Source:      Subject(sig, "*"),
 			Destination: fmt.Sprintf("otlp.%s.{{partition(%d,1)}}.{{wildcard(1)}}", sig, t.Partitions),
 		}
-		s.MaxAge, s.MaxBytes = t.MaxAge, int64(t.MaxBytes)
+		s.MaxBytes = int64(t.MaxBytes)
 		all = append(all, s)
 	}
-	spans := base
+	spans := owed
 	spans.Name, spans.Description, spans.Subjects = Spans, "spans by trace, one subject a partition", []string{"spans.*", "replay.*.*"}
-	spans.MaxAge, spans.MaxBytes = spansAge, int64(t.MaxBytes)/2
-	decisions := base
+	spans.MaxBytes = int64(t.MaxBytes) / 2
+	decisions := owed
 	decisions.Name, decisions.Description, decisions.Subjects = Decisions, "sampling decisions, one subject a partition", []string{"decisions.*"}
-	decisions.MaxAge, decisions.MaxBytes = decisionsAge, int64(t.MaxBytes)/16
+	decisions.MaxBytes = int64(t.MaxBytes) / 16
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
 	dead.MaxBytes, dead.DenyDelete = int64(t.MaxBytes)/16, false // an operator may clear what is dealt with
-	aside := base
+	aside := owed
 	aside.Name, aside.Description, aside.Subjects = Aside, "what a backend refuses of some instances, until it takes it", []string{"aside.*.*.*.*"}
-	aside.MaxBytes, aside.Discard, aside.DenyPurge = int64(t.MaxBytes)/8, jetstream.DiscardNew, false
+	aside.MaxBytes = int64(t.MaxBytes) / 8
 	replayed := base
 	replayed.Name, replayed.Description, replayed.Subjects = Replayed, "sampling decisions of replays", []string{"replayed.*.*"}
 	replayed.MaxAge, replayed.MaxBytes = t.MaxAge, int64(t.MaxBytes)/16
@@ -297,6 +303,29 @@ type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
 	FirstTime                          time.Time // when the first message was stored
 	Created                            time.Time // another one: other messages under the same sequences
+	MaxBytes                           uint64    // its bound; 0 for none
+	// Forgets says what makes it throw messages away by itself, or keeps a keeper from removing
+	// them; empty for nothing.
+	Forgets string
+}
+
+func stateOf(info *jetstream.StreamInfo) StreamState {
+	st, cfg := info.State, info.Config
+	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0))}
+	var why []string
+	for _, w := range []struct {
+		is   bool
+		what string
+	}{
+		{cfg.Discard == jetstream.DiscardOld, "discard: old"}, {cfg.MaxAge > 0, "max_age"}, {cfg.MaxMsgsPerSubject > 0, "max_msgs_per_subject"},
+		{cfg.DenyPurge, "deny_purge"},
+	} {
+		if w.is {
+			why = append(why, w.what)
+		}
+	}
+	s.Forgets = strings.Join(why, ", ")
+	return s
 }
 
 // State asks the stream's leader what it holds.
@@ -307,9 +336,7 @@ func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
 	if err != nil {
 		return StreamState{}, fmt.Errorf("state of stream %s: %w", stream, err)
 	}
-	info := s.CachedInfo()
-	st := info.State
-	return StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created}, nil
+	return stateOf(s.CachedInfo()), nil
 }
 
 // SequenceAt returns the sequence of the first message that a stream stored at t or

@@ -125,6 +125,13 @@ type Ledger struct {
 	heldBytes    *prometheus.GaugeVec
 	decided      *prometheus.CounterVec
 	replayed     *prometheus.CounterVec
+	// Keeper is 1 while this sink removes from the hub's streams what nobody needs.
+	Keeper     prometheus.Gauge
+	streamOwed *prometheus.GaugeVec
+	streamRoom *prometheus.GaugeVec
+	streamLeft *prometheus.GaugeVec
+	unread     *prometheus.GaugeVec
+	removed    *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -191,6 +198,12 @@ func New(reg prometheus.Registerer) *Ledger {
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		replayed:        counter("penstock_replayed_items_total", "Items a backend has acknowledged once more, for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		asideInstances:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it takes others: their data waits in the stream ASIDE, beside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
+		Keeper:          f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that removes from the hub's streams what nobody needs any more. Of all sinks one has it; without it streams fill and refuse."}),
+		streamOwed:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_owed_bytes", Help: "About how many bytes of a stream of the hub some lane has not finished. Told by the keeper."}, []string{"stream"}),
+		streamRoom:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_bytes", Help: "About how many more bytes a stream of the hub takes before it refuses and edges must keep what they have. Told by the keeper."}, []string{"stream"}),
+		streamLeft:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_seconds", Help: "For how long that room lasts at the rate of now if no lane finishes anything; +Inf while nothing comes. Told by the keeper. Alert on less than an hour."}, []string{"stream"}),
+		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and are of no backend in the configuration: what they have not finished is kept until their consumer is deleted. Told by the keeper. Alert on more than 0."}, []string{"stream"}),
+		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Sequences that the keeper has removed from a stream of the hub: every lane had finished them."}, []string{"stream"}),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
@@ -335,6 +348,27 @@ func (l *Ledger) Paused(sig otlpwire.Signal, backend string) func(now bool) {
 			g.Dec()
 		}
 	}
+}
+
+// Stream returns the gauges of a stream of the hub: about how many bytes are owed, how many more
+// it takes, and for how many seconds that lasts.
+func (l *Ledger) Stream(name string) (owed, room, left prometheus.Gauge) {
+	return l.streamOwed.WithLabelValues(name), l.streamRoom.WithLabelValues(name), l.streamLeft.WithLabelValues(name)
+}
+
+// ForgetStreams removes what a keeper tells of streams: another one does.
+func (l *Ledger) ForgetStreams() {
+	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread} {
+		g.Reset()
+	}
+}
+
+// Unread returns the gauge of how many lanes of a stream nobody reads.
+func (l *Ledger) Unread(stream string) prometheus.Gauge { return l.unread.WithLabelValues(stream) }
+
+// Removed returns the counter of what a keeper has removed from a stream.
+func (l *Ledger) Removed(stream string) prometheus.Counter {
+	return l.removed.WithLabelValues(stream)
 }
 
 // Sampler returns the gauges of one partition's sampler.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
@@ -61,6 +62,9 @@ func (l *lanes) service() services.Service {
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
 		wg.Go(func() { l.horizon.Run(work) })
+		wg.Go(func() {
+			keeper.New(func() *bus.Conn { return l.hub.Conn }, l.members.First, l.cfg.Streams, shared, l.led, l.log).Run(work)
+		})
 		wg.Go(func() { l.rules.watch(work, l.hub, l.members.Self()) })
 		wg.Go(func() { newReplays(l, writers).run(work) })
 		wg.Go(func() { l.serveJobs(work) })

@@ -68,16 +68,16 @@ func stretch() (messages []bus.Message, spans int) {
 	return messages, spans
 }
 
-// keeper is a backend that remembers which spans came.
-type keeper struct {
+// spanSet is a backend that remembers which spans came.
+type spanSet struct {
 	mu    sync.Mutex
 	spans map[uint64]bool
 }
 
-func (k *keeper) Name() string { return "tempo" }
-func (k *keeper) Close() error { return nil }
+func (k *spanSet) Name() string { return "tempo" }
+func (k *spanSet) Close() error { return nil }
 
-func (k *keeper) Write(_ context.Context, _ string, payload []byte) error {
+func (k *spanSet) Write(_ context.Context, _ string, payload []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var sp otlpwire.Span
@@ -88,7 +88,7 @@ func (k *keeper) Write(_ context.Context, _ string, payload []byte) error {
 	return nil
 }
 
-func (k *keeper) count() int {
+func (k *spanSet) count() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.spans)
@@ -115,7 +115,7 @@ policies:
 	}
 	kept := map[string]map[uint64]bool{}
 	for name, deaths := range map[string][]int{"live": nil, "after two failovers": {len(messages) / 3, 2 * len(messages) / 3}, "from the start again": {}} {
-		k := &keeper{spans: map[uint64]bool{}}
+		k := &spanSet{spans: map[uint64]bool{}}
 		d, conn := testDelivery(t, k)
 		d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
 		next := 0

@@ -228,10 +228,10 @@ type excerpt struct {
 	sig     otlpwire.Signal
 	backend string
 	owned   func() bool
-	has     func(context.Context, uint64) (bool, error) // what the lane has
-	end     bool                                        // everything has been read
-	over    bool                                        // and is done
-	due     time.Time                                   // when the next message may be read, by the rate
+	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
+	end     bool                                                       // everything has been read
+	over    bool                                                       // and is done
+	due     time.Time                                                  // when the next message may be read, by the rate
 	// unsettled counts messages of a lane that writes them as they come.
 	unsettled int
 
@@ -447,7 +447,7 @@ func (e *excerpt) ends(ctx context.Context, d bus.Delivery) bool {
 	over := d.Seq > e.lane.Last
 	if d.Idle {
 		var err error
-		if over, err = e.has(ctx, e.lane.Last); err != nil && ctx.Err() == nil {
+		if over, err = e.has(ctx, d.After, e.lane.Last); err != nil && ctx.Err() == nil {
 			e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err)
 		}
 	}

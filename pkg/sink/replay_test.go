@@ -101,7 +101,7 @@ func TestExcerptsEnd(t *testing.T) {
 		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, 10, false, false},
 	} {
 		e := &excerpt{replays: &replays{lanes: &lanes{}, log: slog.New(slog.DiscardHandler)}, job: replay.Status{Job: &replay.Job{}}, lane: replay.Lane{Last: 10}}
-		e.has = func(_ context.Context, seq uint64) (bool, error) {
+		e.has = func(_ context.Context, _, seq uint64) (bool, error) {
 			if tc.has == 0 {
 				return false, errors.New("no answer")
 			}

@@ -44,6 +44,7 @@ type traceLane struct {
 	horizon   *bus.Horizon // nil: silence does not move the time
 	mark      bus.Mark     // of the horizon, not reached yet
 	idled     time.Time    // when the last one that was reached had been asked for
+	free      time.Time    // when SPANS last had room
 	used      int          // how many changes of the rules the sampler knows
 	written   time.Time    // when the journal was last written
 }
@@ -57,8 +58,12 @@ const (
 	// server's 1 MiB.
 	maxDecisions = 2048
 
+	// fullPatience is for how long SPANS must be full before what is held is decided without what
+	// routers cannot bring.
+	fullPatience = 10 * time.Second
+
 	// journalInterval is how often a journal is written at the least: a message of
-	// DECISIONS lives for two hours, and the last one is what fences.
+	// DECISIONS lives for two hours at least, and the last one is what fences.
 	journalInterval = 30 * time.Minute
 
 	// maxRequest is how many bytes go to the backend in one request, without what the
@@ -182,7 +187,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 		return false
 	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
-	l.mark, l.idled = bus.Mark{}, time.Time{}
+	l.mark, l.idled, l.free = bus.Mark{}, time.Time{}, time.Now()
 	return l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := l.newSampler()
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
@@ -273,7 +278,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
 		l.note(l.sampler.Finish())
 		return true
 	case d.Seq == 0:
-		reached, err := l.lane.Has(ctx, l.mark.Spans)
+		reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
 		if err != nil && ctx.Err() == nil {
 			if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
 				l.delivery.log.Warn("the hub does not say whether all spans have come: traces of silent instances wait", "err", err, "more_since_last_said", more)
@@ -318,6 +323,11 @@ func (l *traceLane) idle(reached bool) {
 	if l.mark.Asked.After(l.idled) { // once a mark: it looks at every instance
 		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
+		if !l.mark.Full {
+			l.free = l.mark.Asked
+		} else if l.mark.Asked.Sub(l.free) > fullPatience {
+			l.note(l.sampler.Unblock(time.Now()))
+		}
 	}
 	l.mark = l.horizon.Mark()
 }

@@ -59,7 +59,7 @@ func TestOneInstanceARequest(t *testing.T) {
 // same is not, for the backlog may have the rest of it, until that is routed.
 func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	t.Parallel()
-	k := &keeper{spans: map[uint64]bool{}}
+	k := &spanSet{spans: map[uint64]bool{}}
 	d, conn := testPartitions(t, k, 2)
 	d.sig = otlpwire.Traces
 	top := bus.DefaultTopology()

@@ -307,7 +307,8 @@ func groups() []group {
 		{"reflections", each(as1, false, reflectTo,
 			"$KV.MEMBERS.sink.x", "$KV.MEMBERS.router.x", "$KV.POLICIES.0", "$KV.POLICIES.1", "$KV.REPLAYS.job._all.x", "decisions.0", "decisions.1", "spans.0", "spans.1", "dead.logs.as-2", "replayed.x.0", "replay.x.0", "audit.replay.x", "audit.x",
 			"otlp.logs.as-2", "otlp.traces.as-2", "otlp.metrics.as-2", "otlp.logs.as-1", "penstock.jobs.as-1.table", "penstock.jobs.as-2.remove", "_INBOX_sink.x", "_INBOX_router.x",
-			"$JS.API.STREAM.PURGE.LOGS", "$JS.API.STREAM.DELETE.LOGS", "$JS.API.CONSUMER.RESET.LOGS.loki-0", "$JS.API.CONSUMER.DELETE.LOGS.loki-0", "$JS.API.STREAM.CREATE.X", "$JS.API.STREAM.MSG.DELETE.LOGS", "$JS.ACK.LOGS.loki-0.1.1.1.1.0", "$JS.FC.LOGS.x", "$SYS.REQ.SERVER.PING", "_R_.x.y", "$GR.x", "_GR_.x", ">", "otlp.*.as-2")},
+			"$JS.API.STREAM.PURGE.LOGS", "$JS.API.STREAM.PURGE.TRACES", "$JS.API.STREAM.PURGE.SPANS", "$JS.API.STREAM.PURGE.DECISIONS",
+			"$JS.API.STREAM.DELETE.LOGS", "$JS.API.CONSUMER.RESET.LOGS.loki-0", "$JS.API.CONSUMER.DELETE.LOGS.loki-0", "$JS.API.STREAM.CREATE.X", "$JS.API.STREAM.MSG.DELETE.LOGS", "$JS.ACK.LOGS.loki-0.1.1.1.1.0", "$JS.FC.LOGS.x", "$SYS.REQ.SERVER.PING", "_R_.x.y", "$GR.x", "_GR_.x", ">", "otlp.*.as-2")},
 		{"headers", headers()},
 		{"bodies", bodies()},
 		{"floods", floods()},
@@ -327,6 +328,8 @@ func groups() []group {
 			}, "_INBOX_replay-as-1.x", "$KV.REPLAYS.job._all.x", "$JS.API.CONSUMER.RESET.LOGS.loki-0", "otlp.logs.as-1", "otlp.logs.as-2", "audit.replay.x", "decisions.0"))},
 		{"a router's credential", slices.Concat(
 			each("router", true, publishTo, "$JS.API.CONSUMER.CREATE.LOGS.x", "$JS.API.CONSUMER.CREATE.METRICS.x", "$JS.API.CONSUMER.CREATE.DECISIONS.x", "$JS.API.CONSUMER.MSG.NEXT.LOGS.loki-0", "$JS.API.CONSUMER.MSG.NEXT.METRICS.file-0", "$JS.API.CONSUMER.RESET.LOGS.loki-0", "$JS.API.CONSUMER.UNPIN.LOGS.loki-0", "$JS.API.STREAM.MSG.GET.LOGS", "$JS.API.DIRECT.GET.LOGS", "$JS.API.STREAM.PURGE.LOGS", "$JS.API.STREAM.DELETE.LOGS", "$JS.API.STREAM.UPDATE.LOGS", "$KV.POLICIES.1", "$KV.REPLAYS.job._all.x", "$KV.MEMBERS.sink.x", "decisions.0", "replayed.x.0", "audit.replay.x", "$SYS.REQ.SERVER.PING"),
+			// The server itself publishes the acknowledgement there: strict JSON refuses it.
+			each("router", false, reflectTo, "$JS.API.STREAM.PURGE.LOGS", "$JS.API.STREAM.PURGE.TRACES", "$JS.API.STREAM.PURGE.SPANS", "$JS.API.STREAM.PURGE.DECISIONS"),
 			each("router", true, subscribeTo, ">", "otlp.>", "_INBOX_sink.>", "$JS.>", "penstock.jobs.*.*"))},
 		{"gateway", gatewayAttempts()},
 		{"a tenant that the backends refuse", refusedTenant()}, // and stays refused

@@ -115,7 +115,7 @@ func values(samples []backend.Sample) map[string]any {
 	return out
 }
 
-// gauge returns the highest value of a metric of the sink among those of a backend.
+// gauge returns the highest value of a metric of the sink among those with a label of a value.
 func (p *pipeline) gauge(t *testing.T, name, of string) (most float64) {
 	t.Helper()
 	families, err := p.sink.Registry.Gather()
@@ -125,7 +125,7 @@ func (p *pipeline) gauge(t *testing.T, name, of string) (most float64) {
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			for _, l := range m.GetLabel() {
-				if f.GetName() == name && l.GetName() == "backend" && l.GetValue() == of {
+				if f.GetName() == name && l.GetValue() == of {
 					most = max(most, m.GetGauge().GetValue())
 				}
 			}

@@ -129,9 +129,16 @@ func TestHubAwayUnderLoad(t *testing.T) {
 	load(2 * time.Second)
 	stopLoad()
 	wg.Wait()
+	complete(t, acked, func() map[string][]int { return arrivals(t, tmp, lok, dir) })
+}
+
+// complete waits until everything acknowledged has arrived, by instance and signal, and wants its
+// order kept.
+func complete(t *testing.T, acked map[string][]int, arrivals func() map[string][]int) {
+	t.Helper()
 	// A slow machine takes its time; what does not go on at all is a stall or a loss.
 	goesOn(t, time.Minute, "everything acknowledged has arrived", func() (sum int, err error) {
-		got := arrivals(t, tmp, lok, dir)
+		got := arrivals()
 		for key, want := range acked {
 			n := distinct(got[key])
 			if sum += n; n < len(want) {
@@ -141,7 +148,7 @@ func TestHubAwayUnderLoad(t *testing.T) {
 		return sum, err
 	})
 
-	got := arrivals(t, tmp, lok, dir)
+	got := arrivals()
 	for key, want := range acked {
 		seen, last, disorder := map[int]int{}, map[int]int{}, 0
 		for _, n := range got[key] {

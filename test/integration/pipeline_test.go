@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -161,6 +162,7 @@ func (h *hub) stop() {
 type pipeline struct {
 	hub          *hub
 	router, sink *role
+	streams      bus.Topology // as the router makes them; zero for the default
 	log          *slog.Logger
 	text         *logtest.Log
 }
@@ -182,6 +184,9 @@ func (p *pipeline) startRouter(t testing.TB) {
 	rc := router.DefaultConfig()
 	rc.Hub.URL = p.hub.url
 	rc.Admin.Listen = ""
+	if p.streams.Partitions != 0 {
+		rc.Streams = p.streams
+	}
 	proc := proc.NewProcess(p.log.With("role", "router"), &rc)
 	stages, err := router.Build(proc, rc)
 	p.router = start(t, proc, stages, err)

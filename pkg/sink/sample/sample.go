@@ -674,7 +674,7 @@ func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 			continue
 		}
 		if sweep {
-			s.overdue(in, upto.UnixNano())
+			s.overdue(in, upto.UnixNano(), patience)
 			s.advance(in, &out)
 		}
 		if in.active {
@@ -709,12 +709,26 @@ func (s *Sampler) shortestWait() time.Duration {
 	return shortest
 }
 
-// overdue moves the clock of an instance on to the traces that have been held for too long.
-func (s *Sampler) overdue(in *instance, upto int64) {
+// Unblock decides what has been held for its wait by the reader's clock. It is for a caller who has
+// added all that there is and knows that nothing more can come before something has been
+// decided: SPANS is full. Spans that come later follow the decision.
+func (s *Sampler) Unblock(now time.Time) (out Output) {
+	for _, name := range s.names() {
+		in := s.instances[name]
+		s.overdue(in, now.UnixNano(), idleGrace)
+		s.advance(in, &out)
+	}
+	out.Rewind = s.room()
+	return out
+}
+
+// overdue moves the clock of an instance on to the traces that have been held for grace longer than
+// their wait.
+func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration) {
 	for _, t := range in.queue {
-		grace := patience
+		grace := grace
 		if in.passed || s.held.passed && t.seq <= s.held.oldest {
-			grace = passedPatience // others wait for it
+			grace = min(grace, passedPatience) // others wait for it
 		}
 		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= upto {
 			in.clock = max(in.clock, t.due+in.skew+1)

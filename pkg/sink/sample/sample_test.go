@@ -468,6 +468,43 @@ func TestSilenceIsOfAPartition(t *testing.T) {
 	}
 }
 
+// TestUnblock: when nothing more can come, what has been held for its wait by the reader's clock is
+// decided, and nothing younger; what comes later follows.
+func TestUnblock(t *testing.T) {
+	s := New(policy.KeepAll(10*time.Second), 1<<20, 0)
+	base := time.Unix(1_000_000, 0)
+	at := func(seconds int) time.Time { return base.Add(time.Duration(seconds) * time.Second) }
+	add := func(seq uint64, trace string, arrival time.Time) (late int) {
+		t.Helper()
+		out, err := s.Add(seq, envelope.Frame{Instance: "i", Arrival: arrival.UnixNano(), Seq: seq, Payload: spanOf(trace, fmt.Sprint("span", seq), 0, false)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range out.Exports {
+			if e.Late {
+				late++
+			}
+		}
+		return late
+	}
+	decided := func(out Output) int { return len(out.Decisions) }
+	s.Idle([]time.Time{base}, base)
+	add(1, "1", base)
+	s.Idle([]time.Time{base}, at(8)) // routers stand: their moment does not move
+	add(2, "2", at(8))
+	for i, step := range []struct{ now, decided int }{{10, 0}, {12, 1}, {17, 0}, {20, 1}, {21, 0}} {
+		if n := decided(s.Unblock(at(step.now))); n != step.decided {
+			t.Errorf("step %d: %d are decided, want %d", i, n, step.decided)
+		}
+	}
+	if traces, _ := s.Held(); traces != 0 {
+		t.Errorf("%d are held", traces)
+	}
+	if late := add(3, "1", at(9)); late != 1 {
+		t.Errorf("%d late spans, want the one that came behind the decision", late)
+	}
+}
+
 // silence lets nothing come between two moments.
 func silence(s *Sampler, from, to time.Time) Output {
 	out := s.Idle([]time.Time{from}, from)

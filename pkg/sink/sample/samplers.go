@@ -87,6 +87,11 @@ func (a *Samplers) Idle(before []time.Time, now time.Time) Output {
 	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
 }
 
+// Unblock is [Sampler.Unblock].
+func (a *Samplers) Unblock(now time.Time) Output {
+	return a.each(func(s *Sampler) Output { return s.Unblock(now) })
+}
+
 // Finish is [Sampler.Finish]: when all have let go of everything there is room for what was
 // passed over.
 func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }

@@ -1,0 +1,52 @@
+package keeper
+
+import "time"
+
+// stream is what is known of one stream at a look.
+type stream struct {
+	first, last uint64 // sequences; first is last+1 when it is empty
+	messages    uint64
+	bytes, max  uint64
+	rate        float64 // bytes a second that come in
+	done        uint64  // every lane has finished all of its messages up to here
+	aged        uint64  // messages up to here are older than the stream is to go back
+}
+
+const (
+	// ahead is for how long a stream has room at its rate when it has been made: several looks
+	// of a keeper, and the time in which another one takes over.
+	ahead = 30 * time.Second
+
+	// A stream has room for a sixteenth of its bound at least, and for half of it at most.
+	leastRoom, mostRoom = 16, 2
+)
+
+// size is about how many bytes n of its messages have.
+func (s stream) size(n uint64) uint64 {
+	return uint64(float64(s.bytes) / float64(max(s.messages, 1)) * float64(n))
+}
+
+// owed is about how many bytes are not finished.
+func (s stream) owed() uint64 { return min(s.size(s.last-min(s.done, s.last)), s.bytes) }
+
+// room is how many bytes it takes before it refuses, once everything that is finished has been
+// removed.
+func (s stream) room() uint64 { return s.max - min(s.owed(), s.max) }
+
+// removable returns the sequence up to which messages are to be removed, 0 for none: what is old,
+// and what is in the way of what comes. Nothing behind done.
+func (s stream) removable() uint64 {
+	upTo := s.aged
+	if s.max > 0 && s.messages > 0 {
+		most := float64(s.max)
+		want := min(max(s.rate*ahead.Seconds(), most/leastRoom), most/mostRoom)
+		if float64(s.bytes)+want > most {
+			excess := float64(s.bytes) + min(1.5*want, most/mostRoom) - most // more, so that it is not done at every look
+			upTo = max(upTo, s.first+uint64(excess/float64(s.bytes)*float64(s.messages)))
+		}
+	}
+	if upTo = min(upTo, s.done, s.last); upTo < s.first {
+		return 0
+	}
+	return upTo
+}

@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/test/backend/loki"
+	"github.com/penstock/penstock/test/backend/tempo"
+)
+
+// large is a numbered request of about 40 kB that no compression makes smaller.
+func large(sig otlpwire.Signal, n int) proto.Message {
+	noise := make([]byte, 40_000)
+	for i := range noise {
+		noise[i] = '!' + byte(rand.IntN(90))
+	}
+	resource := &resourcepb.Resource{Attributes: []*commonpb.KeyValue{{Key: "noise", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: string(noise)}}}}}
+	m := numbered(sig, n)
+	switch m := m.(type) {
+	case *tracepb.TracesData:
+		m.ResourceSpans[0].Resource = resource
+	case *logspb.LogsData:
+		m.ResourceLogs[0].Resource = resource
+	}
+	return m
+}
+
+// TestBackendsAwayUntilAllIsFull: Tempo and Loki are away until SPANS, TRACES, LOGS and the edge's
+// spool are full, one after the other, and the edge refuses. Routers and sinks are restarted
+// meanwhile. Everything that was acknowledged arrives when the backends are back, in
+// order, and then there is room again.
+func TestBackendsAwayUntilAllIsFull(t *testing.T) {
+	t.Parallel()
+	const bound = 16 << 20
+	tmp, lok := tempo.Start(t), loki.Start(t)
+	p := &pipeline{streams: bus.DefaultTopology()}
+	p.streams.MaxBytes = bound
+	p.log, p.text = newLog(t)
+	p.hub = startHub(t, p.log)
+	var dir string
+	startSink := func() {
+		p.startSink(t, func(c *sink.Config) {
+			if dir == "" {
+				dir = c.File.Dir
+			}
+			c.Streams, c.Tempo.Endpoint, c.Loki.URL, c.File.Dir = p.streams, tmp.Addr, lok.URL, dir
+			c.Drain = time.Second
+		})
+	}
+	p.startRouter(t)
+	startSink()
+	e := startEdgeWith(t, p.log, p.hub.url, t.TempDir(), edge.InstanceConfig{ID: "as-1"}, func(c *edge.Config) { c.Spool.MaxBytes = 16 << 20 })
+	tmp.Fail(status.Error(codes.Unavailable, "away"))
+	lok.Fail(http.StatusServiceUnavailable)
+
+	signals := []otlpwire.Signal{otlpwire.Traces, otlpwire.Logs}
+	acked := map[string][]int{}
+	var mu sync.Mutex
+	// fill sends until the edge refuses for good, and returns how much it took.
+	fill := func() (took int) {
+		var wg sync.WaitGroup
+		for _, sig := range signals {
+			key := "as-1 " + sig.String()
+			wg.Go(func() {
+				n := len(acked[key])
+				for refused := 0; refused < 40 && n < 2000; {
+					switch err := post(context.Background(), e.http, sig, large(sig, n)); {
+					case err == nil:
+						mu.Lock()
+						acked[key] = append(acked[key], n)
+						took++
+						mu.Unlock()
+						n, refused = n+1, 0
+					case strings.HasPrefix(err.Error(), "503"):
+						refused++
+						time.Sleep(100 * time.Millisecond) // as a sender does
+					default:
+						t.Errorf("%v %d: %v", sig, n, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return took
+	}
+	first := fill()
+	for _, sig := range signals {
+		if n := len(acked["as-1 "+sig.String()]); n*40_000 < bound {
+			t.Errorf("%d requests of %v were taken, less than the stream alone holds", n, sig)
+		}
+	}
+	for stream, max := range map[string]float64{bus.Spans: bound / 2, "TRACES": bound, "LOGS": bound} {
+		eventually(t, 30*time.Second, "the keeper tells of "+stream, func() error {
+			if owed := p.gauge(t, "penstock_stream_owed_bytes", stream); owed < max*3/4 {
+				return fmt.Errorf("%v bytes are owed", owed)
+			}
+			return nil
+		})
+	}
+	p.router.stop()
+	p.sink.stop()
+	p.startRouter(t)
+	startSink()
+	again := fill()
+	t.Logf("%d requests of 40 kB were taken, %d more behind a restart", first, again)
+	if again > first/4 {
+		t.Errorf("behind a restart there is room for %d requests, of %d before", again, first)
+	}
+	tmp.Fail(nil)
+	lok.Fail(0)
+	complete(t, acked, func() map[string][]int {
+		got := map[string][]int{}
+		add := func(sig, text string) {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got["as-1 "+sig] = append(got["as-1 "+sig], n)
+		}
+		for _, s := range tmp.Spans() {
+			add("traces", s.Span.GetName())
+		}
+		for _, e := range lok.Entries() {
+			add("logs", e.Line)
+		}
+		return got
+	})
+	eventually(t, time.Minute, "the streams have room", func() error {
+		if room := p.gauge(t, "penstock_stream_room_bytes", "LOGS"); room < bound*3/4 {
+			return fmt.Errorf("%v bytes", room)
+		}
+		return nil
+	})
+	for _, sig := range signals {
+		eventually(t, time.Minute, "the edge takes data", func() error {
+			return post(context.Background(), e.http, sig, numbered(sig, 5000))
+		})
+	}
+}
