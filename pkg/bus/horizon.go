@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
@@ -111,8 +113,13 @@ func (h *Horizon) look(ctx context.Context) error {
 	}
 	before, routers := make([]time.Time, partitions), 0
 	copy(before, h.mark.Before) // nobody else writes it
+	var infos []*jetstream.ConsumerInfo
 	consumers := traces.ListConsumers(ctx)
-	for info := range consumers.Info() {
+	for info := range consumers.Info() { // to its end: the one who lists waits for us
+		infos = append(infos, info)
+	}
+	unknown := consumers.Err()
+	for _, info := range infos {
 		p, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
 		if err != nil || p < 0 || p >= partitions || info.Name != RouterLane+strconv.Itoa(p) {
 			continue // somebody else's
@@ -121,20 +128,21 @@ func (h *Horizon) look(ctx context.Context) error {
 		routed := min(end, info.AckFloor.Stream)
 		if lag(info) == 0 && routed < end { // nothing is left, perhaps
 			next, _, err := conn.First(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
-			if err != nil {
-				return err
-			}
-			if routed = end; next != 0 {
+			switch {
+			case err != nil:
+				unknown = err
+			case next == 0:
+				routed = end
+			default:
 				routed = min(end, next-1)
 			}
-			h.searched[p] = routed
+			if err == nil {
+				h.searched[p] = routed
+			}
 		}
 		if at := h.ended(routed); at.After(before[p]) {
 			before[p] = at
 		}
-	}
-	if err := consumers.Err(); err != nil {
-		return err
 	}
 	m := Mark{Before: before, Asked: time.Now()}
 	spans, err := conn.js.Stream(ctx, Spans)
@@ -146,10 +154,10 @@ func (h *Horizon) look(ctx context.Context) error {
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()
-	if routers < partitions {
-		return fmt.Errorf("%d of %d routers' consumers are there", routers, partitions)
+	if unknown == nil && routers < partitions {
+		unknown = fmt.Errorf("%d of %d routers' consumers are there", routers, partitions)
 	}
-	return nil
+	return unknown
 }
 
 // ended returns the latest time at which TRACES ended no later than with seq; zero when

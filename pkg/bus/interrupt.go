@@ -55,8 +55,16 @@ func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 	if info.AckFloor.Stream <= highest {
 		return false
 	}
-	if state, err := l.conn.State(ctx, l.cfg.Stream); err != nil || info.AckFloor.Stream < state.FirstSeq {
+	state, err := l.conn.State(ctx, l.cfg.Stream)
+	if err != nil || info.AckFloor.Stream < state.FirstSeq {
 		return false
+	}
+	if info.AckFloor.Stream <= state.LastSeq {
+		// When messages are removed from the stream, the server moves the floor of a lane that owes
+		// nothing over those of others.
+		if all, err := l.Has(ctx, highest, info.AckFloor.Stream); err != nil || all {
+			return false
+		}
 	}
 	l.conn.log.Error("somebody else has moved the floor of a lane that is ours: what is between is not read", "lane", l.cfg.Name, "stream", l.cfg.Stream, "read", highest, "floor", info.AckFloor.Stream)
 	return true

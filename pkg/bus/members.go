@@ -71,6 +71,8 @@ type Shared struct {
 	Partitions int
 	// Quiet lanes have no gauges.
 	Quiet bool
+	// Journal is the subject of DECISIONS that the lane's owner writes; empty for none.
+	Journal string
 	// Hold, if not nil, is for how long the floor may stand while the lane gets on.
 	Hold func() time.Duration
 	// Run reads the lane until ctx ends, finishes what it can within

@@ -230,5 +230,10 @@ func TestOthersMessagesMoveNoFloor(t *testing.T) {
 		next(func(d Delivery) bool { return d.Seq > 0 })
 		publish(t, hub, there, 100*n, 100*n+100)
 		next(func(d Delivery) bool { return d.Idle })
+		// What a keeper removes moves it over the others' messages.
+		if err := hub.Remove(t.Context(), "LOGS", "", uint64(101*n+60)); err != nil {
+			t.Fatal(err)
+		}
+		next(func(d Delivery) bool { return d.Idle })
 	}
 }

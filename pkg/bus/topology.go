@@ -48,8 +48,8 @@ func (t Topology) Validate() error {
 	if t.MaxAge < time.Hour {
 		errs = append(errs, fmt.Errorf("streams.max_age is %v, want at least 1h", t.MaxAge))
 	}
-	if t.MaxBytes < 16<<20 { // SPANS has half of it, and messages have up to 1 MiB
-		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 16MiB", t.MaxBytes))
+	if t.MaxBytes < 32<<20 { // SPANS has half of it, and messages have up to 1 MiB
+		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 32MiB", t.MaxBytes))
 	}
 	return errors.Join(errs...)
 }
@@ -304,6 +304,7 @@ type StreamState struct {
 	FirstTime                          time.Time // when the first message was stored
 	Created                            time.Time // another one: other messages under the same sequences
 	MaxBytes                           uint64    // its bound; 0 for none
+	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
 	// Forgets says what makes it throw messages away by itself, or keeps a keeper from removing
 	// them; empty for nothing.
 	Forgets string
@@ -311,7 +312,7 @@ type StreamState struct {
 
 func stateOf(info *jetstream.StreamInfo) StreamState {
 	st, cfg := info.State, info.Config
-	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0))}
+	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0))}
 	var why []string
 	for _, w := range []struct {
 		is   bool

@@ -24,6 +24,18 @@ import (
 // that needs longer for a window than its answers may take would be sent it for ever.
 const window = 64
 
+// fullPatience is for how long, behind a refusal for want of room, one message at a time is sent: of
+// several, a small one may find room where the one before found none, and stand before it.
+const fullPatience = time.Minute
+
+// room is how many messages of a signal may be on their way now.
+func (w *hubWay) room(sig otlpwire.Signal, now time.Time) int32 {
+	if now.Sub(time.Unix(0, w.full[sig].Load())) < fullPatience {
+		return 1
+	}
+	return window - w.narrowed[sig].Load()
+}
+
 // minHubPayload is a message of the largest size, with its headers.
 const minHubPayload = envelope.MaxPayload + 4<<10
 
@@ -39,6 +51,8 @@ type hubWay struct {
 	shared [len(otlpwire.Signals)]atomic.Bool
 	// narrowed is by how much the window of a signal is smaller than it may be.
 	narrowed [len(otlpwire.Signals)]atomic.Int32
+	// full is when a signal's stream was last full, in Unix nanoseconds.
+	full [len(otlpwire.Signals)]atomic.Int64
 	// denied is why the hub takes nothing of ours; nil when it does.
 	denied [len(otlpwire.Signals)]atomic.Pointer[error]
 	said   proc.Repeats
@@ -112,6 +126,9 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
+	if errors.Is(err, bus.ErrFull) {
+		w.full[sig].Store(time.Now().UnixNano())
+	}
 	if errors.Is(err, bus.ErrTimeout) {
 		w.narrowed[sig].Store(window - max((window-w.narrowed[sig].Load())/2, 1))
 	}
@@ -150,7 +167,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 		if sent == 0 && w.spool.holds(sig) && !w.shared[sig].Swap(false) {
 			after = w.spool.marks.get(hubReader, sig).Hub
 		}
-		for under >= window-w.narrowed[sig].Load() {
+		for under >= w.room(sig, time.Now()) {
 			select {
 			case <-acked:
 				under--

@@ -18,10 +18,12 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -44,8 +46,9 @@ type Keeper struct {
 
 	streams      []*kept
 	spans        *kept
+	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
-	decided      time.Time // when decisions were removed
+	decided      time.Time // when it was last looked at decisions
 }
 
 // hub is a [bus.Conn].
@@ -64,17 +67,25 @@ type kept struct {
 	age   time.Duration     // how far it is to go back
 	lanes map[string]string // the filters of those that the configuration names, by name
 
-	created  time.Time
-	searched map[string]uint64 // by lane: up to here nothing of it is left, beyond its floor
-	last     uint64            // of the look before
-	looked   time.Time
-	rate     float64
-	agedAt   time.Time // when it was last asked how much is too old
-	aged     uint64
+	state  bus.StreamState // of the look before
+	looked time.Time
+	rate   float64
+	agedAt time.Time // when it was last asked how much is too old
+	aged   uint64
+	stood  map[string]owing // lanes whose floor stands, by name
+	tight  time.Time        // since when the first message is the same and room is short
+	freed  uint64           // how many messages the last look removed
 }
+
+// owing is what a lane whose floor stands has not finished.
+type owing struct{ floor, first uint64 }
 
 const (
 	interval = 2 * time.Second
+
+	// standIn is for how long a stream may be short of room before the keepers of other sinks
+	// than the first make some, and how often they look.
+	standIn = 30 * time.Second
 
 	// agedInterval is how often it is asked how much is too old.
 	agedInterval = time.Minute
@@ -85,20 +96,23 @@ const (
 	// spansAge is how long spans stay that all lanes have finished.
 	spansAge = 2 * time.Hour
 
-	// decisionsAge is how long before the oldest span that is owed decisions are kept: spans
-	// that come late follow them.
+	// decisionsAge is how long before the oldest span that is owed decisions are kept, where there is
+	// room: spans that come late follow them.
 	decisionsAge = 2 * time.Hour
 )
 
-// New returns a keeper that works while first says so. lanes are those of the sinks; those of the
-// routers are known.
+// New returns a keeper that works while first says so, and when the first does not. lanes are those
+// of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
-	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), decisionsAge: decisionsAge}
+	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, decisionsAge: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
-		s := &kept{name: name, age: age, lanes: map[string]string{}}
+		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}
 		for _, l := range lanes {
 			if l.Stream == name {
 				s.lanes[l.Name] = l.Filter
+			}
+			if l.Stream == bus.Spans && l.Journal != "" {
+				k.journals[l.Name] = l.Journal
 			}
 		}
 		k.streams = append(k.streams, s)
@@ -118,52 +132,87 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.S
 
 // Run works until ctx ends.
 func (k *Keeper) Run(ctx context.Context) {
+	defer k.led.ForgetStreams()
 	defer k.led.Keeper.Set(0)
-	for proc.Sleep(ctx, interval) {
-		if !k.first() || !k.conn().Connected() {
-			k.led.Keeper.Set(0)
-			k.led.ForgetStreams()
+	for pause := interval; proc.Sleep(ctx, pause); {
+		if pause = interval; !k.conn().Connected() {
 			continue
 		}
-		k.led.Keeper.Set(1)
-		for _, s := range k.streams {
-			k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) })
+		if !k.first() {
+			k.led.Keeper.Set(0)
+			k.led.ForgetStreams()
+			pause = standIn / 2
+			for _, s := range k.streams {
+				k.try(ctx, s.name, func(ctx context.Context) error { return k.standIn(ctx, s) })
+			}
+			continue
 		}
-		k.try(ctx, bus.Decisions, k.decisions)
+		works := true
+		for _, s := range k.streams {
+			works = k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) }) && works
+		}
+		works = k.try(ctx, bus.Decisions, k.decisions) && works
+		if k.led.Keeper.Set(0); works {
+			k.led.Keeper.Set(1)
+		}
 	}
-	k.led.ForgetStreams()
 }
 
-func (k *Keeper) try(ctx context.Context, stream string, look func(context.Context) error) {
+func (k *Keeper) try(ctx context.Context, stream string, look func(context.Context) error) bool {
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := look(within); err != nil && ctx.Err() == nil {
+	err := look(within)
+	if err != nil && ctx.Err() == nil {
 		if more, due := k.said.Due(stream+bus.Kind(err), time.Now()); due {
 			k.log.Warn("nothing can be removed from a stream; when it is full it refuses more", "stream", stream, "err", err, "more_since_last_said", more)
 		}
 	}
+	return err == nil
+}
+
+// standIn looks at a stream that is short of room for so long that the first of the sinks does
+// not work, or may not: an older version, or one without permissions.
+func (k *Keeper) standIn(ctx context.Context, s *kept) error {
+	now := time.Now()
+	state, err := k.conn().State(ctx, s.name)
+	if err != nil {
+		return err
+	}
+	short := state.MaxBytes > 0 && state.Bytes+state.MaxBytes/leastRoom > state.MaxBytes
+	if !short || s.tight.IsZero() || state.FirstSeq != s.state.FirstSeq {
+		if s.tight = (time.Time{}); short {
+			s.tight = now
+		}
+		s.state = state
+		return nil
+	}
+	if now.Sub(s.tight) < standIn {
+		return nil
+	}
+	if err := k.look(ctx, s); err != nil || s.freed == 0 {
+		return err
+	}
+	if more, due := k.said.Due("stands in "+s.name, now); due {
+		k.log.Warn("made room in a stream, for the first of the sinks does not: is it an older version, or without permissions?", "stream", s.name, "more_since_last_said", more)
+	}
+	return nil
 }
 
 // look removes from one stream what is finished and not needed.
 func (k *Keeper) look(ctx context.Context, s *kept) error {
 	now, conn := time.Now(), k.conn()
+	s.freed = 0
 	floors, state, err := conn.Floors(ctx, s.name)
 	if err != nil {
+		s.agedAt = time.Time{}
 		return err
 	}
-	if !state.Created.Equal(s.created) {
-		s.created, s.searched, s.last, s.looked, s.rate, s.aged, s.agedAt = state.Created, map[string]uint64{}, state.LastSeq, now, 0, 0, time.Time{}
-	}
-	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, done: state.LastSeq}
-	s.pace(now, at)
-	at.rate = s.rate
 	missing := s.expect(floors)
-	for name, f := range floors {
-		if f.Lag > 0 {
-			at.done = min(at.done, max(f.Done, s.searched[name]))
-		}
-	}
+	at := s.take(now, state)
 	k.tell(s, state, floors, missing)
+	if at.done, err = s.finished(ctx, conn, floors); err != nil {
+		return err
+	}
 	k.show(s.name, at)
 	if now.Sub(s.agedAt) > agedInterval {
 		s.agedAt, s.aged = now, 0
@@ -175,33 +224,80 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 			s.aged = next - 1
 		}
 	}
-	at.aged = s.aged
+	at.aged, at.done = s.aged, state.LastSeq
+	// What the lanes have finished is asked of the stream, lane by lane: counts and what was found
+	// before are not to be relied on.
 	upTo := at.removable()
-	for name, f := range floors { // the counts are not to be relied on
-		if upTo == 0 || f.Done >= upTo || s.searched[name] >= upTo {
-			continue
+	for _, f := range slices.SortedFunc(maps.Values(floors), func(a, b bus.Floor) int { return cmp.Compare(a.Done, b.Done) }) {
+		if upTo < state.FirstSeq || f.Done >= upTo {
+			break
 		}
-		next, _, err := conn.First(ctx, s.name, f.Filter, max(f.Done, s.searched[name])+1)
+		next, _, err := conn.First(ctx, s.name, f.Filter, f.Done+1)
 		if err != nil {
 			return err
 		}
-		if next == 0 {
-			next = state.LastSeq + 1
+		if next != 0 {
+			upTo = min(upTo, next-1)
 		}
-		s.searched[name] = next - 1
-		upTo = min(upTo, next-1)
 	}
-	if upTo < state.FirstSeq || state.Forgets != "" {
+	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
 		return nil
 	}
-	if time.Since(now) > patience {
+	// A server that was the stream's leader until just now would not have all of it.
+	switch last, _, err := conn.First(ctx, s.name, "", state.LastSeq); {
+	case err != nil:
+		return err
+	case last == 0:
+		return errors.New("the one who answers for the stream does not have its last message")
+	case time.Since(now) > patience:
 		return errors.New("this process was stopped, or the hub was slow")
 	}
 	if err := conn.Remove(ctx, s.name, "", upTo); err != nil {
 		return err
 	}
-	k.led.Removed(s.name).Add(float64(upTo - state.FirstSeq + 1))
+	s.freed = upTo - state.FirstSeq + 1
+	k.led.Removed(s.name).Add(float64(s.freed))
 	return nil
+}
+
+// take takes in what a stream holds now.
+func (s *kept) take(now time.Time, state bus.StreamState) stream {
+	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
+	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // another one, or it has lost its end
+		s.state, s.looked, s.rate, s.agedAt = state, now, 0, time.Time{}
+		clear(s.stood)
+	}
+	if took := now.Sub(s.looked).Seconds(); took > 0 { // at once when it is faster, by and by when it is slower
+		rate := float64(at.size(at.last-s.state.LastSeq)) / took
+		s.rate = max(rate, s.rate*0.9+rate*0.1)
+	}
+	s.state, s.looked = state, now
+	at.rate = s.rate
+	return at
+}
+
+// finished returns up to where all lanes have finished what they have, as far as is known for
+// telling of it: nobody is asked about a lane that gets on, and only once about one that stands.
+func (s *kept) finished(ctx context.Context, conn hub, floors map[string]bus.Floor) (uint64, error) {
+	done := s.state.LastSeq
+	for name, f := range floors {
+		o, stood := s.stood[name]
+		switch {
+		case f.Lag == 0:
+			delete(s.stood, name)
+			continue
+		case !stood || o.floor != f.Done:
+			o = owing{floor: f.Done}
+		case o.first == 0:
+			var err error
+			if o.first, _, err = conn.First(ctx, s.name, f.Filter, f.Done+1); err != nil {
+				return 0, err
+			}
+		}
+		s.stood[name] = o
+		done = min(done, max(f.Done+1, o.first)-1)
+	}
+	return done, nil
 }
 
 // expect adds the lanes that have read nothing yet, and returns their names.
@@ -213,15 +309,6 @@ func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 		}
 	}
 	return missing
-}
-
-// pace takes in how fast a stream grows: at once when that is faster, by and by when it is slower.
-func (s *kept) pace(now time.Time, at stream) {
-	if took := now.Sub(s.looked).Seconds(); took > 0 {
-		rate := float64(at.size(at.last-min(s.last, at.last))) / took
-		s.rate = max(rate, s.rate*0.9+rate*0.1)
-	}
-	s.last, s.looked = at.last, now
 }
 
 // tell says what keeps a stream from being kept, or for ever.
@@ -263,44 +350,78 @@ func (k *Keeper) show(name string, at stream) {
 	left.Set(seconds)
 }
 
-// decisions removes decisions that no span which may come again can ask for: those of long before
-// the oldest span that a lane of SPANS has not finished, and of long before now.
+// decisions removes decisions that no span which may come again can ask for. Those of a lane are
+// needed from the oldest span on that it, or the routers before it, have not finished; and for a
+// while before, since late spans follow them: half as long as they reach back when they fill their
+// stream, for one that cannot record decisions gets nowhere.
 func (k *Keeper) decisions(ctx context.Context) error {
 	began, conn := time.Now(), k.conn()
-	if began.Sub(k.decided) < agedInterval {
-		return nil
-	}
 	state, err := conn.State(ctx, bus.Decisions)
 	if err != nil {
 		return err
 	}
+	at := stream{first: state.FirstSeq, last: state.LastSeq, done: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes}
+	k.show(bus.Decisions, at)
 	k.tell(&kept{name: bus.Decisions}, state, nil, nil)
-	if state.Messages == 0 || state.Forgets != "" || began.Sub(state.FirstTime) < k.decisionsAge {
+	margin, reach := k.decisionsAge, began.Sub(state.FirstTime)
+	if state.MaxBytes > 0 && state.Bytes > state.MaxBytes/4*3 {
+		margin = min(margin, reach/2)
+	} else if began.Sub(k.decided) < agedInterval {
 		return nil
 	}
-	floors, _, err := conn.Floors(ctx, bus.Spans)
-	if err != nil {
+	if state.Messages == 0 || state.Forgets != "" || reach < margin {
+		return nil
+	}
+	unrouted := began
+	if err := k.oldest(ctx, k.streams[otlpwire.Traces], func(_ string, stored time.Time) {
+		if stored.Before(unrouted) {
+			unrouted = stored
+		}
+	}); err != nil {
 		return err
 	}
-	k.spans.expect(floors)
-	oldest := began
-	for _, f := range floors {
-		next, stored, err := conn.First(ctx, bus.Spans, f.Filter, f.Done+1)
-		if err != nil {
-			return err
+	var of []error
+	if err := k.oldest(ctx, k.spans, func(lane string, stored time.Time) {
+		subject := k.journals[lane]
+		if subject == "" {
+			return // nobody's here
 		}
-		if next != 0 && stored.Before(oldest) {
-			oldest = stored
+		if stored.After(unrouted) {
+			stored = unrouted
 		}
-	}
-	next, err := conn.SequenceAt(ctx, bus.Decisions, oldest.Add(-k.decisionsAge))
-	if err == nil && next > state.FirstSeq && time.Since(began) < patience {
-		err = conn.Remove(ctx, bus.Decisions, "", next-1)
-	}
-	if err != nil {
+		next, err := conn.SequenceAt(ctx, bus.Decisions, stored.Add(-margin))
+		if err == nil && next > state.FirstSeq && time.Since(began) < patience {
+			err = conn.Remove(ctx, bus.Decisions, subject, next-1)
+		}
+		of = append(of, err)
+	}); err != nil {
 		return err
 	}
 	k.decided = began
-	k.led.Removed(bus.Decisions).Add(float64(next - state.FirstSeq))
+	if after, err := conn.State(ctx, bus.Decisions); err == nil {
+		k.led.Removed(bus.Decisions).Add(float64(state.Messages - min(after.Messages, state.Messages)))
+	}
+	return errors.Join(of...)
+}
+
+// oldest tells of every lane of a stream when the first message was stored that it has not
+// finished; the present when it has finished all.
+func (k *Keeper) oldest(ctx context.Context, s *kept, tell func(lane string, stored time.Time)) error {
+	now := time.Now()
+	floors, _, err := k.conn().Floors(ctx, s.name)
+	if err != nil {
+		return err
+	}
+	s.expect(floors)
+	for name, f := range floors {
+		next, stored, err := k.conn().First(ctx, s.name, f.Filter, f.Done+1)
+		if err != nil {
+			return err
+		}
+		if next == 0 || stored.After(now) {
+			stored = now
+		}
+		tell(name, stored)
+	}
 	return nil
 }

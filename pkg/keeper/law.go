@@ -7,6 +7,7 @@ type stream struct {
 	first, last uint64 // sequences; first is last+1 when it is empty
 	messages    uint64
 	bytes, max  uint64
+	largest     uint64  // bytes that one message may have
 	rate        float64 // bytes a second that come in
 	done        uint64  // every lane has finished all of its messages up to here
 	aged        uint64  // messages up to here are older than the stream is to go back
@@ -17,7 +18,8 @@ const (
 	// of a keeper, and the time in which another one takes over.
 	ahead = 30 * time.Second
 
-	// A stream has room for a sixteenth of its bound at least, and for half of it at most.
+	// A stream has room for a sixteenth of its bound at least, and for two of the largest
+	// messages; for half of its bound at most.
 	leastRoom, mostRoom = 16, 2
 )
 
@@ -39,7 +41,7 @@ func (s stream) removable() uint64 {
 	upTo := s.aged
 	if s.max > 0 && s.messages > 0 {
 		most := float64(s.max)
-		want := min(max(s.rate*ahead.Seconds(), most/leastRoom), most/mostRoom)
+		want := min(max(s.rate*ahead.Seconds(), most/leastRoom, 2*float64(s.largest)), most/mostRoom)
 		if float64(s.bytes)+want > most {
 			excess := float64(s.bytes) + min(1.5*want, most/mostRoom) - most // more, so that it is not done at every look
 			upTo = max(upTo, s.first+uint64(excess/float64(s.bytes)*float64(s.messages)))

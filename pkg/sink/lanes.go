@@ -112,7 +112,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	if sig == otlpwire.Traces {
-		s.Stream, s.Filter, s.Hold = bus.Spans, bus.SpansSubject(p), l.rules.hold
+		s.Stream, s.Filter, s.Journal, s.Hold = bus.Spans, bus.SpansSubject(p), journal, l.rules.hold
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
