@@ -214,7 +214,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	k.show(s.name, at)
-	if now.Sub(s.agedAt) > agedInterval {
+	if now.Sub(s.agedAt) > min(agedInterval, s.age) {
 		s.agedAt, s.aged = now, 0
 		if old := now.Add(-s.age); state.Messages > 0 && state.FirstTime.Before(old) {
 			next, err := conn.SequenceAt(ctx, s.name, old)

@@ -21,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
@@ -313,7 +314,7 @@ func shareOne(t *testing.T, conn *bus.Conn, group, stream string, sig otlpwire.S
 
 // TestDeployedCluster starts three servers of deploy/nats/nats-cluster.conf,
 // and runs an edge over streams with three replicas while the server that it is
-// connected to dies.
+// connected to dies. A keeper removes what has been read, and nothing else, with the rights that sinks have.
 func TestDeployedCluster(t *testing.T) {
 	deployEnv(t)
 	routes := make([]string, 3)
@@ -385,10 +386,16 @@ func TestDeployedCluster(t *testing.T) {
 		return nil
 	})
 	st, err := router.State(t.Context(), bus.Stream(otlpwire.Logs))
-	if err != nil || st.Messages == 0 {
+	if err != nil || st.LastSeq == 0 {
 		t.Errorf("LOGS: %+v, %v", st, err)
 	}
 	eventually(t, 60*time.Second, "two sinks share the lanes and have read everything", func() error { return read.done(n) })
+	eventually(t, 60*time.Second, "the keeper has removed what was read", func() error {
+		if st, err := router.State(t.Context(), bus.Stream(otlpwire.Logs)); err != nil || st.Messages > 0 {
+			return fmt.Errorf("%+v, %v", st, err)
+		}
+		return nil
+	})
 }
 
 // sharedLanes are two members that share the lanes of METRICS and LOGS.
@@ -420,6 +427,11 @@ func newShared(t *testing.T, urls string, topology bus.Topology) *sharedLanes {
 			}
 		}
 		wg.Go(func() { m.Run(ctx, lanes) })
+		past := topology
+		past.MaxAge = time.Nanosecond // what is finished goes at once
+		wg.Go(func() {
+			keeper.New(func() *bus.Conn { return hub.Conn }, m.First, past, lanes, ledger.New(prometheus.NewRegistry()), log).Run(ctx)
+		})
 	}
 	return s
 }
