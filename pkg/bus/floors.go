@@ -5,20 +5,57 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Floor says how far a lane of a stream is.
 type Floor struct {
-	Filter string // the subjects that it reads; empty for all
+	Filter string `json:"filter"` // the subjects that it reads; empty for all
 	// Done is the stream's sequence up to which the lane has finished all of its messages.
-	Done uint64
+	Done uint64 `json:"floor"`
 	// Lag is how many it has not finished, as the hub has counted.
-	Lag uint64
+	Lag uint64 `json:"owed"`
+	// Read: somebody has the lane, or asks for it.
+	Read bool `json:"read"`
+}
+
+// LaneState is a lane of a stream, and since when it is owed something.
+type LaneState struct {
+	Stream string `json:"stream"`
+	Name   string `json:"name"`
+	Floor
+	Oldest time.Time `json:"oldest,omitzero"` // when the first message was stored that it has not finished
+}
+
+// Lanes returns the lanes of TRACES, METRICS, LOGS and SPANS, in the order of stream and name.
+func (c *Conn) Lanes(ctx context.Context) (all []LaneState, err error) {
+	for _, stream := range []string{Stream(otlpwire.Traces), Stream(otlpwire.Metrics), Stream(otlpwire.Logs), Spans} {
+		floors, _, err := c.Floors(ctx, stream)
+		for attempt := 1; errors.Is(err, errListed) && attempt < 10 && proc.Sleep(ctx, 100*time.Millisecond); attempt++ {
+			floors, _, err = c.Floors(ctx, stream)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(floors)) {
+			l := LaneState{Stream: stream, Name: name, Floor: floors[name]}
+			if l.Lag > 0 {
+				if _, l.Oldest, err = c.First(ctx, stream, l.Filter, l.Done+1); err != nil {
+					return nil, err
+				}
+			}
+			all = append(all, l)
+		}
+	}
+	return all, nil
 }
 
 // errListed says that a list of consumers is not known to be whole.
@@ -39,7 +76,7 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	for info := range consumers.Info() {
 		listed[info.Name] = true // a cluster that misses one lists the last one twice
 		if isLane(info) {
-			floors[info.Name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info)}
+			floors[info.Name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 		}
 	}
 	after := before

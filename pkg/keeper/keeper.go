@@ -6,7 +6,7 @@
 // when it is older than the stream is to go back or in the way of what comes; and from
 // DECISIONS what no span that may come again can ask for. Lanes are those that the configuration
 // names, and all others that the hub knows: one that nobody reads any more holds its stream until an
-// operator deletes its consumer.
+// operator gives it up.
 //
 // Every sink has a keeper, and the first of the sinks lets its keeper work. Two at once, one that
 // slept, or none do no harm: what was finished at any time stays finished, and without a keeper
@@ -72,9 +72,10 @@ type kept struct {
 	rate   float64
 	agedAt time.Time // when it was last asked how much is too old
 	aged   uint64
-	stood  map[string]owing // lanes whose floor stands, by name
-	tight  time.Time        // since when the first message is the same and room is short
-	freed  uint64           // how many messages the last look removed
+	stood  map[string]owing  // lanes whose floor stands, by name
+	tight  time.Time         // since when the first message is the same and room is short
+	unread map[string]uint64 // what lanes that the configuration does not name had not finished
+	freed  uint64            // how many messages the last look removed
 }
 
 // owing is what a lane whose floor stands has not finished.
@@ -152,6 +153,15 @@ func (k *Keeper) Run(ctx context.Context) {
 			works = k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) }) && works
 		}
 		works = k.try(ctx, bus.Decisions, k.decisions) && works
+		for _, name := range []string{bus.DeadLetter, bus.Aside} { // others empty these
+			k.try(ctx, name, func(ctx context.Context) error {
+				state, err := k.conn().State(ctx, name)
+				if err == nil {
+					k.show(name, stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes})
+				}
+				return err
+			})
+		}
 		if k.led.Keeper.Set(0); works {
 			k.led.Keeper.Set(1)
 		}
@@ -264,7 +274,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 func (s *kept) take(now time.Time, state bus.StreamState) stream {
 	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
 	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // another one, or it has lost its end
-		s.state, s.looked, s.rate, s.agedAt = state, now, 0, time.Time{}
+		s.state, s.looked, s.rate, s.agedAt, s.unread = state, now, 0, time.Time{}, nil
 		clear(s.stood)
 	}
 	if took := now.Sub(s.looked).Seconds(); took > 0 { // at once when it is faster, by and by when it is slower
@@ -325,8 +335,16 @@ func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floo
 		}
 	}
 	var unread []string
+	for name, owed := range s.unread {
+		if _, there := floors[name]; !there {
+			k.led.Abandoned(s.name).Add(float64(owed))
+			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lane", name, "messages", owed)
+		}
+	}
+	s.unread = map[string]uint64{}
 	for name, f := range floors {
 		if _, ours := s.lanes[name]; !ours && f.Lag > 0 {
+			s.unread[name] = f.Lag
 			unread = append(unread, fmt.Sprintf("%s (%d messages)", name, f.Lag))
 		}
 	}
@@ -334,7 +352,7 @@ func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floo
 	if len(unread) > 0 {
 		slices.Sort(unread)
 		if more, due := k.said.Due("unread "+s.name, time.Now()); due {
-			k.log.Warn("lanes of backends that are not in the configuration hold messages; to give these up, delete the consumers", "stream", s.name, "lanes", strings.Join(unread, " "), "more_since_last_said", more)
+			k.log.Warn("lanes of backends that are not in the configuration hold messages; to give them up: penstock lanes abandon STREAM/LANE", "stream", s.name, "lanes", strings.Join(unread, " "), "more_since_last_said", more)
 		}
 	}
 }
@@ -360,7 +378,7 @@ func (k *Keeper) decisions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	at := stream{first: state.FirstSeq, last: state.LastSeq, done: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes}
+	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes}
 	k.show(bus.Decisions, at)
 	k.tell(&kept{name: bus.Decisions}, state, nil, nil)
 	margin, reach := k.decisionsAge, began.Sub(state.FirstTime)

@@ -132,6 +132,7 @@ type Ledger struct {
 	streamLeft *prometheus.GaugeVec
 	unread     *prometheus.GaugeVec
 	removed    *prometheus.CounterVec
+	abandoned  *prometheus.CounterVec
 }
 
 // Signal is the part of the ledger for one signal.
@@ -204,6 +205,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		streamLeft:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_seconds", Help: "For how long that room lasts at the rate of now if no lane finishes anything; +Inf while nothing comes. Told by the keeper. Alert on less than an hour."}, []string{"stream"}),
 		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and are of no backend in the configuration: what they have not finished is kept until their consumer is deleted. Told by the keeper. Alert on more than 0."}, []string{"stream"}),
 		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Sequences that the keeper has removed from a stream of the hub: every lane had finished them."}, []string{"stream"}),
+		abandoned:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_abandoned_messages_total", Help: "Messages that lanes had not finished which an operator has given up: they are lost for that backend. Told by the keeper."}, []string{"stream"}),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
@@ -369,6 +371,11 @@ func (l *Ledger) Unread(stream string) prometheus.Gauge { return l.unread.WithLa
 // Removed returns the counter of what a keeper has removed from a stream.
 func (l *Ledger) Removed(stream string) prometheus.Counter {
 	return l.removed.WithLabelValues(stream)
+}
+
+// Abandoned returns the counter of what was lost with lanes that were given up.
+func (l *Ledger) Abandoned(stream string) prometheus.Counter {
+	return l.abandoned.WithLabelValues(stream)
 }
 
 // Sampler returns the gauges of one partition's sampler.

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +18,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/test/backend"
 )
 
@@ -48,6 +52,40 @@ func TestCommandsOfAnOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Two lanes, one of which is read.
+	topology := bus.DefaultTopology()
+	topology.Partitions = 2
+	conn := openAs(t, url, "sink", topology)
+	reading, leave := context.WithCancel(t.Context())
+	defer leave()
+	for _, name := range []string{"loki-1", "read-1"} {
+		l, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 1), Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if name == "read-1" {
+			read := make(chan struct{})
+			go func() { defer close(read); l.Run(reading, func(bus.Delivery) bool { return true }) }()
+			defer func() { leave(); <-read }()
+		}
+	}
+	edges := openAs(t, url, "router", topology)
+	for i := range 8 { // to an instance of the second partition
+		if name := "as-" + strconv.Itoa(i); partition.OfInstance(name, 2) == 1 {
+			if _, err := edges.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, name), Body: []byte("x"), Header: envelope.Header{Items: 1, Arrival: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	eventually(t, 30*time.Second, "the lane is read", func() error {
+		floors, _, err := conn.Floors(t.Context(), "LOGS")
+		if err == nil && (!floors["read-1"].Read || floors["loki-1"].Read || floors["loki-1"].Lag != 1) {
+			err = fmt.Errorf("%+v", floors)
+		}
+		return err
+	})
 	byFlags := []string{"HUB_PASSWORD=" + password, "HUB_URL=" + url, "XDG_CONFIG_HOME=" + t.TempDir()}
 	byContext := []string{"XDG_CONFIG_HOME=" + config, "HUB_URL=", "HUB_CREDS="}
 	for _, tc := range []struct {
@@ -61,6 +99,15 @@ func TestCommandsOfAnOperator(t *testing.T) {
 		{byFlags, "policies show 1 -user operator", 0, "policies:"},
 		{byFlags, "replay list -user operator", 0, "JOB"},
 		{byFlags, "deadletter list -user operator", 0, "no dead letters"},
+		{byFlags, "lanes list -user operator", 0, "LOGS/loki-1"},
+		{byFlags, "lanes list -o json -user operator", 0, `"name": "loki-1",`},
+		{byFlags, "lanes list -o yaml -user operator", 2, "want text or json"},
+		{byFlags, "lanes abandon LOGS/loki-9 -yes -user operator", 1, "there is no lane"},
+		{byFlags, "lanes abandon LOGS/read-1 -yes -user operator", 1, "is read"},
+		{byFlags, "lanes abandon LOGS/loki-1 -user operator", 1, "nothing was given up"},
+		{byFlags, "lanes abandon LOGS/loki-1 -yes -user operator", 0, "with 1 messages"},
+		{byFlags, "lanes abandon LOGS/loki-1 -yes -user operator", 1, "there is no lane"},
+		{byFlags, "lanes abandon -user operator", 2, "STREAM/LANE"},
 		{byContext, "policies list", 0, "VERSION"},
 		{byContext, "policies list -context prod", 0, "VERSION"},
 		{byContext, "policies list -context wrong", 1, "the hub refuses the credential"},
@@ -92,6 +139,9 @@ func TestCommandsOfAnOperator(t *testing.T) {
 		if strings.Contains(out, password) {
 			t.Errorf("penstock %s prints the password:\n%s", tc.args, out)
 		}
+	}
+	if lines, err := openAs(t, url, "admin", topology).Recorded(t.Context(), "lanes.abandon"); err != nil || len(lines) != 1 || !strings.Contains(string(lines[0]), `"lane":"LOGS/loki-1"`) {
+		t.Errorf("the audit says %q, %v", lines, err)
 	}
 }
 

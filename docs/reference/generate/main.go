@@ -178,6 +178,7 @@ func metrics() string {
 	l.Stream("SPANS")
 	l.Unread("SPANS")
 	l.Removed("SPANS")
+	l.Abandoned("SPANS")
 	l.Aside("traces", 0, "tempo")
 	l.Sampler("0")
 	l.Stall("traces", "0", "tempo")
