@@ -42,7 +42,7 @@ func lanes(args []string) int {
 		format string
 		yes    bool
 	)
-	fs.StringVar(&format, "o", "text", "list: `text` or json")
+	fs.StringVar(&format, "o", "text", "list: `format`, text or json")
 	fs.BoolVar(&yes, "yes", false, "abandon: do not ask")
 	hub.add(fs, "lanes")
 	fs.Usage = hub.help(lanesUsage)
