@@ -48,7 +48,8 @@ type Keeper struct {
 	spans        *kept
 	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
-	decided      time.Time // when it was last looked at decisions
+	decided      time.Time            // when it was last looked at decisions
+	failing      map[string]time.Time // by stream: since when looks fail
 }
 
 // hub is a [bus.Conn].
@@ -105,7 +106,7 @@ const (
 // New returns a keeper that works while first says so, and when the first does not. lanes are those
 // of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
-	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, decisionsAge: decisionsAge}
+	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
 		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}
 		for _, l := range lanes {
@@ -136,23 +137,29 @@ func (k *Keeper) Run(ctx context.Context) {
 	defer k.led.ForgetStreams()
 	defer k.led.Keeper.Set(0)
 	for pause := interval; proc.Sleep(ctx, pause); {
-		if pause = interval; !k.conn().Connected() {
-			continue
+		first := k.first()
+		if pause = interval; !first {
+			pause = standIn / 2
 		}
-		if !k.first() {
+		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)
 			k.led.ForgetStreams()
-			pause = standIn / 2
+		}
+		if !k.conn().Connected() {
+			continue
+		}
+		if !first {
 			for _, s := range k.streams {
 				k.try(ctx, s.name, func(ctx context.Context) error { return k.standIn(ctx, s) })
 			}
+			k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, false) })
 			continue
 		}
 		works := true
 		for _, s := range k.streams {
 			works = k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) }) && works
 		}
-		works = k.try(ctx, bus.Decisions, k.decisions) && works
+		works = k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, true) }) && works
 		for _, name := range []string{bus.DeadLetter, bus.Aside} { // others empty these
 			k.try(ctx, name, func(ctx context.Context) error {
 				state, err := k.conn().State(ctx, name)
@@ -168,16 +175,26 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
+// try looks, and reports whether nothing has failed for long: consumers that come and go while they
+// are listed are no trouble.
 func (k *Keeper) try(ctx context.Context, stream string, look func(context.Context) error) bool {
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err := look(within)
-	if err != nil && ctx.Err() == nil {
+	if err == nil {
+		delete(k.failing, stream)
+	} else if k.failing[stream].IsZero() {
+		k.failing[stream] = time.Now()
+	}
+	if err == nil || time.Since(k.failing[stream]) < standIn {
+		return true
+	}
+	if ctx.Err() == nil {
 		if more, due := k.said.Due(stream+bus.Kind(err), time.Now()); due {
 			k.log.Warn("nothing can be removed from a stream; when it is full it refuses more", "stream", stream, "err", err, "more_since_last_said", more)
 		}
 	}
-	return err == nil
+	return false
 }
 
 // standIn looks at a stream that is short of room for so long that the first of the sinks does
@@ -371,18 +388,24 @@ func (k *Keeper) show(name string, at stream) {
 // decisions removes decisions that no span which may come again can ask for. Those of a lane are
 // needed from the oldest span on that it, or the routers before it, have not finished; and for a
 // while before, since late spans follow them: half as long as they reach back when they fill their
-// stream, for one that cannot record decisions gets nowhere.
-func (k *Keeper) decisions(ctx context.Context) error {
+// stream, for one that cannot record decisions gets nowhere. A keeper that is not the first does
+// nothing before the stream is nearly full.
+func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	began, conn := time.Now(), k.conn()
 	state, err := conn.State(ctx, bus.Decisions)
 	if err != nil {
 		return err
 	}
 	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes}
-	k.show(bus.Decisions, at)
-	k.tell(&kept{name: bus.Decisions}, state, nil, nil)
+	if first {
+		k.show(bus.Decisions, at)
+		k.tell(&kept{name: bus.Decisions}, state, nil, nil)
+	} else if at.max == 0 || at.room() > at.max/leastRoom {
+		return nil
+	}
 	margin, reach := k.decisionsAge, began.Sub(state.FirstTime)
-	if state.MaxBytes > 0 && state.Bytes > state.MaxBytes/4*3 {
+	short := at.max > 0 && at.room() < at.max/4
+	if short {
 		margin = min(margin, reach/2)
 	} else if began.Sub(k.decided) < agedInterval {
 		return nil
@@ -404,7 +427,7 @@ func (k *Keeper) decisions(ctx context.Context) error {
 		if subject == "" {
 			return // nobody's here
 		}
-		if stored.After(unrouted) {
+		if stored.After(unrouted) && !short {
 			stored = unrouted
 		}
 		next, err := conn.SequenceAt(ctx, bus.Decisions, stored.Add(-margin))

@@ -394,7 +394,7 @@ func TestDecisionsStay(t *testing.T) {
 	first := func(want uint64) {
 		t.Helper()
 		w.decided = time.Time{}
-		if err := w.decisions(t.Context()); err != nil {
+		if err := w.decisions(t.Context(), true); err != nil {
 			t.Fatal(err)
 		}
 		if got := w.state(bus.Decisions).FirstSeq; got != want {
@@ -448,12 +448,20 @@ func TestFullDecisions(t *testing.T) {
 		return errors.Is(publish(bus.DecisionsSubject(1), 1000), bus.ErrFull)
 	})
 	before := w.state(bus.Decisions)
-	if err := w.decisions(t.Context()); err != nil {
+	if err := w.decisions(t.Context(), false); err != nil { // also of a sink that is not the first
 		t.Fatal(err)
 	}
 	after := w.state(bus.Decisions)
 	if after.FirstSeq != 1 || after.Messages > before.Messages*3/4 || after.Messages < before.Messages/4 {
 		t.Errorf("%+v, before %+v", after, before)
+	}
+	for _, first := range []bool{false, true} { // now it has room
+		if err := w.decisions(t.Context(), first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.state(bus.Decisions).Messages != after.Messages {
+		t.Error("decisions were removed for which there is room")
 	}
 	if _, room, _ := gauge(w.led.Stream, bus.Decisions); room == 0 {
 		t.Error("nobody tells of its room")
