@@ -136,11 +136,9 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.S
 func (k *Keeper) Run(ctx context.Context) {
 	defer k.led.ForgetStreams()
 	defer k.led.Keeper.Set(0)
-	for pause := interval; proc.Sleep(ctx, pause); {
+	var stoodIn time.Time
+	for proc.Sleep(ctx, interval) {
 		first := k.first()
-		if pause = interval; !first {
-			pause = standIn / 2
-		}
 		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)
 			k.led.ForgetStreams()
@@ -148,7 +146,11 @@ func (k *Keeper) Run(ctx context.Context) {
 		if !k.conn().Connected() {
 			continue
 		}
+		if !first && time.Since(stoodIn) < standIn/2 {
+			continue
+		}
 		if !first {
+			stoodIn = time.Now()
 			for _, s := range k.streams {
 				k.try(ctx, s.name, func(ctx context.Context) error { return k.standIn(ctx, s) })
 			}

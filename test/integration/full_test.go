@@ -24,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/test/backend"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/backend/tempo"
 )
@@ -158,5 +159,42 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 		eventually(t, time.Minute, "the edge takes data", func() error {
 			return post(context.Background(), e.http, sig, numbered(sig, 5000))
 		})
+	}
+}
+
+// TestTheNextSinkKeeps: of three sinks one is the keeper. When it is killed the next one is, soon.
+func TestTheNextSinkKeeps(t *testing.T) {
+	t.Parallel()
+	log, _ := newLog(t)
+	hub := startHub(t, log)
+	sinks, admins := map[string]*process{}, map[string]string{}
+	for _, name := range []string{"a", "b", "c"} {
+		admins[name] = backend.FreeAddr(t)
+		config := writeFile(t, "sink.yaml", fmt.Sprintf("admin: {listen: %q}\nhub: {url: %q}\nmember: %s\nfile: {dir: %q}\nstreams: {partitions: 1}\n", admins[name], hub.url, name, t.TempDir()))
+		sinks[name] = run(t, nil, "sink", "-config.file", config)
+	}
+	keeps := func(want string) {
+		t.Helper()
+		begin := time.Now()
+		eventually(t, 60*time.Second, want+" is the keeper", func() error {
+			for name := range sinks {
+				var page string
+				if err := get("http://"+admins[name]+"/metrics", &page); err != nil {
+					return err
+				}
+				if is := strings.Contains(page, "\npenstock_keeper 1\n"); is != (name == want) {
+					return fmt.Errorf("%s: %v", name, is)
+				}
+			}
+			return nil
+		})
+		t.Logf("%s is the only keeper after %v", want, time.Since(begin).Truncate(100*time.Millisecond))
+	}
+	keeps("a")
+	for _, next := range []string{"b", "c"} {
+		name := string(rune(next[0] - 1))
+		sinks[name].kill(t)
+		delete(sinks, name)
+		keeps(next)
 	}
 }
