@@ -11,7 +11,7 @@ SEED        ?= 1
 FOR         ?= 120s
 TAGS        ?=
 
-.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers docs sim chaos chaos-edge hostile test-oracle fuzz clean
+.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers bench-purge docs sim chaos chaos-edge hostile test-oracle fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ test: ## run all tests; installs what is missing when it may, and names what it 
 lint: ## gofmt, go vet and staticcheck over every module
 	@scripts/lint
 
-bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay ## run all benchmarks
+bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay bench-purge ## run all benchmarks
 
 bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
 	@cd bench && $(GO) run ./wire
@@ -52,6 +52,9 @@ bench-writers: ## what the writers do with OTLP bytes, beside what the collector
 
 bench-edge: ## the edge beside an OpenTelemetry Collector, answering after the disk, with and without fsync; then an hour without a hub made up for
 	@cd bench && $(GO) run ./edge && $(GO) run ./edge -backlog
+
+bench-purge: ## for how long a keeper's removal holds up those who publish
+	@cd bench && $(GO) run ./purge
 
 bench-replay: ## replay into a backend that discards, beside reading the stream and no more
 	@cd bench && $(GO) run ./replay

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,8 @@ type Floor struct {
 	Done uint64 `json:"floor"`
 	// Lag is how many it has not finished, as the hub has counted.
 	Lag uint64 `json:"owed"`
+	// Missing: the hub does not have the lane yet.
+	Missing bool `json:"-"`
 	// Read: somebody has the lane, or asks for it.
 	Read bool `json:"read"`
 }
@@ -74,7 +77,11 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	before, floors, listed := s.CachedInfo(), map[string]Floor{}, map[string]bool{}
 	consumers := s.ListConsumers(ctx)
 	for info := range consumers.Info() {
-		listed[info.Name] = true // a cluster that misses one lists the last one twice
+		name := cmp.Or(info.Name, info.Config.Durable, info.Config.Name)
+		if info.Name == "" && isLane(info) {
+			name = "" // its leader is away: nobody knows its floor
+		}
+		listed[name] = true // a cluster that misses one lists the last one twice
 		if isLane(info) {
 			floors[info.Name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 		}

@@ -150,7 +150,7 @@ func (h *Horizon) look(ctx context.Context) error {
 		return err
 	}
 	state := stateOf(spans.CachedInfo())
-	m.Spans, m.Full = state.LastSeq, state.MaxBytes > 0 && state.Bytes+maxMessage > state.MaxBytes
+	m.Spans, m.Full = state.LastSeq, state.Refuses && state.MaxBytes > 0 && state.Bytes+maxMessage > state.MaxBytes
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()

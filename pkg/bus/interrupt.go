@@ -55,6 +55,8 @@ func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 	if info.AckFloor.Stream <= highest {
 		return false
 	}
+	ctx, cancel := context.WithTimeout(ctx, pinTTL/4) // whoever asks has a pin to keep
+	defer cancel()
 	state, err := l.conn.State(ctx, l.cfg.Stream)
 	if err != nil || info.AckFloor.Stream < state.FirstSeq {
 		return false

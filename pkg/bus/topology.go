@@ -305,6 +305,8 @@ type StreamState struct {
 	Created                            time.Time // another one: other messages under the same sequences
 	MaxBytes                           uint64    // its bound; 0 for none
 	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
+	// Refuses: it stores nothing more when it is full.
+	Refuses bool
 	// Forgets says what makes it throw messages away by itself, or keeps a keeper from removing
 	// them; empty for nothing.
 	Forgets string
@@ -312,7 +314,7 @@ type StreamState struct {
 
 func stateOf(info *jetstream.StreamInfo) StreamState {
 	st, cfg := info.State, info.Config
-	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0))}
+	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0)), Refuses: cfg.Discard == jetstream.DiscardNew}
 	var why []string
 	for _, w := range []struct {
 		is   bool

@@ -48,6 +48,7 @@ type Keeper struct {
 	spans        *kept
 	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
+	margin       time.Duration        // decisionsAge, or less while decisions fill their stream
 	decided      time.Time            // when it was last looked at decisions
 	failing      map[string]time.Time // by stream: since when looks fail
 }
@@ -106,7 +107,7 @@ const (
 // New returns a keeper that works while first says so, and when the first does not. lanes are those
 // of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
-	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge}
+	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
 		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}
 		for _, l := range lanes {
@@ -163,13 +164,9 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		works = k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, true) }) && works
 		for _, name := range []string{bus.DeadLetter, bus.Aside} { // others empty these
-			k.try(ctx, name, func(ctx context.Context) error {
-				state, err := k.conn().State(ctx, name)
-				if err == nil {
-					k.show(name, stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes})
-				}
-				return err
-			})
+			if state, err := k.conn().State(ctx, name); err == nil {
+				k.show(name, stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes})
+			}
 		}
 		if k.led.Keeper.Set(0); works {
 			k.led.Keeper.Set(1)
@@ -257,11 +254,12 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	// What the lanes have finished is asked of the stream, lane by lane: counts and what was found
 	// before are not to be relied on.
 	upTo := at.removable()
-	for _, f := range slices.SortedFunc(maps.Values(floors), func(a, b bus.Floor) int { return cmp.Compare(a.Done, b.Done) }) {
+	for _, name := range slices.SortedFunc(maps.Keys(floors), func(a, b string) int { return cmp.Compare(floors[a].Done, floors[b].Done) }) {
+		f := floors[name]
 		if upTo < state.FirstSeq || f.Done >= upTo {
 			break
 		}
-		next, _, err := conn.First(ctx, s.name, f.Filter, f.Done+1)
+		next, _, err := first(ctx, conn, s.name, name, f)
 		if err != nil {
 			return err
 		}
@@ -287,6 +285,17 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	s.freed = upTo - state.FirstSeq + 1
 	k.led.Removed(s.name).Add(float64(s.freed))
 	return nil
+}
+
+// first returns the first message that a lane has not finished, and when it was stored; 0 for none. A
+// server that cannot read a message says that there is none: where it has counted some, that is
+// no answer.
+func first(ctx context.Context, conn hub, stream, lane string, f bus.Floor) (uint64, time.Time, error) {
+	next, stored, err := conn.First(ctx, stream, f.Filter, f.Done+1)
+	if err == nil && next == 0 && f.Lag > 0 && !f.Missing {
+		err = fmt.Errorf("the hub has counted %d messages that lane %s has not finished, and finds none", f.Lag, lane)
+	}
+	return next, stored, err
 }
 
 // take takes in what a stream holds now.
@@ -319,7 +328,7 @@ func (s *kept) finished(ctx context.Context, conn hub, floors map[string]bus.Flo
 			o = owing{floor: f.Done}
 		case o.first == 0:
 			var err error
-			if o.first, _, err = conn.First(ctx, s.name, f.Filter, f.Done+1); err != nil {
+			if o.first, _, err = first(ctx, conn, s.name, name, f); err != nil {
 				return 0, err
 			}
 		}
@@ -333,7 +342,7 @@ func (s *kept) finished(ctx context.Context, conn hub, floors map[string]bus.Flo
 func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 	for name, filter := range s.lanes {
 		if _, there := floors[name]; !there {
-			floors[name] = bus.Floor{Filter: filter, Lag: 1}
+			floors[name] = bus.Floor{Filter: filter, Lag: 1, Missing: true}
 			missing = append(missing, name)
 		}
 	}
@@ -347,7 +356,7 @@ func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floo
 			k.log.Error("stream throws away its oldest messages whether they are owed or not, or cannot be made room in: see docs/upgrading.md", "stream", s.name, "because", state.Forgets, "more_since_last_said", more)
 		}
 	}
-	if len(missing) > 0 {
+	if len(missing) > 0 && state.Messages > 0 {
 		slices.Sort(missing)
 		if more, due := k.said.Due("missing "+s.name, time.Now()); due {
 			k.log.Warn("lanes have not begun, everything in the stream is kept for them", "stream", s.name, "lanes", strings.Join(missing, " "), "more_since_last_said", more)
@@ -389,8 +398,8 @@ func (k *Keeper) show(name string, at stream) {
 
 // decisions removes decisions that no span which may come again can ask for. Those of a lane are
 // needed from the oldest span on that it, or the routers before it, have not finished; and for a
-// while before, since late spans follow them: half as long as they reach back when they fill their
-// stream, for one that cannot record decisions gets nowhere. A keeper that is not the first does
+// while before, since late spans follow them: at each look half as long while they fill their stream,
+// for a lane that cannot record decisions gets nowhere. A keeper that is not the first does
 // nothing before the stream is nearly full.
 func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	began, conn := time.Now(), k.conn()
@@ -405,14 +414,11 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	} else if at.max == 0 || at.room() > at.max/leastRoom {
 		return nil
 	}
-	margin, reach := k.decisionsAge, began.Sub(state.FirstTime)
 	short := at.max > 0 && at.room() < at.max/4
-	if short {
-		margin = min(margin, reach/2)
-	} else if began.Sub(k.decided) < agedInterval {
-		return nil
+	if k.margin /= 2; !short {
+		k.margin = k.decisionsAge
 	}
-	if state.Messages == 0 || state.Forgets != "" || reach < margin {
+	if state.Messages == 0 || state.Forgets != "" || !short && (began.Sub(k.decided) < agedInterval || began.Sub(state.FirstTime) < k.margin) {
 		return nil
 	}
 	unrouted := began
@@ -424,6 +430,7 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 		return err
 	}
 	var of []error
+	cuts := map[time.Time]uint64{} // lanes that have finished all have the same
 	if err := k.oldest(ctx, k.spans, func(lane string, stored time.Time) {
 		subject := k.journals[lane]
 		if subject == "" {
@@ -432,7 +439,12 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 		if stored.After(unrouted) && !short {
 			stored = unrouted
 		}
-		next, err := conn.SequenceAt(ctx, bus.Decisions, stored.Add(-margin))
+		next, known := cuts[stored]
+		if !known {
+			if next, err = conn.SequenceAt(ctx, bus.Decisions, stored.Add(-k.margin)); err == nil {
+				cuts[stored] = next
+			}
+		}
 		if err == nil && next > state.FirstSeq && time.Since(began) < patience {
 			err = conn.Remove(ctx, bus.Decisions, subject, next-1)
 		}
@@ -457,7 +469,7 @@ func (k *Keeper) oldest(ctx context.Context, s *kept, tell func(lane string, sto
 	}
 	s.expect(floors)
 	for name, f := range floors {
-		next, stored, err := k.conn().First(ctx, s.name, f.Filter, f.Done+1)
+		next, stored, err := first(ctx, k.conn(), s.name, name, f)
 		if err != nil {
 			return err
 		}

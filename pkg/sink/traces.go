@@ -323,13 +323,14 @@ func (l *traceLane) idle(reached bool) {
 	if l.mark.Asked.After(l.idled) { // once a mark: it looks at every instance
 		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
-		if !l.mark.Full {
-			l.free = l.mark.Asked
-		} else if l.mark.Asked.Sub(l.free) > fullPatience {
-			l.note(l.sampler.Unblock(time.Now()))
-		}
 	}
-	l.mark = l.horizon.Mark()
+	latest := l.horizon.Mark()
+	if !latest.Full || latest.Spans != l.mark.Spans { // routers bring something, or may
+		l.free = latest.Asked
+	} else if latest.Asked.Sub(l.free) > fullPatience { // all there is has been added
+		l.note(l.sampler.Unblock(time.Now()))
+	}
+	l.mark = latest
 }
 
 // note books what the sampler has brought.
