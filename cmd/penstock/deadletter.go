@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -398,9 +397,7 @@ func purgeLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, yes bool
 		if f.all() {
 			what = "all "
 		}
-		fmt.Printf("delete %s%d dead letters with %d items for good? yes or no: ", what, len(seqs), items)
-		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		if strings.TrimSpace(answer) != "yes" {
+		if !confirmed("delete %s%d dead letters with %d items for good", what, len(seqs), items) {
 			return errors.New("nothing was deleted; -yes does not ask")
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"errors"
 	"flag"
@@ -154,6 +155,13 @@ func (h *hubFlags) help(usage string) func() {
 		h.fs.PrintDefaults()
 		fmt.Fprintf(h.fs.Output(), "\n"+hubUsage, contextsFile())
 	}
+}
+
+// confirmed asks a question at the terminal.
+func confirmed(question string, args ...any) bool {
+	fmt.Printf(question+"? yes or no: ", args...)
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	return strings.TrimSpace(answer) == "yes"
 }
 
 // caller names who runs this command.

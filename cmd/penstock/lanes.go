@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,9 +121,7 @@ func abandonLane(ctx context.Context, conn *bus.Conn, which string, yes bool) er
 		return fmt.Errorf("lane %s is read: take its backend out of the configuration of all sinks first", which)
 	}
 	if !yes {
-		fmt.Printf("give up %d messages that lane %s has not finished, for good? yes or no: ", lane.Lag, which)
-		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		if strings.TrimSpace(answer) != "yes" {
+		if !confirmed("give up %d messages that lane %s has not finished, for good", lane.Lag, which) {
 			return errors.New("nothing was given up; -yes does not ask")
 		}
 	}

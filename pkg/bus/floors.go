@@ -78,12 +78,13 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	consumers := s.ListConsumers(ctx)
 	for info := range consumers.Info() {
 		name := cmp.Or(info.Name, info.Config.Durable, info.Config.Name)
-		if info.Name == "" && isLane(info) {
+		lane := isLane(name, info)
+		if lane && info.Name == "" {
 			name = "" // its leader is away: nobody knows its floor
 		}
 		listed[name] = true // a cluster that misses one lists the last one twice
-		if isLane(info) {
-			floors[info.Name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
+		if lane {
+			floors[name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 		}
 	}
 	after := before
@@ -100,8 +101,8 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 }
 
 // isLane reports whether a consumer is that of a lane which is not a replay's.
-func isLane(info *jetstream.ConsumerInfo) bool {
-	return info.Config.AckPolicy == jetstream.AckAllPolicy && slices.Contains(info.Config.PriorityGroups, pinGroup) && !strings.HasPrefix(info.Name, replayLane)
+func isLane(name string, info *jetstream.ConsumerInfo) bool {
+	return info.Config.AckPolicy == jetstream.AckAllPolicy && slices.Contains(info.Config.PriorityGroups, pinGroup) && !strings.HasPrefix(name, replayLane)
 }
 
 // First returns the sequence of the first message with a subject of filter, empty for any, that a

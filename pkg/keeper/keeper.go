@@ -8,7 +8,8 @@
 // names, and all others that the hub knows: one that nobody reads any more holds its stream until an
 // operator gives it up.
 //
-// Every sink has a keeper, and the first of the sinks lets its keeper work. Two at once, one that
+// Every sink has a keeper, and the first of the sinks lets its keeper work; the others stand in where it
+// makes no room. Two at once, one that
 // slept, or none do no harm: what was finished at any time stays finished, and without a keeper
 // streams fill and refuse. But when a stream is deleted and made again while a keeper sleeps
 // between its last look and its request, that removes the new stream's first messages.
@@ -168,8 +169,10 @@ func (k *Keeper) Run(ctx context.Context) {
 				k.show(name, stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes})
 			}
 		}
-		if k.led.Keeper.Set(0); works {
+		if works {
 			k.led.Keeper.Set(1)
+		} else {
+			k.led.Keeper.Set(0)
 		}
 	}
 }

@@ -448,7 +448,9 @@ func (e *excerpt) ends(ctx context.Context, d bus.Delivery) bool {
 	if d.Idle {
 		var err error
 		if over, err = e.has(ctx, d.After, e.lane.Last); err != nil && ctx.Err() == nil {
-			e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err)
+			if more, due := e.said.Due("has "+e.job.ID, time.Now()); due {
+				e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err, "more_since_last_said", more)
+			}
 		}
 	}
 	e.end = e.end || over

@@ -86,6 +86,8 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 			key := "as-1 " + sig.String()
 			wg.Go(func() {
 				n := len(acked[key])
+				pace := time.NewTicker(100 * time.Millisecond)
+				defer pace.Stop()
 				for refused := 0; refused < 40 && n < 2000; {
 					switch err := post(context.Background(), e.http, sig, large(sig, n)); {
 					case err == nil:
@@ -96,7 +98,7 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 						n, refused = n+1, 0
 					case strings.HasPrefix(err.Error(), "503"):
 						refused++
-						time.Sleep(100 * time.Millisecond) // as a sender does
+						<-pace.C // a sender does not come again at once
 					default:
 						t.Errorf("%v %d: %v", sig, n, err)
 						return
