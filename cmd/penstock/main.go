@@ -22,6 +22,7 @@ Commands:
   replay      bring a stretch of the past to the backends once more
   whatif      show what other sampling policies would keep of the past
   deadletter  show what backends refused, bring it to them again, clear it away
+  audit       show what has not arrived, and what is lost
   lanes       show what the hub holds for which backend, give up what nobody reads
   policies    give the sinks new sampling policies, without a restart
   token       make a bearer token for an instance without an edge
@@ -42,6 +43,8 @@ func main() {
 		os.Exit(up(args[1:]))
 	case "generate":
 		os.Exit(generateTraffic(args[1:]))
+	case "audit":
+		os.Exit(audit(args[1:]))
 	case "lanes":
 		os.Exit(lanes(args[1:]))
 	case "policies":

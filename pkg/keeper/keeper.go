@@ -14,7 +14,10 @@
 // streams fill and refuse. But when a stream is deleted and made again while a keeper sleeps
 // between its last look and its request, that removes the new stream's first messages.
 //
-// What is not here: DEADLETTER, AUDIT and REPLAYED have bounds of their own, and ASIDE is emptied by
+// What goes otherwise is counted: what somebody else removes before all lanes have finished it, what
+// the hub loses, and dead letters that make room for others.
+//
+// What is not here: AUDIT and REPLAYED have bounds of their own, and ASIDE is emptied by
 // the sinks that deliver it.
 package keeper
 
@@ -34,6 +37,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -52,6 +56,10 @@ type Keeper struct {
 	margin       time.Duration        // decisionsAge, or less while decisions fill their stream
 	decided      time.Time            // when it was last looked at decisions
 	failing      map[string]time.Time // by stream: since when looks fail
+
+	topology bus.Topology
+	blind    bool // nothing is remembered
+	pushed   pushed
 }
 
 // hub is a [bus.Conn].
@@ -62,6 +70,11 @@ type hub interface {
 	First(ctx context.Context, stream, filter string, seq uint64) (uint64, time.Time, error)
 	SequenceAt(ctx context.Context, stream string, t time.Time) (uint64, error)
 	Remove(ctx context.Context, stream, subject string, upTo uint64) error
+	Recall(ctx context.Context, t bus.Topology, use func(*bus.Bucket) error) error
+	Count(ctx context.Context, stream, filter string, from, to uint64) (uint64, error)
+	Record(ctx context.Context, what string, body []byte) error
+	Letters(ctx context.Context, signal, instance string, bodies bool, visit func(bus.Letter) bool) error
+	DropLetter(ctx context.Context, seq uint64) error
 }
 
 // kept is a stream and what a keeper knows of it.
@@ -75,10 +88,10 @@ type kept struct {
 	rate   float64
 	agedAt time.Time // when it was last asked how much is too old
 	aged   uint64
-	stood  map[string]owing  // lanes whose floor stands, by name
-	tight  time.Time         // since when the first message is the same and room is short
-	unread map[string]uint64 // what lanes that the configuration does not name had not finished
-	freed  uint64            // how many messages the last look removed
+	stood  map[string]owing // lanes whose floor stands, by name
+	tight  time.Time        // since when the first message is the same and room is short
+	freed  uint64           // how many messages the last look removed
+	memory memory
 }
 
 // owing is what a lane whose floor stands has not finished.
@@ -108,7 +121,7 @@ const (
 // New returns a keeper that works while first says so, and when the first does not. lanes are those
 // of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
-	k := &Keeper{conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
+	k := &Keeper{topology: t, conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
 		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}
 		for _, l := range lanes {
@@ -144,6 +157,9 @@ func (k *Keeper) Run(ctx context.Context) {
 		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)
 			k.led.ForgetStreams()
+			for _, s := range k.streams {
+				s.memory = memory{} // another keeper works
+			}
 		}
 		if !k.conn().Connected() {
 			continue
@@ -164,10 +180,9 @@ func (k *Keeper) Run(ctx context.Context) {
 			works = k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) }) && works
 		}
 		works = k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, true) }) && works
-		for _, name := range []string{bus.DeadLetter, bus.Aside} { // others empty these
-			if state, err := k.conn().State(ctx, name); err == nil {
-				k.show(name, stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes})
-			}
+		works = k.try(ctx, bus.DeadLetter, k.letters) && works
+		if state, err := k.conn().State(ctx, bus.Aside); err == nil { // others empty it
+			k.show(bus.Aside, held(state))
 		}
 		if works {
 			k.led.Keeper.Set(1)
@@ -237,8 +252,11 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	missing := s.expect(floors)
+	if err := k.count(ctx, s, state, floors); err != nil {
+		return err
+	}
 	at := s.take(now, state)
-	k.tell(s, state, floors, missing)
+	k.tell(ctx, s, state, floors, missing)
 	if at.done, err = s.finished(ctx, conn, floors); err != nil {
 		return err
 	}
@@ -252,6 +270,9 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 			}
 			s.aged = next - 1
 		}
+		if err := k.age(ctx, s, now, floors); err != nil {
+			return err
+		}
 	}
 	at.aged, at.done = s.aged, state.LastSeq
 	// What the lanes have finished is asked of the stream, lane by lane: counts and what was found
@@ -262,6 +283,9 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		if upTo < state.FirstSeq || f.Done >= upTo {
 			break
 		}
+		if planted.LaneIgnored && strings.HasSuffix(name, "-1") {
+			continue
+		}
 		next, _, err := first(ctx, conn, s.name, name, f)
 		if err != nil {
 			return err
@@ -271,7 +295,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		}
 	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
-		return nil
+		return k.remember(ctx, s, now, remembered(state, floors, 0))
 	}
 	// A server that was the stream's leader until just now would not have all of it.
 	switch last, _, err := conn.First(ctx, s.name, "", state.LastSeq); {
@@ -281,6 +305,12 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return errors.New("the one who answers for the stream does not have its last message")
 	case time.Since(now) > patience:
 		return errors.New("this process was stopped, or the hub was slow")
+	}
+	if planted.KeeperTooFar {
+		upTo++
+	}
+	if err := k.remember(ctx, s, now, remembered(state, floors, upTo)); err != nil {
+		return err
 	}
 	if err := conn.Remove(ctx, s.name, "", upTo); err != nil {
 		return err
@@ -301,11 +331,40 @@ func first(ctx context.Context, conn hub, stream, lane string, f bus.Floor) (uin
 	return next, stored, err
 }
 
+func held(state bus.StreamState) stream {
+	return stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
+}
+
+// age tells since when lanes are owed something.
+func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[string]bus.Floor) error {
+	ages := map[string]float64{}
+	for name, f := range floors {
+		if f.Missing {
+			continue
+		}
+		ages[name] = 0
+		if f.Lag > 0 {
+			_, stored, err := k.conn().First(ctx, s.name, f.Filter, f.Done+1)
+			if err != nil {
+				return err
+			}
+			if !stored.IsZero() {
+				ages[name] = max(now.Sub(stored).Seconds(), 0)
+			}
+		}
+	}
+	k.led.ForgetOldest(s.name) // lanes that are gone
+	for name, age := range ages {
+		k.led.Oldest(s.name, name).Set(age)
+	}
+	return nil
+}
+
 // take takes in what a stream holds now.
 func (s *kept) take(now time.Time, state bus.StreamState) stream {
-	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
+	at := held(state)
 	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // another one, or it has lost its end
-		s.state, s.looked, s.rate, s.agedAt, s.unread = state, now, 0, time.Time{}, nil
+		s.state, s.looked, s.rate, s.agedAt = state, now, 0, time.Time{}
 		clear(s.stood)
 	}
 	if took := now.Sub(s.looked).Seconds(); took > 0 { // at once when it is faster, by and by when it is slower
@@ -353,7 +412,7 @@ func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 }
 
 // tell says what keeps a stream from being kept, or for ever.
-func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floor, missing []string) {
+func (k *Keeper) tell(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor, missing []string) {
 	if state.Forgets != "" {
 		if more, due := k.said.Due("forgets "+s.name, time.Now()); due {
 			k.log.Error("stream throws away its oldest messages whether they are owed or not, or cannot be made room in: see docs/upgrading.md", "stream", s.name, "because", state.Forgets, "more_since_last_said", more)
@@ -366,16 +425,16 @@ func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floo
 		}
 	}
 	var unread []string
-	for name, owed := range s.unread {
-		if _, there := floors[name]; !there {
-			k.led.Abandoned(s.name).Add(float64(owed))
-			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lane", name, "messages", owed)
+	for name, was := range s.memory.Lanes {
+		_, there := floors[name]
+		if _, ours := s.lanes[name]; !there && !ours {
+			k.led.Abandoned(s.name).Add(float64(was.Lag))
+			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lane", name, "messages", was.Lag)
+			k.record(ctx, bus.Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: "the lane was given up"})
 		}
 	}
-	s.unread = map[string]uint64{}
 	for name, f := range floors {
 		if _, ours := s.lanes[name]; !ours && f.Lag > 0 {
-			s.unread[name] = f.Lag
 			unread = append(unread, fmt.Sprintf("%s (%d messages)", name, f.Lag))
 		}
 	}
@@ -410,10 +469,10 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	if err != nil {
 		return err
 	}
-	at := stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes}
+	at := held(state)
 	if first {
 		k.show(bus.Decisions, at)
-		k.tell(&kept{name: bus.Decisions}, state, nil, nil)
+		k.tell(ctx, &kept{name: bus.Decisions}, state, nil, nil)
 	} else if at.max == 0 || at.room() > at.max/leastRoom {
 		return nil
 	}

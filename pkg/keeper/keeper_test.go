@@ -36,6 +36,7 @@ type world struct {
 	said   logtest.Log
 	names  []string // an instance of each partition
 	lanes  map[string]*bus.Lane
+	shared []bus.Shared
 	*Keeper
 }
 
@@ -68,6 +69,7 @@ func newWorld(t *testing.T, backends ...string) *world {
 	for _, s := range shared {
 		w.open(s.LaneConfig)
 	}
+	w.shared = shared
 	w.Keeper = New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, shared, w.led, w.said.Logger(slog.LevelInfo))
 	return w
 }
@@ -382,14 +384,7 @@ func TestAStreamMadeAgain(t *testing.T) {
 	if w.keep() == 1 {
 		t.Fatal("nothing was removed")
 	}
-	nc, err := nats.Connect("", nats.InProcessServer(w.broker))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	if res, err := nc.Request("$JS.API.STREAM.DELETE.LOGS", nil, 10*time.Second); err != nil || !strings.Contains(string(res.Data), `"success":true`) {
-		t.Fatal(err, res)
-	}
+	w.api("STREAM.DELETE.LOGS", "")
 	if err := w.conn.EnsureHub(w.Context(), topology); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ package ledger
 
 import (
 	"strconv"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -133,6 +134,12 @@ type Ledger struct {
 	unread     *prometheus.GaugeVec
 	removed    *prometheus.CounterVec
 	abandoned  *prometheus.CounterVec
+	lost       *prometheus.CounterVec
+	oldest     *prometheus.GaugeVec
+	pushed     *prometheus.CounterVec
+
+	mu       sync.Mutex
+	pushedOf map[string]bool // instances that pushed has, by name
 }
 
 // Signal is the part of the ledger for one signal.
@@ -176,6 +183,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	restamped := counter("penstock_restamped_messages_total", "Messages whose arrival stamp was more than an hour ahead of the hub's clock or more than 90 days behind it: the hub's time counts instead. Look at the clock of the edge.")
 	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
 	l := &Ledger{
+		pushedOf:        map[string]bool{},
 		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition had no room for new traces, which then wait in the hub."}),
 		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that new traces are judged by; 0 is the configuration's."}),
 		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
@@ -206,6 +214,9 @@ func New(reg prometheus.Registerer) *Ledger {
 		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and are of no backend in the configuration: what they have not finished is kept until they are given up (penstock lanes abandon). Told by the keeper. Alert on more than 0."}, []string{"stream"}),
 		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Sequences that the keeper has removed from a stream of the hub: every lane had finished them."}, []string{"stream"}),
 		abandoned:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_abandoned_messages_total", Help: "Messages that lanes had not finished which an operator has given up: they are lost for that backend. Told by the keeper."}, []string{"stream"}),
+		lost:            f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_lost_messages_total", Help: "About how many messages that a lane had not finished are not in the stream any more, and no keeper has removed them: somebody has purged or deleted it, or the hub has lost data. Told by the keeper; the stream AUDIT has the lanes. Alert on any."}, []string{"stream"}),
+		oldest:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_oldest_owed_seconds", Help: "For how long the oldest message that a lane has not finished has been in the hub; 0 when it has finished all. Told by the keeper, once a minute."}, []string{"stream", "lane"}),
+		pushed:          counter("penstock_dead_letters_pushed_out_items_total", "Items of dead letters that were the oldest of a full DEADLETTER and have made room for others: they are lost for good. Told by the keeper; beyond 1000 instances the label is _other. Alert on any.", "instance"),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
@@ -360,9 +371,39 @@ func (l *Ledger) Stream(name string) (owed, room, left prometheus.Gauge) {
 
 // ForgetStreams removes what a keeper tells of streams: another one does.
 func (l *Ledger) ForgetStreams() {
-	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread} {
+	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread, l.oldest} {
 		g.Reset()
 	}
+}
+
+// Lost returns the counter of what lanes were owed of a stream and is not there any more.
+func (l *Ledger) Lost(stream string) prometheus.Counter { return l.lost.WithLabelValues(stream) }
+
+// Oldest returns the gauge of for how long a lane of a stream has been owed something, in seconds.
+func (l *Ledger) Oldest(stream, lane string) prometheus.Gauge {
+	return l.oldest.WithLabelValues(stream, lane)
+}
+
+// ForgetOldest removes those of a stream.
+func (l *Ledger) ForgetOldest(stream string) {
+	l.oldest.DeletePartialMatch(prometheus.Labels{"stream": stream})
+}
+
+// maxPushed is how many instances have a counter of their own.
+const maxPushed = 1000
+
+// Pushed returns the counter of items of an instance's dead letters that have made room for others.
+func (l *Ledger) Pushed(signal, instance string) prometheus.Counter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.pushedOf[instance] {
+		if len(l.pushedOf) == maxPushed {
+			instance = "_other"
+		} else {
+			l.pushedOf[instance] = true
+		}
+	}
+	return l.pushed.WithLabelValues(signal, instance)
 }
 
 // Unread returns the gauge of how many lanes of a stream nobody reads.

@@ -14,6 +14,10 @@ var (
 	WallTime bool // -tags bug_wall_time
 	// FloorTooHigh lets the floor pass the oldest message that something is owed of.
 	FloorTooHigh bool // -tags bug_floor_too_high
+	// KeeperTooFar lets the keeper remove one message more than all lanes have finished.
+	KeeperTooFar bool // -tags bug_keeper_too_far
+	// LaneIgnored lets the keeper take one lane of each stream for one that has finished all.
+	LaneIgnored bool // -tags bug_lane_ignored
 	// AnswerBeforeSpool tells senders success when their request is in memory.
 	AnswerBeforeSpool bool // -tags bug_answer_before_spool
 	// ForwardUnacked lets the spool go of what was sent, not of what was acknowledged.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/test/daemon"
+	"github.com/penstock/penstock/test/faultproxy"
 )
 
 // chaos injects one fault after the other, each when the pipeline has recovered
@@ -92,15 +94,15 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(21); {
+	switch n := w.rng.IntN(27); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
 		return w.kill(ctx, pick("router"))
 	case n < 11:
-		return w.stall(ctx, pick("sink"), 10*time.Second)
+		return w.stall(ctx, pick("sink"), bySignal, 10*time.Second)
 	case n < 13:
-		return w.stall(ctx, pick("router"), 10*time.Second)
+		return w.stall(ctx, pick("router"), bySignal, 10*time.Second)
 	case n < 15:
 		p := pick("sink")
 		if len(w.of("sink")) == 1 {
@@ -113,19 +115,109 @@ func (w *world) fault(ctx context.Context) error {
 		}
 		return w.handOver(ctx, p)
 	case n < 17:
-		w.say("Tempo refuses")
-		w.tempo.Fail(status.Error(codes.Unavailable, "no"))
+		which := kinds[w.rng.IntN(len(kinds))]
+		w.say("%s refuse", which)
+		w.backends(which, true)
 		w.pause(ctx, time.Second, 4*time.Second)
-		w.tempo.Fail(nil)
+		w.backends(which, false)
 		return nil
 	case n < 18:
-		return w.stall(ctx, pick("edge"), 3*time.Second)
+		return w.stall(ctx, pick("edge"), bySignal, 3*time.Second)
 	case n < 19:
 		return w.restart(ctx, pick("edge"))
 	case n < 20:
 		return w.restart(ctx, pick("hub"))
-	default:
+	case n < 21:
 		return w.push(ctx)
+	case n < 23:
+		return w.keeper(ctx)
+	case n < 25:
+		return w.stall(ctx, pick("sink"), byCutting, 15*time.Second)
+	default:
+		return w.away(ctx, kinds[w.rng.IntN(len(kinds))])
+	}
+}
+
+// kinds are backends that fail together.
+var kinds = []string{"tempo", "loki", "prometheus", "all"}
+
+// backends makes some refuse, or take again.
+func (w *world) backends(which string, refuse bool) {
+	var grpc error
+	http := 0
+	if refuse {
+		grpc, http = status.Error(codes.Unavailable, "no"), 503
+	}
+	if which == "tempo" || which == "all" {
+		w.tempo.Fail(grpc)
+	}
+	if which == "loki" || which == "all" {
+		w.loki.Fail(http)
+	}
+	if which == "prometheus" || which == "all" {
+		w.prometheus.Fail(http)
+	}
+}
+
+// away lets backends refuse until the streams are full of what they are owed, the edges' spools,
+// too, and edges refuse. A sink and a router are killed meanwhile.
+func (w *world) away(ctx context.Context, which string) error {
+	const longest, refusals = 40 * time.Second, 50
+	w.say("%s refuse until edges do", which)
+	from, before := time.Now(), w.journal.refused.Load()
+	defer func() { w.disturb(from) }()
+	w.backends(which, true)
+	w.journal.large.Store(true)
+	defer w.journal.large.Store(false)
+	told := func() error {
+		if n := w.journal.refused.Load() - before; n < refusals {
+			return fmt.Errorf("%d requests were refused", n)
+		}
+		return nil
+	}
+	if err := daemon.Until(ctx, longest/2, told); err != nil && ctx.Err() != nil {
+		return err
+	}
+	for _, role := range []string{"sink", "router"} {
+		if err := w.kill(ctx, w.of(role)[0]); err != nil {
+			return err
+		}
+	}
+	full := daemon.Until(ctx, longest/2, told) == nil
+	w.say("%s take again after %.0f s; %d requests were refused", which, time.Since(from).Seconds(), w.journal.refused.Load()-before)
+	if full {
+		w.filled++
+	}
+	w.journal.large.Store(false)
+	w.backends(which, false)
+	if err := daemon.Until(ctx, 3*time.Minute, func() error { return w.arrivedAt(100, "router") }); err != nil {
+		return fmt.Errorf("%s took again, and not all was forwarded: %w", which, err)
+	}
+	return nil
+}
+
+// keeper kills, stops or cuts off the sink that makes room in the streams.
+func (w *world) keeper(ctx context.Context) error {
+	var keeper *proc
+	if err := daemon.Until(ctx, time.Minute, func() error {
+		for _, p := range w.of("sink") {
+			if n, err := daemon.Metric(p.admin, "penstock_keeper"); err == nil && n == "1" {
+				keeper = p
+				return nil
+			}
+		}
+		return errors.New("no sink is the keeper")
+	}); err != nil {
+		return err
+	}
+	w.say("%s is the keeper", keeper.name)
+	switch w.rng.IntN(3) {
+	case 0:
+		return w.kill(ctx, keeper)
+	case 1:
+		return w.stall(ctx, keeper, bySignal, 15*time.Second)
+	default:
+		return w.stall(ctx, keeper, byCutting, 15*time.Second)
 	}
 }
 
@@ -163,10 +255,25 @@ func (w *world) kill(ctx context.Context, p *proc) error {
 	return err
 }
 
+// A pause is a way to keep a process from what it does.
+type pause struct {
+	begins, ends  string
+	begin, finish func(*proc)
+}
+
+var (
+	bySignal = pause{"SIGSTOP", "SIGCONT", func(p *proc) { p.Signal(syscall.SIGSTOP) }, func(p *proc) { p.Signal(syscall.SIGCONT) }}
+	// byCutting takes the hub from a sink, without a word.
+	byCutting = pause{"cut off", "connect", func(p *proc) { p.link.Set(faultproxy.Fault{DropUp: true, DropDown: true}) }, func(p *proc) {
+		p.link.Set(faultproxy.Fault{})
+		p.link.Reset()
+	}}
+)
+
 // stall pauses a process for up to long: longer than a pin lives, often.
-func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
+func (w *world) stall(ctx context.Context, p *proc, how pause, long time.Duration) error {
 	d := time.Duration(w.rng.Int64N(int64(long)))
-	w.say("SIGSTOP %s for %v", p.name, d.Truncate(100*time.Millisecond))
+	w.say("%s %s for %v", how.begins, p.name, d.Truncate(100*time.Millisecond))
 	from := time.Now()
 	if p.role == "edge" {
 		defer func() { w.disturb(from) }()
@@ -174,10 +281,10 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	w.mu.Lock()
 	p.stopped = true
 	w.mu.Unlock()
-	p.Signal(syscall.SIGSTOP)
+	how.begin(p)
 	end := time.After(d)
 	if p.role != "edge" && len(w.of(p.role)) > 1 && d > pinLife {
-		if err := w.recovered(ctx, "SIGSTOP "+p.role, from, false); err != nil {
+		if err := w.recovered(ctx, how.begins+" "+p.role, from, false); err != nil {
 			return err
 		}
 	}
@@ -185,14 +292,14 @@ func (w *world) stall(ctx context.Context, p *proc, long time.Duration) error {
 	case <-end:
 	case <-ctx.Done():
 	}
-	p.Signal(syscall.SIGCONT)
+	how.finish(p)
 	w.mu.Lock()
 	p.stopped = false
 	w.mu.Unlock()
 	if p.role == "edge" {
 		return nil
 	}
-	return w.recovered(ctx, "SIGCONT "+p.role, time.Now(), false)
+	return w.recovered(ctx, how.ends+" "+p.role, time.Now(), false)
 }
 
 // pinLife is longer than a pin lives, and a member's key: whoever is paused for so

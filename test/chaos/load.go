@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 // What an application sends: traces of one to eight spans, in requests over up to
@@ -56,6 +60,10 @@ type journal struct {
 	mu     sync.Mutex
 	traces map[[16]byte]*trace
 	next   uint64 // span IDs are numbers
+
+	sequences []*sequence
+	large     atomic.Bool  // requests are to fill streams
+	refused   atomic.Int64 // requests that were told to come again
 }
 
 // app sends to one edge until ctx ends, then finishes what it has begun, but
@@ -143,16 +151,12 @@ func (j *journal) send(give context.Context, addr string, batch []outgoing) {
 		scope.Spans = append(scope.Spans, o.span)
 	}
 	j.mu.Unlock()
+	if j.large.Load() {
+		batch[0].span.Attributes = noise(largeItem)
+	}
 	body, _ := proto.Marshal(&collectorpb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
-	for {
-		if post(give, addr, body) {
-			break
-		}
-		select {
-		case <-time.After(retryAfter):
-		case <-give.Done():
-			return
-		}
+	if !j.deliver(give, addr, otlpwire.Traces, body) {
+		return
 	}
 	now = time.Now()
 	j.mu.Lock()
@@ -163,21 +167,42 @@ func (j *journal) send(give context.Context, addr string, batch []outgoing) {
 	}
 }
 
-var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: inFlight}}
+// deliver sends a request until it is answered with success; false: give has ended before.
+func (j *journal) deliver(give context.Context, addr string, sig otlpwire.Signal, body []byte) bool {
+	for {
+		status, err := post(give, addr, sig, body)
+		if err == nil {
+			return true
+		}
+		if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+			j.refused.Add(1)
+		}
+		select {
+		case <-time.After(retryAfter):
+		case <-give.Done():
+			return false
+		}
+	}
+}
 
-// post reports whether the request was answered with success.
-func post(ctx context.Context, addr string, body []byte) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/traces", bytes.NewReader(body))
+var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: inFlight + 2}}
+
+// post sends one request. Without an error it was answered with success, all of it: the answer to
+// that is an empty message of any signal.
+func post(ctx context.Context, addr string, sig otlpwire.Signal, body []byte) (status int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/"+sig.String(), bytes.NewReader(body))
 	if err != nil {
-		return false
+		return 0, err
 	}
 	req.Header.Set("Content-Type", "application/x-protobuf")
 	res, err := client.Do(req)
 	if err != nil {
-		return false
+		return 0, err
 	}
 	defer func() { _ = res.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(res.Body, 1<<16))
-	var parsed collectorpb.ExportTraceServiceResponse
-	return err == nil && res.StatusCode == http.StatusOK && proto.Unmarshal(answer, &parsed) == nil && parsed.GetPartialSuccess().GetRejectedSpans() == 0
+	if err == nil && (res.StatusCode != http.StatusOK || len(answer) > 0) {
+		err = fmt.Errorf("%s: %q", res.Status, answer)
+	}
+	return res.StatusCode, err
 }

@@ -13,27 +13,48 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Summary is the judgement. All but duplicates, faults and recovery are in spans
+// Summary is the judgement. All but duplicates, refused, faults and recovery are in items
 // that were acknowledged, split in traces.
 type Summary struct {
 	Acked, Delivered, SampledOut, Dead int
 	Lost                               int // neither of the three, or dropped against the policies
 	Split                              int // traces with spans in Tempo and spans not, or with two decisions
-	Leaked                             int // in Tempo without a recorded decision to keep, or against the policies
-	Duplicates                         int // deliveries of a span that was there
+	Leaked                             int // in Tempo without a recorded decision to keep, or against the policies; points and records that nobody sent
+	Misordered                         int // points and records that came behind a later one of their instance
+	Duplicates                         int // deliveries of an item that was there
+	Refused                            int // requests that were told to come again
 	Faults                             int
 	WorstRecovery                      time.Duration
 	SlowHandOvers                      bool // a stopped process did not give its lanes back
+	Missing                            bool // a signal of which nothing was acknowledged
+}
+
+func (s Summary) items() string {
+	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d split=%d leaked=%d misordered=%d duplicates=%d",
+		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.Split, s.Leaked, s.Misordered, s.Duplicates)
 }
 
 func (s Summary) String() string {
-	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d split=%d leaked=%d duplicates=%d faults=%d worst_recovery=%.1fs",
-		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.Split, s.Leaked, s.Duplicates, s.Faults, s.WorstRecovery.Seconds())
+	return fmt.Sprintf("%s refused=%d faults=%d worst_recovery=%.1fs", s.items(), s.Refused, s.Faults, s.WorstRecovery.Seconds())
+}
+
+// add adds what came of another signal's items.
+func (s *Summary) add(o Summary) {
+	s.Acked += o.Acked
+	s.Delivered += o.Delivered
+	s.SampledOut += o.SampledOut
+	s.Dead += o.Dead
+	s.Lost += o.Lost
+	s.Split += o.Split
+	s.Leaked += o.Leaked
+	s.Misordered += o.Misordered
+	s.Duplicates += o.Duplicates
+	s.Missing = s.Missing || o.Acked == 0
 }
 
 // Broken reports whether a promise was.
 func (s Summary) Broken() bool {
-	return s.Lost+s.Split+s.Leaked+s.Dead > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers
+	return s.Lost+s.Split+s.Leaked+s.Misordered+s.Dead > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
 }
 
 // handOverBound is what no hand-over takes when pins are given back, and every one
@@ -45,21 +66,47 @@ type verdict struct{ kept, dropped bool }
 
 // judge compares.
 func (w *world) judge(ctx context.Context) (Summary, error) {
-	s := Summary{Faults: w.faults}
-	w.judgeRecovery(&s)
+	all := Summary{Faults: w.faults, Refused: int(w.journal.refused.Load())}
+	w.judgeRecovery(&all)
 	conn, err := w.connect(ctx)
 	if err != nil {
-		return s, err
+		return all, err
 	}
 	defer conn.Close()
 	decisions, err := w.decisions(ctx, conn)
 	if err != nil {
-		return s, err
+		return all, err
 	}
-	dead, err := w.deadLetters(ctx, conn)
+	dead, others, err := w.deadLetters(ctx, conn)
 	if err != nil {
-		return s, err
+		return all, err
 	}
+	traces := w.judgeTraces(decisions, dead)
+	w.say("traces: %s", traces.items())
+	all.add(traces)
+	for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
+		of, came := Summary{}, w.arrived(sig)
+		for _, q := range w.journal.sequences {
+			if q.sig == sig {
+				of.add(q.judge(came[q.instance], w.say))
+				delete(came, q.instance)
+			}
+		}
+		for instance, n := range came {
+			of.Leaked += len(n)
+			w.say("leaked: %v of %q", sig, instance)
+		}
+		of.Dead = others[sig]
+		of.Lost -= min(of.Lost, of.Dead)
+		w.say("%v: %s", sig, of.items())
+		all.add(of)
+	}
+	w.say("%d outages of backends lasted until edges refused", w.filled)
+	return all, nil
+}
+
+// judgeTraces compares what became of spans with what was acknowledged, decided and right.
+func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool) (s Summary) {
 	stored := map[uint64]int{}
 	inTempo := map[[16]byte]bool{}
 	for _, sp := range w.tempo.Spans() {
@@ -111,7 +158,7 @@ func (w *world) judge(ctx context.Context) (Summary, error) {
 		}
 	}
 	w.say("%d traces, the decisions of %d compared with the policies", len(w.journal.traces), checked)
-	return s, nil
+	return s
 }
 
 // calm reports whether the window of a trace was one on which edge and hub agree:
@@ -171,30 +218,25 @@ func (w *world) decisions(ctx context.Context, conn *bus.Conn) (map[[16]byte]ver
 	return all, nil
 }
 
-// deadLetters reads DEADLETTER to its end: span IDs.
-func (w *world) deadLetters(ctx context.Context, conn *bus.Conn) (map[uint64]bool, error) {
-	all := map[uint64]bool{}
-	state, err := conn.State(ctx, bus.DeadLetter)
-	if err != nil || state.Messages == 0 {
-		return all, err
-	}
-	lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.DeadLetter, Name: "chaos"})
-	if err != nil {
-		return nil, err
-	}
-	defer lane.Close()
-	for {
-		d, err := lane.Next(ctx)
-		if err != nil {
-			return nil, err
+// deadLetters reads DEADLETTER: the spans' IDs, and how many items there are of the other signals.
+func (w *world) deadLetters(ctx context.Context, conn *bus.Conn) (spans map[uint64]bool, others map[otlpwire.Signal]int, err error) {
+	spans, others = map[uint64]bool{}, map[otlpwire.Signal]int{}
+	err = conn.Letters(ctx, "", "", true, func(l bus.Letter) bool {
+		w.say("dead: %d %s of %s: %s, %s", l.Items, l.Signal, l.Instance, l.Reason, l.Detail)
+		if l.Signal != otlpwire.Traces.String() {
+			for _, sig := range otlpwire.Signals {
+				if sig.String() == l.Signal {
+					others[sig] += l.Items
+				}
+			}
+			return true
 		}
-		for item := range otlpwire.Items(d.Body) {
+		for item := range otlpwire.Items(l.Body) {
 			var sp otlpwire.Span
 			sp.Parse(item)
-			all[binary.BigEndian.Uint64(sp.SpanID[:])] = true
+			spans[binary.BigEndian.Uint64(sp.SpanID[:])] = true
 		}
-		if d.Seq >= state.LastSeq {
-			return all, nil
-		}
-	}
+		return true
+	})
+	return spans, others, err
 }

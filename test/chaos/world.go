@@ -13,9 +13,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/test/backend/loki"
+	"github.com/penstock/penstock/test/backend/remotewrite"
 	"github.com/penstock/penstock/test/backend/tempo"
 	"github.com/penstock/penstock/test/daemon"
+	"github.com/penstock/penstock/test/faultproxy"
 )
 
 const partitions = 8
@@ -26,10 +33,13 @@ type world struct {
 	dir, bin string
 	rng      *rand.Rand
 	start    time.Time
-	tempo    *tempo.Server
-	stop     func()
 	journal  journal
 	hubAddr  string
+
+	tempo      *tempo.Server
+	loki       *loki.Server
+	prometheus *remotewrite.Server
+	stop       []func()
 
 	mu    sync.Mutex
 	procs map[string]*proc // by name
@@ -39,6 +49,7 @@ type world struct {
 	// and recorded, but not for which they are.
 	disturbed []interval
 	faults    int
+	filled    int // how often an outage lasted until edges refused
 	recovery  []recovery
 }
 
@@ -56,18 +67,25 @@ type proc struct {
 	born       int
 	admin      string
 	otlp       string
-	stopped    bool // by SIGSTOP
+	stopped    bool              // by SIGSTOP, or cut off
+	link       *faultproxy.Proxy // a sink's way to the hub
 	daemon.Process
 }
 
 func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 	w := &world{Options: o, dir: dir, bin: bin, rng: rand.New(rand.NewPCG(o.Seed, 4)), procs: map[string]*proc{}, start: time.Now()}
 	w.journal.traces = map[[16]byte]*trace{}
+	var stop func()
 	var err error
-	if w.tempo, w.stop, err = tempo.Serve(); err != nil {
+	if w.tempo, stop, err = tempo.Serve(); err != nil {
 		return nil, err
 	}
+	w.stop = append(w.stop, stop)
 	w.tempo.Slow(100 * time.Millisecond) // so that a kill finds traces on their way
+	w.loki, stop = loki.Serve()
+	w.stop = append(w.stop, stop)
+	w.prometheus, stop = remotewrite.Serve()
+	w.stop = append(w.stop, stop)
 	w.hubAddr = daemon.FreeAddr()
 	if err := os.WriteFile(filepath.Join(dir, "sampling.yaml"), []byte(policies), 0o600); err != nil {
 		return nil, err
@@ -83,7 +101,16 @@ func (w *world) say(format string, args ...any) {
 func (w *world) add(role string) (*proc, error) {
 	w.born++
 	p := &proc{role: role, born: w.born, name: fmt.Sprintf("%s-%d", role, w.born), admin: daemon.FreeAddr()}
-	common := fmt.Sprintf("log: {level: debug}\nadmin: {listen: %q}\nhub: {url: %q}\n", p.admin, "nats://"+w.hubAddr)
+	hub := w.hubAddr
+	if role == "sink" {
+		var err error
+		if p.link, err = faultproxy.Start(w.hubAddr); err != nil {
+			return nil, err
+		}
+		w.stop = append(w.stop, p.link.Close)
+		hub = p.link.Addr()
+	}
+	common := fmt.Sprintf("log: {level: debug}\nadmin: {listen: %q}\nhub: {url: %q}\n", p.admin, "nats://"+hub)
 	shared := common + fmt.Sprintf("member: %s\nstreams: {partitions: %d, max_bytes: 1GiB}\n", p.name, partitions)
 	config := ""
 	switch role {
@@ -95,13 +122,13 @@ func (w *world) add(role string) (*proc, error) {
 		p.Args = args
 	case "edge":
 		p.otlp = daemon.FreeAddr()
-		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
+		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB, max_bytes: 16MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
 			p.name, filepath.Join(w.dir, p.name, "spool"), daemon.FreeAddr(), p.otlp)
 	case "router":
 		config = shared
 	case "sink":
-		config = shared + fmt.Sprintf("sampling: {file: %s}\ntempo: {endpoint: %q}\nfile: {dir: %s}\n",
-			filepath.Join(w.dir, "sampling.yaml"), w.tempo.Addr, filepath.Join(w.dir, "files"))
+		config = shared + fmt.Sprintf("sampling: {file: %s}\ntempo: {endpoint: %q}\nloki: {url: %q}\nprometheus: {url: %q, protocol: \"1.0\"}\n",
+			filepath.Join(w.dir, "sampling.yaml"), w.tempo.Addr, w.loki.URL, w.prometheus.URL)
 	}
 	if config != "" {
 		path := filepath.Join(w.dir, p.name+".yaml")
@@ -153,7 +180,9 @@ func (w *world) close() {
 			w.end(p, syscall.SIGKILL)
 		}
 	}
-	w.stop()
+	for _, stop := range w.stop {
+		stop()
+	}
 }
 
 // run starts the pipeline, sends and injects faults, heals and drains.
@@ -161,6 +190,11 @@ func (w *world) run(ctx context.Context) error {
 	for _, role := range []string{"hub", "edge", "edge", "router", "router", "sink"} {
 		if _, err := w.add(role); err != nil {
 			return err
+		}
+		if role == "hub" {
+			if err := w.makeStreams(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	if err := daemon.Until(ctx, time.Minute, w.healthy); err != nil {
@@ -176,6 +210,11 @@ func (w *world) run(ctx context.Context) error {
 	for i, e := range w.of("edge") {
 		rng := rand.New(rand.NewPCG(w.Seed, uint64(i)))
 		apps.Go(func() { w.journal.app(sending, giving, e.name, e.otlp, rng) })
+		for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
+			q := &sequence{sig: sig, instance: e.name}
+			w.journal.sequences = append(w.journal.sequences, q)
+			apps.Go(func() { q.app(sending, giving, &w.journal, e.otlp) })
+		}
 	}
 	err := w.chaos(ctx)
 	stopSending()
@@ -231,9 +270,49 @@ func (w *world) owned(role string) error {
 	return nil
 }
 
+// makeStreams makes the hub's streams, and bounds those of what is owed so that they are full soon.
+func (w *world) makeStreams(ctx context.Context) error {
+	var conn *bus.Conn
+	if err := daemon.Until(ctx, time.Minute, func() (err error) { conn, err = w.connect(ctx); return err }); err != nil {
+		return err
+	}
+	conn.Close()
+	nc, err := nats.Connect("nats://" + w.hubAddr)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	for name, bound := range bounds {
+		s, err := js.Stream(ctx, name)
+		if err != nil {
+			return err
+		}
+		cfg := s.CachedInfo().Config
+		cfg.MaxBytes = bound
+		if w.Tags == ageLeft {
+			cfg.MaxAge = 10 * time.Second
+		}
+		if _, err := js.UpdateStream(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ageLeft is a tag of no file: an operator's mistake, not one of the code.
+const ageLeft = "bug_age_left"
+
+// bounds are those of the streams in bytes: what is sent within some seconds, of SPANS more than
+// within the policies' wait.
+var bounds = map[string]int64{"TRACES": 4 << 20, "SPANS": 8 << 20, "LOGS": 4 << 20, "METRICS": 1 << 20}
+
 // heal wakes and starts what should run.
 func (w *world) heal(ctx context.Context) error {
-	w.tempo.Fail(nil)
+	w.backends("all", false)
 	w.mu.Lock()
 	for _, p := range w.procs {
 		if p.stopped {
@@ -247,36 +326,43 @@ func (w *world) heal(ctx context.Context) error {
 
 // drain waits until no lane owes anything.
 func (w *world) drain(ctx context.Context) error {
-	last := ""
-	return daemon.Until(ctx, 2*time.Minute, func() error {
-		for _, e := range w.of("edge") {
-			if err := emptySpool(e); err != nil {
-				return err
-			}
+	var said time.Time
+	return daemon.Until(ctx, 4*time.Minute, func() error {
+		if err := w.arrivedAt(0, "router"); err != nil {
+			return err
 		}
-		for _, role := range []string{"router", "sink"} {
-			p := w.of(role)[0]
-			var status bus.Partitions
-			if err := daemon.Fetch(p.admin, "/partitions?format=json", &status); err != nil {
-				return err
-			}
-			var lag uint64
-			for _, l := range status.Lanes {
-				if l.Error != "" {
-					return errors.New(l.Error)
-				}
-				lag += l.Lag
-			}
-			if say := fmt.Sprintf("%s lag %d", role, lag); lag > 0 {
-				if say != last {
-					w.say("%s", say)
-					last = say
-				}
-				return errors.New("not drained: " + say)
-			}
+		err := w.arrivedAt(0, "sink")
+		if err != nil && time.Since(said) > 5*time.Second {
+			said = time.Now()
+			w.say("%v", err)
 		}
-		return nil
+		return err
 	})
+}
+
+// arrivedAt wants the edges to have nothing that the hub does not have, and the lanes of a role to
+// have most messages left.
+func (w *world) arrivedAt(most uint64, role string) error {
+	for _, e := range w.of("edge") {
+		if err := emptySpool(e); err != nil {
+			return err
+		}
+	}
+	var status bus.Partitions
+	if err := daemon.Fetch(w.of(role)[0].admin, "/partitions?format=json", &status); err != nil {
+		return err
+	}
+	var lag uint64
+	for _, l := range status.Lanes {
+		if l.Error != "" {
+			return errors.New(l.Error)
+		}
+		lag += l.Lag
+	}
+	if lag > most {
+		return fmt.Errorf("%s lag %d", role, lag)
+	}
+	return nil
 }
 
 // connect opens the hub as an operator.

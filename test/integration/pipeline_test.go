@@ -135,8 +135,16 @@ type hub struct {
 
 func startHub(t testing.TB, log *slog.Logger) *hub {
 	t.Helper()
+	return startHubWith(t, log, nil)
+}
+
+func startHubWith(t testing.TB, log *slog.Logger, configure func(*hub)) *hub {
+	t.Helper()
 	addr := backend.FreeAddr(t)
 	h := &hub{log: log, url: "nats://" + addr, cfg: broker.Config{Name: "hub", Dir: filepath.Join(t.TempDir(), "hub"), Listen: addr, Sync: true, MaxPayload: 8 << 20}}
+	if configure != nil {
+		configure(h)
+	}
 	h.start(t)
 	t.Cleanup(h.stop)
 	return h

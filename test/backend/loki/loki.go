@@ -52,12 +52,18 @@ type Server struct {
 // Start serves on loopback until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{}
+	s, stop := Serve()
+	t.Cleanup(stop)
+	return s
+}
+
+// Serve serves on loopback until stop.
+func Serve() (s *Server, stop func()) {
+	s = &Server{}
 	s.mu.newest, s.mu.chunk, s.mu.tenants = map[string]time.Time{}, 2*time.Hour, map[string]int{}
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
-	t.Cleanup(srv.Close)
-	return s
+	return s, srv.Close
 }
 
 // Fail makes every push answer with a status until it is called with 0.

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+const auditUsage = `Usage: penstock audit [-since 24h] [-o json] [flags]
+
+Shows what the hub has acknowledged and no backend has, by instance: what is on its way to
+which backend, what waits for a backend that refuses the instance, what is a dead letter, and what
+is lost. Items on their way are those that a lane has not passed; while data flows some of them are at the
+backend already, and a quiet pipeline shows none.
+
+Losses are those that a keeper has put on record in the stream AUDIT: what somebody has purged or deleted
+before it was delivered, what the hub has lost, lanes that were given up, and dead letters that made room
+for others. The exit code is 1 when there is one.
+
+  penstock audit
+  penstock audit -since 7d -o json
+
+Flags:
+`
+
+// audit shows what has not arrived.
+func audit(args []string) int {
+	fs := flag.NewFlagSet("penstock audit", flag.ContinueOnError)
+	var (
+		hub    hubFlags
+		format string
+		since  proc.Duration
+	)
+	fs.StringVar(&format, "o", "text", "`format`, text or json")
+	fs.Var(&since, "since", "only losses of `this` time, such as 24h or 7d; default: all on record")
+	hub.add(fs, "audit")
+	fs.Usage = hub.help(auditUsage)
+	words, err := words(fs, args)
+	if err != nil {
+		return parseExit(err)
+	}
+	if len(words) > 0 {
+		return missing("audit", fmt.Sprintf("%q is not understood", strings.Join(words, " ")))
+	}
+	if format != "text" && format != "json" {
+		return missing("audit", fmt.Sprintf("-o is %q, want text or json", format))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	conn, err := hub.dial()
+	if err != nil {
+		return failed("audit", err)
+	}
+	defer conn.Close()
+	report, err := newAuditReport(ctx, conn, time.Now(), time.Duration(since), os.Stderr)
+	if err == nil {
+		err = report.print(format, os.Stdout)
+	}
+	switch {
+	case err != nil:
+		return failed("audit", err)
+	case len(report.Losses) > 0:
+		return 1
+	}
+	return 0
+}
+
+// auditReport is what -o json prints.
+type auditReport struct {
+	InFlight    []auditLine `json:"in_flight"`
+	DeadLetters []auditLine `json:"dead_letters"`
+	Losses      []bus.Loss  `json:"losses"`
+}
+
+// auditLine is what an instance has somewhere.
+type auditLine struct {
+	Instance string    `json:"instance"`
+	Signal   string    `json:"signal"`
+	Backend  string    `json:"backend"` // or router, for what is not in SPANS yet
+	Items    uint64    `json:"items"`
+	Messages uint64    `json:"messages"`
+	Oldest   time.Time `json:"oldest"` // when the hub got it
+}
+
+// tallies adds up lines.
+type tallies map[auditLine]*auditLine
+
+func (t tallies) add(instance, signal, backend string, items int, stored time.Time) {
+	key := auditLine{Instance: instance, Signal: signal, Backend: backend}
+	line := t[key]
+	if line == nil {
+		line = &auditLine{Instance: instance, Signal: signal, Backend: backend, Oldest: stored}
+		t[key] = line
+	}
+	line.Items += uint64(max(items, 0))
+	line.Messages++
+	if stored.Before(line.Oldest) {
+		line.Oldest = stored
+	}
+}
+
+func (t tallies) lines() []auditLine {
+	all := make([]auditLine, 0, len(t))
+	for _, line := range t {
+		all = append(all, *line)
+	}
+	slices.SortFunc(all, func(a, b auditLine) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Signal, b.Signal), cmp.Compare(a.Backend, b.Backend))
+	})
+	return all
+}
+
+// newAuditReport asks the hub; progress says how far that is.
+func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duration, progress io.Writer) (r auditReport, err error) {
+	lanes, err := conn.Lanes(ctx)
+	if err != nil {
+		return r, err
+	}
+	ways := tallies{}
+	for _, l := range lanes {
+		if l.Lag == 0 {
+			continue
+		}
+		if err := onTheWay(ctx, conn, l, ways, progress); err != nil {
+			return r, err
+		}
+	}
+	if err := setAside(ctx, conn, ways); err != nil {
+		return r, err
+	}
+	dead := tallies{}
+	if err := conn.Letters(ctx, "", "", false, func(l bus.Letter) bool {
+		dead.add(l.Instance, l.Signal, l.Backend, l.Items, l.At)
+		return true
+	}); err != nil {
+		return r, err
+	}
+	losses, err := conn.Losses(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.InFlight, r.DeadLetters, r.Losses = ways.lines(), dead.lines(), []bus.Loss{}
+	for _, l := range losses {
+		if since == 0 || l.At.After(now.Add(-since)) {
+			r.Losses = append(r.Losses, l)
+		}
+	}
+	return r, nil
+}
+
+// onTheWay adds what a lane has not finished.
+func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, ways tallies, progress io.Writer) error {
+	state, err := conn.State(ctx, l.Stream)
+	if err != nil {
+		return err
+	}
+	spans := l.Stream == bus.Spans
+	cfg := bus.ReaderConfig{Stream: l.Stream, From: l.Done + 1, Headers: !spans}
+	if l.Filter != "" {
+		cfg.Filters = []string{l.Filter}
+	}
+	r, err := conn.OpenReaderOf(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	backend := l.Name[:max(strings.LastIndexByte(l.Name, '-'), 0)]
+	signal := strings.ToLower(l.Stream)
+	if spans {
+		signal = otlpwire.Traces.String()
+	}
+	said := time.Now()
+	var buf []byte
+	return r.Each(ctx, func(d bus.Delivery) bool {
+		if d.Seq > state.LastSeq {
+			return false // it came while this was read
+		}
+		if time.Since(said) > 2*time.Second {
+			said = time.Now()
+			_, _ = fmt.Fprintf(progress, "%s/%s: %d messages left\n", l.Stream, l.Name, r.Left())
+		}
+		if !spans {
+			ways.add(d.Instance(), signal, backend, max(d.Header.Items, 1), d.Stored)
+			return true
+		}
+		d.Decompress(&buf)
+		for body := d.Body; d.Err == nil && len(body) > 0; {
+			var f envelope.Frame
+			if f, body, d.Err = envelope.NextFrame(body); d.Err == nil {
+				ways.add(f.Instance, signal, backend, otlpwire.Count(otlpwire.Traces, f.Payload), d.Stored)
+			}
+		}
+		if d.Err != nil {
+			ways.add("", signal, backend, 0, d.Stored) // nobody can read it
+		}
+		return true
+	})
+}
+
+// setAside adds what waits in ASIDE, which old hubs do not have.
+func setAside(ctx context.Context, conn *bus.Conn, ways tallies) error {
+	switch there, err := conn.Subjects(ctx, bus.Aside, ">"); {
+	case errors.Is(err, bus.ErrNoStream), err == nil && len(there) == 0:
+		return nil
+	case err != nil:
+		return err
+	}
+	r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Headers: true})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return r.Each(ctx, func(d bus.Delivery) bool {
+		if tokens := strings.Split(d.Subject, "."); len(tokens) == 5 { // aside.<signal>.<backend>.<p>.<instance>
+			ways.add(tokens[4], tokens[1], tokens[2]+", aside", d.Header.Items, d.Stored)
+		}
+		return true
+	})
+}
+
+func (r auditReport) print(format string, out io.Writer) error {
+	if format == "json" {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(r)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, part := range []struct {
+		title string
+		lines []auditLine
+	}{{"IN FLIGHT", r.InFlight}, {"DEAD LETTERS", r.DeadLetters}} {
+		fmt.Fprintf(w, "%s\tSIGNAL\tBACKEND\tITEMS\tMESSAGES\tOLDEST\n", part.title)
+		for _, l := range part.lines {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", l.Instance, l.Signal, l.Backend, l.Items, l.Messages, time.Since(l.Oldest).Truncate(time.Second))
+		}
+		if len(part.lines) == 0 {
+			fmt.Fprintln(w, "none")
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintln(w, "LOST\tSTREAM\tMESSAGES\tBECAUSE\tOF")
+	for _, l := range r.Losses {
+		of := l.Lanes
+		if of == nil {
+			of = l.Items
+		}
+		var whose []string
+		for name, n := range of {
+			whose = append(whose, fmt.Sprintf("%s=%d", name, n))
+		}
+		slices.Sort(whose)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", l.At.Format(time.RFC3339), l.Stream, l.Messages, l.Because, strings.Join(whose, " "))
+	}
+	if len(r.Losses) == 0 {
+		fmt.Fprintln(w, "nothing on record")
+	}
+	return w.Flush()
+}

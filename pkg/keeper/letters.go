@@ -1,0 +1,82 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+)
+
+// pushed is what has made room in DEADLETTER since it was last recorded.
+type pushed struct {
+	messages uint64
+	items    map[string]uint64 // by signal and instance
+	since    time.Time
+}
+
+const (
+	// maxPushed is how many dead letters go at one look.
+	maxPushed = 1000
+
+	// pushedInterval is how often it is recorded what has gone.
+	pushedInterval = time.Minute
+)
+
+// letters makes room in DEADLETTER before the hub does, which tells nobody whose letters
+// go.
+func (k *Keeper) letters(ctx context.Context) error {
+	conn := k.conn()
+	k.recordPushed(ctx, time.Now())
+	state, err := conn.State(ctx, bus.DeadLetter)
+	if err != nil {
+		return err
+	}
+	at := held(state)
+	k.show(bus.DeadLetter, at)
+	if at.done, at.largest = at.last, 0; state.Refuses {
+		return nil // an operator's choice
+	}
+	upTo := at.removable()
+	if upTo == 0 {
+		return nil
+	}
+	var gone []bus.Letter
+	if err := conn.Letters(ctx, "", "", false, func(l bus.Letter) bool {
+		if l.Seq > upTo || len(gone) == maxPushed {
+			return false
+		}
+		gone = append(gone, l)
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, l := range gone {
+		if err := conn.DropLetter(ctx, l.Seq); errors.Is(err, bus.ErrKept) {
+			if more, due := k.said.Due(bus.DeadLetter, time.Now()); due {
+				k.log.Warn("the hub pushes out its oldest dead letters, and whose they are is not counted: see docs/upgrading.md", "err", err, "more_since_last_said", more)
+			}
+			return nil
+		} else if err != nil {
+			return err
+		}
+		k.led.Pushed(l.Signal, l.Instance).Add(float64(l.Items))
+		if k.pushed.items == nil {
+			k.pushed = pushed{items: map[string]uint64{}, since: time.Now()}
+		}
+		k.pushed.messages++
+		k.pushed.items[l.Signal+"."+l.Instance] += uint64(max(l.Items, 0))
+	}
+	return nil
+}
+
+// recordPushed says and records what has gone in the last minute.
+func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
+	p := k.pushed
+	if p.messages == 0 || now.Sub(p.since) < pushedInterval {
+		return
+	}
+	k.pushed = pushed{}
+	k.log.Error("DEADLETTER is full: its oldest letters have made room for others", "letters", p.messages, "items", p.items)
+	k.record(ctx, bus.Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
+}

@@ -1,0 +1,227 @@
+package keeper
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// api asks the hub as an operator with all rights does.
+func (w *world) api(subject, body string) {
+	w.Helper()
+	nc, err := nats.Connect("", nats.InProcessServer(w.broker))
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer nc.Close()
+	if res, err := nc.Request("$JS.API."+subject, []byte(body), 10*time.Second); err != nil || !strings.Contains(string(res.Data), `"success":true`) {
+		w.Fatalf("%s: %v %s", subject, err, res.Data)
+	}
+}
+
+// sends sends n messages of an instance of a partition.
+func (w *world) sends(p, n int) {
+	w.Helper()
+	for range n {
+		if err := w.send(p); err != nil {
+			w.Fatal(err)
+		}
+	}
+}
+
+// losses returns what is on record, by the stream.
+func (w *world) losses() (all []string) {
+	w.Helper()
+	losses, err := w.conn.Losses(w.Context())
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, l := range losses {
+		all = append(all, fmt.Sprintf("%s %d %v %v", l.Stream, l.Messages, l.Lanes, l.Items))
+	}
+	return all
+}
+
+// next is a keeper that begins, with the counters of the one before.
+func (w *world) next() *Keeper {
+	return New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, w.shared, w.led, w.Keeper.log)
+}
+
+// TestWhatSomebodyElseRemovesIsCounted: of what an operator purges that counts which lanes had not
+// finished, once, also when the keeper of then is gone.
+func TestWhatSomebodyElseRemovesIsCounted(t *testing.T) {
+	for _, another := range []bool{false, true} {
+		t.Run(fmt.Sprintf("another keeper %v", another), func(t *testing.T) {
+			w := newWorld(t, "a", "b")
+			w.sends(0, 5) // 1 to 5
+			w.sends(1, 4) // 6 to 9
+			for _, lane := range []string{"a-0", "b-0"} {
+				w.read(lane, 5)
+			}
+			w.keep()
+			w.api("STREAM.PURGE.LOGS", `{"seq":6}`) // all have finished that
+			w.keep()
+			if got := w.losses(); len(got) > 0 {
+				t.Fatalf("what all have finished is no loss: %v", got)
+			}
+			w.read("b-1", 7)
+			w.stream("LOGS").memory.stored = time.Time{} // it is time
+			w.keep()
+			w.api("STREAM.PURGE.LOGS", `{"seq":9}`) // leaves one
+			want := "LOGS 3 map[a-1:3 b-1:1] map[]"
+			for range 2 {
+				if another {
+					w.Keeper = w.next()
+				}
+				w.keep()
+				if got := w.losses(); len(got) != 1 || got[0] != want {
+					t.Fatalf("on record: %v, want %s", got, want)
+				}
+			}
+			if n := testutil.ToFloat64(w.led.Lost("LOGS")); n != 3 || !w.said.Says("are not in the hub any more", "a-1") {
+				t.Errorf("lost=%v", n)
+			}
+			if got := w.read("a-1", 9); len(got) != 1 || got[0] != 9 {
+				t.Errorf("a-1 gets %v", got)
+			}
+		})
+	}
+}
+
+// TestAStreamThatIsMadeAgain: what lanes were owed of the one before is lost.
+func TestAStreamThatIsMadeAgain(t *testing.T) {
+	w := newWorld(t, "a")
+	w.sends(0, 5)
+	w.read("a-0", 2)
+	w.keep()
+	w.api("STREAM.DELETE.LOGS", "")
+	if err := w.conn.EnsureHub(w.Context(), topology); err != nil {
+		t.Fatal(err)
+	}
+	w.sends(0, 9)
+	w.Keeper = w.next()
+	for range 2 {
+		w.keep()
+		if got := w.losses(); len(got) != 1 || got[0] != "LOGS 3 map[a-0:3] map[]" {
+			t.Fatalf("on record: %v", got)
+		}
+	}
+}
+
+// TestKeepersCountNoLossOfTheirOwn: whoever of several removes, and dies between the word and
+// the removal, and when one who has removed nothing for long comes back.
+func TestKeepersCountNoLossOfTheirOwn(t *testing.T) {
+	w := newWorld(t, "a")
+	one, other := w.Keeper, w.next()
+	sent := 0
+	for range 4 {
+		for _, k := range []*Keeper{one, other} {
+			sent += w.fill(0)
+			w.read("a-0", uint64(sent-20))
+			w.Keeper = k
+			before := w.state("LOGS").FirstSeq
+			for range 2 { // the first finds that another was here
+				if err := w.look(t.Context(), w.stream("LOGS")); err != nil && !strings.Contains(err.Error(), bus.ErrChanged.Error()) {
+					t.Fatal(err)
+				}
+			}
+			if first := w.state("LOGS").FirstSeq; first == before {
+				t.Fatalf("nothing was removed of %d", sent)
+			}
+		}
+	}
+	state, s := w.state("LOGS"), w.stream("LOGS")
+	if err := w.remember(t.Context(), s, time.Now(), remembered(state, nil, state.FirstSeq+9)); err != nil { // and dies
+		t.Fatal(err)
+	}
+	w.api("STREAM.PURGE.LOGS", fmt.Sprintf(`{"seq":%d}`, state.FirstSeq+5))
+	w.Keeper = w.next()
+	w.keep()
+	if got := w.losses(); len(got) > 0 || testutil.ToFloat64(w.led.Lost("LOGS")) > 0 {
+		t.Errorf("on record: %v", got)
+	}
+}
+
+// TestDeadLettersThatMakeRoom: the oldest go, and whose they are is counted.
+func TestDeadLettersThatMakeRoom(t *testing.T) {
+	w := newWorld(t, "a")
+	letter := func(instance string) {
+		err := w.conn.DeadLetter(t.Context(), otlpwire.Logs, instance, bus.Message{
+			Header:  envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 2, Arrival: 1},
+			Refusal: &bus.Refusal{Reason: ledger.DeadRefused, Backend: "loki"}, Body: make([]byte, 100),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		letter("quiet")
+	}
+	items := map[string]uint64{}
+	left := func() map[string]uint64 {
+		here := map[string]uint64{}
+		if err := w.conn.Letters(t.Context(), "", "", false, func(l bus.Letter) bool { here["logs."+l.Instance] += 2; return true }); err != nil {
+			t.Fatal(err)
+		}
+		return here
+	}
+	for sent := uint64(0); sent < 400; sent++ {
+		if letter("noisy"); sent%5 == 0 {
+			if err := w.letters(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		items["logs.noisy"] += 2
+	}
+	items["logs.quiet"] = 6
+	if err := w.letters(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	here, gone := left(), map[string]uint64{}
+	for _, instance := range []string{"quiet", "noisy"} {
+		gone["logs."+instance] = uint64(testutil.ToFloat64(w.led.Pushed("logs", instance)))
+		if all := here["logs."+instance] + gone["logs."+instance]; all != items["logs."+instance] {
+			t.Errorf("%s: %d items of letters are left and %d were pushed out, of %d", instance, here["logs."+instance], gone["logs."+instance], items["logs."+instance])
+		}
+	}
+	if gone["logs.quiet"] != 6 || gone["logs.noisy"] == 0 {
+		t.Fatalf("pushed out: %v", gone)
+	}
+	w.pushed.since = time.Now().Add(-pushedInterval)
+	w.recordPushed(t.Context(), time.Now())
+	losses, err := w.conn.Losses(t.Context())
+	if err != nil || len(losses) != 1 || !maps.Equal(losses[0].Items, gone) || losses[0].Messages != (gone["logs.quiet"]+gone["logs.noisy"])/2 {
+		t.Errorf("on record: %+v, %v", losses, err)
+	}
+}
+
+// TestTheAgeOfWhatIsOwed is told lane by lane.
+func TestTheAgeOfWhatIsOwed(t *testing.T) {
+	w := newWorld(t, "a")
+	w.sends(0, 2)
+	w.sends(1, 1)
+	w.read("a-1", 3)
+	s, began := w.stream("LOGS"), time.Now().Add(-time.Hour)
+	floors, _, err := w.conn.Floors(t.Context(), "LOGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.age(t.Context(), s, began.Add(2*time.Hour), floors); err != nil {
+		t.Fatal(err)
+	}
+	for lane, want := range map[string]float64{"a-0": time.Hour.Seconds(), "a-1": 0} {
+		if got := testutil.ToFloat64(w.led.Oldest("LOGS", lane)); got < want || got > want*1.1 {
+			t.Errorf("%s: %v s, want %v", lane, got, want)
+		}
+	}
+}

@@ -1,0 +1,5 @@
+//go:build bug_keeper_too_far
+
+package planted
+
+func init() { KeeperTooFar = true }

@@ -1,0 +1,5 @@
+//go:build bug_lane_ignored
+
+package planted
+
+func init() { LaneIgnored = true }

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	collectorlogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	collectormetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// sequence is what an application sends of metrics or logs to one edge: items that are numbered
+// from 1, one request at a time, so that their order is known.
+type sequence struct {
+	sig      otlpwire.Signal
+	instance string
+
+	mu     sync.Mutex
+	sent   uint64 // the highest number that may have arrived
+	acked  uint64 // all up to here were acknowledged
+	lastMS int64  // time of the last point: one of each millisecond
+}
+
+const (
+	perRequest = 5
+	largeItem  = 20 << 10 // bytes of one item of a request that is to fill streams
+)
+
+// app sends to one edge until ctx ends, and finishes what it has begun.
+func (s *sequence) app(ctx, give context.Context, j *journal, addr string) {
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	for ctx.Err() == nil {
+		if body := s.next(j.large.Load()); !j.deliver(give, addr, s.sig, body) {
+			return
+		}
+		s.mu.Lock()
+		s.acked = s.sent
+		s.mu.Unlock()
+		<-clock.C
+	}
+}
+
+// next makes a request of the next items.
+func (s *sequence) next(large bool) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.sig == otlpwire.Logs {
+		scope := &logspb.ScopeLogs{}
+		for range perRequest {
+			s.sent++
+			record := &logspb.LogRecord{TimeUnixNano: uint64(now.UnixNano()), Body: text(s.name(s.sent))}
+			if large && len(scope.LogRecords) == 0 {
+				record.Attributes = noise(largeItem)
+			}
+			scope.LogRecords = append(scope.LogRecords, record)
+		}
+		body, _ := proto.Marshal(&collectorlogs.ExportLogsServiceRequest{ResourceLogs: []*logspb.ResourceLogs{{ScopeLogs: []*logspb.ScopeLogs{scope}}}})
+		return body
+	}
+	gauge := &metricspb.Gauge{}
+	count := perRequest
+	if large {
+		count *= 20
+	}
+	for range count {
+		s.sent++
+		s.lastMS = max(now.UnixMilli(), s.lastMS+1)
+		gauge.DataPoints = append(gauge.DataPoints, &metricspb.NumberDataPoint{
+			TimeUnixNano: uint64(s.lastMS) * uint64(time.Millisecond), Value: &metricspb.NumberDataPoint_AsInt{AsInt: int64(s.sent)},
+			Attributes: []*commonpb.KeyValue{{Key: "from", Value: text(s.instance)}},
+		})
+	}
+	metric := &metricspb.Metric{Name: "number", Data: &metricspb.Metric_Gauge{Gauge: gauge}}
+	body, _ := proto.Marshal(&collectormetrics.ExportMetricsServiceRequest{ResourceMetrics: []*metricspb.ResourceMetrics{{ScopeMetrics: []*metricspb.ScopeMetrics{{Metrics: []*metricspb.Metric{metric}}}}}})
+	return body
+}
+
+// name is the body of a log record.
+func (s *sequence) name(n uint64) string { return fmt.Sprintf("%s %d", s.instance, n) }
+
+func text(s string) *commonpb.AnyValue {
+	return &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: s}}
+}
+
+// noise is an attribute that no compression makes smaller.
+func noise(size int) []*commonpb.KeyValue {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = '!' + byte(rand.IntN(90))
+	}
+	return []*commonpb.KeyValue{{Key: "noise", Value: text(string(b))}}
+}
+
+// arrivals are numbers in the order in which they came to a backend, by the instance.
+type arrivals map[string][]uint64
+
+func (w *world) arrived(sig otlpwire.Signal) arrivals {
+	all := arrivals{}
+	if sig == otlpwire.Logs {
+		for _, e := range w.loki.Entries() {
+			instance, number, _ := strings.Cut(e.Line, " ")
+			n, _ := strconv.ParseUint(number, 10, 64) // 0 is nobody's
+			all[instance] = append(all[instance], n)
+		}
+		return all
+	}
+	for _, s := range w.prometheus.Samples() {
+		if s.Labels["__name__"] == "number" {
+			all[s.Labels["from"]] = append(all[s.Labels["from"]], uint64(s.Value))
+		}
+	}
+	return all
+}
+
+// judge compares what was acknowledged with what came.
+func (s *sequence) judge(came []uint64, say func(format string, args ...any)) (sum Summary) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen, highest := make(map[uint64]bool, len(came)), uint64(0)
+	for _, n := range came {
+		switch {
+		case n == 0 || n > s.sent:
+			sum.Leaked++
+			say("leaked: %v %d of %s was never sent", s.sig, n, s.instance)
+		case seen[n]:
+			sum.Duplicates++
+		case n < highest:
+			sum.Misordered++
+			say("misordered: %v %d of %s came behind %d", s.sig, n, s.instance, highest)
+		}
+		seen[n], highest = true, max(highest, n)
+	}
+	sum.Acked = int(s.acked)
+	gone := uint64(0) // the first of a run of missing ones
+	for n := uint64(1); n <= s.acked+1; n++ {
+		switch missing := n <= s.acked && !seen[n]; {
+		case missing:
+			sum.Lost++
+			if gone == 0 {
+				gone = n
+			}
+		case gone != 0:
+			say("lost: %v %d to %d of %s", s.sig, gone, n-1, s.instance)
+			gone = 0
+		}
+		if n <= s.acked && seen[n] {
+			sum.Delivered++
+		}
+	}
+	return sum
+}

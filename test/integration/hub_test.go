@@ -1,0 +1,299 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/test/backend/loki"
+)
+
+// logsPipeline is a pipeline whose Loki is away, and an edge.
+func logsPipeline(t *testing.T, configure func(*hub)) (*pipeline, *edgeAddrs, *loki.Server) {
+	t.Helper()
+	lok := loki.Start(t)
+	lok.Fail(http.StatusServiceUnavailable)
+	p := new(pipeline)
+	p.log, p.text = newLog(t)
+	p.hub = startHubWith(t, p.log, configure)
+	p.startRouter(t)
+	p.startSink(t, func(c *sink.Config) { c.Loki.URL = lok.URL })
+	return p, p.startEdge(t, edge.InstanceConfig{ID: "as-1"}), lok
+}
+
+// lines are the numbers that came to a Loki.
+func lines(t *testing.T, lok *loki.Server) map[string][]int {
+	got := map[string][]int{}
+	for _, e := range lok.Entries() {
+		n, err := strconv.Atoi(e.Line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got["as-1 logs"] = append(got["as-1 logs"], n)
+	}
+	return got
+}
+
+// send sends numbered logs, and returns the numbers that were acknowledged.
+func send(t *testing.T, e *edgeAddrs, from, to int) (acked []int) {
+	t.Helper()
+	for n := from; n < to; n++ {
+		if err := post(context.Background(), e.http, otlpwire.Logs, large(otlpwire.Logs, n)); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		acked = append(acked, n)
+	}
+	return acked
+}
+
+// forwarded waits until the hub has everything that an edge has.
+func forwarded(t *testing.T, e *edgeAddrs) {
+	t.Helper()
+	eventually(t, time.Minute, "the hub has everything", func() error {
+		if a, f := count(t, otlpwire.Logs, "penstock_accepted_items_total", e.role), count(t, otlpwire.Logs, "penstock_forwarded_items_total", e.role); f < a {
+			return fmt.Errorf("%d of %d", f, a)
+		}
+		return nil
+	})
+}
+
+// jetStream opens a hub as an operator's tool does.
+func (h *hub) jetStream(t *testing.T) jetstream.JetStream {
+	t.Helper()
+	nc, err := nats.Connect(h.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// remembered waits until a keeper has written down that a lane is owed so many messages.
+func (p *pipeline) remembered(t *testing.T, stream string, owed uint64) {
+	t.Helper()
+	js := p.hub.jetStream(t)
+	eventually(t, time.Minute, "the keeper remembers", func() error {
+		kv, err := js.KeyValue(t.Context(), "KEEPER")
+		if err != nil {
+			return err
+		}
+		e, err := kv.Get(t.Context(), stream)
+		if err != nil {
+			return err
+		}
+		var m struct{ Lanes map[string]bus.Floor }
+		if err := json.Unmarshal(e.Value(), &m); err != nil {
+			return err
+		}
+		sum := uint64(0)
+		for _, f := range m.Lanes {
+			sum += f.Lag
+		}
+		if sum != owed {
+			return fmt.Errorf("%s", e.Value())
+		}
+		return nil
+	})
+}
+
+// auditJSON runs penstock audit.
+func (p *pipeline) audit(t *testing.T, args ...string) (code int, report struct {
+	InFlight []struct {
+		Instance, Signal, Backend string
+		Items                     int
+	} `json:"in_flight"`
+	Losses []bus.Loss
+}) {
+	t.Helper()
+	cmd := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", append([]string{"audit", "-o", "json"}, args...)...)
+	code = cmd.exit(t, time.Minute)
+	if err := json.Unmarshal([]byte(cmd.out.String()), &report); err != nil {
+		t.Fatalf("%v:\n%s", err, cmd.out.String())
+	}
+	return code, report
+}
+
+// TestAuditTellsWhatIsMissing: what is on its way, by instance and in items; then, of what an operator
+// purges, what is lost, and nothing when all has arrived.
+func TestAuditTellsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	p, e, lok := logsPipeline(t, nil)
+	for n := range 3 {
+		if err := post(t.Context(), e.http, otlpwire.Traces, numbered(otlpwire.Traces, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(t, e, 0, 5)
+	forwarded(t, e)
+	eventually(t, time.Minute, "five records are in flight and the traces are not", func() error {
+		code, r := p.audit(t)
+		if code != 0 || len(r.InFlight) != 1 || r.InFlight[0].Instance != "as-1" || r.InFlight[0].Signal != "logs" || r.InFlight[0].Backend != "loki" || r.InFlight[0].Items != 5 {
+			return fmt.Errorf("exit code %d, %+v", code, r)
+		}
+		return nil
+	})
+	p.remembered(t, "LOGS", 5)
+	logs, err := p.hub.jetStream(t).Stream(t.Context(), "LOGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := logs.Purge(t.Context(), jetstream.WithPurgeSequence(4)); err != nil { // 4 and 5 stay
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "three messages are lost", func() error {
+		code, r := p.audit(t)
+		if code != 1 || len(r.Losses) != 1 || r.Losses[0].Stream != "LOGS" || r.Losses[0].Messages != 3 {
+			return fmt.Errorf("exit code %d, %+v", code, r)
+		}
+		return nil
+	})
+	lok.Fail(0)
+	complete(t, map[string][]int{"as-1 logs": {3, 4}}, func() map[string][]int { return lines(t, lok) })
+	eventually(t, time.Minute, "nothing is in flight, and the loss is of another time", func() error {
+		if code, r := p.audit(t, "-since", "1s"); code != 0 || len(r.InFlight) > 0 || len(r.Losses) > 0 {
+			return fmt.Errorf("exit code %d, %+v", code, r)
+		}
+		return nil
+	})
+	if text := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", "audit"); text.exit(t, time.Minute) != 1 || !strings.Contains(text.out.String(), "somebody else than a keeper") {
+		t.Errorf("the text:\n%s", text.out.String())
+	}
+}
+
+// TestAnOperatorLowersABound: what is owed and above the new bound stays, the hub refuses, and there is
+// room when it has been delivered.
+func TestAnOperatorLowersABound(t *testing.T) {
+	t.Parallel()
+	p, e, lok := logsPipeline(t, nil)
+	acked := send(t, e, 0, 60) // 3 MB
+	forwarded(t, e)
+	js := p.hub.jetStream(t)
+	logs, err := js.Stream(t.Context(), "LOGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := logs.CachedInfo().Config
+	cfg.MaxBytes = 2 << 20
+	if logs, err = js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := logs.Info(t.Context()); err != nil || info.State.FirstSeq != 1 || info.State.Msgs != 60 {
+		t.Fatalf("behind a lower bound: %+v, %v", info.State, err)
+	}
+	acked = append(acked, send(t, e, 60, 70)...)
+	eventually(t, time.Minute, "the hub refuses, and the edge says so", func() error {
+		if !p.text.Says("has no room") && !p.text.Says("full") {
+			return errors.New("nothing is said")
+		}
+		return nil
+	})
+	if f := count(t, otlpwire.Logs, "penstock_forwarded_items_total", e.role); f != 60 {
+		t.Errorf("the hub has taken %d", f)
+	}
+	lok.Fail(0)
+	complete(t, map[string][]int{"as-1 logs": acked}, func() map[string][]int { return lines(t, lok) })
+	if code, r := p.audit(t); code != 0 {
+		t.Errorf("losses: %+v", r.Losses)
+	}
+}
+
+// TestABackupOfTheHub is restored while a backend is away: the edge sees that the hub has lost
+// what it had, and sends again what it holds of it; the keeper counts what the lanes were owed.
+func TestABackupOfTheHub(t *testing.T) {
+	t.Parallel()
+	p, e, lok := logsPipeline(t, nil)
+	acked := send(t, e, 0, 5)
+	forwarded(t, e)
+	p.remembered(t, "LOGS", 5)
+	backup := t.TempDir()
+	p.hub.stop()
+	if err := os.CopyFS(backup, os.DirFS(p.hub.cfg.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	p.hub.start(t)
+	acked = append(acked, send(t, e, 5, 12)...)
+	forwarded(t, e)
+	p.remembered(t, "LOGS", 12)
+	p.hub.stop()
+	if err := os.RemoveAll(p.hub.cfg.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(p.hub.cfg.Dir, os.DirFS(backup)); err != nil {
+		t.Fatal(err)
+	}
+	p.hub.start(t)
+	acked = append(acked, send(t, e, 12, 14)...)
+	lok.Fail(0)
+	complete(t, map[string][]int{"as-1 logs": acked}, func() map[string][]int { return lines(t, lok) })
+	if !p.text.Says("lost") {
+		t.Error("nobody says that the hub has lost something")
+	}
+}
+
+// TestTheHubsDiskIsFull: nothing that was acknowledged is missing when there is room again and the hub was
+// started anew; nats-server stores nothing more until then.
+func TestTheHubsDiskIsFull(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
+		if os.Getenv("CI") != "" && os.Getuid() == 0 {
+			t.Fatal(err)
+		}
+		t.Skipf("no disk of its own for the hub: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	p, e, lok := logsPipeline(t, func(h *hub) { h.cfg.Dir = filepath.Join(dir, "hub") })
+	acked := send(t, e, 0, 20)
+	forwarded(t, e)
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(filler, zeros{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	acked = append(acked, send(t, e, 20, 120)...)
+	eventually(t, time.Minute, "the edge shows that the hub takes nothing", func() error {
+		if f := count(t, otlpwire.Logs, "penstock_forwarded_items_total", e.role); f == 120 {
+			t.Fatal("a full disk takes everything")
+		}
+		if !p.text.Says("edge", "spooling") && !p.text.Says("stalled") {
+			return errors.New("nothing is said")
+		}
+		return nil
+	})
+	if err := errors.Join(filler.Close(), os.Remove(filler.Name())); err != nil {
+		t.Fatal(err)
+	}
+	p.hub.stop()
+	p.hub.start(t)
+	lok.Fail(0)
+	acked = append(acked, send(t, e, 120, 125)...)
+	complete(t, map[string][]int{"as-1 logs": acked}, func() map[string][]int { return lines(t, lok) })
+}
+
+// zeros never end.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
