@@ -127,6 +127,14 @@ func (t tallies) lines() []auditLine {
 
 // newAuditReport asks the hub; progress says how far that is.
 func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duration, progress io.Writer) (r auditReport, err error) {
+	ends := map[string]uint64{} // what comes later is not looked at
+	for _, stream := range []string{"TRACES", "METRICS", "LOGS", bus.Spans, bus.Aside, bus.DeadLetter} {
+		state, err := conn.State(ctx, stream)
+		if err != nil && !errors.Is(err, bus.ErrNoStream) {
+			return r, err
+		}
+		ends[stream] = state.LastSeq
+	}
 	lanes, err := conn.Lanes(ctx)
 	if err != nil {
 		return r, err
@@ -136,15 +144,18 @@ func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since ti
 		if l.Lag == 0 {
 			continue
 		}
-		if err := onTheWay(ctx, conn, l, ways, progress); err != nil {
+		if err := onTheWay(ctx, conn, l, ends[l.Stream], ways, progress); err != nil {
 			return r, err
 		}
 	}
-	if err := setAside(ctx, conn, ways); err != nil {
+	if err := setAside(ctx, conn, ends[bus.Aside], ways); err != nil {
 		return r, err
 	}
 	dead := tallies{}
 	if err := conn.Letters(ctx, "", "", false, func(l bus.Letter) bool {
+		if l.Seq > ends[bus.DeadLetter] {
+			return false
+		}
 		dead.add(l.Instance, l.Signal, l.Backend, l.Items, l.At)
 		return true
 	}); err != nil {
@@ -163,12 +174,8 @@ func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since ti
 	return r, nil
 }
 
-// onTheWay adds what a lane has not finished.
-func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, ways tallies, progress io.Writer) error {
-	state, err := conn.State(ctx, l.Stream)
-	if err != nil {
-		return err
-	}
+// onTheWay adds what a lane has not finished, up to a sequence.
+func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, end uint64, ways tallies, progress io.Writer) error {
 	spans := l.Stream == bus.Spans
 	cfg := bus.ReaderConfig{Stream: l.Stream, From: l.Done + 1, Headers: !spans}
 	if l.Filter != "" {
@@ -187,8 +194,8 @@ func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, ways tallies
 	said := time.Now()
 	var buf []byte
 	return r.Each(ctx, func(d bus.Delivery) bool {
-		if d.Seq > state.LastSeq {
-			return false // it came while this was read
+		if d.Seq > end {
+			return false
 		}
 		if time.Since(said) > 2*time.Second {
 			said = time.Now()
@@ -213,12 +220,9 @@ func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, ways tallies
 }
 
 // setAside adds what waits in ASIDE, which old hubs do not have.
-func setAside(ctx context.Context, conn *bus.Conn, ways tallies) error {
-	switch there, err := conn.Subjects(ctx, bus.Aside, ">"); {
-	case errors.Is(err, bus.ErrNoStream), err == nil && len(there) == 0:
+func setAside(ctx context.Context, conn *bus.Conn, end uint64, ways tallies) error {
+	if end == 0 {
 		return nil
-	case err != nil:
-		return err
 	}
 	r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Headers: true})
 	if err != nil {
@@ -226,6 +230,9 @@ func setAside(ctx context.Context, conn *bus.Conn, ways tallies) error {
 	}
 	defer r.Close()
 	return r.Each(ctx, func(d bus.Delivery) bool {
+		if d.Seq > end {
+			return false
+		}
 		if tokens := strings.Split(d.Subject, "."); len(tokens) == 5 { // aside.<signal>.<backend>.<p>.<instance>
 			ways.add(tokens[4], tokens[1], tokens[2]+", aside", d.Header.Items, d.Stored)
 		}

@@ -140,7 +140,8 @@ func (c *Conn) DropLetter(ctx context.Context, seq uint64) error {
 	if s.CachedInfo().Config.DenyDelete {
 		return ErrKept
 	}
-	if err := s.DeleteMsg(ctx, seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+	gone := fmt.Sprintf("err_code=%d ", jetstream.JSErrCodeMessageNotFound) // nats.go passes it on as text
+	if err := s.DeleteMsg(ctx, seq); err != nil && !strings.Contains(err.Error(), gone) {
 		return fmt.Errorf("delete dead letter %d: %w", seq, err)
 	}
 	return nil

@@ -97,7 +97,9 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	if err != nil {
 		return nil, StreamState{}, fmt.Errorf("lanes of stream %s: %w", stream, err)
 	}
-	return floors, stateOf(before), nil
+	state := stateOf(before)
+	state.After = after.State.LastSeq
+	return floors, state, nil
 }
 
 // isLane reports whether a consumer is that of a lane which is not a replay's.

@@ -32,7 +32,7 @@ func (c *Conn) Losses(ctx context.Context) (all []Loss, err error) {
 	for _, line := range lines {
 		var l Loss
 		if err := json.Unmarshal(line, &l); err != nil {
-			return nil, fmt.Errorf("audit.%s: %w", LossRecord, err)
+			l = Loss{Because: "a line that nobody can read: " + err.Error()}
 		}
 		all = append(all, l)
 	}
@@ -56,7 +56,7 @@ func (c *Conn) Recall(ctx context.Context, t Topology, use func(*Bucket) error) 
 }
 
 // Count returns how many messages with a subject of filter, empty for all, a stream has from one
-// sequence to another.
+// sequence to another; too many where more come meanwhile.
 func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -72,11 +72,11 @@ func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64
 		_ = c.js.DeleteConsumer(ctx, stream, info.Name)
 		return info.NumPending, nil
 	}
-	all, err := behind(max(from, 1))
+	after, err := behind(to + 1) // first, for more may come
 	if err != nil {
 		return 0, err
 	}
-	after, err := behind(to + 1)
+	all, err := behind(max(from, 1))
 	if err != nil {
 		return 0, err
 	}

@@ -303,8 +303,11 @@ type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
 	FirstTime                          time.Time // when the first message was stored
 	Created                            time.Time // another one: other messages under the same sequences
+	After                              uint64    // of [Conn.Floors]: the last sequence when all lanes had been asked
 	MaxBytes                           uint64    // its bound; 0 for none
 	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
+	// Kept: none of its messages may be deleted.
+	Kept bool
 	// Refuses: it stores nothing more when it is full.
 	Refuses bool
 	// Forgets says what makes it throw messages away by itself, or keeps a keeper from removing
@@ -312,9 +315,15 @@ type StreamState struct {
 	Forgets string
 }
 
+// Holes is how many messages between the first and the last were deleted.
+func (s StreamState) Holes() uint64 {
+	all := s.LastSeq + 1 - min(s.FirstSeq, s.LastSeq+1)
+	return all - min(s.Messages, all)
+}
+
 func stateOf(info *jetstream.StreamInfo) StreamState {
 	st, cfg := info.State, info.Config
-	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0)), Refuses: cfg.Discard == jetstream.DiscardNew}
+	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0)), Refuses: cfg.Discard == jetstream.DiscardNew, Kept: cfg.DenyDelete}
 	var why []string
 	for _, w := range []struct {
 		is   bool
@@ -331,11 +340,14 @@ func stateOf(info *jetstream.StreamInfo) StreamState {
 	return s
 }
 
-// State asks the stream's leader what it holds.
+// State asks the stream's leader what it holds. [ErrNoStream]: there is no such stream.
 func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	s, err := c.js.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = fmt.Errorf("%w: %w", ErrNoStream, err)
+	}
 	if err != nil {
 		return StreamState{}, fmt.Errorf("state of stream %s: %w", stream, err)
 	}

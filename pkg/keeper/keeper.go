@@ -58,7 +58,7 @@ type Keeper struct {
 	failing      map[string]time.Time // by stream: since when looks fail
 
 	topology bus.Topology
-	blind    bool // nothing is remembered
+	blind    time.Time // until then the bucket KEEPER is not asked, for want of rights
 	pushed   pushed
 }
 
@@ -92,6 +92,8 @@ type kept struct {
 	tight  time.Time        // since when the first message is the same and room is short
 	freed  uint64           // how many messages the last look removed
 	memory memory
+	// unknown: something was removed that is not in what keepers have left.
+	unknown bool
 }
 
 // owing is what a lane whose floor stands has not finished.
@@ -151,6 +153,11 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.S
 func (k *Keeper) Run(ctx context.Context) {
 	defer k.led.ForgetStreams()
 	defer k.led.Keeper.Set(0)
+	defer func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		k.recordPushed(last, time.Time{})
+	}()
 	var stoodIn time.Time
 	for proc.Sleep(ctx, interval) {
 		first := k.first()
@@ -160,6 +167,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			for _, s := range k.streams {
 				s.memory = memory{} // another keeper works
 			}
+			k.recordPushed(ctx, time.Time{})
 		}
 		if !k.conn().Connected() {
 			continue
@@ -180,7 +188,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			works = k.try(ctx, s.name, func(ctx context.Context) error { return k.look(ctx, s) }) && works
 		}
 		works = k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, true) }) && works
-		works = k.try(ctx, bus.DeadLetter, k.letters) && works
+		k.letters(ctx)
 		if state, err := k.conn().State(ctx, bus.Aside); err == nil { // others empty it
 			k.show(bus.Aside, held(state))
 		}
@@ -233,6 +241,7 @@ func (k *Keeper) standIn(ctx context.Context, s *kept) error {
 	if now.Sub(s.tight) < standIn {
 		return nil
 	}
+	s.memory = memory{} // others have removed since
 	if err := k.look(ctx, s); err != nil || s.freed == 0 {
 		return err
 	}
@@ -252,11 +261,8 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	missing := s.expect(floors)
-	if err := k.count(ctx, s, state, floors); err != nil {
-		return err
-	}
 	at := s.take(now, state)
-	k.tell(ctx, s, state, floors, missing)
+	k.tell(s, state, floors, missing)
 	if at.done, err = s.finished(ctx, conn, floors); err != nil {
 		return err
 	}
@@ -270,9 +276,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 			}
 			s.aged = next - 1
 		}
-		if err := k.age(ctx, s, now, floors); err != nil {
-			return err
-		}
+		k.age(ctx, s, now, floors)
 	}
 	at.aged, at.done = s.aged, state.LastSeq
 	// What the lanes have finished is asked of the stream, lane by lane: counts and what was found
@@ -295,7 +299,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		}
 	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
-		return k.remember(ctx, s, now, remembered(state, floors, 0))
+		return k.account(ctx, s, state, floors, 0)
 	}
 	// A server that was the stream's leader until just now would not have all of it.
 	switch last, _, err := conn.First(ctx, s.name, "", state.LastSeq); {
@@ -309,7 +313,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	if planted.KeeperTooFar {
 		upTo++
 	}
-	if err := k.remember(ctx, s, now, remembered(state, floors, upTo)); err != nil {
+	if err := k.account(ctx, s, state, floors, upTo); err != nil {
 		return err
 	}
 	if err := conn.Remove(ctx, s.name, "", upTo); err != nil {
@@ -335,8 +339,8 @@ func held(state bus.StreamState) stream {
 	return stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
 }
 
-// age tells since when lanes are owed something.
-func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[string]bus.Floor) error {
+// age tells since when lanes are owed something, where the hub says so.
+func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[string]bus.Floor) {
 	ages := map[string]float64{}
 	for name, f := range floors {
 		if f.Missing {
@@ -346,7 +350,7 @@ func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[str
 		if f.Lag > 0 {
 			_, stored, err := k.conn().First(ctx, s.name, f.Filter, f.Done+1)
 			if err != nil {
-				return err
+				return
 			}
 			if !stored.IsZero() {
 				ages[name] = max(now.Sub(stored).Seconds(), 0)
@@ -357,7 +361,6 @@ func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[str
 	for name, age := range ages {
 		k.led.Oldest(s.name, name).Set(age)
 	}
-	return nil
 }
 
 // take takes in what a stream holds now.
@@ -412,7 +415,7 @@ func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 }
 
 // tell says what keeps a stream from being kept, or for ever.
-func (k *Keeper) tell(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor, missing []string) {
+func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floor, missing []string) {
 	if state.Forgets != "" {
 		if more, due := k.said.Due("forgets "+s.name, time.Now()); due {
 			k.log.Error("stream throws away its oldest messages whether they are owed or not, or cannot be made room in: see docs/upgrading.md", "stream", s.name, "because", state.Forgets, "more_since_last_said", more)
@@ -425,14 +428,6 @@ func (k *Keeper) tell(ctx context.Context, s *kept, state bus.StreamState, floor
 		}
 	}
 	var unread []string
-	for name, was := range s.memory.Lanes {
-		_, there := floors[name]
-		if _, ours := s.lanes[name]; !there && !ours {
-			k.led.Abandoned(s.name).Add(float64(was.Lag))
-			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lane", name, "messages", was.Lag)
-			k.record(ctx, bus.Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: "the lane was given up"})
-		}
-	}
 	for name, f := range floors {
 		if _, ours := s.lanes[name]; !ours && f.Lag > 0 {
 			unread = append(unread, fmt.Sprintf("%s (%d messages)", name, f.Lag))
@@ -472,7 +467,7 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	at := held(state)
 	if first {
 		k.show(bus.Decisions, at)
-		k.tell(ctx, &kept{name: bus.Decisions}, state, nil, nil)
+		k.tell(&kept{name: bus.Decisions}, state, nil, nil)
 	} else if at.max == 0 || at.room() > at.max/leastRoom {
 		return nil
 	}

@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
@@ -16,8 +15,8 @@ type pushed struct {
 }
 
 const (
-	// maxPushed is how many dead letters go at one look.
-	maxPushed = 1000
+	// maxPushed is how many dead letters go at one look, and of how many instances it is recorded.
+	maxPushed = 500
 
 	// pushedInterval is how often it is recorded what has gone.
 	pushedInterval = time.Minute
@@ -25,24 +24,38 @@ const (
 
 // letters makes room in DEADLETTER before the hub does, which tells nobody whose letters
 // go.
-func (k *Keeper) letters(ctx context.Context) error {
-	conn := k.conn()
+func (k *Keeper) letters(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	k.recordPushed(ctx, time.Now())
-	state, err := conn.State(ctx, bus.DeadLetter)
+	state, err := k.conn().State(ctx, bus.DeadLetter)
 	if err != nil {
-		return err
+		return
 	}
 	at := held(state)
 	k.show(bus.DeadLetter, at)
 	if at.done, at.largest = at.last, 0; state.Refuses {
-		return nil // an operator's choice
+		return // an operator's choice
 	}
 	upTo := at.removable()
 	if upTo == 0 {
-		return nil
+		return
 	}
+	if err = bus.ErrKept; !state.Kept {
+		err = k.push(ctx, upTo)
+	}
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	if more, due := k.said.Due(bus.DeadLetter+bus.Kind(err), time.Now()); due {
+		k.log.Warn("the hub pushes out its oldest dead letters, and whose they are is not counted; for permissions see docs/upgrading.md", "err", err, "more_since_last_said", more)
+	}
+}
+
+// push deletes the dead letters up to a sequence, and counts them.
+func (k *Keeper) push(ctx context.Context, upTo uint64) error {
 	var gone []bus.Letter
-	if err := conn.Letters(ctx, "", "", false, func(l bus.Letter) bool {
+	if err := k.conn().Letters(ctx, "", "", false, func(l bus.Letter) bool {
 		if l.Seq > upTo || len(gone) == maxPushed {
 			return false
 		}
@@ -52,12 +65,7 @@ func (k *Keeper) letters(ctx context.Context) error {
 		return err
 	}
 	for _, l := range gone {
-		if err := conn.DropLetter(ctx, l.Seq); errors.Is(err, bus.ErrKept) {
-			if more, due := k.said.Due(bus.DeadLetter, time.Now()); due {
-				k.log.Warn("the hub pushes out its oldest dead letters, and whose they are is not counted: see docs/upgrading.md", "err", err, "more_since_last_said", more)
-			}
-			return nil
-		} else if err != nil {
+		if err := k.conn().DropLetter(ctx, l.Seq); err != nil {
 			return err
 		}
 		k.led.Pushed(l.Signal, l.Instance).Add(float64(l.Items))
@@ -65,18 +73,22 @@ func (k *Keeper) letters(ctx context.Context) error {
 			k.pushed = pushed{items: map[string]uint64{}, since: time.Now()}
 		}
 		k.pushed.messages++
-		k.pushed.items[l.Signal+"."+l.Instance] += uint64(max(l.Items, 0))
+		whose := l.Signal + "." + l.Instance
+		if _, known := k.pushed.items[whose]; !known && len(k.pushed.items) == maxPushed {
+			whose = l.Signal + "._other"
+		}
+		k.pushed.items[whose] += uint64(max(l.Items, 0))
 	}
 	return nil
 }
 
-// recordPushed says and records what has gone in the last minute.
+// recordPushed says and records what has gone in the last minute; the zero time, now.
 func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
 	p := k.pushed
-	if p.messages == 0 || now.Sub(p.since) < pushedInterval {
+	if p.messages == 0 || !now.IsZero() && now.Sub(p.since) < pushedInterval {
 		return
 	}
 	k.pushed = pushed{}
-	k.log.Error("DEADLETTER is full: its oldest letters have made room for others", "letters", p.messages, "items", p.items)
+	k.log.Error("DEADLETTER is full: its oldest letters have made room for others", "letters", p.messages, "instances", len(p.items))
 	k.record(ctx, bus.Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
 }

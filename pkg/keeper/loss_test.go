@@ -1,6 +1,8 @@
 package keeper
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -88,7 +90,7 @@ func TestWhatSomebodyElseRemovesIsCounted(t *testing.T) {
 					t.Fatalf("on record: %v, want %s", got, want)
 				}
 			}
-			if n := testutil.ToFloat64(w.led.Lost("LOGS")); n != 3 || !w.said.Says("are not in the hub any more", "a-1") {
+			if n := testutil.ToFloat64(w.led.Lost("LOGS")); n != 3 || !w.said.Says("are not in the hub any more", "a-1:3") {
 				t.Errorf("lost=%v", n)
 			}
 			if got := w.read("a-1", 9); len(got) != 1 || got[0] != 9 {
@@ -140,8 +142,11 @@ func TestKeepersCountNoLossOfTheirOwn(t *testing.T) {
 			}
 		}
 	}
-	state, s := w.state("LOGS"), w.stream("LOGS")
-	if err := w.remember(t.Context(), s, time.Now(), remembered(state, nil, state.FirstSeq+9)); err != nil { // and dies
+	floors, state, err := w.conn.Floors(t.Context(), "LOGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.account(t.Context(), w.stream("LOGS"), state, floors, state.FirstSeq+9); err != nil { // and dies
 		t.Fatal(err)
 	}
 	w.api("STREAM.PURGE.LOGS", fmt.Sprintf(`{"seq":%d}`, state.FirstSeq+5))
@@ -177,16 +182,12 @@ func TestDeadLettersThatMakeRoom(t *testing.T) {
 	}
 	for sent := uint64(0); sent < 400; sent++ {
 		if letter("noisy"); sent%5 == 0 {
-			if err := w.letters(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			w.letters(t.Context())
 		}
 		items["logs.noisy"] += 2
 	}
 	items["logs.quiet"] = 6
-	if err := w.letters(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	w.letters(t.Context())
 	here, gone := left(), map[string]uint64{}
 	for _, instance := range []string{"quiet", "noisy"} {
 		gone["logs."+instance] = uint64(testutil.ToFloat64(w.led.Pushed("logs", instance)))
@@ -216,12 +217,99 @@ func TestTheAgeOfWhatIsOwed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.age(t.Context(), s, began.Add(2*time.Hour), floors); err != nil {
-		t.Fatal(err)
-	}
+	w.age(t.Context(), s, began.Add(2*time.Hour), floors)
 	for lane, want := range map[string]float64{"a-0": time.Hour.Seconds(), "a-1": 0} {
 		if got := testutil.ToFloat64(w.led.Oldest("LOGS", lane)); got < want || got > want*1.1 {
 			t.Errorf("%s: %v s, want %v", lane, got, want)
 		}
+	}
+}
+
+// TestNoAlarmWhereTheMemoryBegins: a hub of which much is gone already, and in which data flows.
+func TestNoAlarmWhereTheMemoryBegins(t *testing.T) {
+	w := newWorld(t, "a")
+	w.sends(0, 9)
+	w.read("a-0", 6)
+	w.api("STREAM.PURGE.LOGS", `{"seq":5}`)
+	for i := range 3 {
+		w.keep()
+		if w.sends(0, 2); i == 1 {
+			w.read("a-0", 8)
+		}
+		w.stream("LOGS").memory.stored = time.Time{}
+	}
+	if m := w.stream("LOGS").memory; m.Removed < 4 || m.revision == 0 {
+		t.Errorf("remembered: %+v", m)
+	}
+	if got := w.losses(); len(got) > 0 {
+		t.Errorf("on record: %v", got)
+	}
+}
+
+// TestPurgedSubjects: what is removed from the middle counts, too.
+func TestPurgedSubjects(t *testing.T) {
+	w := newWorld(t, "a")
+	w.sends(0, 2)
+	w.sends(1, 3)
+	w.sends(0, 2)
+	w.keep()
+	w.api("STREAM.PURGE.LOGS", fmt.Sprintf(`{"filter":"otlp.logs.*.%s"}`, w.names[1]))
+	for range 2 {
+		w.keep()
+		if got := w.losses(); len(got) != 1 || got[0] != "LOGS 3 map[a-1:3] map[]" {
+			t.Fatalf("on record: %v", got)
+		}
+	}
+}
+
+// TestWithoutTheBucket: a keeper that cannot remember, or cannot read what was left, makes room.
+func TestWithoutTheBucket(t *testing.T) {
+	w := newWorld(t, "a")
+	sent := w.fill(0)
+	w.read("a-0", uint64(sent))
+	unable := errors.New("no leader")
+	w.Keeper.conn = func() hub { return forgetful{w.conn, unable} }
+	if first := w.keep(); first == 1 || !w.said.Says("KEEPER", "no leader") {
+		t.Fatalf("the first message is %d", first)
+	}
+	// Something else stands there, and what was removed meanwhile is no loss.
+	if err := w.conn.Recall(t.Context(), topology, func(b *bus.Bucket) error { return b.Create(t.Context(), "LOGS", []byte("x")) }); err != nil {
+		t.Fatal(err)
+	}
+	w.Keeper.conn = func() hub { return w.conn }
+	before := w.state("LOGS").FirstSeq
+	sent += w.fill(0)
+	w.read("a-0", uint64(sent))
+	if first := w.keep(); first == before {
+		t.Error("nothing more was removed")
+	}
+	if got := w.losses(); len(got) > 0 {
+		t.Errorf("on record: %v", got)
+	}
+}
+
+// forgetful is a hub without the bucket KEEPER.
+type forgetful struct {
+	*bus.Conn
+	err error
+}
+
+func (f forgetful) Recall(context.Context, bus.Topology, func(*bus.Bucket) error) error { return f.err }
+
+// TestGivenUpOnce: a lane that was given up is told of once, whoever is the keeper.
+func TestGivenUpOnce(t *testing.T) {
+	w := newWorld(t, "a")
+	w.open(bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 1), Name: "old-1"})
+	w.sends(1, 3)
+	w.keep()
+	if err := w.conn.DropLane(t.Context(), "LOGS", "old-1"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		w.Keeper = w.next()
+		w.keep()
+	}
+	if got := w.losses(); len(got) != 1 || got[0] != "LOGS 3 map[old-1:3] map[]" || testutil.ToFloat64(w.led.Abandoned("LOGS")) != 3 {
+		t.Errorf("on record: %v", got)
 	}
 }

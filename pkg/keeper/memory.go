@@ -19,21 +19,30 @@ type memory struct {
 	Created time.Time `json:"created"` // of the stream
 	// Removed: up to here a keeper has removed, or is about to. Nothing of that is owed.
 	Removed uint64 `json:"removed"`
-	Last    uint64 `json:"last"` // the stream's last sequence then
+	Last    uint64 `json:"last"`            // the stream's last sequence then
+	Holes   uint64 `json:"holes,omitempty"` // how many are missing between the first and the last
 	// Lanes are those that had not finished all then.
 	Lanes map[string]bus.Floor `json:"lanes,omitempty"`
 
-	revision uint64
-	stored   time.Time
+	revision uint64    // in the bucket; 0 for none
+	stored   time.Time // there
 }
 
-// rememberInterval is how often it is written down what lanes are owed, where nothing is removed
-// meanwhile. What comes and goes in that time is not counted.
-const rememberInterval = 10 * time.Second
+const (
+	// rememberInterval is how often it is written down what lanes are owed, where nothing is removed
+	// meanwhile. What comes and goes in that time is not counted.
+	rememberInterval = 10 * time.Second
+
+	// rememberPatience is how long a look may wait for the bucket, and for counts.
+	rememberPatience = 3 * time.Second
+
+	// maxCounted is of how many lanes it is counted what is left; of others it is estimated.
+	maxCounted = 64
+)
 
 // remembered returns what is to be remembered of a look.
 func remembered(state bus.StreamState, floors map[string]bus.Floor, removed uint64) memory {
-	m := memory{Created: state.Created.UTC(), Removed: max(removed, state.FirstSeq-min(state.FirstSeq, 1)), Last: state.LastSeq, Lanes: map[string]bus.Floor{}}
+	m := memory{Created: state.Created.UTC(), Removed: max(removed, state.FirstSeq-min(state.FirstSeq, 1)), Last: max(state.LastSeq, state.After), Holes: state.Holes(), Lanes: map[string]bus.Floor{}}
 	for name, f := range floors {
 		if f.Lag > 0 && !f.Missing {
 			m.Lanes[name] = f
@@ -48,95 +57,159 @@ func (m memory) because(state bus.StreamState) string {
 	case m.Created.IsZero():
 	case !m.Created.Equal(state.Created.UTC()):
 		return "the stream was made again"
-	case state.LastSeq < m.Last:
+	case max(state.LastSeq, state.After) < m.Last:
 		return "the hub has lost the end of the stream"
-	case state.FirstSeq > m.Removed+1:
+	case state.FirstSeq > m.Removed+1, state.Holes() > m.Holes:
 		return "somebody else than a keeper has removed them"
 	}
 	return ""
 }
 
-// recall reads what the keeper before has left, where it is not known, and when it seems that
-// something is missing: another keeper may have been here.
-func (k *Keeper) recall(ctx context.Context, s *kept, state bus.StreamState) error {
-	if k.blind || s.memory.revision > 0 && s.memory.because(state) == "" {
-		return nil
-	}
-	err := k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
-		text, revision, err := b.Get(ctx, s.name)
-		switch {
-		case errors.Is(err, bus.ErrMissing), err == nil && revision < s.memory.revision:
-			return nil // a hub of before, from a backup: what this keeper knows is newer
-		case err != nil:
-			return err
-		}
-		var m memory
-		if err := json.Unmarshal(text, &m); err != nil {
-			return fmt.Errorf("what the keeper before has left of %s: %w", s.name, err)
-		}
-		m.revision = revision
-		s.memory = m
-		return nil
-	})
-	return k.see(err)
+// gone is what a lane was owed and may not be there any more.
+func (m memory) gone(f bus.Floor, state bus.StreamState) bool {
+	return !m.Created.Equal(state.Created.UTC()) || state.LastSeq < m.Last || f.Done+1 < state.FirstSeq || state.Holes() > m.Holes
 }
 
-// remember writes down what there is now, and that what is up to removed is going to be removed.
-func (k *Keeper) remember(ctx context.Context, s *kept, now time.Time, m memory) error {
-	m.revision, m.stored = s.memory.revision, s.memory.stored
-	same := m.Created.Equal(s.memory.Created) && m.Removed <= s.memory.Removed
-	if m.Removed = max(m.Removed, s.memory.Removed); !m.Created.Equal(s.memory.Created) {
-		m.Removed = 0
-	}
-	if k.blind || same && (now.Sub(m.stored) < rememberInterval || maps.Equal(m.Lanes, s.memory.Lanes)) {
-		s.memory = m
-		return nil
-	}
-	err := k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
-		text, err := json.Marshal(m)
-		if err != nil {
-			return err
+// account counts what was owed and is gone from a stream, and writes down what there is now, before what
+// is up to upTo is removed. It keeps the keeper from nothing but what another keeper has a better
+// view of: without the bucket nothing is counted.
+func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor, upTo uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, rememberPatience)
+	defer cancel()
+	now := time.Now()
+	m, losses := s.memory, []bus.Loss{}
+	because := ""
+	if now.After(k.blind) {
+		var err error
+		if m, because, err = k.judge(ctx, s, state); err != nil {
+			return k.see(s, err)
 		}
-		if m.revision, err = b.Store(ctx, s.name, text, m.revision); err != nil {
-			s.memory = memory{} // another keeper has been here
-			return err
-		}
-		m.stored, s.memory = now, m
-		return nil
-	})
-	return k.see(err)
-}
-
-// see returns err but where it is for want of rights: then nothing is remembered.
-func (k *Keeper) see(err error) error {
-	if !errors.Is(err, bus.ErrDenied) {
-		return err
 	}
-	k.blind = true
-	k.log.Warn("the credential does not allow the bucket KEEPER: what somebody else removes from the hub is not counted, see docs/upgrading.md", "err", err)
+	if because != "" {
+		losses = append(losses, k.missing(ctx, s, m, state, floors, because)...)
+	}
+	if m.Created.Equal(state.Created.UTC()) {
+		for name, was := range m.Lanes {
+			_, there := floors[name]
+			if _, ours := s.lanes[name]; !there && !ours {
+				losses = append(losses, bus.Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: givenUp})
+			}
+		}
+	}
+	next := remembered(state, floors, upTo)
+	if next.Created.Equal(m.Created) {
+		next.Removed = max(next.Removed, m.Removed)
+	}
+	next.revision, next.stored = m.revision, m.stored
+	if now.After(k.blind) && (because != "" || len(losses) > 0 || !next.Created.Equal(m.Created) || next.Removed > m.Removed ||
+		now.Sub(m.stored) > rememberInterval && !maps.Equal(next.Lanes, m.Lanes)) {
+		if err := k.store(ctx, s.name, &next, now); err != nil {
+			return k.see(s, err)
+		}
+	}
+	s.memory = next
+	for _, l := range losses { // nobody else has told of them
+		if l.Because == givenUp {
+			k.led.Abandoned(s.name).Add(float64(l.Messages))
+			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lanes", l.Lanes)
+		} else {
+			k.led.Lost(s.name).Add(float64(l.Messages))
+			k.log.Error("messages that lanes had not finished are not in the hub any more", "stream", s.name, "messages", l.Messages, "lanes", l.Lanes, "because", because)
+		}
+		k.record(context.WithoutCancel(ctx), l)
+	}
 	return nil
 }
 
-// count counts what was owed to lanes and is not in the stream any more.
-func (k *Keeper) count(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor) error {
-	if err := k.recall(ctx, s, state); err != nil {
+const givenUp = "the lane was given up"
+
+// judge returns what is known of a stream, and why something may be missing. Before it says so it asks
+// for what other keepers have left since, and for what the stream has behind that.
+func (k *Keeper) judge(ctx context.Context, s *kept, state bus.StreamState) (m memory, because string, err error) {
+	m = s.memory
+	if m.revision > 0 && m.because(state) == "" {
+		return m, "", nil
+	}
+	left, err := k.load(ctx, s.name)
+	if err != nil {
+		return m, "", err
+	}
+	if left.revision > m.revision { // else the hub is one of before, from a backup
+		m = left
+	}
+	if s.unknown { // what this keeper has removed meanwhile is not in it
+		s.unknown = false
+		return memory{revision: m.revision}, "", nil
+	}
+	if m.because(state) == "" {
+		return m, "", nil
+	}
+	if state, err = k.conn().State(ctx, s.name); err != nil { // that of the look may be older than the memory
+		return m, "", err
+	}
+	return m, m.because(state), nil
+}
+
+// load reads what the keeper before has left; nothing where nobody can read that.
+func (k *Keeper) load(ctx context.Context, stream string) (m memory, err error) {
+	err = k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
+		text, revision, err := b.Get(ctx, stream)
+		if errors.Is(err, bus.ErrMissing) {
+			return nil
+		}
+		if err == nil && json.Unmarshal(text, &m) != nil {
+			m = memory{}
+		}
+		m.revision = revision
+		return err
+	})
+	return m, err
+}
+
+func (k *Keeper) store(ctx context.Context, stream string, m *memory, now time.Time) error {
+	return k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
+		text, err := json.Marshal(m)
+		if err == nil {
+			m.revision, err = b.Store(ctx, stream, text, m.revision)
+			m.stored = now
+		}
+		return err
+	})
+}
+
+// see returns err where another keeper has been here; any other is no reason to remove nothing.
+func (k *Keeper) see(s *kept, err error) error {
+	s.memory = memory{}
+	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
 		return err
 	}
-	m := s.memory
-	because := m.because(state)
-	if because == "" {
-		return nil
+	s.unknown = true
+	if errors.Is(err, bus.ErrDenied) {
+		k.blind = time.Now().Add(time.Minute)
 	}
+	if more, due := k.said.Due("memory "+bus.Kind(err), time.Now()); due {
+		k.log.Warn("the bucket KEEPER cannot be used: what somebody else removes from the hub is not counted; for permissions see docs/upgrading.md", "stream", s.name, "err", err, "more_since_last_said", more)
+	}
+	return nil
+}
+
+// missing counts what was owed to lanes and is not in the stream any more.
+func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.StreamState, floors map[string]bus.Floor, because string) []bus.Loss {
+	again := !m.Created.Equal(state.Created.UTC())
 	lost, by := map[string]uint64{}, map[string]uint64{}
+	counted := 0
 	for name, was := range m.Lanes {
-		if _, there := floors[name]; !there {
-			continue // it was given up, see tell
+		if _, there := floors[name]; !there && !again || !m.gone(was, state) {
+			continue
 		}
 		left := uint64(0)
-		if from, to := max(was.Done+1, state.FirstSeq), min(m.Last, state.LastSeq); m.Created.Equal(state.Created.UTC()) && from <= to {
+		if from, to := max(was.Done+1, state.FirstSeq), min(m.Last, state.LastSeq); !again && from <= to {
 			var err error
-			if left, err = k.conn().Count(ctx, s.name, was.Filter, from, to); err != nil {
-				return err
+			if counted++; counted <= maxCounted {
+				left, err = k.conn().Count(ctx, s.name, was.Filter, from, to)
+			}
+			if counted > maxCounted || err != nil { // as many as of the others
+				left = uint64(float64(was.Lag) * float64(to-from+1) / float64(m.Last-min(was.Done, m.Last-1)))
 			}
 		}
 		if n := was.Lag - min(was.Lag, left); n > 0 {
@@ -144,17 +217,11 @@ func (k *Keeper) count(ctx context.Context, s *kept, state bus.StreamState, floo
 			by[name[:max(strings.LastIndexByte(name, '-'), 0)]] += n
 		}
 	}
-	s.memory = memory{revision: m.revision} // it is not counted again, but should this keeper die now
 	if len(lost) == 0 {
 		return nil
 	}
-	messages := slices.Max(slices.Collect(maps.Values(by))) // each backend has its own of all partitions
-	k.led.Lost(s.name).Add(float64(messages))
-	for _, name := range slices.Sorted(maps.Keys(lost)) {
-		k.log.Error("messages that a lane had not finished are not in the hub any more", "stream", s.name, "lane", name, "messages", lost[name], "because", because)
-	}
-	k.record(ctx, bus.Loss{Stream: s.name, Messages: messages, Lanes: lost, Because: because})
-	return nil
+	// Each backend has its own lane of each partition.
+	return []bus.Loss{{Stream: s.name, Messages: slices.Max(slices.Collect(maps.Values(by))), Lanes: lost, Because: because}}
 }
 
 // record leaves a loss in the audit.
@@ -165,6 +232,6 @@ func (k *Keeper) record(ctx context.Context, l bus.Loss) {
 		err = k.conn().Record(ctx, bus.LossRecord, entry)
 	}
 	if err != nil {
-		k.log.Error("the loss is not in the audit", "stream", l.Stream, "err", err)
+		k.log.Error("the loss is not in the audit", "stream", l.Stream, "err", fmt.Errorf("audit.%s: %w", bus.LossRecord, err))
 	}
 }

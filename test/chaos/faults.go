@@ -19,13 +19,13 @@ import (
 
 // chaos injects one fault after the other, each when the pipeline has recovered
 // from the one before, until the time is over. In the first third one sink is
-// wanted, then four, then two.
+// wanted, then four, then two. Once at least all backends are away.
 func (w *world) chaos(ctx context.Context) error {
 	end := time.Now().Add(w.For)
 	for time.Now().Before(end) && ctx.Err() == nil {
 		w.pause(ctx, 500*time.Millisecond, 2*time.Second)
-		want := 1
-		switch past := w.For - time.Until(end); {
+		want, past := 1, w.For-time.Until(end)
+		switch {
 		case past > 2*w.For/3:
 			want = 2
 		case past > w.For/3:
@@ -34,7 +34,11 @@ func (w *world) chaos(ctx context.Context) error {
 		if err := w.scale(ctx, want); err != nil {
 			return err
 		}
-		if err := w.fault(ctx); err != nil {
+		fault := w.fault
+		if past > w.For/2 && !w.wereAway {
+			fault = func(ctx context.Context) error { return w.away(ctx, "all") }
+		}
+		if err := fault(ctx); err != nil {
 			return err
 		}
 	}
@@ -162,33 +166,33 @@ func (w *world) backends(which string, refuse bool) {
 // away lets backends refuse until the streams are full of what they are owed, the edges' spools,
 // too, and edges refuse. A sink and a router are killed meanwhile.
 func (w *world) away(ctx context.Context, which string) error {
-	const longest, refusals = 40 * time.Second, 50
+	const longest, refusals = 30 * time.Second, 20
+	w.wereAway = w.wereAway || which == "all"
 	w.say("%s refuse until edges do", which)
 	from, before := time.Now(), w.journal.refused.Load()
 	defer func() { w.disturb(from) }()
 	w.backends(which, true)
 	w.journal.large.Store(true)
 	defer w.journal.large.Store(false)
-	told := func() error {
+	err := daemon.Until(ctx, longest, func() error {
 		if n := w.journal.refused.Load() - before; n < refusals {
 			return fmt.Errorf("%d requests were refused", n)
 		}
 		return nil
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	if err := daemon.Until(ctx, longest/2, told); err != nil && ctx.Err() != nil {
-		return err
+	if err == nil {
+		w.filled++
 	}
+	w.journal.large.Store(false)
 	for _, role := range []string{"sink", "router"} {
 		if err := w.kill(ctx, w.of(role)[0]); err != nil {
 			return err
 		}
 	}
-	full := daemon.Until(ctx, longest/2, told) == nil
 	w.say("%s take again after %.0f s; %d requests were refused", which, time.Since(from).Seconds(), w.journal.refused.Load()-before)
-	if full {
-		w.filled++
-	}
-	w.journal.large.Store(false)
 	w.backends(which, false)
 	if err := daemon.Until(ctx, 3*time.Minute, func() error { return w.arrivedAt(100, "router") }); err != nil {
 		return fmt.Errorf("%s took again, and not all was forwarded: %w", which, err)

@@ -33,7 +33,7 @@ type sequence struct {
 
 const (
 	perRequest = 5
-	largeItem  = 20 << 10 // bytes of one item of a request that is to fill streams
+	largeItem  = 50 << 10 // bytes of one item of a request that is to fill streams
 )
 
 // app sends to one edge until ctx ends, and finishes what it has begun.

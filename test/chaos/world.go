@@ -49,7 +49,8 @@ type world struct {
 	// and recorded, but not for which they are.
 	disturbed []interval
 	faults    int
-	filled    int // how often an outage lasted until edges refused
+	wereAway  bool // all backends, until edges refused
+	filled    int  // how often an outage lasted until edges refused
 	recovery  []recovery
 }
 
@@ -81,7 +82,7 @@ func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 		return nil, err
 	}
 	w.stop = append(w.stop, stop)
-	w.tempo.Slow(100 * time.Millisecond) // so that a kill finds traces on their way
+	w.tempo.Slow(30 * time.Millisecond) // so that a kill finds traces on their way
 	w.loki, stop = loki.Serve()
 	w.stop = append(w.stop, stop)
 	w.prometheus, stop = remotewrite.Serve()
@@ -308,7 +309,7 @@ const ageLeft = "bug_age_left"
 
 // bounds are those of the streams in bytes: what is sent within some seconds, of SPANS more than
 // within the policies' wait.
-var bounds = map[string]int64{"TRACES": 4 << 20, "SPANS": 8 << 20, "LOGS": 4 << 20, "METRICS": 1 << 20}
+var bounds = map[string]int64{"TRACES": 16 << 20, "SPANS": 16 << 20, "LOGS": 16 << 20, "METRICS": 1 << 20}
 
 // heal wakes and starts what should run.
 func (w *world) heal(ctx context.Context) error {

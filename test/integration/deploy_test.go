@@ -316,35 +316,7 @@ func shareOne(t *testing.T, conn *bus.Conn, group, stream string, sig otlpwire.S
 // and runs an edge over streams with three replicas while the server that it is
 // connected to dies. A keeper removes what has been read, and nothing else, with the rights that sinks have.
 func TestDeployedCluster(t *testing.T) {
-	deployEnv(t)
-	routes := make([]string, 3)
-	for i := range routes {
-		routes[i] = backend.FreeAddr(t)
-		t.Setenv(fmt.Sprintf("ROUTE_%d", i+1), "nats-route://"+routes[i])
-	}
-	var servers []*server.Server
-	urls := ""
-	for i := range routes {
-		t.Setenv("SERVER_NAME", fmt.Sprintf("hub-%d", i+1))
-		t.Setenv("CLUSTER_LISTEN", routes[i])
-		client := backend.FreeAddr(t)
-		t.Setenv("CLIENT_LISTEN", client)
-		t.Setenv("STORE_DIR", t.TempDir())
-		opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", "nats-cluster.conf"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		opts.NoLog, opts.NoSigs, opts.TLS, opts.TLSConfig = true, true, false, nil
-		s, err := server.NewServer(opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		servers = append(servers, s)
-		urls += ",nats://" + client
-	}
-	urls = urls[1:]
+	servers, urls := startCluster(t)
 	topology := bus.DefaultTopology()
 	topology.Partitions, topology.Replicas = 2, 3
 	topology.MaxBytes = 1 << 30
@@ -396,6 +368,38 @@ func TestDeployedCluster(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// startCluster starts three servers of deploy/nats.
+func startCluster(t *testing.T) (servers []*server.Server, urls string) {
+	t.Helper()
+	deployEnv(t)
+	routes := make([]string, 3)
+	for i := range routes {
+		routes[i] = backend.FreeAddr(t)
+		t.Setenv(fmt.Sprintf("ROUTE_%d", i+1), "nats-route://"+routes[i])
+	}
+	for i := range routes {
+		t.Setenv("SERVER_NAME", fmt.Sprintf("hub-%d", i+1))
+		t.Setenv("CLUSTER_LISTEN", routes[i])
+		client := backend.FreeAddr(t)
+		t.Setenv("CLIENT_LISTEN", client)
+		t.Setenv("STORE_DIR", t.TempDir())
+		opts, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats", "nats-cluster.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts.NoLog, opts.NoSigs, opts.TLS, opts.TLSConfig = true, true, false, nil
+		s, err := server.NewServer(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		servers = append(servers, s)
+		urls += ",nats://" + client
+	}
+	return servers, urls[1:]
 }
 
 // sharedLanes are two members that share the lanes of METRICS and LOGS.

@@ -54,12 +54,30 @@ func large(sig otlpwire.Signal, n int) proto.Message {
 // order, and then there is room again.
 func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 	t.Parallel()
-	const bound = 32 << 20
-	tmp, lok := tempo.Start(t), loki.Start(t)
 	p := &pipeline{streams: bus.DefaultTopology()}
-	p.streams.MaxBytes = bound
 	p.log, p.text = newLog(t)
 	p.hub = startHub(t, p.log)
+	backendsAway(t, p, func() {})
+}
+
+// TestBackendsAwayUntilThreeServersAreFull: of a hub of three, one server ends meanwhile.
+func TestBackendsAwayUntilThreeServersAreFull(t *testing.T) {
+	servers, urls := startCluster(t)
+	p := &pipeline{streams: bus.DefaultTopology(), hub: &hub{url: urls}, password: password}
+	p.streams.Partitions, p.streams.Replicas = 2, 3
+	p.log, p.text = newLog(t)
+	backendsAway(t, p, func() {
+		servers[0].Shutdown()
+		servers[0].WaitForShutdown()
+	})
+}
+
+// backendsAway tries that on a hub; meanwhile is what else happens.
+func backendsAway(t *testing.T, p *pipeline, meanwhile func()) {
+	t.Helper()
+	const bound = 32 << 20
+	tmp, lok := tempo.Start(t), loki.Start(t)
+	p.streams.MaxBytes = bound
 	var dir string
 	startSink := func() {
 		p.startSink(t, func(c *sink.Config) {
@@ -72,7 +90,9 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 	}
 	p.startRouter(t)
 	startSink()
-	e := startEdgeWith(t, p.log, p.hub.url, t.TempDir(), edge.InstanceConfig{ID: "as-1"}, func(c *edge.Config) { c.Spool.MaxBytes = 16 << 20 })
+	e := startEdgeWith(t, p.log, p.hub.url, t.TempDir(), edge.InstanceConfig{ID: "as-1"}, func(c *edge.Config) {
+		c.Hub, c.Spool.MaxBytes = p.credential("edge-as-1"), 16<<20
+	})
 	tmp.Fail(status.Error(codes.Unavailable, "away"))
 	lok.Fail(http.StatusServiceUnavailable)
 
@@ -125,6 +145,7 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 	}
 	p.router.stop()
 	p.sink.stop()
+	meanwhile()
 	p.startRouter(t)
 	startSink()
 	again := fill()

@@ -171,6 +171,7 @@ type pipeline struct {
 	hub          *hub
 	router, sink *role
 	streams      bus.Topology // as the router makes them; zero for the default
+	password     string       // of all roles at the hub, whose users are named as they are; empty for none
 	log          *slog.Logger
 	text         *logtest.Log
 }
@@ -187,10 +188,19 @@ func startPipeline(t testing.TB, configure func(*sink.Config)) *pipeline {
 	return p
 }
 
+// credential is how a role reaches the hub.
+func (p *pipeline) credential(role string) bus.Config {
+	cfg := bus.Config{URL: p.hub.url}
+	if p.password != "" {
+		cfg.User, cfg.Pass = role, proc.Secret(p.password)
+	}
+	return cfg
+}
+
 func (p *pipeline) startRouter(t testing.TB) {
 	t.Helper()
 	rc := router.DefaultConfig()
-	rc.Hub.URL = p.hub.url
+	rc.Hub = p.credential("router")
 	rc.Admin.Listen = ""
 	if p.streams.Partitions != 0 {
 		rc.Streams = p.streams
@@ -203,7 +213,7 @@ func (p *pipeline) startRouter(t testing.TB) {
 func (p *pipeline) startSink(t testing.TB, configure func(*sink.Config)) {
 	t.Helper()
 	sc := sink.DefaultConfig()
-	sc.Hub.URL = p.hub.url
+	sc.Hub = p.credential("sink")
 	sc.File.Dir = t.TempDir()
 	configure(&sc)
 	if err := sc.Validate(); err != nil {
