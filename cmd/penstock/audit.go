@@ -23,14 +23,13 @@ import (
 
 const auditUsage = `Usage: penstock audit [-since 24h] [-o json] [flags]
 
-Shows what the hub has acknowledged and no backend has, by instance: what is on its way to
-which backend, what waits for a backend that refuses the instance, what is a dead letter, and what
-is lost. Items on their way are those that a lane has not passed; while data flows some of them are at the
-backend already, and a quiet pipeline shows none.
+Shows, by instance, what the hub has acknowledged and no backend has: items in flight to each backend,
+items set aside for a backend that refuses the instance, dead letters, and losses. While data flows, some
+items in flight are already at the backend; a quiet pipeline shows none.
 
-Losses are those that a keeper has put on record in the stream AUDIT: what somebody has purged or deleted
-before it was delivered, what the hub has lost, lanes that were given up, and dead letters that made room
-for others. The exit code is 1 when there is one.
+Losses come from the stream AUDIT, where keepers record them: messages that were purged or deleted before
+they were delivered, messages that the hub lost, abandoned lanes, and dead letters deleted because
+DEADLETTER was full. The exit code is 1 when there is one.
 
   penstock audit
   penstock audit -since 7d -o json
@@ -47,7 +46,7 @@ func audit(args []string) int {
 		since  proc.Duration
 	)
 	fs.StringVar(&format, "o", "text", "`format`, text or json")
-	fs.Var(&since, "since", "only losses of `this` time, such as 24h or 7d; default: all on record")
+	fs.Var(&since, "since", "show losses of the last `duration` only, such as 24h or 7d; default: all on record")
 	hub.add(fs, "audit")
 	fs.Usage = hub.help(auditUsage)
 	words, err := words(fs, args)

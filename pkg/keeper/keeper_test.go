@@ -307,7 +307,7 @@ func TestLanesOfOthersHold(t *testing.T) {
 	if first := w.keep(); first < 5 || testutil.ToFloat64(w.led.Unread("LOGS")) != 0 {
 		t.Errorf("the first one is %d, %v lanes are unread", first, testutil.ToFloat64(w.led.Unread("LOGS")))
 	}
-	if lost := testutil.ToFloat64(w.led.Abandoned("LOGS")); lost != float64(n) || !w.said.Says("ERROR", "gone-0", "given up") {
+	if lost := testutil.ToFloat64(w.led.Abandoned("LOGS")); lost != float64(n) || !w.said.Says("ERROR", "gone-0", "abandoned") {
 		t.Errorf("%v messages were given up, want %d", lost, n)
 	}
 }

@@ -48,7 +48,7 @@ func (k *Keeper) letters(ctx context.Context) {
 		return
 	}
 	if more, due := k.said.Due(bus.DeadLetter+bus.Kind(err), time.Now()); due {
-		k.log.Warn("the hub pushes out its oldest dead letters, and whose they are is not counted; for permissions see docs/upgrading.md", "err", err, "more_since_last_said", more)
+		k.log.Warn("DEADLETTER is nearly full and its oldest letters cannot be deleted; the hub discards them uncounted (permissions: docs/upgrading.md)", "err", err, "more_since_last_said", more)
 	}
 }
 
@@ -89,6 +89,6 @@ func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
 		return
 	}
 	k.pushed = pushed{}
-	k.log.Error("DEADLETTER is full: its oldest letters have made room for others", "letters", p.messages, "instances", len(p.items))
+	k.log.Error("DEADLETTER is full; oldest letters deleted", "letters", p.messages, "instances", len(p.items))
 	k.record(ctx, bus.Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
 }

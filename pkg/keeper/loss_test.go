@@ -90,7 +90,7 @@ func TestWhatSomebodyElseRemovesIsCounted(t *testing.T) {
 					t.Fatalf("on record: %v, want %s", got, want)
 				}
 			}
-			if n := testutil.ToFloat64(w.led.Lost("LOGS")); n != 3 || !w.said.Says("are not in the hub any more", "a-1:3") {
+			if n := testutil.ToFloat64(w.led.Lost("LOGS")); n != 3 || !w.said.Says("disappeared from the stream", "a-1:3") {
 				t.Errorf("lost=%v", n)
 			}
 			if got := w.read("a-1", 9); len(got) != 1 || got[0] != 9 {

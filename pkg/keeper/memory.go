@@ -56,11 +56,11 @@ func (m memory) because(state bus.StreamState) string {
 	switch {
 	case m.Created.IsZero():
 	case !m.Created.Equal(state.Created.UTC()):
-		return "the stream was made again"
+		return "the stream was recreated"
 	case max(state.LastSeq, state.After) < m.Last:
-		return "the hub has lost the end of the stream"
+		return "the hub lost the end of the stream"
 	case state.FirstSeq > m.Removed+1, state.Holes() > m.Holes:
-		return "somebody else than a keeper has removed them"
+		return "removed by someone other than a keeper"
 	}
 	return ""
 }
@@ -111,17 +111,17 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 	for _, l := range losses { // nobody else has told of them
 		if l.Because == givenUp {
 			k.led.Abandoned(s.name).Add(float64(l.Messages))
-			k.log.Error("a lane was given up with what it had not finished", "stream", s.name, "lanes", l.Lanes)
+			k.log.Error("lane abandoned with unfinished messages; they are lost for its backend", "stream", s.name, "lanes", l.Lanes)
 		} else {
 			k.led.Lost(s.name).Add(float64(l.Messages))
-			k.log.Error("messages that lanes had not finished are not in the hub any more", "stream", s.name, "messages", l.Messages, "lanes", l.Lanes, "because", because)
+			k.log.Error("unfinished messages disappeared from the stream", "stream", s.name, "messages", l.Messages, "lanes", l.Lanes, "because", because)
 		}
 		k.record(context.WithoutCancel(ctx), l)
 	}
 	return nil
 }
 
-const givenUp = "the lane was given up"
+const givenUp = "the lane was abandoned"
 
 // judge returns what is known of a stream, and why something may be missing. Before it says so it asks
 // for what other keepers have left since, and for what the stream has behind that.
@@ -188,7 +188,7 @@ func (k *Keeper) see(s *kept, err error) error {
 		k.blind = time.Now().Add(time.Minute)
 	}
 	if more, due := k.said.Due("memory "+bus.Kind(err), time.Now()); due {
-		k.log.Warn("the bucket KEEPER cannot be used: what somebody else removes from the hub is not counted; for permissions see docs/upgrading.md", "stream", s.name, "err", err, "more_since_last_said", more)
+		k.log.Warn("cannot use bucket KEEPER; messages removed by others are not counted (permissions: docs/upgrading.md)", "stream", s.name, "err", err, "more_since_last_said", more)
 	}
 	return nil
 }
@@ -232,6 +232,6 @@ func (k *Keeper) record(ctx context.Context, l bus.Loss) {
 		err = k.conn().Record(ctx, bus.LossRecord, entry)
 	}
 	if err != nil {
-		k.log.Error("the loss is not in the audit", "stream", l.Stream, "err", fmt.Errorf("audit.%s: %w", bus.LossRecord, err))
+		k.log.Error("audit entry about lost messages not written", "stream", l.Stream, "err", fmt.Errorf("audit.%s: %w", bus.LossRecord, err))
 	}
 }

@@ -176,7 +176,7 @@ func TestAuditTellsWhatIsMissing(t *testing.T) {
 		}
 		return nil
 	})
-	if text := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", "audit"); text.exit(t, time.Minute) != 1 || !strings.Contains(text.out.String(), "somebody else than a keeper") {
+	if text := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", "audit"); text.exit(t, time.Minute) != 1 || !strings.Contains(text.out.String(), "other than a keeper") {
 		t.Errorf("the text:\n%s", text.out.String())
 	}
 }
