@@ -98,7 +98,7 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(27); {
+	switch n := w.rng.IntN(29); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
@@ -137,6 +137,8 @@ func (w *world) fault(ctx context.Context) error {
 		return w.keeper(ctx)
 	case n < 25:
 		return w.stall(ctx, pick("sink"), byCutting, 15*time.Second)
+	case n < 27:
+		return w.fillDisk(ctx, pick("hub"))
 	default:
 		return w.away(ctx, kinds[w.rng.IntN(len(kinds))])
 	}
@@ -198,6 +200,26 @@ func (w *world) away(ctx context.Context, which string) error {
 		return fmt.Errorf("%s took again, and not all was forwarded: %w", which, err)
 	}
 	return nil
+}
+
+// fillDisk takes the hub's disk for some seconds. nats-server stores nothing more then until it is
+// started again.
+func (w *world) fillDisk(ctx context.Context, hub *proc) error {
+	if w.disk == nil {
+		return nil
+	}
+	w.say("the hub's disk is full")
+	from := time.Now()
+	defer func() { w.disturb(from) }()
+	free, err := w.disk.Fill()
+	if err != nil {
+		return err
+	}
+	w.pause(ctx, time.Second, 5*time.Second)
+	if err := free(); err != nil {
+		return err
+	}
+	return w.restart(ctx, hub)
 }
 
 // keeper kills, stops or cuts off the sink that makes room in the streams.

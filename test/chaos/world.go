@@ -49,8 +49,9 @@ type world struct {
 	// and recorded, but not for which they are.
 	disturbed []interval
 	faults    int
-	wereAway  bool // all backends, until edges refused
-	filled    int  // how often an outage lasted until edges refused
+	disk      *daemon.Disk // the hub's; nil: not one of its own
+	wereAway  bool         // all backends, until edges refused
+	filled    int          // how often an outage lasted until edges refused
 	recovery  []recovery
 }
 
@@ -88,6 +89,12 @@ func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 	w.prometheus, stop = remotewrite.Serve()
 	w.stop = append(w.stop, stop)
 	w.hubAddr = daemon.FreeAddr()
+	if w.disk, err = daemon.NewDisk(filepath.Join(dir, "disk"), "256m"); err != nil {
+		w.disk = nil
+		w.say("no tmpfs of its own (%v): the hub's disk is not filled", err)
+	} else {
+		w.stop = append(w.stop, w.disk.Close)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "sampling.yaml"), []byte(policies), 0o600); err != nil {
 		return nil, err
 	}
@@ -116,7 +123,7 @@ func (w *world) add(role string) (*proc, error) {
 	config := ""
 	switch role {
 	case "hub":
-		args, err := daemon.Hub(filepath.Join(w.dir, "hub"), w.hubAddr)
+		args, err := daemon.Hub(filepath.Join(w.dir, "disk", "hub"), w.hubAddr)
 		if err != nil {
 			return nil, err
 		}

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -118,14 +116,10 @@ func (w *world) fill(ctx context.Context) error {
 		return nil
 	}
 	w.say("disk full")
-	path := filepath.Join(w.disk, "stranger")
-	f, err := os.Create(path)
+	free, err := w.disk.Fill()
 	if err != nil {
 		return err
 	}
-	for buf := make([]byte, 64<<10); err == nil; _, err = f.Write(buf) {
-	}
-	_ = f.Close()
 	w.pause(ctx, 500*time.Millisecond, 4*time.Second)
 	if w.rng.IntN(3) == 0 {
 		w.say("kill -9 edge on the full disk")
@@ -135,7 +129,7 @@ func (w *world) fill(ctx context.Context) error {
 		}
 		w.pause(ctx, 500*time.Millisecond, 2*time.Second)
 	}
-	if err := os.Remove(path); err != nil {
+	if err := free(); err != nil {
 		return err
 	}
 	select {
@@ -150,9 +144,4 @@ func (w *world) fill(ctx context.Context) error {
 func (w *world) mendLink() {
 	w.proxy.Set(faultproxy.Fault{})
 	w.proxy.Reset()
-}
-
-func (w *world) heal() {
-	w.mendLink()
-	_ = os.Remove(filepath.Join(w.disk, "stranger"))
 }

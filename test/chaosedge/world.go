@@ -25,7 +25,8 @@ const (
 // world is an edge and its hub, and what happens to them.
 type world struct {
 	daemon.Options
-	dir, disk string
+	dir       string
+	disk      *daemon.Disk
 	small     bool // disk is a small file system of its own
 	rng       *rand.Rand
 	start     time.Time
@@ -38,13 +39,12 @@ type world struct {
 }
 
 func newWorld(ctx context.Context, o daemon.Options, dir string) (*world, error) {
-	w := &world{Options: o, dir: dir, disk: filepath.Join(dir, "disk"), rng: rand.New(rand.NewPCG(o.Seed, 5)), start: time.Now(), hubAddr: daemon.FreeAddr(), admin: daemon.FreeAddr()}
-	if err := os.MkdirAll(w.disk, 0o700); err != nil {
+	w := &world{Options: o, dir: dir, rng: rand.New(rand.NewPCG(o.Seed, 5)), start: time.Now(), hubAddr: daemon.FreeAddr(), admin: daemon.FreeAddr()}
+	var err error
+	if w.disk, err = daemon.NewDisk(filepath.Join(dir, "disk"), diskBytes); w.disk == nil {
 		return nil, err
 	}
-	if err := syscall.Mount("tmpfs", w.disk, "tmpfs", 0, "size="+diskBytes); err == nil {
-		w.small = true
-	} else {
+	if w.small = err == nil; !w.small {
 		w.say("no tmpfs of our own (%v): the disk is not filled", err)
 	}
 	hub, err := daemon.Hub(filepath.Join(dir, "hub"), w.hubAddr)
@@ -73,7 +73,7 @@ receive:
   grpc: {listen: %q}
   http: {listen: %q}
 spool: {dir: %q, max_bytes: 44MiB, disk_reserve: 4MiB, retain_after_ack: 10s}
-`, w.admin, w.proxy.Addr(), instance, grpcAddr, httpAddr, filepath.Join(w.disk, "spool"))
+`, w.admin, w.proxy.Addr(), instance, grpcAddr, httpAddr, filepath.Join(w.disk.Dir, "spool"))
 	path := filepath.Join(dir, "edge.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (w *world) close() {
 		w.proxy.Close()
 	}
 	if w.small {
-		_ = syscall.Unmount(w.disk, syscall.MNT_DETACH)
+		w.disk.Close()
 	}
 }
 
@@ -118,7 +118,7 @@ func (w *world) run(ctx context.Context) error {
 	err := w.chaos(ctx)
 	if err == nil {
 		w.say("no more faults: everything is to arrive now")
-		w.heal()
+		w.mendLink()
 		err = w.ready(ctx)
 	}
 	stop()
