@@ -84,7 +84,9 @@ type Delivery struct {
 	// Idle: the lane is still ours, and as far as the hub has counted nothing is left.
 	// [Lane.Has] says up to where that is so.
 	Idle bool
-	// After is the sequence of the last message that came before, or the floor, when Idle.
+	// After is the sequence of the last message that came before, or the floor, when Idle. When
+	// Claimed, the sequence up to which this reader had finished before: the floor may be lower, where the
+	// hub has lost it.
 	After uint64
 }
 
@@ -133,12 +135,13 @@ type Lane struct {
 	pin  string
 	next uint64 // expected delivery sequence
 	// after is the stream sequence of the last message, or the floor.
-	after  uint64
-	behind int       // checks in a row that saw deliveries which have not come
-	free   time.Time // when the server last said that nobody has the pin, on this process's clock
-	sure   int       // up to which message taken from pull the server says that the pin was ours
-	hold   func()    // ends keep, and waits for its end
-	forget chan string
+	after    uint64
+	finished uint64    // up to where this reader had finished before it claimed the lane
+	behind   int       // checks in a row that saw deliveries which have not come
+	free     time.Time // when the server last said that nobody has the pin, on this process's clock
+	sure     int       // up to which message taken from pull the server says that the pin was ours
+	hold     func()    // ends keep, and waits for its end
+	forget   chan string
 
 	mu struct {
 		sync.Mutex
@@ -212,7 +215,7 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 				return Delivery{}, l.failed(err)
 			}
 			l.fails(nil)
-			return Delivery{Claimed: true}, nil
+			return Delivery{Claimed: true, After: l.finished}, nil
 		}
 		quiet := quietIdle
 		if l.owing() > 0 {
@@ -419,6 +422,7 @@ func (l *Lane) claim(ctx context.Context) error {
 	}
 	l.pull, l.next, l.after, l.behind, l.sure = p, 1, first-1, 0, 0
 	l.mu.Lock()
+	l.finished = max(l.finished, l.mu.done)
 	l.mu.owed, l.mu.floor, l.mu.highest, l.mu.done, l.mu.last = l.mu.owed[:0], first-1, first-1, 0, ""
 	l.mu.Unlock()
 	l.renewed(claimed, false)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/snappy"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/bus"
@@ -144,6 +145,43 @@ func TestAClaimBeginsAnew(t *testing.T) {
 	signal := s.led.Of(otlpwire.Metrics)
 	if dead, dedup, delivered := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)), testutil.ToFloat64(signal.Deduplicated("prometheus")), testutil.ToFloat64(signal.Delivered("prometheus")); dead != 0 || dedup != 1 || delivered != 7 {
 		t.Errorf("%v dead, %v there already, %v delivered", dead, dedup, delivered)
+	}
+}
+
+// TestALostFloorRepeats: a hub that has lost a lane's floor, as on a full disk, makes everything come
+// again. What this reader has written before is no dead letter, however much it is.
+func TestALostFloorRepeats(t *testing.T) {
+	s := newSums(t)
+	lane := s.lane(t)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		mine := *s.delivery
+		(&directLane{lane: lane, delivery: &mine}).run(ctx)
+	}()
+	defer func() { stop(); <-done }()
+	const n = 2 * maxRepeated
+	for i := range n {
+		s.publish(t, i+1)
+	}
+	signal := s.led.Of(otlpwire.Metrics)
+	until := func(what string, c prometheus.Counter, want float64) {
+		t.Helper()
+		within, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if !proc.Until(within, func() bool { return testutil.ToFloat64(c) >= want }) {
+			t.Fatalf("%s: %v of %v, %v dead", what, testutil.ToFloat64(c), want, testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)))
+		}
+	}
+	until("delivered", signal.Delivered("prometheus"), n)
+	s.refuses(n, http.StatusBadRequest, "out of order sample")
+	if err := s.conn.DropLane(t.Context(), bus.Stream(otlpwire.Metrics), "prometheus-0"); err != nil {
+		t.Fatal(err)
+	}
+	until("there already", signal.Deduplicated("prometheus"), n)
+	if dead := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)); dead != 0 {
+		t.Errorf("%v dead", dead)
 	}
 }
 

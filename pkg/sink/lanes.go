@@ -150,6 +150,8 @@ type directLane struct {
 	// repeats is how many of the next messages the owner before may have written: its last
 	// acks may be lost. None that came to the hub after the claim.
 	repeats int
+	// finished is up to where this reader has written everything before: a hub may lose a floor.
+	finished uint64
 }
 
 // maxRepeated is how many that can be at the most.
@@ -181,6 +183,7 @@ func (l *directLane) run(ctx context.Context) {
 			l.excerpt.done()
 			return false
 		case d.Claimed:
+			l.finished = d.After
 			return l.claim(finish)
 		case d.Seq == 0:
 			if d.Idle {
@@ -204,7 +207,7 @@ func (l *directLane) run(ctx context.Context) {
 				items   int
 			)
 			if payload, items, err = l.guard.Open(l.delivery.sig, d.Instance(), d.Body); err == nil {
-				again := l.repeats > 0
+				again := l.repeats > 0 || d.Seq <= l.finished
 				l.repeats--
 				if !l.delivery.write(finish, d.Instance(), payload, items, origin{stream: bus.Stream(l.delivery.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
 					return false
