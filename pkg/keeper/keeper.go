@@ -287,7 +287,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		if upTo < state.FirstSeq || f.Done >= upTo {
 			break
 		}
-		if planted.LaneIgnored && strings.HasSuffix(name, "-1") {
+		if planted.LaneIgnored && strings.HasPrefix(name, "loki-") {
 			continue
 		}
 		next, _, err := first(ctx, conn, s.name, name, f)

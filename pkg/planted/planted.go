@@ -16,7 +16,7 @@ var (
 	FloorTooHigh bool // -tags bug_floor_too_high
 	// KeeperTooFar lets the keeper remove one message more than all lanes have finished.
 	KeeperTooFar bool // -tags bug_keeper_too_far
-	// LaneIgnored lets the keeper take one lane of each stream for one that has finished all.
+	// LaneIgnored makes the keeper believe that the lanes of Loki have finished everything.
 	LaneIgnored bool // -tags bug_lane_ignored
 	// AnswerBeforeSpool tells senders success when their request is in memory.
 	AnswerBeforeSpool bool // -tags bug_answer_before_spool

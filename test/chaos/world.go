@@ -302,7 +302,7 @@ func (w *world) makeStreams(ctx context.Context) error {
 		cfg := s.CachedInfo().Config
 		cfg.MaxBytes = bound
 		if w.Tags == ageLeft {
-			cfg.MaxAge = 10 * time.Second
+			cfg.MaxAge, cfg.Duplicates = 10*time.Second, 10*time.Second
 		}
 		if _, err := js.UpdateStream(ctx, cfg); err != nil {
 			return err
