@@ -63,7 +63,7 @@ docs: ## write docs/reference anew; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
 
 sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplicates
-	$(GO) test ./pkg/sink/sample -run TestSimulation -seeds 10000 -v
+	$(GO) test ./pkg/sampling/sampler -run TestSimulation -seeds 10000 -v
 
 chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count what is lost
 	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -tags '$(TAGS)'

@@ -15,14 +15,14 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire", "pkg/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/proc"}, {"pkg/broker", "pkg/planted"},
+	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/proc"}, {"pkg/broker", "pkg/planted"},
 	// the bus
 	{"pkg/bus"},
 	// stages
-	{"pkg/sink/attr", "pkg/sink/push", "pkg/sink/policy"}, {"pkg/otlpclient", "pkg/process"},
+	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy"}, {"pkg/otlpclient", "pkg/processor"},
 	{"pkg/replay", "pkg/keeper"},
-	{"pkg/receive", "pkg/generate", "pkg/sink/sample", "pkg/sink/tempo", "pkg/sink/remotewrite", "pkg/sink/loki", "pkg/sink/file"},
-	{"pkg/sink/backend", "pkg/sink/whatif"},
+	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
+	{"pkg/backend", "pkg/sampling/whatif"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},
 	{"pkg/allinone"},
@@ -38,11 +38,11 @@ var walls = map[string][]string{
 	"github.com/KimMachineGun/automemlimit":    {"pkg/memlimit"},
 	"go.opentelemetry.io/proto/otlp":           {"pkg/generate"},
 	"github.com/klauspost/compress/s2":         {"pkg/envelope", "pkg/receive"},
-	"github.com/open-telemetry/":               {"pkg/sink/policy"},
-	"go.opentelemetry.io/collector/":           {"pkg/sink/policy"},
-	"go.uber.org/zap":                          {"pkg/sink/policy"},
+	"github.com/open-telemetry/":               {"pkg/sampling/policy"},
+	"go.opentelemetry.io/collector/":           {"pkg/sampling/policy"},
+	"go.uber.org/zap":                          {"pkg/sampling/policy"},
 	"github.com/klauspost/compress/zstd":       {"pkg/envelope", "pkg/receive"},
-	"github.com/prometheus/otlptranslator":     {"pkg/sink/remotewrite", "pkg/sink/loki"},
+	"github.com/prometheus/otlptranslator":     {"pkg/backend/prometheus", "pkg/backend/loki"},
 	"github.com/prometheus/client_golang/prom": {"pkg/ledger", "pkg/proc", "pkg/allinone", "docs/reference/generate"},
 }
 

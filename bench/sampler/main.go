@@ -19,8 +19,8 @@ import (
 	"github.com/penstock/penstock/bench/internal/load"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/sink/policy"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 const perFrame = 512 // spans of one message of an edge, in traces of 8
@@ -44,7 +44,7 @@ func main() {
 	fmt.Fprintln(w, "policies\tkept\tns/span\tspans/s\tallocs/span\tCPU ns/span\ttail_sampling: with decoding\talone\tkept\t")
 	for _, count := range []int{1, 10, 50} {
 		var before, after runtime.MemStats
-		s := sample.New(policies(count, "5s"), 1<<40, 0)
+		s := sampler.New(policies(count, "5s"), 1<<40, 0)
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		start, used := time.Now(), cpu()
@@ -68,7 +68,7 @@ func main() {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	s := sample.New(policies(1, "1h"), 1<<40, 0)
+	s := sampler.New(policies(1, "1h"), 1<<40, 0)
 	feed(s, frames)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -79,7 +79,7 @@ func main() {
 }
 
 // feed sends a frame every 100 ms of stream time and returns the spans exported.
-func feed(s *sample.Sampler, frames [][]byte) (kept int) {
+func feed(s *sampler.Sampler, frames [][]byte) (kept int) {
 	at := time.Unix(1_790_000_000, 0)
 	for i, f := range frames {
 		at = at.Add(100 * time.Millisecond)

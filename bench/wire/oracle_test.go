@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/bench/internal/load"
-	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 // TestPdataAcceptsWhatIsSound: pdata refuses a whole request for one ID of a wrong

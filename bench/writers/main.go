@@ -29,10 +29,10 @@ import (
 	"go.opentelemetry.io/collector/pdata/ptrace/ptraceotlp"
 
 	"github.com/penstock/penstock/bench/internal/load"
+	"github.com/penstock/penstock/pkg/backend/loki"
+	"github.com/penstock/penstock/pkg/backend/prometheus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/sink/loki"
-	"github.com/penstock/penstock/pkg/sink/remotewrite"
 )
 
 func main() {
@@ -125,14 +125,14 @@ func must[T any](v T, err error) T {
 func groups(items, attrs int) []group {
 	metrics, logs, traces := stamped(otlpwire.Metrics, items, attrs), stamped(otlpwire.Logs, items, attrs), stamped(otlpwire.Traces, items, attrs)
 
-	pcfg := remotewrite.DefaultConfig()
+	pcfg := prometheus.DefaultConfig()
 	pcfg.URL = "http://127.0.0.1:9"
 	pcfg.Limits.NewSeries = 0 // contrib has no guard
-	prom := must(remotewrite.New(pcfg))
-	pcfg.Limits = remotewrite.DefaultConfig().Limits
-	guarded := must(remotewrite.New(pcfg))
+	prom := must(prometheus.New(pcfg))
+	pcfg.Limits = prometheus.DefaultConfig().Limits
+	guarded := must(prometheus.New(pcfg))
 	var packed []byte
-	translate := func(w *remotewrite.Writer, pack bool) func() int {
+	translate := func(w *prometheus.Writer, pack bool) func() int {
 		return func() (n int) {
 			w.Translate("as-1", metrics, func(body []byte, samples int) {
 				if n += samples; pack {

@@ -21,12 +21,12 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink"
-	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 const deadLetterUsage = `Usage: penstock deadletter list [filters] [flags]

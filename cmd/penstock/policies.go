@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 const policiesUsage = `Usage: penstock policies push FILE [flags]

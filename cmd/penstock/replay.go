@@ -18,7 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 const replayUsage = `Usage: penstock replay --from T [--to T] [flags]

@@ -15,8 +15,8 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/policy"
-	"github.com/penstock/penstock/pkg/sink/whatif"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/whatif"
 )
 
 const whatifUsage = `Usage: penstock whatif --policies FILE --from T [--to T] [flags]

@@ -28,7 +28,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 )
@@ -184,7 +184,7 @@ func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
 	e, r, s := c.Edge, c.Router, c.Sink
 	r.Config, s.Config = e.Config, e.Config
 	// Once, where data comes in: rules that hash do not bear being applied twice.
-	r.Gateway.Processing, s.Processing = e.Processing, process.Config{}
+	r.Gateway.Processing, s.Processing = e.Processing, processor.Config{}
 	s.DrainTraces = true
 	if e.Spool.Dir == "" {
 		e.Spool.Dir = filepath.Join(c.DataDir, "spool")

@@ -28,13 +28,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
-	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 // Config is what an operator may set.
@@ -47,7 +47,7 @@ type Config struct {
 	Hub      bus.Config     `yaml:"hub"`
 	Central  CentralConfig  `yaml:"central"`
 	// Processing changes and drops telemetry before it is stamped and stored.
-	Processing process.Config `yaml:"processing"`
+	Processing processor.Config `yaml:"processing"`
 	// Local are backends beside the edge, which get everything, unsampled, whether the
 	// hub is there or not. None of them holds anything back.
 	Local backend.Config `yaml:"local"`
@@ -193,7 +193,7 @@ func (c *Config) Validate() error {
 	if c.Central.Endpoint == "" {
 		errs = append(errs, c.Hub.Validate("hub"))
 	}
-	if _, err := process.New("processing", c.Processing); err != nil {
+	if _, err := processor.New("processing", c.Processing); err != nil {
 		errs = append(errs, err)
 	}
 	if c.Instance.ID == "" {
@@ -226,7 +226,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 		return nil, err
 	}
 	sender := receive.NewSender(cfg.Instance.Instance())
-	rules, err := process.New("processing", cfg.Processing)
+	rules, err := processor.New("processing", cfg.Processing)
 	if err != nil {
 		return nil, err
 	}

@@ -10,12 +10,12 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/backend"
 )
 
 // local writes what is spooled to backends beside the edge, all of it, unsampled: who

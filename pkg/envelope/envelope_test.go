@@ -13,8 +13,8 @@ import (
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 func TestInstanceIDIsOneSubjectToken(t *testing.T) {

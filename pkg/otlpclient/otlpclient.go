@@ -30,10 +30,10 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/httpclient"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/sink/push"
 )
 
 // Config says where to send.
@@ -53,8 +53,8 @@ const Timeout = 30 * time.Second
 // Client sends to one endpoint.
 type Client struct {
 	cfg  Config
-	conn *grpc.ClientConn                    // gRPC
-	http [len(otlpwire.Signals)]*push.Client // HTTP
+	conn *grpc.ClientConn                          // gRPC
+	http [len(otlpwire.Signals)]*httpclient.Client // HTTP
 }
 
 // New returns a client; it connects with the first request. key is the name of the
@@ -80,7 +80,7 @@ func New(key string, cfg Config) (*Client, error) {
 	c := &Client{cfg: cfg}
 	if cfg.HTTP {
 		for _, sig := range otlpwire.Signals {
-			p, err := push.New(scheme+"://"+host+prefix+"/v1/"+sig.String(), "", cfg.Headers)
+			p, err := httpclient.New(scheme+"://"+host+prefix+"/v1/"+sig.String(), "", cfg.Headers)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", key, err)
 			}
@@ -133,7 +133,7 @@ func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte
 			h.Set(k, v)
 		}
 		if c.cfg.Gzip {
-			payload = push.Gzip(nil, payload)
+			payload = httpclient.Gzip(nil, payload)
 			h.Set("Content-Encoding", "gzip")
 		}
 		if _, answer, err = c.http[sig].Send(ctx, "", payload, h); err != nil {

@@ -13,7 +13,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/penstock/penstock/pkg/badinput"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 // flat is one item as the generated decoder sees it: with its resource, scope

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	"github.com/penstock/penstock/pkg/badinput"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 // decoded returns an empty generated message for a payload of sig. TracesData

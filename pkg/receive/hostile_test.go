@@ -19,8 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"github.com/penstock/penstock/pkg/badinput"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 // TestBadInput sends every row of bad input over HTTP, plain and in gzip, and

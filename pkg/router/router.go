@@ -34,7 +34,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
@@ -62,7 +62,7 @@ type GatewayConfig struct {
 	receive.Config `yaml:",inline"`
 	// Processing is what penstock up has its gateway do; of a router by itself the sinks
 	// do it.
-	Processing process.Config `yaml:"-"`
+	Processing processor.Config `yaml:"-"`
 }
 
 // DefaultConfig runs with the environment alone.
@@ -126,7 +126,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, err := process.New("processing", cfg.Gateway.Processing)
+	rules, err := processor.New("processing", cfg.Gateway.Processing)
 	if err != nil {
 		return nil, err
 	}

@@ -10,23 +10,23 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/process"
+	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/backend"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
 type lanes struct {
 	cfg     Config
 	rules   *rules
-	process *process.Rules
+	process *processor.Rules
 	led     *ledger.Ledger
 	log     *slog.Logger
 	hub     *bus.Hub
@@ -244,7 +244,7 @@ type tally interface {
 	dead(reason string, items int)
 	filtered(items int)
 	restamped()
-	decided(out sample.Output)
+	decided(out sampler.Output)
 }
 
 // liveTally counts in the ledger.
@@ -262,7 +262,7 @@ func (t liveTally) restamped() { t.led.Of(t.sig).Restamped.Inc() }
 
 func (t liveTally) filtered(items int) { t.led.Of(t.sig).Filtered.Add(float64(items)) }
 
-func (t liveTally) decided(out sample.Output) {
+func (t liveTally) decided(out sampler.Output) {
 	led := t.led.Of(t.sig)
 	led.SampledOut.Add(float64(out.SampledOut))
 	led.Duplicate.Add(float64(out.Duplicates))
@@ -277,7 +277,7 @@ func (t liveTally) decided(out sample.Output) {
 // furtherTally leaves out what the first lane of a signal counts.
 type furtherTally struct{ liveTally }
 
-func (furtherTally) decided(sample.Output) {}
+func (furtherTally) decided(sampler.Output) {}
 
 func (furtherTally) filtered(int) {}
 
@@ -288,7 +288,7 @@ func (furtherTally) restamped() {}
 type delivery struct {
 	sig     otlpwire.Signal
 	w       backend.Writer
-	process *process.Rules   // nil: none
+	process *processor.Rules // nil: none
 	conn    func() *bus.Conn // there once the hub's stage has started
 	led     *ledger.Ledger
 	log     *slog.Logger

@@ -19,7 +19,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // stretch is a recorded stretch of SPANS: two instances, ten minutes of stream

@@ -13,12 +13,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/backend"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // replays runs the lanes of replay jobs: it follows the bucket, asks the backends
@@ -587,7 +587,7 @@ func (e *excerpt) restamped() {} // counted when it was live
 // filtered counts with what was not asked for.
 func (e *excerpt) filtered(items int) { e.unchosen(items) }
 
-func (e *excerpt) decided(out sample.Output) {
+func (e *excerpt) decided(out sampler.Output) {
 	e.change(func(p *replay.Progress) {
 		p.SampledOut += int64(out.SampledOut)
 		p.Unchosen += int64(out.Unchosen)

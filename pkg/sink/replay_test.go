@@ -17,8 +17,8 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
-	"github.com/penstock/penstock/pkg/sink/policy"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
@@ -209,7 +209,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{delivery: d, rules: &rules{base: set, known: true}, excerpt: e, sampler: sample.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{delivery: d, rules: &rules{base: set, known: true}, excerpt: e, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

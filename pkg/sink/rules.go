@@ -12,7 +12,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // rules are the policies of the configuration and the versions that the hub has.

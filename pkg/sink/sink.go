@@ -25,12 +25,12 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/process"
-	"github.com/penstock/penstock/pkg/sink/backend"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/processor"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // Backends are tempo, prometheus, loki and file.
@@ -45,7 +45,7 @@ type Config struct {
 	Streams  bus.Topology   `yaml:"streams"`
 	Sampling SamplingConfig `yaml:"sampling"`
 	// Processing changes and drops telemetry on the way to all backends, behind the sampler.
-	Processing process.Config `yaml:"processing"`
+	Processing processor.Config `yaml:"processing"`
 	Backends   `yaml:",inline"`
 	// Also are further backends: a second site, or the other one of a pair. Each gets all of
 	// the signals it takes, in lanes of its own: one that is slow or away holds up no other.
@@ -168,7 +168,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
 	errs = append(errs, c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
-	if _, err := process.New("processing", c.Processing); err != nil {
+	if _, err := processor.New("processing", c.Processing); err != nil {
 		errs = append(errs, err)
 	}
 	if _, err := c.Sampling.policies(); err != nil {
@@ -193,7 +193,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := process.New("processing", cfg.Processing)
+	process, err := processor.New("processing", cfg.Processing)
 	if err != nil {
 		return nil, err
 	}

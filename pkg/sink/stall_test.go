@@ -16,7 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // taking is a backend that does as it is told.

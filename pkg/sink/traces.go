@@ -12,7 +12,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/planted"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // traceLane samples the spans of one partition and exports the kept traces. It
@@ -32,12 +32,12 @@ type traceLane struct {
 	gauges  string
 	excerpt *excerpt // nil: live
 
-	sampler   *sample.Samplers    // nil: waiting for the lane to be claimed
+	sampler   *sampler.Samplers   // nil: waiting for the lane to be claimed
 	guard     envelope.Guard      // of an excerpt
 	body      []byte              // of the message at hand
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
-	exports   []sample.Export     // decided, not yet stored by the backend
+	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
 	rewind    bool         // once all is sent, begin anew at the floor
@@ -142,11 +142,11 @@ func (l *traceLane) show(traces, bytes int) {
 
 // newSampler returns what decides: for live spans, which come by partition, one
 // sampler; for an excerpt of TRACES those of all partitions.
-func (l *traceLane) newSampler() *sample.Samplers {
+func (l *traceLane) newSampler() *sampler.Samplers {
 	if l.excerpt == nil {
-		return sample.NewSamplers(l.rules.base, 1, l.maxBytes, l.lane.Floor(), nil)
+		return sampler.NewSamplers(l.rules.base, 1, l.maxBytes, l.lane.Floor(), nil)
 	}
-	return sample.NewSamplers(l.rules.base, max(l.rules.base.Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
+	return sampler.NewSamplers(l.rules.base, max(l.rules.base.Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
 }
 
 // frames calls visit with what a message holds.
@@ -334,7 +334,7 @@ func (l *traceLane) idle(reached bool) {
 }
 
 // note books what the sampler has brought.
-func (l *traceLane) note(out sample.Output) {
+func (l *traceLane) note(out sampler.Output) {
 	l.delivery.tally().decided(out)
 	if out.Full {
 		if more, due := l.delivery.said.Due("full "+l.journalSubject, time.Now()); due {
@@ -358,7 +358,7 @@ func (l *traceLane) note(out sample.Output) {
 }
 
 // payload appends the spans of an export, with what the decision says about them.
-func (l *traceLane) payload(dst []byte, e *sample.Export) []byte {
+func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {
 	note := otlpwire.Annotation{Threshold: e.Threshold}
 	if l.attribute != "" {
 		note.Key, note.Value = l.attribute, e.Policy
@@ -372,7 +372,7 @@ func (l *traceLane) payload(dst []byte, e *sample.Export) []byte {
 
 // together returns how many exports, from the first on, go in one request, and the spans
 // and bytes of it: one instance, up to maxRequest or one export.
-func together(exports []sample.Export) (n, spans, size int) {
+func together(exports []sampler.Export) (n, spans, size int) {
 	for i := range exports {
 		e := &exports[i]
 		if n > 0 && (e.Instance != exports[0].Instance || size+e.Size() > maxRequest) {

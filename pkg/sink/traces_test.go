@@ -19,14 +19,14 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/proc"
-	"github.com/penstock/penstock/pkg/sink/policy"
-	"github.com/penstock/penstock/pkg/sink/sample"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // TestOneInstanceARequest: kept traces of two instances are never in one request, and no
 // request of several is larger than maxRequest.
 func TestOneInstanceARequest(t *testing.T) {
-	s := sample.NewSamplers(policy.KeepAll(time.Second), 1, 64<<20, 0, nil)
+	s := sampler.NewSamplers(policy.KeepAll(time.Second), 1, 64<<20, 0, nil)
 	for i, trace := range []struct {
 		instance string
 		kib      int
@@ -39,7 +39,7 @@ func TestOneInstanceARequest(t *testing.T) {
 		}
 	}
 	exports := s.Finish().Exports
-	slices.SortFunc(exports, func(a, b sample.Export) int { return int(a.Seq) - int(b.Seq) })
+	slices.SortFunc(exports, func(a, b sampler.Export) int { return int(a.Seq) - int(b.Seq) })
 	var got []string
 	for len(exports) > 0 {
 		n, spans, size := together(exports)

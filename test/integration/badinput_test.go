@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/penstock/penstock/pkg/badinput"
+	"github.com/penstock/penstock/pkg/otlpwire/badinput"
 )
 
 // TestBadInputEndToEnd sends every row of bad input, large ones four at a time,

@@ -15,10 +15,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	backends "github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
-	backends "github.com/penstock/penstock/pkg/sink/backend"
 	"github.com/penstock/penstock/test/backend"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/backend/tempo"

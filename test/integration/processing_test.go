@@ -13,7 +13,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	rules "github.com/penstock/penstock/pkg/process"
+	rules "github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend/loki"
 )

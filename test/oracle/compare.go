@@ -23,8 +23,8 @@ import (
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
+	"github.com/penstock/penstock/pkg/backend/prometheus"
 	"github.com/penstock/penstock/pkg/fault"
-	"github.com/penstock/penstock/pkg/sink/remotewrite"
 )
 
 // series is one of either side: its samples by kind and time, and what goes with them.
@@ -180,7 +180,7 @@ func theirs(md pmetric.Metrics, v variant) book {
 	c := prometheusremotewrite.NewPrometheusConverter(appender{b})
 	_, _ = c.FromMetrics(context.Background(), prepared(md), prometheusremotewrite.Settings{
 		AddMetricSuffixes: v.strategy.ShouldAddSuffixes(), AllowUTF8: !v.strategy.ShouldEscape(),
-		PromoteResourceAttributes: prometheusremotewrite.NewPromoteResourceAttributes(config.OTLPConfig{PromoteResourceAttributes: remotewrite.DefaultConfig().Labels}),
+		PromoteResourceAttributes: prometheusremotewrite.NewPromoteResourceAttributes(config.OTLPConfig{PromoteResourceAttributes: prometheus.DefaultConfig().Labels}),
 		ExternalLabels:            external, PromoteScopeMetadata: v.scope,
 		LabelNameUnderscoreSanitization: true, LabelNamePreserveMultipleUnderscores: true,
 	})
@@ -261,9 +261,9 @@ func ours(md pmetric.Metrics, v variant) (book, error) {
 	}
 	r := newReceiver()
 	defer r.Close()
-	cfg := remotewrite.DefaultConfig()
+	cfg := prometheus.DefaultConfig()
 	cfg.URL, cfg.Protocol, cfg.Strategy, cfg.ScopeLabels, cfg.External = r.URL, v.protocol, string(v.strategy), v.scope, external
-	w, err := remotewrite.New(cfg)
+	w, err := prometheus.New(cfg)
 	if err != nil {
 		return nil, err
 	}

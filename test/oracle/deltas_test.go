@@ -9,7 +9,7 @@ import (
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
-	"github.com/penstock/penstock/pkg/sink/remotewrite"
+	"github.com/penstock/penstock/pkg/backend/prometheus"
 )
 
 func TestMetrics(t *testing.T) {
@@ -65,10 +65,10 @@ func TestDeltas(t *testing.T) {
 	defer r.Close()
 	plain := newReceiver()
 	defer plain.Close()
-	writer := func(url string) *remotewrite.Writer {
-		cfg := remotewrite.DefaultConfig()
+	writer := func(url string) *prometheus.Writer {
+		cfg := prometheus.DefaultConfig()
 		cfg.URL, cfg.TargetInfo = url, false
-		w, err := remotewrite.New(cfg)
+		w, err := prometheus.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func TestDeltas(t *testing.T) {
 	total := newTotals()
 	for step := range 50 {
 		d, c := total.step(rng, step)
-		for w, md := range map[*remotewrite.Writer]pmetric.Metrics{deltas: d, cumulative: c} {
+		for w, md := range map[*prometheus.Writer]pmetric.Metrics{deltas: d, cumulative: c} {
 			payload, err := (&pmetric.ProtoMarshaler{}).MarshalMetrics(md)
 			if err != nil {
 				t.Fatal(err)

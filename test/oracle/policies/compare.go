@@ -17,7 +17,7 @@ import (
 	w3c "go.opentelemetry.io/otel/trace"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/sink/policy"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // trace is one, and what differences.go asks about it.

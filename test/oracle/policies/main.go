@@ -1,5 +1,5 @@
 // Command policies compares which traces penstock's sampling policies keep with which the
-// collector's tail_sampling processor keeps: the traces of pkg/sink/policy's tests and
+// collector's tail_sampling processor keeps: the traces of pkg/sampling/policy's tests and
 // generated ones, with every type of policy alone, in others and beside others. It prints
 // every trace that only one of the two keeps, unless that is meant (differences.go).
 //
@@ -19,7 +19,7 @@ func main() {
 	n := flag.Int("traces", 10_000, "how many traces are generated, in addition to those of the tests")
 	seed := flag.Uint64("seed", 1, "of the generator")
 	peer := flag.String("peer", "../../bench/tailsampling", "`directory` of the module with the processor")
-	tests := flag.String("testdata", "../../pkg/sink/policy/testdata/41-traces.json", "`file` of the tests' traces")
+	tests := flag.String("testdata", "../../pkg/sampling/policy/testdata/41-traces.json", "`file` of the tests' traces")
 	flag.Parse()
 	compared, differing, err := run(*n, *seed, *peer, *tests, os.Stdout)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 
-	"github.com/penstock/penstock/pkg/sink/loki"
+	"github.com/penstock/penstock/pkg/backend/loki"
 )
 
 func main() {

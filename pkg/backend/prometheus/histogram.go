@@ -1,0 +1,331 @@
+package prometheus
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// otlpHistogram is a point of an explicit or exponential histogram. Its slices are used
+// again.
+type otlpHistogram struct {
+	count  uint64
+	sum    float64
+	summed bool
+
+	bounds []float64 // explicit
+	counts []uint64  // likewise, not cumulative
+
+	exponential        bool
+	scale              int32
+	zeros              uint64
+	threshold          float64 // of the zero bucket; 0: none was said
+	positive, negative buckets
+}
+
+// buckets are those of one side of an exponential histogram: the i-th has the index
+// offset + i.
+type buckets struct {
+	offset int32
+	counts []uint64
+}
+
+func (h *otlpHistogram) reset() {
+	*h = otlpHistogram{bounds: h.bounds[:0], counts: h.counts[:0], positive: buckets{counts: h.positive.counts[:0]}, negative: buckets{counts: h.negative.counts[:0]}}
+}
+
+// total reads the fields that both kinds have.
+func (h *otlpHistogram) total(f otlpwire.Field) {
+	switch f.Tag {
+	case 4<<3 | otlpwire.Fixed64:
+		h.count = f.Bits
+	case 5<<3 | otlpwire.Fixed64:
+		h.sum, h.summed = f.Double(), true
+	}
+}
+
+// histogramPoint makes t.histogram cumulative, and asks the guard.
+func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt point) (point, error) {
+	h := &t.histogram
+	if len(h.counts) > maxBuckets+1 || len(h.bounds) > maxBuckets || len(h.positive.counts) > maxBuckets || len(h.negative.counts) > maxBuckets {
+		return pt, errBuckets
+	}
+	err := t.memory.admit(t, names.plain, pt, h.bounds)
+	h.exponential = m.Kind == otlpwire.ExponentialHistogram
+	if !h.exponential {
+		h.bounds = append(h.bounds[:0], t.memory.ends(t.shape(names.plain), pt.ended, h.bounds)...)
+	}
+	if err == nil && m.Temporality == otlpwire.Delta {
+		pt, err = t.sumHistogram(names.plain, pt)
+	}
+	return pt, err
+}
+
+// finite leaves out bounds that are infinite: above positive infinity there is nothing, and the bucket
+// of the largest series has no bound anyway.
+func (h *otlpHistogram) finite() {
+	n := len(h.bounds)
+	if n > 0 && math.IsInf(h.bounds[n-1], 1) {
+		h.bounds = h.bounds[:n-1]
+		if len(h.counts) == n+1 { // some leave out the last one, which is empty
+			h.counts[n-1] += h.counts[n]
+			h.counts = h.counts[:n]
+		}
+	}
+	if len(h.bounds) > 0 && math.IsInf(h.bounds[0], -1) {
+		h.bounds = h.bounds[1:]
+		if len(h.counts) > 1 {
+			h.counts[1] += h.counts[0]
+			h.counts = h.counts[1:]
+		}
+	}
+}
+
+// explicit adds a point of a histogram with bounds: a series for each bucket, one for
+// the count and, where there is one, the sum.
+func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) error {
+	h := &t.histogram
+	h.reset()
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
+		case 6<<3 | otlpwire.Bytes:
+			for b := f.Bytes; len(b) >= 8; b = b[8:] {
+				h.counts = append(h.counts, binary.LittleEndian.Uint64(b))
+			}
+		case 6<<3 | otlpwire.Fixed64:
+			h.counts = append(h.counts, f.Bits)
+		case 7<<3 | otlpwire.Bytes:
+			for b := f.Bytes; len(b) >= 8; b = b[8:] {
+				h.bounds = append(h.bounds, math.Float64frombits(binary.LittleEndian.Uint64(b)))
+			}
+		case 7<<3 | otlpwire.Fixed64:
+			h.bounds = append(h.bounds, f.Double())
+		default:
+			h.total(f)
+		}
+	})
+	h.finite()
+	switch {
+	case err != nil:
+		return err
+	case len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1:
+		return errCounts
+	case !slices.IsSorted(h.bounds):
+		return errBounds
+	}
+	if pt, err = t.histogramPoint(m, names, pt); err != nil {
+		return err
+	}
+	if t.meets(t.at(names.count, label{}, false), pt) {
+		return errCollides
+	}
+	t.one(names.count, label{}, pt, float64(h.count))
+	if h.summed || pt.ended {
+		t.one(names.sum, label{}, pt, h.sum)
+	}
+	slices.SortStableFunc(t.marks, func(a, b mark) int {
+		if a.value < b.value {
+			return -1
+		} else if a.value > b.value {
+			return 1
+		}
+		return 0
+	})
+	le := t.symbols.addString(leLabel)
+	t.le(h.bounds)
+	total, marks := uint64(0), t.marks
+	for i := 0; i < len(h.bounds) && (i < len(h.counts) || pt.ended); i++ {
+		if i < len(h.counts) {
+			total += h.counts[i]
+		}
+		s := t.one(names.bucket, label{name: le, value: t.les[i]}, pt, float64(total))
+		for ; len(marks) > 0 && !(marks[0].value > h.bounds[i]); marks = marks[1:] {
+			t.attach(s, marks[0].entry)
+		}
+	}
+	s := t.one(names.bucket, label{name: le, value: t.symbols.addString("+Inf")}, pt, float64(h.count))
+	for ; len(marks) > 0; marks = marks[1:] {
+		t.attach(s, marks[0].entry)
+	}
+	return nil
+}
+
+// le makes t.les of bounds, which are mostly those of the point before.
+func (t *translation) le(bounds []float64) {
+	if len(t.les) == len(bounds) && slices.Equal(t.bounds, bounds) {
+		return
+	}
+	t.bounds, t.les = append(t.bounds[:0], bounds...), t.les[:0]
+	for _, b := range bounds {
+		t.les = append(t.les, t.decimal(b))
+	}
+}
+
+// The schemas of native histograms that are exponential.
+const (
+	minSchema = -4
+	maxSchema = 8
+)
+
+// zeroThreshold is the one that Prometheus gives histograms from OTLP. Ours have it where their own
+// is zero.
+const zeroThreshold = 1e-128
+
+// native is a native histogram.
+type native struct {
+	count, zeros       uint64
+	sum, threshold     float64
+	schema             int32
+	positive, negative sparse
+}
+
+// sparse are the buckets of one side: those that spans name, each by its difference
+// from the one before.
+type sparse struct {
+	spans  []span
+	deltas []int64
+}
+
+// span is length buckets, offset behind the span before; that of the first is its index.
+type span struct {
+	offset int32
+	length uint32
+}
+
+// exponential adds a point of an exponential histogram, as a native one.
+func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyNames) error {
+	h := &t.histogram
+	h.reset()
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
+		case 6<<3 | otlpwire.Varint:
+			h.scale = f.Sint32()
+		case 7<<3 | otlpwire.Fixed64:
+			h.zeros = f.Bits
+		case 8<<3 | otlpwire.Bytes:
+			h.positive.read(f.Bytes)
+		case 9<<3 | otlpwire.Bytes:
+			h.negative.read(f.Bytes)
+		case 14<<3 | otlpwire.Fixed64:
+			h.threshold = f.Double()
+		default:
+			h.total(f)
+		}
+	})
+	switch {
+	case err != nil:
+	case !(h.threshold >= 0) || math.IsInf(h.threshold, 1):
+		err = errThreshold
+	case h.scale < minSchema:
+		err = errScale
+	case !pt.ended && !h.counted():
+		err = errCounted
+	}
+	if err == nil {
+		pt, err = t.histogramPoint(m, names, pt)
+	}
+	if err != nil {
+		return err
+	}
+	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema), threshold: h.threshold}
+	if n.threshold == 0 {
+		n.threshold = zeroThreshold
+	}
+	down := uint(h.scale - n.schema)
+	n.positive, n.negative = h.positive.sparse(down), h.negative.sparse(down)
+	if pt.ended {
+		n.count, n.sum = stale, staleNaN
+	} else if h.summed {
+		n.sum = h.sum
+	}
+	s := t.at(names.plain, label{}, true)
+	if t.meets(s, pt) {
+		return errCollides
+	}
+	t.put(s, pt, 0, int32(len(t.native)))
+	t.native = append(t.native, n)
+	for _, k := range t.marks {
+		t.attach(s, k.entry)
+	}
+	return nil
+}
+
+// counted reports whether the buckets of an exponential histogram hold what its count says, as
+// Prometheus wants them to: of one with a sum that is no number they may hold less. Releases
+// differ in what they answer to others, and for some it is 500.
+func (h *otlpHistogram) counted() bool {
+	total := float64(h.zeros)
+	for _, side := range [][]uint64{h.positive.counts, h.negative.counts} {
+		for _, c := range side {
+			total += float64(c)
+		}
+	}
+	if math.IsNaN(h.sum) {
+		return total <= float64(h.count)
+	}
+	return total == float64(h.count) && total < math.MaxInt64
+}
+
+// read reads a Buckets message; of one that is there twice the numbers follow each other.
+func (b *buckets) read(msg []byte) {
+	for i := 0; i < len(msg); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(msg, i); f.Tag {
+		case 1<<3 | otlpwire.Varint:
+			b.offset = f.Sint32()
+		case 2<<3 | otlpwire.Varint:
+			b.counts = append(b.counts, f.Bits)
+		case 2<<3 | otlpwire.Bytes:
+			for p := f.Bytes; len(p) > 0; {
+				v, n := protowire.ConsumeVarint(p)
+				if n < 0 {
+					return
+				}
+				b.counts = append(b.counts, v)
+				p = p[n:]
+			}
+		}
+	}
+}
+
+// maxGap is how many empty buckets may stand in a span: beyond it a new one is shorter.
+const maxGap = 2
+
+// sparse returns the buckets as a native histogram has them, 2^down of them in one. The
+// bucket 0 of OpenTelemetry begins at 1, that of Prometheus ends there.
+func (b *buckets) sparse(down uint) (out sparse) {
+	index := func(i int) int32 { return (b.offset+int32(i))>>down + 1 }
+	before, last := int64(0), int32(0)
+	put := func(count uint64) {
+		out.spans[len(out.spans)-1].length++
+		out.deltas = append(out.deltas, int64(count)-before)
+		before = int64(count)
+	}
+	for i := 0; i < len(b.counts); {
+		at, count := index(i), uint64(0)
+		for ; i < len(b.counts) && index(i) == at; i++ {
+			count += b.counts[i]
+		}
+		if count == 0 {
+			continue
+		}
+		gap := at - last - 1
+		switch {
+		case len(out.spans) == 0:
+			out.spans = append(out.spans, span{offset: at})
+		case gap > maxGap:
+			out.spans = append(out.spans, span{offset: gap})
+		default:
+			for range gap {
+				put(0)
+			}
+		}
+		put(count)
+		last = at
+	}
+	return out
+}

@@ -1,0 +1,472 @@
+package prometheus
+
+import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/otlptranslator"
+
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+var (
+	errTemporality = errors.New("the aggregation temporality is neither cumulative nor delta")
+	errCounts      = errors.New("the number of bucket counts is not that of the bounds and one more")
+	errBounds      = errors.New("the bounds are not in order")
+	errBuckets     = fmt.Errorf("more than %d buckets or quantiles", maxBuckets)
+	errFinite      = errors.New("a delta that is no finite number")
+	errCounted     = errors.New("the buckets of the exponential histogram do not hold as many as its count says")
+	errThreshold   = errors.New("the zero threshold of the exponential histogram is no finite number, or below zero")
+	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
+	errOld         = errors.New("a delta that is older than the one before it in its stream")
+	errNew         = fmt.Errorf("its time is more than %d minutes ahead of its arrival", ahead)
+	errUpDown      = errors.New("the deltas of a sum that may fall cannot be added up: what it was before the first is not known, and lost at every restart; set the instrument's temporality to cumulative")
+	errFalls       = errors.New("a negative delta of a sum that is monotonic")
+	errCollides    = errors.New("another stream of the same request has the same labels at the same time: what tells the two apart is no label here (of scopes see prometheus.scope_labels, of resources prometheus.resource_labels)")
+	errShape       = errors.New("a delta whose buckets are not those of another stream that has the same labels and goes on beside it: what tells the two apart is no label here")
+	errKnown       = errors.New("counted already")
+)
+
+// stale is the NaN that Prometheus reads as "the series has ended here".
+const stale = 0x7ff0000000000002
+
+var staleNaN = math.Float64frombits(stale)
+
+// noRecordedValue is bit 0 of a data point's flags.
+const noRecordedValue = 1
+
+// metadata is what Prometheus knows of a metric.
+type metadata struct {
+	name, help, unit uint32
+	kind             uint8 // as in Prometheus's MetricType
+}
+
+// The types of metrics, as remote_write numbers them in both versions.
+const (
+	typeUnknown = iota
+	typeCounter
+	typeGauge
+	typeHistogram
+	_ // gauge histogram
+	typeSummary
+)
+
+// translation turns one OTLP request after the other into series. It is the pure part:
+// the time is an argument, no connection. What it remembers from one request to the next (deltas, known
+// series, when target_info was written) changes with commit only, so that a request that
+// fails is the same when it is tried again.
+type translation struct {
+	cfg      *Config
+	instance string
+	now      uint64 // nanoseconds: when the payload arrived
+	names    *names
+	memory   *memory
+
+	// Of the request.
+	symbols   symbols
+	nameLabel uint32
+	index     table
+	series    []series
+	pairs     []uint32 // names and values of labels
+	samples   []sample
+	native    []native
+	exemplars []exemplar
+	families  []metadata
+	refused   fault.Refusals
+	known     int             // points that are in what is sent, or was, without a sample of their own
+	places    map[place]int32 // samples of series that are not in the order of time
+	point     int             // number of the next one in the payload
+	large     bool            // more than one request's worth of memory: nothing of it counts
+	alone     bool            // the one target_info among the series may be refused
+	plain     bool            // without target_info
+
+	// Of the resource, scope and metric at hand.
+	resource    []label // with what the scope adds, in order
+	job, host   uint32
+	about       []byte // the Resource message
+	target      []label
+	first, last uint64 // times of the resource's points
+	family      uint32
+	reserved    uint32    // the name of the label that its series have of their own: le, quantile
+	streams     [3]uint64 // hashes of the resource, scope and metric
+
+	// Of the point at hand.
+	attributes []attribute
+	chosen     []attribute // of the resource, for labels
+	labels     []label     // merged, in order
+	moment     uint64      // its time
+	stream     uint64      // a hash of what OTLP tells it by: resource, scope, metric and attributes
+	replaces   bool        // it has taken the place of another of its stream in the same millisecond
+	collides   bool        // it has met one of another stream
+	nameAt     int         // where the name goes among them
+	extra      uint32      // the name of the extra label at hand
+	extraAt    int         // where it goes
+	own        []label
+	marks      []mark
+	scratch    []byte
+	id         []byte
+	bounds     []float64 // of the histogram before
+	les        []uint32  // its le labels
+	quantiles  []float64 // of the summary at hand
+	values     []float64
+	sort       []sample
+	histogram  otlpHistogram
+}
+
+// mark is an exemplar of the point at hand.
+type mark struct {
+	value float64
+	entry int32
+}
+
+func newTranslation(cfg *Config) *translation {
+	return &translation{cfg: cfg, names: newNames(otlptranslator.TranslationStrategyOption(cfg.Strategy)), memory: newMemory(cfg), places: make(map[place]int32)}
+}
+
+// reset forgets the request before, and what it would have changed. now is when the payload
+// arrived.
+func (t *translation) reset(instance string, now time.Time) {
+	if cap(t.pairs) > 2*maxPairs || cap(t.symbols.text) > maxText {
+		t.pairs, t.symbols.text = nil, nil // of one huge payload: not kept
+	}
+	t.instance, t.now = instance, uint64(now.UnixNano())
+	t.symbols.reset()
+	t.nameLabel = t.symbols.addString(nameLabel)
+	t.index.reset()
+	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
+	t.families, t.refused, t.point, t.known = t.families[:0], t.refused[:0], 0, 0
+	if len(t.places) > 1<<12 {
+		t.places = make(map[place]int32) // of one huge payload: not kept
+	}
+	clear(t.places)
+	t.large, t.alone, t.plain = false, false, false
+	t.bounds = t.bounds[:0]
+	t.memory.reset()
+}
+
+// commit keeps what the request has changed: it has been stored.
+func (t *translation) commit() { t.memory.commit() }
+
+// add translates an OTLP request, whose bytes must be sound.
+func (t *translation) add(payload []byte) {
+	for r := range otlpwire.Resources(payload) {
+		t.setResource(r.Resource())
+		t.first, t.last = math.MaxUint64, 0
+		own := t.resource
+		for s := range r.Scopes() {
+			t.resource = own
+			t.streams[1] = streamOfScope(s.Scope())
+			err := t.setScope(s.Scope(), s)
+			for item := range s.Items() {
+				if t.large {
+					return
+				}
+				var m otlpwire.Metric
+				if m.Parse(item); err != nil {
+					t.refuseAll(&m, err)
+				} else {
+					t.metric(&m)
+				}
+			}
+		}
+		if t.resource = own; t.first != math.MaxUint64 && t.cfg.TargetInfo && !t.plain {
+			t.targetInfo()
+		}
+	}
+}
+
+// What a translation may hold, in labels and in bytes of texts: payloads of a megabyte can be
+// made that would take a thousand times as much. With more it is cut in halves.
+const (
+	maxPairs = 8 << 20
+	maxText  = 64 << 20
+)
+
+// maxBuckets is how many buckets, bounds or quantiles a point may have: each is a series, or
+// as good as one.
+const maxBuckets = 4096
+
+// refuseAll refuses the points of a metric.
+func (t *translation) refuseAll(m *otlpwire.Metric, err error) {
+	for range m.Points() {
+		t.refuse(ledger.DeadUnsupported, err)
+		t.point++
+	}
+}
+
+// refuse says that the point at hand is not sent.
+func (t *translation) refuse(reason string, err error) { t.refused.Add(reason, err, t.point) }
+
+// metric adds the points of a metric.
+func (t *translation) metric(m *otlpwire.Metric) {
+	if m.Kind == otlpwire.NoMetric {
+		return
+	}
+	if m.Kind != otlpwire.Gauge && m.Kind != otlpwire.Summary && m.Temporality != otlpwire.Cumulative && m.Temporality != otlpwire.Delta {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errTemporality))
+		return
+	}
+	if m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta && !m.Monotonic {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errUpDown))
+		return
+	}
+	var f family
+	if f, t.id = t.names.family(m, t.id); f.err != nil {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, f.err))
+		return
+	}
+	t.family = uint32(len(t.families))
+	t.families = append(t.families, metadata{
+		name: t.symbols.addString(f.name), help: t.symbols.add(m.Description), unit: t.symbols.addString(f.unit), kind: prometheusType(m),
+	})
+	names := familyNames{t.families[t.family].name, 0, 0, 0}
+	t.streams[2], t.reserved = streamOfMetric(m), 0
+	switch m.Kind {
+	case otlpwire.Histogram:
+		names.bucket, t.reserved = t.suffixed(f.name, "_bucket"), t.symbols.addString(leLabel)
+		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
+	case otlpwire.Summary:
+		t.reserved = t.symbols.addString(quantileLabel)
+		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
+	}
+	for p := range m.Points() {
+		if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
+			return
+		}
+		var err error
+		t.replaces, t.collides = false, false
+		switch m.Kind {
+		case otlpwire.Gauge, otlpwire.Sum:
+			err = t.number(m, p, names)
+		case otlpwire.Histogram:
+			err = t.explicit(m, p, names)
+		case otlpwire.ExponentialHistogram:
+			err = t.exponential(m, p, names)
+		case otlpwire.Summary:
+			err = t.summary(p, names)
+		}
+		t.settle(m, err)
+		t.point++
+	}
+}
+
+// settle says what became of the point at hand.
+func (t *translation) settle(m *otlpwire.Metric, err error) {
+	if err == nil && t.collides {
+		err = errCollides
+	}
+	reason := ledger.DeadUnsupported
+	switch {
+	case err == nil:
+		if t.replaces {
+			t.known++
+		}
+		t.first, t.last = min(t.first, t.moment), max(t.last, t.moment)
+		return
+	case errors.Is(err, errKnown):
+		t.known++
+		return
+	case errors.Is(err, errOld):
+		reason = ledger.DeadOutOfOrder
+	case errors.Is(err, errNew):
+		reason = ledger.DeadTooNew
+	case errors.Is(err, errCardinality):
+		reason = ledger.DeadCardinality
+	}
+	t.refuse(reason, fmt.Errorf("metric %q: %w", m.Name, err))
+}
+
+// familyNames are the symbols of the names that a metric's series have.
+type familyNames struct{ plain, bucket, sum, count uint32 }
+
+func (t *translation) suffixed(name, suffix string) uint32 {
+	t.scratch = append(append(t.scratch[:0], name...), suffix...)
+	return t.symbols.add(t.scratch)
+}
+
+func prometheusType(m *otlpwire.Metric) uint8 {
+	switch m.Kind {
+	case otlpwire.Gauge:
+		return typeGauge
+	case otlpwire.Sum:
+		if m.Monotonic {
+			return typeCounter
+		}
+		return typeGauge
+	case otlpwire.Histogram, otlpwire.ExponentialHistogram:
+		return typeHistogram
+	case otlpwire.Summary:
+		return typeSummary
+	}
+	return typeUnknown
+}
+
+// point is what all kinds have.
+type point struct {
+	at, start uint64 // nanoseconds
+	ended     bool
+}
+
+// layout says which fields of a point hold what all kinds have, by tag; start and time are
+// the same in all.
+type layout struct{ attributes, exemplars, flags int }
+
+var layouts = [...]layout{
+	otlpwire.Gauge:                {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint}, // a gauge has no exemplars in Prometheus
+	otlpwire.Sum:                  {7<<3 | otlpwire.Bytes, 5<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Varint},
+	otlpwire.Histogram:            {9<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
+	otlpwire.ExponentialHistogram: {1<<3 | otlpwire.Bytes, 11<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
+	otlpwire.Summary:              {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint},
+}
+
+// read reads what all kinds of points have, and hands own the other fields; then it makes the
+// labels.
+func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire.Field)) (pt point, err error) {
+	l := &layouts[kind]
+	t.attributes, t.marks, t.stream = t.attributes[:0], t.marks[:0], 0
+	for i := 0; i < len(p); {
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(p, i); f.Tag {
+		case l.attributes:
+			key, value := otlpwire.Attribute(f.Bytes)
+			t.attributes = append(t.attributes, attribute{key, value})
+			t.stream += maphash.Bytes(seed, f.Bytes) // in any order
+		case 2<<3 | otlpwire.Fixed64:
+			pt.start = f.Bits
+		case 3<<3 | otlpwire.Fixed64:
+			pt.at = f.Bits
+		case l.exemplars:
+			t.exemplar(f.Bytes)
+		case l.flags:
+			pt.ended = f.Bits&noRecordedValue != 0
+		default:
+			own(f)
+		}
+	}
+	if t.own, err = t.addAttributes(t.own[:0], t.attributes, ""); err != nil {
+		return pt, fmt.Errorf("attributes: %w", err)
+	}
+	if t.moment = pt.at; t.ahead(pt.at) {
+		return pt, errNew
+	}
+	t.stream = mix(mix(mix(t.streams[0], t.streams[1]), t.streams[2]), t.stream)
+	t.own = t.order(t.own)
+	t.giveWay()
+	t.merge(t.own, t.resource)
+	t.place()
+	return pt, nil
+}
+
+// ahead reports whether a time is so far in the future of the payload that a backend which has stored
+// it would refuse what others send after it.
+func (t *translation) ahead(at uint64) bool { return at > t.now+ahead*minuteNanos }
+
+// meets reports whether a point of another stream stands where the one at hand would, in a series.
+func (t *translation) meets(n int, pt point) bool {
+	k := t.taken(n, int64(pt.at)/1e6)
+	return k != none && t.samples[k].stream != t.stream
+}
+
+// number adds a point of a gauge or sum.
+func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) error {
+	var v float64
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
+		switch f.Tag {
+		case 4<<3 | otlpwire.Fixed64:
+			v = f.Double()
+		case 6<<3 | otlpwire.Fixed64:
+			v = float64(int64(f.Bits))
+		}
+	})
+	if err == nil {
+		err = t.memory.admit(t, names.plain, pt, nil)
+	}
+	if err == nil && m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta {
+		v, pt, err = t.sum(names.plain, pt, v)
+	}
+	if err != nil {
+		return err
+	}
+	if t.meets(t.at(names.plain, label{}, false), pt) {
+		return errCollides
+	}
+	s := t.one(names.plain, label{}, pt, v)
+	for _, k := range t.marks {
+		t.attach(s, k.entry)
+	}
+	return nil
+}
+
+// summary adds a point of a summary.
+func (t *translation) summary(p []byte, names familyNames) error {
+	var (
+		sum   float64
+		count uint64
+	)
+	t.quantiles, t.values = t.quantiles[:0], t.values[:0]
+	pt, err := t.read(p, otlpwire.Summary, func(f otlpwire.Field) {
+		switch f.Tag {
+		case 4<<3 | otlpwire.Fixed64:
+			count = f.Bits
+		case 5<<3 | otlpwire.Fixed64:
+			sum = f.Double()
+		case 6<<3 | otlpwire.Bytes:
+			var q, v float64
+			for j := 0; j < len(f.Bytes); {
+				var g otlpwire.Field
+				switch g, j = otlpwire.NextField(f.Bytes, j); g.Tag {
+				case 1<<3 | otlpwire.Fixed64:
+					q = g.Double()
+				case 2<<3 | otlpwire.Fixed64:
+					v = g.Double()
+				}
+			}
+			t.quantiles, t.values = append(t.quantiles, q), append(t.values, v)
+		}
+	})
+	if err == nil && len(t.quantiles) > maxBuckets {
+		err = errBuckets
+	}
+	if err == nil {
+		err = t.memory.admit(t, names.plain, pt, t.quantiles)
+		t.quantiles = append(t.quantiles[:0], t.memory.ends(t.shape(names.plain), pt.ended, t.quantiles)...)
+		for len(t.values) < len(t.quantiles) {
+			t.values = append(t.values, 0)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if t.meets(t.at(names.count, label{}, false), pt) {
+		return errCollides
+	}
+	t.one(names.count, label{}, pt, float64(count))
+	t.one(names.sum, label{}, pt, sum)
+	quantile := t.symbols.addString(quantileLabel)
+	for i, q := range t.quantiles {
+		t.one(names.plain, label{name: quantile, value: t.decimal(q)}, pt, t.values[i])
+	}
+	return nil
+}
+
+// one adds a sample to the series with an extra label and returns it.
+func (t *translation) one(name uint32, extra label, pt point, v float64) (n int) {
+	if pt.ended {
+		v = staleNaN
+	}
+	n = t.at(name, extra, false)
+	t.put(n, pt, v, none)
+	return n
+}
+
+// decimal returns a number as le and quantile have it.
+func (t *translation) decimal(v float64) uint32 {
+	t.scratch = strconv.AppendFloat(t.scratch[:0], v, 'f', -1, 64)
+	return t.symbols.add(t.scratch)
+}

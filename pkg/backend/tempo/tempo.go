@@ -1,0 +1,120 @@
+// Package tempo writes traces to Tempo over OTLP, gRPC or HTTP. Payloads travel as the
+// bytes they came in.
+package tempo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/httpclient"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpclient"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Config is what an operator may set.
+type Config struct {
+	// Endpoint is host:port or http://host:port for plain text, https://host:port
+	// for TLS. Empty: no Tempo.
+	Endpoint string `yaml:"endpoint"`
+	// Protocol is grpc or http. With http the endpoint may have a path, before /v1/traces.
+	Protocol string `yaml:"protocol"`
+	// Compression is gzip or none.
+	Compression string `yaml:"compression"`
+	// StatusURL is where Tempo serves HTTP, http://host:3200. A replay asks there how
+	// old spans may be. Empty: it is not asked.
+	StatusURL         string `yaml:"status_url"`
+	httpclient.Access `yaml:",inline"`
+}
+
+// DefaultConfig has no endpoint.
+func DefaultConfig() Config { return Config{Protocol: "grpc", Compression: "none"} }
+
+// Writer sends to one Tempo.
+type Writer struct {
+	client *otlpclient.Client
+	access httpclient.Access
+	status *httpclient.Client // nil: not asked
+}
+
+// New returns a writer; it connects with the first write.
+func New(cfg Config) (*Writer, error) {
+	var errs []error
+	if cfg.Protocol != "grpc" && cfg.Protocol != "http" {
+		errs = append(errs, fmt.Errorf("tempo.protocol is %q, want grpc or http", cfg.Protocol))
+	}
+	if cfg.Compression != "gzip" && cfg.Compression != "none" {
+		errs = append(errs, fmt.Errorf("tempo.compression is %q, want gzip or none", cfg.Compression))
+	}
+	w := &Writer{access: cfg.Access}
+	errs = append(errs, w.access.Open("tempo", strings.HasPrefix(cfg.Endpoint, "https://")))
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	own, err := cfg.TLS.LoadFor("tempo.tls", hostOf(cfg.Endpoint))
+	if err != nil {
+		return nil, err
+	}
+	if w.client, err = otlpclient.New("tempo.endpoint", otlpclient.Config{Endpoint: cfg.Endpoint, HTTP: cfg.Protocol == "http", Gzip: cfg.Compression == "gzip", TLS: own}); err != nil {
+		return nil, err
+	}
+	if cfg.StatusURL != "" {
+		if w.status, err = httpclient.New(strings.TrimSuffix(cfg.StatusURL, "/"), statusPath, nil); err != nil {
+			return nil, fmt.Errorf("tempo.status_url: %w", err)
+		}
+		access := cfg.Access
+		if !strings.HasPrefix(cfg.StatusURL, "https://") { // nothing that is secret goes in plain text
+			access = httpclient.Access{Tenant: cfg.Tenant}
+		}
+		if err := w.status.Use("tempo", access); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// hostOf returns the host of an endpoint of TLS, which has a scheme.
+func hostOf(endpoint string) string {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
+}
+
+// Name is the backend's label.
+func (w *Writer) Name() string { return "tempo" }
+
+// Close ends the connection.
+func (w *Writer) Close() error { return w.client.Close() }
+
+// Write returns nil when Tempo has accepted every span of an OTLP request.
+func (w *Writer) Write(ctx context.Context, instance string, payload []byte) error {
+	own, err := w.access.Of(instance)
+	if err != nil {
+		return err
+	}
+	headers := make(map[string]string, len(own))
+	for name := range own {
+		headers[strings.ToLower(name)] = own.Get(name)
+	}
+	n, msg, err := w.client.Export(ctx, otlpwire.Traces, payload, headers)
+	if err != nil {
+		return fmt.Errorf("tempo: %w", err)
+	}
+	if n == 0 {
+		return nil
+	}
+	err = fmt.Errorf("tempo rejected %d spans: %s", n, msg)
+	switch { // the words of Tempo 2; Tempo 3 says nothing
+	case strings.Contains(msg, "LIVE_TRACES_EXCEEDED"), strings.Contains(msg, "RATE_LIMITED"):
+		return fault.Sender(err) // it heals, and spans that come twice are one
+	case strings.Contains(msg, "TRACE_TOO_LARGE"):
+		return fault.Permanent(ledger.DeadTooLarge, err)
+	}
+	return fault.Permanent(ledger.DeadRefused, err)
+}

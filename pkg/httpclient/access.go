@@ -1,0 +1,222 @@
+package httpclient
+
+import (
+	"cmp"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/proc"
+)
+
+// Access says who the sender is, and for whom it sends. Files are read again when they
+// change.
+type Access struct {
+	TLS       proc.ClientTLS `yaml:"tls"`
+	BasicAuth BasicAuth      `yaml:"basic_auth"`
+	// BearerToken is a file whose content is sent as a bearer token.
+	BearerToken string `yaml:"bearer_token_file"`
+	// Headers are sent with every request.
+	Headers map[string]proc.Secret `yaml:"headers"`
+	Tenant  Tenant                 `yaml:"tenant"`
+
+	token, password *proc.File[string]
+	customers       *proc.File[map[string]string] // by instance
+}
+
+// BasicAuth is a name with a password, or a file that holds one.
+type BasicAuth struct {
+	Username     string      `yaml:"username"`      // empty: none
+	Password     proc.Secret `yaml:"password"`      // never printed; write ${NAME} and set it in the environment
+	PasswordFile string      `yaml:"password_file"` // holds it in one line
+}
+
+// Tenant says for which tenant a request is sent: in a backend for several each sees its
+// own data only.
+type Tenant struct {
+	// Header names it; Mimir, Loki and Tempo read X-Scope-OrgID.
+	Header string `yaml:"header"`
+	// From is instance or customer: the tenant is named by the instance that the data is
+	// of, which its credential says, or by the customer that CustomersFile says it is of.
+	// Empty: all is sent for Default.
+	From string `yaml:"from"`
+	// CustomersFile says in YAML which instance is of which customer, a line each, as-17: acme.
+	// It is read again when it changes. What a payload says of its customer is not believed.
+	CustomersFile string `yaml:"customers_file"`
+	// Map gives instances or customers other names.
+	Map map[string]string `yaml:"map"`
+	// Default is the tenant of those that stand not in Map. Empty: they are named as they are,
+	// and those without a name are dead-lettered; without From no header is sent.
+	Default string `yaml:"default"`
+}
+
+const tenantHeader = "X-Scope-OrgID"
+
+// Open reads the files for the first time. section is the key that a stands under; secure
+// says whether the backend's address is one of TLS.
+func (a *Access) Open(section string, secure bool) error {
+	var errs []error
+	fail := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s.%s"+format, append([]any{section, key}, args...)...))
+	}
+	if _, err := a.TLS.Load(section + ".tls"); err != nil {
+		errs = append(errs, err)
+	}
+	if a.TLS != (proc.ClientTLS{}) && !secure {
+		fail("tls", ": the backend's address is plain text; write https://")
+	}
+	b := a.BasicAuth
+	if b.Username == "" && (b.Password != "" || b.PasswordFile != "") {
+		fail("basic_auth", " has a password and no username")
+	}
+	if b.Password != "" && b.PasswordFile != "" {
+		fail("basic_auth", " has password and password_file: set one")
+	}
+	if b.Username != "" && a.BearerToken != "" {
+		fail("basic_auth", " and %s.bearer_token_file are two ways to say who this is: set one", section)
+	}
+	line := func(text []byte) (string, error) {
+		s := strings.TrimSpace(string(text))
+		if s == "" || strings.ContainsAny(s, "\r\n") {
+			return "", errors.New("want one line with the secret")
+		}
+		return s, nil
+	}
+	for _, f := range []struct {
+		key, path string
+		file      **proc.File[string]
+	}{{"bearer_token_file", a.BearerToken, &a.token}, {"basic_auth.password_file", b.PasswordFile, &a.password}} {
+		if f.path == "" {
+			continue
+		}
+		*f.file = proc.NewFile(f.path, line)
+		if _, err := (*f.file).Get(); err != nil {
+			fail(f.key, ": %s: %w", f.path, err)
+		}
+	}
+	a.openTenant(fail)
+	for name := range a.Headers {
+		if strings.EqualFold(name, "Authorization") {
+			fail("headers", ": Authorization is written by basic_auth and bearer_token_file")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openTenant reads who is which tenant.
+func (a *Access) openTenant(fail func(key, format string, args ...any)) {
+	t := a.Tenant
+	switch {
+	case !slices.Contains([]string{"", "instance", "customer"}, t.From):
+		fail("tenant.from", " is %q, want instance or customer", t.From)
+	case t.From == "customer" && t.CustomersFile == "":
+		fail("tenant.from", " is customer, and tenant.customers_file does not say which instance is of which")
+	case t.From != "customer" && t.CustomersFile != "":
+		fail("tenant.customers_file", " is for tenant.from: customer")
+	}
+	if t.Default != "" {
+		if err := checkTenant(t.Default); err != nil {
+			fail("tenant.default", ": %w", err)
+		}
+	}
+	for name, tenant := range t.Map {
+		if err := checkTenant(tenant); err != nil {
+			fail("tenant.map", ": %s: %w", name, err)
+		}
+	}
+	if t.CustomersFile == "" {
+		return
+	}
+	a.customers = proc.NewFile(t.CustomersFile, func(text []byte) (of map[string]string, err error) {
+		if err := proc.Load(t.CustomersFile, text, &of); err != nil {
+			return nil, err
+		}
+		for instance, customer := range of {
+			if _, mapped := t.Map[customer]; !mapped {
+				if err := checkTenant(customer); err != nil {
+					return nil, fmt.Errorf("%s: customer of %s: %w", t.CustomersFile, instance, err)
+				}
+			}
+		}
+		return of, nil
+	})
+	if _, err := a.customers.Get(); err != nil {
+		fail("tenant.customers_file", ": %w", err)
+	}
+}
+
+// Of returns the headers of a request with data of an instance; empty: of a question. An
+// error is a configuration's.
+func (a *Access) Of(instance string) (http.Header, error) {
+	h := http.Header{}
+	for name, value := range a.Headers {
+		h.Set(name, string(value))
+	}
+	switch {
+	case a.token != nil:
+		token, err := a.token.Get()
+		if err != nil {
+			return nil, fault.Configuration(err)
+		}
+		h.Set("Authorization", "Bearer "+token)
+	case a.BasicAuth.Username != "":
+		password := string(a.BasicAuth.Password)
+		if a.password != nil {
+			var err error
+			if password, err = a.password.Get(); err != nil {
+				return nil, fault.Configuration(err)
+			}
+		}
+		h.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(a.BasicAuth.Username+":"+password)))
+	}
+	tenant := a.tenant(instance)
+	if a.Tenant.From != "" && instance != "" && tenant == "" {
+		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("no tenant for instance %s: tenant.from is %s, which names none, and tenant.default is not set", instance, a.Tenant.From))
+	}
+	if tenant != "" {
+		h.Set(a.Tenant.header(), tenant)
+	}
+	return h, nil
+}
+
+func (t Tenant) header() string {
+	if t.Header != "" {
+		return t.Header
+	}
+	return tenantHeader
+}
+
+// tenant returns the tenant of an instance; empty for none.
+func (a *Access) tenant(instance string) string {
+	t, name := a.Tenant, ""
+	switch t.From {
+	case "":
+		return t.Default
+	case "instance":
+		name = instance
+	case "customer":
+		if of, err := a.customers.Get(); err == nil { // it could be read once
+			name = of[instance]
+		}
+	}
+	if mapped, ok := t.Map[name]; ok && name != "" {
+		return mapped
+	}
+	return cmp.Or(t.Default, name)
+}
+
+// tenantForm is what Mimir, Loki and Tempo take for a tenant (dskit, tenant.ValidTenantID).
+var tenantForm = regexp.MustCompile(`^[A-Za-z0-9!_.*'()-]{1,150}$`)
+
+func checkTenant(name string) error {
+	if !tenantForm.MatchString(name) || name == "." || name == ".." {
+		return fmt.Errorf("%q is no name of a tenant: want 1 to 150 of letters, digits and !-_.*'(), and neither . nor ..", name)
+	}
+	return nil
+}

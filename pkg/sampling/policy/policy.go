@@ -1,0 +1,518 @@
+// Package policy decides about whole traces by the collector's tail_sampling
+// policies. A configuration of the collector's processor is accepted as it is;
+// what is not supported is refused by name, never ignored.
+//
+// # Promises
+//
+//   - The verdict is a function of the trace, the configuration and the budgets
+//     of the trace's stretch of stream time: no clock, no randomness.
+//   - probabilistic keeps the same traces as the collector with the same salt.
+//
+// # Not here
+//
+// When a trace is decided: package sampler. The clock is the instance's stream.
+package policy
+
+import (
+	"bytes"
+	"hash/fnv"
+	"math"
+	"math/big"
+	"regexp"
+	"slices"
+	"time"
+
+	"go.opentelemetry.io/collector/pdata/ptrace"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Outcome is a policy's verdict. Of several the highest counts. An inverted match is a
+// plain yes or no, as in the collector since v0.156.
+type Outcome uint8
+
+// The verdicts. Failed is no answer: an expression could not be computed. The other
+// policies decide; not and and pass it on, and composite ends with it.
+const (
+	Failed Outcome = iota
+	NotSampled
+	Sampled
+	Dropped
+)
+
+// Trace is what policies see.
+type Trace struct {
+	ID      otlpwire.TraceID
+	Spans   int
+	Payload []byte        // all its spans
+	Due     int64         // when its window closed, in Unix nanoseconds of stream time
+	Load    envelope.Load // what its instance sent in all partitions while it came
+
+	start, end uint64
+	statuses   uint8 // bit n: a span has status n
+	sampled    bool  // a span has the W3C flag
+	read       bool
+
+	decoded ptrace.Traces // for ottl_condition
+	decodes bool
+
+	answers    *answers // to the attribute policies of the set at hand
+	partitions int      // over which budgets are spread
+	// chance is that of the policy at hand: how likely it wants a trace like this,
+	// whatever its ID. Policies that depend on nothing else leave it at settled.
+	chance float64
+}
+
+// Reset makes t another trace, and keeps what can be used again.
+func (t *Trace) Reset(id otlpwire.TraceID, spans int, payload []byte, due int64) {
+	*t = Trace{ID: id, Spans: spans, Payload: payload, Due: due, answers: t.answers}
+}
+
+// The chances that are none.
+const (
+	settled = -1 // it is sure what the policy says
+	unknown = -2 // it depends on what others have taken out of a budget
+)
+
+// summarise reads the spans once for all policies.
+func (t *Trace) summarise() {
+	if t.read {
+		return
+	}
+	t.read = true
+	t.start = math.MaxUint64
+	look := t.answers
+	clear(look.found)
+	var sp otlpwire.Span
+	for r := range otlpwire.Resources(t.Payload) {
+		if look.any() {
+			otlpwire.EachResourceAttribute(r.Resource(), look.see)
+			look.settle()
+		}
+		for sc := range r.Scopes() {
+			for item := range sc.Items() {
+				sp.Parse(item)
+				t.start, t.end = min(t.start, sp.Start), max(t.end, sp.End)
+				if sp.Status >= 0 && sp.Status < 8 {
+					t.statuses |= 1 << sp.Status
+				}
+				t.sampled = t.sampled || sp.Flags&1 != 0
+				if look.any() {
+					sp.EachAttribute(look.see)
+					look.settle()
+				}
+			}
+		}
+	}
+}
+
+// duration is from the earliest start to the latest end, never negative.
+func (t *Trace) duration() time.Duration {
+	t.summarise()
+	if t.end <= t.start {
+		return 0
+	}
+	return time.Duration(min(t.end-t.start, math.MaxInt64))
+}
+
+// Set is a parsed configuration. It is immutable and safe for concurrent use.
+type Set struct {
+	// Wait is how long after its first span a trace is decided.
+	Wait time.Duration
+	// WaitAfterRoot is how long after its root span a trace is decided at the
+	// latest; 0 for no such thing.
+	WaitAfterRoot time.Duration
+	// MaxTraceBytes is how large a trace may become before it is given up, on the
+	// wire; 0 for no bound of its own.
+	MaxTraceBytes int
+	// Kept and Dropped are how many decisions are remembered for late spans; 0
+	// means the default.
+	Kept, Dropped int
+
+	// Partitions is over how many partitions the traces of an instance are spread,
+	// each with a share of the budgets; 0 means 1.
+	Partitions int
+	// MaxKept bounds the spans a second that are kept of one instance, whatever
+	// policy wants them; 0 for no bound.
+	MaxKept int64
+
+	drops      []named // decided first
+	policies   []named
+	firstMatch bool // the first policy that wants the trace decides
+	limiters   int
+	wanted     wanted
+}
+
+// Version is a set with what says for which traces it is in force.
+type Version struct {
+	Number uint64
+	From   uint64 // the sequence of SPANS from which on it is
+	*Set
+}
+
+// OverShare stands for the policy when [Set.MaxKept] is used up.
+const OverShare = "instance_share"
+
+// Verdict is what became of a trace.
+type Verdict struct {
+	Keep bool
+	By   string           // the policy that decided; empty when none wanted the trace
+	Took []envelope.Spend // out of the budgets
+	// Threshold is for the trace state of a kept trace ([otlpwire.Annotation]): 0
+	// when the policies are sure to keep one like it.
+	Threshold uint64
+}
+
+type named struct {
+	name string
+	eval evaluator
+}
+
+// evaluator is one policy.
+type evaluator interface {
+	evaluate(t *Trace, b *Budgets) Outcome
+}
+
+// Decide asks all policies about a trace.
+func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
+	b.taken = nil
+	t.partitions = max(s.Partitions, 1)
+	if t.answers == nil || t.answers.wanted != &s.wanted {
+		t.answers = newAnswers(&s.wanted)
+	}
+	v := s.decide(t, b)
+	if v.Keep && s.MaxKept > 0 && !b.spend(limiter{s.limiters, s.MaxKept, s.MaxKept}, t, int64(t.Spans), envelope.Load{}) {
+		v = Verdict{By: OverShare}
+	}
+	v.Took = b.taken
+	return v
+}
+
+func (s *Set) decide(t *Trace, b *Budgets) Verdict {
+	for _, p := range s.drops {
+		if p.eval.evaluate(t, b) == Dropped {
+			return Verdict{By: p.name}
+		}
+	}
+	highest, by, chance := NotSampled, "", 0.0
+	for _, p := range s.policies {
+		t.chance = settled
+		o := p.eval.evaluate(t, b)
+		switch wants := o == Sampled; {
+		case wants && t.chance == settled:
+			chance = 1
+		case wants && t.chance == unknown && chance < 1:
+			chance = unknown
+		case t.chance > 0 && chance != unknown:
+			chance = max(chance, t.chance) // one hash for all: the larger share holds the smaller
+		}
+		if o > highest {
+			highest, by = o, p.name
+		}
+		if s.firstMatch && highest == Sampled {
+			break
+		}
+	}
+	v := Verdict{Keep: highest == Sampled, By: by}
+	switch {
+	case !v.Keep || chance >= 1:
+	case chance > 0:
+		v.Threshold = otlpwire.Unknown - uint64(chance*float64(otlpwire.Unknown))
+	default:
+		v.Threshold = otlpwire.Unknown
+	}
+	return v
+}
+
+// always is always_sample.
+type always struct{}
+
+func (always) evaluate(*Trace, *Budgets) Outcome { return Sampled }
+
+func verdict(yes bool) Outcome {
+	if yes {
+		return Sampled
+	}
+	return NotSampled
+}
+
+// statusCode is status_code: any span has one of the codes.
+type statusCode uint8
+
+func (s statusCode) evaluate(t *Trace, _ *Budgets) Outcome {
+	t.summarise()
+	return verdict(t.statuses&uint8(s) != 0)
+}
+
+// latency is latency, in whole milliseconds. The lower threshold is exclusive, the
+// upper one inclusive (contrib #49595).
+type latency struct{ over, upTo int64 } // milliseconds; upTo 0 for no bound
+
+func (l latency) evaluate(t *Trace, _ *Budgets) Outcome {
+	ms := t.duration().Milliseconds()
+	return verdict(ms > l.over && (l.upTo == 0 || ms <= l.upTo))
+}
+
+// probabilistic is probabilistic: FNV-1a of salt and trace ID below a threshold.
+type probabilistic struct {
+	salt      string
+	threshold uint64
+	chance    float64
+}
+
+// defaultSalt is the collector's, so that both keep the same traces.
+const defaultSalt = "default-hash-seed"
+
+func newProbabilistic(salt string, percentage float64) probabilistic {
+	if salt == "" {
+		salt = defaultSalt
+	}
+	all := new(big.Float).SetUint64(math.MaxUint64)
+	threshold, _ := all.Mul(all, big.NewFloat(percentage/100)).Uint64()
+	return probabilistic{salt, threshold, percentage / 100}
+}
+
+func (p probabilistic) evaluate(t *Trace, _ *Budgets) Outcome {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(p.salt))
+	_, _ = h.Write(t.ID[:])
+	t.chance = p.chance
+	return verdict(h.Sum64() <= p.threshold)
+}
+
+// rateLimiting is rate_limiting, in spans.
+type rateLimiting struct{ limiter }
+
+func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
+	return verdict(b.spend(r.limiter, t, int64(t.Spans), t.Load))
+}
+
+// bytesLimiting is bytes_limiting, in bytes on the wire.
+type bytesLimiting struct{ limiter }
+
+func (l bytesLimiting) evaluate(t *Trace, b *Budgets) Outcome {
+	load := t.Load // in spans: as large as those of this trace
+	for i := range load {
+		load[i] *= int64(len(t.Payload) / max(t.Spans, 1))
+	}
+	return verdict(b.spend(l.limiter, t, int64(len(t.Payload)), load))
+}
+
+// spanCount is span_count.
+type spanCount struct{ atLeast, atMost int }
+
+func (s spanCount) evaluate(t *Trace, _ *Budgets) Outcome {
+	return verdict(t.Spans >= s.atLeast && (s.atMost == 0 || t.Spans <= s.atMost))
+}
+
+// traceFlags is trace_flags: a span has the sampled flag of W3C Trace Context.
+type traceFlags struct{}
+
+func (traceFlags) evaluate(t *Trace, _ *Budgets) Outcome {
+	t.summarise()
+	return verdict(t.sampled)
+}
+
+// traceState is trace_state: a span's trace state has the key with one of the
+// values.
+type traceState struct {
+	key    string
+	values []string
+}
+
+func (s traceState) evaluate(t *Trace, _ *Budgets) Outcome {
+	var sp otlpwire.Span
+	for item := range otlpwire.Items(t.Payload) {
+		if sp.Parse(item); len(sp.TraceState) == 0 {
+			continue
+		}
+		for member := range bytes.SplitSeq(sp.TraceState, []byte(",")) {
+			key, val, _ := bytes.Cut(bytes.Trim(member, " \t"), []byte("="))
+			if string(key) == s.key && slices.Contains(s.values, string(val)) {
+				return Sampled
+			}
+		}
+	}
+	return NotSampled
+}
+
+// attribute is string_attribute, numeric_attribute and boolean_attribute, on
+// resource and span attributes. What it looks for is found for all such
+// policies in one pass.
+type attribute struct {
+	matcher int // its place in wanted
+	invert  bool
+}
+
+func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
+	t.summarise()
+	return verdict(t.answers.found[a.matcher] != a.invert)
+}
+
+// wanted is what the attribute policies of a set look for.
+type wanted struct {
+	keys     map[string]int // by key, its place in want
+	lengths  uint64         // bit n: a key has n bytes, modulo 64
+	want     [][]want
+	matchers int
+}
+
+// want is one policy's question about a key.
+type want struct {
+	matcher int
+	match   func(otlpwire.Value) bool
+}
+
+// add returns the place of a new matcher.
+func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
+	if w.keys == nil {
+		w.keys = map[string]int{}
+	}
+	k, known := w.keys[key]
+	if !known {
+		k = len(w.want)
+		w.keys[key] = k
+		w.lengths |= 1 << (len(key) % 64)
+		w.want = append(w.want, nil)
+	}
+	w.want[k] = append(w.want[k], want{w.matchers, match})
+	w.matchers++
+	return w.matchers - 1
+}
+
+// answers gathers the values of one resource, scope or span at a time, and what was
+// found of what is wanted. Of a key that is there twice the first value counts, as in
+// the collector.
+type answers struct {
+	*wanted
+	found  []bool                  // by matcher
+	values [][]byte                // by key
+	seen   []int                   // keys that have a value
+	see    func(key, value []byte) // takes one in
+}
+
+func newAnswers(w *wanted) *answers {
+	a := &answers{wanted: w, found: make([]bool, w.matchers), values: make([][]byte, len(w.want))}
+	a.see = func(key, value []byte) {
+		if w.lengths&(1<<(len(key)%64)) == 0 {
+			return
+		}
+		if k, ok := w.keys[string(key)]; ok {
+			if a.values[k] == nil {
+				a.values[k] = value
+				a.seen = append(a.seen, k)
+			}
+		}
+	}
+	return a
+}
+
+func (a *answers) any() bool { return a.matchers > 0 }
+
+// settle asks the policies about the values at hand.
+func (a *answers) settle() {
+	for _, k := range a.seen {
+		for _, q := range a.want[k] {
+			a.found[q.matcher] = a.found[q.matcher] || q.match(otlpwire.ParseValue(a.values[k]))
+		}
+		a.values[k] = nil
+	}
+	a.seen = a.seen[:0]
+}
+
+// matchString matches strings that are not empty.
+func matchString(match func([]byte) bool) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.String && len(v.Str) > 0 && match(v.Str) }
+}
+
+// matchInt matches integers from low to high.
+func matchInt(low, high int64) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.Int && v.Int() >= low && v.Int() <= high }
+}
+
+func matchBool(want bool) func(otlpwire.Value) bool {
+	return func(v otlpwire.Value) bool { return v.Kind == otlpwire.Bool && v.Bool() == want }
+}
+
+func matchExact(values []string) func([]byte) bool {
+	return func(v []byte) bool { return slices.Contains(values, string(v)) }
+}
+
+func matchAny(patterns []*regexp.Regexp) func([]byte) bool {
+	return func(v []byte) bool {
+		return slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.Match(v) })
+	}
+}
+
+// and is and: all sub-policies want the trace.
+type and []evaluator
+
+func (a and) evaluate(t *Trace, b *Budgets) Outcome {
+	chance := float64(settled)
+	for _, p := range a {
+		t.chance = settled
+		if o := p.evaluate(t, b); o != Sampled {
+			t.chance = settled
+			return o
+		}
+		switch {
+		case t.chance == settled || chance == unknown:
+		case t.chance == unknown || chance == settled:
+			chance = t.chance
+		default:
+			chance = min(chance, t.chance)
+		}
+	}
+	t.chance = chance
+	return Sampled
+}
+
+// drop is drop: a trace that all sub-policies want is dropped, whatever the
+// other policies say.
+type drop struct{ and }
+
+func (d drop) evaluate(t *Trace, b *Budgets) Outcome {
+	if d.and.evaluate(t, b) == Sampled {
+		return Dropped
+	}
+	return NotSampled
+}
+
+// not is not: the opposite of its sub-policy; of one that failed there is none.
+type not struct{ evaluator }
+
+func (n not) evaluate(t *Trace, b *Budgets) Outcome {
+	o := n.evaluator.evaluate(t, b)
+	if t.chance >= 0 {
+		t.chance = 1 - t.chance
+	}
+	switch o {
+	case Sampled:
+		return NotSampled
+	case NotSampled:
+		return Sampled
+	}
+	return o
+}
+
+// composite is composite: the first sub-policy that wants the trace decides, and
+// keeps it while there is budget of its own.
+type composite []share
+
+type share struct {
+	evaluator
+	limiter limiter
+}
+
+func (c composite) evaluate(t *Trace, b *Budgets) Outcome {
+	for _, s := range c {
+		switch o := s.evaluator.evaluate(t, b); o {
+		case Sampled:
+			return verdict(b.spend(s.limiter, t, int64(t.Spans), t.Load))
+		case Failed:
+			return o
+		}
+	}
+	return NotSampled
+}

@@ -1,0 +1,802 @@
+// Package sampler gathers spans into traces and decides about each trace once
+// its window has closed. It is a pure state machine: no goroutine, no lock, no
+// clock, no logger.
+//
+//	s := sample.New(policies, maxBytes)
+//	out := s.Add(seq, frame) // spans in; decisions that the stream's time brought
+//	out = s.Idle(before, now) // now and then: instances may be silent
+//	s.Release(seq)           // for every export, once the backend has it
+//	floor := s.Floor()
+//
+// # Stream time
+//
+// Every instance has a clock of its own: the highest arrival stamp seen. A
+// trace's window opens with the arrival of its first span and closes when the
+// clock has passed first + wait, or a while after its root span, if that is
+// configured; the spans stamped within count. So an edge
+// that catches up after an hour is judged as if it had been live, and the same
+// stretch of an instance's stream gives the same decisions on every reading.
+//
+// The clock of an instance that is silent moves on with the reader's, but only up
+// to moments at which its partition of TRACES had left nothing behind on the way; it goes
+// back when the edge was only cut off, and sends what it has kept. When the edge's own clock is
+// set back, by more than a second, the open windows go back with it; when it is set
+// forward they close. A clock that does not move although its instance sends is moved on
+// when a trace has been held for its wait and [patience] by the reader's clock: what stands
+// still on one machine must not hold up what others share with it.
+//
+// # Policies
+//
+// A trace is judged by the version of the policies that is in force at the sequence
+// of its first span.
+//
+// # Promises
+//
+//   - A span is never forgotten: it is held, or in an Export, or counted in
+//     Output. Floor stays below the message of every span held or not released.
+//   - No trace is decided for want of memory. At the bound, spans of new traces are
+//     passed over, and read again from the floor when there is room: reading is
+//     what slows down. A trace that takes half of the bound by itself is given up.
+//   - It is the instances that hold most whose traces are passed over: every one may hold as
+//     much as the others. Reading begins again only when a trace that keeps the floor where
+//     it is has been decided, so the floor moves.
+//   - No arrival stamp, however odd, overflows or stands for something else.
+//   - Late spans follow the decision of their trace while it is remembered; a
+//     decision that was recorded is never reversed by the next owner.
+//
+// # Not here
+//
+// Reading, exporting, and the wall clock: package sink.
+package sampler
+
+import (
+	"cmp"
+	"container/heap"
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+)
+
+// Export is spans to be sent to the backend: a whole trace, or late spans of
+// one that was kept.
+type Export struct {
+	Instance string
+	Spans    int
+	Seq      uint64 // the lowest sequence of its spans; owed until Release
+	Policy   string // that kept it
+	Late     bool   // spans that came after the decision
+	// Threshold is what the decision adds to the spans' trace state.
+	Threshold uint64
+
+	pieces []otlpwire.Fragment
+}
+
+// Size returns the bytes that Append appends.
+func (e *Export) Size() (n int) {
+	for i := range e.pieces {
+		n += e.pieces[i].Size()
+	}
+	return n
+}
+
+// Append appends the spans as a payload. They share resources with other exports
+// until then.
+func (e *Export) Append(dst []byte) []byte {
+	for i := range e.pieces {
+		dst = e.pieces[i].Append(dst)
+	}
+	return dst
+}
+
+// Output is what a step has brought.
+type Output struct {
+	Exports    []Export
+	Decisions  []envelope.Decision // to be recorded before anything is exported or released
+	By         []string            // for every decision the policy that made it, "" for none
+	SampledOut int                 // spans of traces that were not kept
+	Unchosen   int                 // spans of traces that were not asked for, late ones left out
+	Duplicates int                 // spans that were already held
+	TooLarge   int                 // traces given up for their size
+	// Full: there is no room for traces that begin now.
+	Full bool
+	// Rewind: there is room again. Traces have been passed over, which stand above
+	// the floor: what is decided must be recorded and exported, and the next sampler
+	// begins at the floor.
+	Rewind bool
+}
+
+// Sampler is the state of one partition.
+type Sampler struct {
+	versions []policy.Version // by From; the first one from 0
+	maxBytes int
+
+	instances map[string]*instance
+	restored  map[string]budgets // of instances that were not seen yet
+	unsent    []key              // recorded, and not known to be at the backend
+	decided   memory
+	held      *held
+	chosen    func(first int64, seq uint64) bool // nil: every trace
+	heads     map[*otlpwire.Heads]int            // how many pieces share it
+	last      uint64                             // highest sequence seen
+	wire      otlpwire.Splitter
+	span      otlpwire.Span
+	scratch   []byte // the trace at hand
+	trace     policy.Trace
+	passing   []*instance // whose traces are passed over
+	largest   *instance   // that holds most; nil: to be looked up
+	// now is the reader's clock of the last Idle, start that of the first one, swept of the
+	// last look for traces that are overdue; in Unix nanoseconds.
+	now, start, swept int64
+	fresh             []bool // of the piece at hand, which spans are not held yet
+	hash              maphash.Hash
+}
+
+// held is what samplers of one reader hold together.
+type held struct {
+	owed  ledger
+	bytes int // what traces take here; what they share counted once
+	// passed: traces have been passed over, and will be until all is read again.
+	passed bool
+	// oldest is the lowest sequence of an undecided trace when that began; decided: one that
+	// began with that message has been, since then.
+	oldest  uint64
+	decided bool
+}
+
+// instance is the state of one instance.
+type instance struct {
+	name    string
+	known   bool      // it has a clock
+	clock   int64     // in Unix nanoseconds of the edge
+	arrival int64     // the highest one seen since the edge's clock was set back
+	skew    int64     // how far the open windows have been moved with it: windows are times less skew
+	back    int64     // by how much the clock was last set back
+	origin  uint64    // highest sequence of TRACES seen
+	active  bool      // since the last Idle
+	silent  time.Time // the reader's clock had come so far when nothing more had been added
+	traces  map[otlpwire.TraceID]*trace
+	queue   queue // by the end of the window, then ID
+	budgets budgets
+	sources map[uint32]source
+	meter   envelope.Meter // of what came to this partition
+
+	bytes   int  // that its traces take
+	passed  bool // its new traces are passed over
+	full    int  // bytes when that began
+	decided bool // one of its traces has been, since then
+}
+
+// budgets has those of each version of the policies, by its number.
+type budgets map[uint64]*policy.Budgets
+
+func (b budgets) of(version uint64) *policy.Budgets {
+	if b[version] == nil {
+		b[version] = new(policy.Budgets)
+	}
+	return b[version]
+}
+
+// trace is one that is not decided yet.
+type trace struct {
+	id     otlpwire.TraceID
+	rules  *policy.Version
+	first  int64 // arrival of its first span, less the skew then
+	root   int64 // likewise of its root span
+	rooted bool  // it has one
+	due    int64 // when its window closes
+	read   int64 // when it was first seen, by the reader's clock
+	seq    uint64
+	place  int // in the queue
+	spans  int
+	size   int // as a payload
+	held   int // what it takes
+	pieces []otlpwire.Fragment
+	ids    spanSet
+	load   envelope.Load // the highest of its frames
+	silent bool          // one of them does not say
+}
+
+// idleGrace is how much the clock of a silent instance stays behind: the way from
+// the edge to the hub may take so much longer for one message than for another.
+const idleGrace = time.Second
+
+// How long a trace may be held, beyond its wait, by the reader's clock, once everything that
+// the hub had then is read. A link that is slower than what comes in makes its edge's clock
+// slower than the reader's; ten minutes allow one twentieth at a wait of 30 s.
+const (
+	patience       = 10 * time.Minute
+	passedPatience = 30 * time.Second // where others wait for room
+	sweepInterval  = 5 * time.Second
+)
+
+// The least and the greatest stamp: from 1970 to 2116. Sums of a few of them do not
+// overflow.
+const (
+	maxStamp = 1 << 62
+	maxSkew  = 1 << 61
+)
+
+// What is held for a trace and a piece of one beside their bytes, about: a trace of one small
+// span takes as much again and again what it takes on the wire.
+const (
+	traceBytes = 400
+	pieceBytes = 120
+	spanBytes  = 16
+)
+
+// New returns an empty sampler that holds up to maxBytes of spans.
+//
+// floor is the sequence that reading begins behind: all decisions about traces that
+// are read again are remembered, however many.
+func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
+	return &Sampler{
+		versions:  []policy.Version{{Set: policies}},
+		maxBytes:  maxBytes,
+		instances: make(map[string]*instance),
+		restored:  make(map[string]budgets),
+		heads:     make(map[*otlpwire.Heads]int),
+		decided:   newMemory(policies.Kept, policies.Dropped, floor),
+		held:      new(held),
+	}
+}
+
+// Use sets the versions of the policies that follow the one of [New], by From. Traces
+// that are held and come under another version by that are judged by it.
+func (s *Sampler) Use(versions []policy.Version) {
+	s.versions = append(s.versions[:1:1], versions...)
+	for _, in := range s.instances {
+		for _, t := range in.queue {
+			t.rules = s.rules(t.seq)
+			t.setDue()
+		}
+		heap.Init(&in.queue)
+	}
+}
+
+// rules returns the version that is in force at a sequence.
+func (s *Sampler) rules(seq uint64) *policy.Version {
+	i := len(s.versions) - 1
+	for i > 0 && s.versions[i].From > seq {
+		i--
+	}
+	return &s.versions[i]
+}
+
+// setDue says when the window of t closes.
+func (t *trace) setDue() {
+	t.due = t.first + int64(t.rules.Wait)
+	if after := t.rules.WaitAfterRoot; after > 0 && t.rooted {
+		t.due = min(t.due, t.root+int64(after))
+	}
+}
+
+// Add takes the spans of one frame of message seq. Frames come in the order of seq;
+// a message may have many.
+func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
+	s.last = max(s.last, seq)
+	s.decided.reached(seq)
+	f.Arrival = min(max(f.Arrival, 0), maxStamp)
+	in := s.instances[f.Instance]
+	if in == nil {
+		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
+		if delete(s.restored, f.Instance); in.budgets == nil {
+			in.budgets = budgets{}
+		}
+		s.instances[f.Instance] = in
+	}
+	in.active = true
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.arrival {
+		// An instance's messages are routed in their order: a router that took over
+		// has sent this one again.
+		out.Duplicates += otlpwire.Count(otlpwire.Traces, f.Payload)
+		return out, nil
+	}
+	in.origin = f.Seq
+	in.tell(f.Arrival)
+	s.advance(in, &out) // windows that this arrival has passed close without it
+	load := in.load(f, otlpwire.Count(otlpwire.Traces, f.Payload))
+
+	// Split by trace: the key is the trace's place among those of this frame.
+	order := make(map[otlpwire.TraceID]int)
+	var ids []otlpwire.TraceID
+	err = s.wire.Groups(f.Payload, func(item []byte) int {
+		id, _ := otlpwire.SpanTrace(item)
+		n, ok := order[id]
+		if !ok {
+			n = len(ids)
+			order[id], ids = n, append(ids, id)
+		}
+		return n
+	}, func(key int, g otlpwire.Group) {
+		s.addPiece(in, seq, ids[key], f.Arrival, load, g, &out)
+	})
+	out.Rewind = s.room()
+	return out, err
+}
+
+// maxBack is how far arrival stamps of an instance may go back without a step of
+// its clock: requests that are published side by side.
+const maxBack = int64(time.Second)
+
+// tell sets the clock of an instance by an arrival stamp. Stamps that come from two
+// clocks in turn, as those of two gateways, set it back and on again by the same
+// amount, and the windows with it.
+func (in *instance) tell(arrival int64) {
+	step := arrival - in.arrival
+	switch {
+	case !in.known:
+		in.known, in.arrival = true, arrival
+	case step < -maxBack:
+		in.back = -step
+		in.shift(step)
+		in.arrival = arrival
+	case in.back > 0 && step > maxBack && max(step-in.back, in.back-step) <= maxBack:
+		in.shift(in.back)
+		in.back = 0
+	}
+	in.arrival = max(in.arrival, arrival)
+	in.clock = in.arrival // also when silence had moved it on
+}
+
+// shift moves all open windows.
+func (in *instance) shift(by int64) { in.skew = min(max(in.skew+by, -maxSkew), maxSkew) }
+
+// addPiece adds spans of one trace that share a resource.
+func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
+	n := 0
+	for range g.Items() {
+		n++
+	}
+	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
+		switch {
+		case seq <= upto:
+			out.Duplicates += n // it was there when the trace was decided, by another sampler
+			return
+		case kept == nil:
+			out.SampledOut += n
+			return
+		}
+		s.held.owed.add(seq)
+		out.Exports = append(out.Exports, Export{
+			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, pieces: []otlpwire.Fragment{g.Fragment(nil)},
+		})
+		return
+	}
+	t := in.traces[id]
+	if t == nil && s.full(in) {
+		if !in.passed {
+			s.held.owed.add(seq) // for ever: the floor stays below
+			s.passOver(in, arrival, out)
+		}
+		return
+	}
+	if t == nil {
+		t = &trace{id: id, rules: s.rules(seq), first: arrival - in.skew, seq: seq, read: s.now}
+		t.setDue()
+		in.traces[id] = t
+		heap.Push(&in.queue, t)
+		s.held.owed.add(seq)
+		s.take(in, t, traceBytes)
+	}
+	fresh := 0
+	s.fresh = s.fresh[:0]
+	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
+	for item, scope := range g.ItemsIn() {
+		s.span.Parse(item)
+		if len(scope) != len(last) || len(scope) == 0 || &scope[0] != &last[0] {
+			last, scoped = scope, s.digest(resource, scope)
+		}
+		is := t.ids.add(s.digest(scoped, item))
+		if s.fresh = append(s.fresh, is); is {
+			fresh++
+		}
+		if s.span.Root && !t.rooted {
+			t.root, t.rooted = arrival-in.skew, true
+			t.setDue()
+			heap.Fix(&in.queue, t.place)
+		}
+	}
+	out.Duplicates += n - fresh
+	if fresh == 0 {
+		return
+	}
+	t.spans += fresh
+	t.load.Max(load)
+	t.silent = t.silent || load == (envelope.Load{})
+	s.hold(in, t, g.Fragment(s.fresh), fresh)
+	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
+		s.putBack(in, arrival, out)
+	}
+	own := t.rules.MaxTraceBytes
+	if (t.held > s.maxBytes/2 || own > 0 && t.size > own) && t.place >= 0 {
+		out.TooLarge++
+		heap.Remove(&in.queue, t.place)
+		s.conclude(in, t, policy.Verdict{}, out)
+	}
+}
+
+// digest is a hash of what is in something that has the digest of. A span's is one of its
+// resource, its scope and itself: the first two are hashed once for all that stand there.
+func (s *Sampler) digest(of uint64, part []byte) uint64 {
+	s.hash.Reset()
+	maphash.WriteComparable(&s.hash, of)
+	_, _ = s.hash.Write(part)
+	return s.hash.Sum64()
+}
+
+// take notes that a trace of in takes so much more, or less.
+func (s *Sampler) take(in *instance, t *trace, bytes int) {
+	t.held += bytes
+	in.bytes += bytes
+	s.held.bytes += bytes
+	switch {
+	case bytes < 0 && in == s.largest:
+		s.largest = nil
+	case s.largest != nil && in.bytes > s.largest.bytes:
+		s.largest = in
+	}
+}
+
+// hold adds a piece to a trace. The resource and scopes of a frame, which all its
+// pieces share, count once.
+func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans int) {
+	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
+		s.take(in, t, piece.Heads.Size())
+	}
+	s.take(in, t, piece.Held()+pieceBytes+spans*spanBytes)
+	t.size += piece.Size()
+	t.pieces = append(t.pieces, piece)
+}
+
+// letGo takes a trace out of what is held.
+func (s *Sampler) letGo(in *instance, t *trace) {
+	for i := range t.pieces {
+		heads := t.pieces[i].Heads
+		s.take(in, t, -t.pieces[i].Held()-pieceBytes)
+		if s.heads[heads]--; s.heads[heads] == 0 {
+			delete(s.heads, heads)
+			s.take(in, t, -heads.Size())
+		}
+	}
+	s.take(in, t, -traceBytes-t.spans*spanBytes)
+}
+
+// advance decides the traces of in whose windows its clock has passed.
+func (s *Sampler) advance(in *instance, out *Output) {
+	for len(in.queue) > 0 && in.queue[0].due < in.clock-in.skew {
+		s.decide(in, out)
+	}
+}
+
+// decide takes the oldest trace of in off the queue and asks the policies.
+func (s *Sampler) decide(in *instance, out *Output) {
+	t := heap.Pop(&in.queue).(*trace)
+	s.scratch = s.scratch[:0]
+	for i := range t.pieces {
+		s.scratch = t.pieces[i].Append(s.scratch)
+	}
+	s.trace.Reset(t.id, t.spans, s.scratch, t.due+in.skew)
+	if !t.silent {
+		s.trace.Load = t.load
+	}
+	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
+	if s.chosen != nil && !s.chosen(t.first+in.skew, t.seq) {
+		v.Keep = false // it was judged for what it took out of the budgets
+		out.Unchosen += t.spans
+		out.SampledOut -= t.spans
+	}
+	s.conclude(in, t, v, out)
+	if cap(s.scratch) > maxScratch {
+		s.scratch = nil
+	}
+}
+
+// maxScratch is how much memory is kept for the next trace.
+const maxScratch = 4 << 20
+
+// conclude lets go of a trace that is off the queue.
+func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
+	delete(in.traces, t.id)
+	s.letGo(in, t)
+	in.decided = true
+	s.held.decided = s.held.decided || t.seq == s.held.oldest
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + in.skew, Spent: v.Took}
+	k := key{in.name, t.id}
+	out.By = append(out.By, v.By)
+	if !v.Keep {
+		s.decided.drop(k, 0)
+		out.Decisions = append(out.Decisions, d)
+		out.SampledOut += t.spans
+		s.held.owed.release(t.seq)
+		return
+	}
+	d.Policy, d.Threshold = v.By, v.Threshold
+	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
+	out.Decisions = append(out.Decisions, d)
+	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
+}
+
+// full reports whether there is no room for a new trace of in. Beyond the bound it is the
+// instance that holds most which waits.
+func (s *Sampler) full(in *instance) bool {
+	if in.passed || s.held.bytes <= s.maxBytes {
+		return in.passed
+	}
+	if s.largest == nil {
+		s.largest = in
+		for _, other := range s.instances {
+			if other.bytes > s.largest.bytes {
+				s.largest = other
+			}
+		}
+	}
+	return in.bytes >= s.largest.bytes
+}
+
+// pass begins to pass over new traces of in.
+func (s *Sampler) pass(in *instance, out *Output) {
+	if !s.held.passed {
+		s.held.passed, s.held.decided, s.held.oldest = true, true, 0
+		for _, one := range s.instances {
+			if t := one.oldest(); t != nil && (s.held.decided || t.seq < s.held.oldest) {
+				s.held.decided, s.held.oldest = false, t.seq
+			}
+		}
+	}
+	in.passed, in.full, in.decided, out.Full = true, in.bytes, false, true
+	s.passing = append(s.passing, in)
+}
+
+// passOver does so in the middle of a frame of in. Traces that began with it are put back,
+// too: traces are decided in the order of their due and ID, and what is passed over comes
+// later than what is held. Unless the oldest is among them: a decision about that is what
+// reading begins again for. Of one stamp no edge sends so
+// much.
+func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
+	if in.passed {
+		return
+	}
+	s.pass(in, out)
+	var young []*trace
+	oldest := in.oldest()
+	for _, t := range in.queue {
+		if t.first != arrival-in.skew {
+			continue
+		}
+		if young = append(young, t); t == oldest || t.seq == s.held.oldest {
+			return
+		}
+	}
+	for _, t := range young {
+		s.release(in, t)
+	}
+}
+
+// oldest returns the trace that was begun first; nil for none.
+func (in *instance) oldest() (oldest *trace) {
+	for _, t := range in.queue {
+		if oldest == nil || t.seq < oldest.seq {
+			oldest = t
+		}
+	}
+	return oldest
+}
+
+// release lets go of a trace that is to be read again: what is owed for it stays.
+func (s *Sampler) release(in *instance, t *trace) {
+	heap.Remove(&in.queue, t.place)
+	delete(in.traces, t.id)
+	s.letGo(in, t)
+	t.place = -1
+}
+
+// putBack lets go of the youngest traces of the instances that hold most, until what is held is
+// within the bound: traces that are held may grow, and many do. Every instance may hold as
+// much as the others, and keeps its oldest trace. A frame of now, of this arrival, is at hand.
+func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
+	level := s.level()
+	for _, name := range s.names() {
+		in := s.instances[name]
+		if in.bytes <= level || len(in.queue) < 2 {
+			continue
+		}
+		switch {
+		case in == now:
+			s.passOver(in, arrival, out)
+		case !in.passed:
+			s.pass(in, out)
+		}
+		young := slices.Clone(in.queue)
+		slices.SortFunc(young, func(a, b *trace) int {
+			return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
+		})
+		for _, t := range young[:max(len(young)-1, 0)] {
+			if in.bytes <= level {
+				break
+			}
+			s.release(in, t)
+		}
+	}
+}
+
+// level is how much each instance may hold so that all together are within the bound.
+func (s *Sampler) level() int {
+	var all []int
+	rest := s.maxBytes - s.held.bytes // others' of the same reader may have a part of it
+	for _, in := range s.instances {
+		all, rest = append(all, in.bytes), rest+in.bytes
+	}
+	slices.Sort(all)
+	for i, n := range all {
+		share := rest / (len(all) - i)
+		if n > share {
+			return max(share, 0)
+		}
+		rest -= n
+	}
+	return s.maxBytes
+}
+
+// room reports whether traces were passed over for which there is room now, and whether the
+// oldest trace has been decided since, which kept the floor where it is: else the same could
+// be read and passed over for ever.
+func (s *Sampler) room() bool {
+	if !s.held.passed || !s.held.decided || s.held.bytes > s.maxBytes {
+		return false
+	}
+	for _, in := range s.passing {
+		if in.decided && in.bytes <= in.full/2 {
+			return true
+		}
+	}
+	return false
+}
+
+// Idle moves the clocks of silent instances on. The caller knows of each partition of
+// TRACES that everything which it had at its moment before has been added; a zero moment
+// moves nothing. now is the present. All are of the caller's clock.
+func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
+	if s.now = now.UnixNano(); s.start == 0 {
+		s.start = s.now
+	}
+	sweep := s.now-s.swept >= int64(sweepInterval)
+	if sweep {
+		s.swept = s.now
+	}
+	for _, name := range s.names() {
+		in, upto := s.instances[name], before[partition.OfInstance(name, len(before))]
+		if upto.IsZero() {
+			continue
+		}
+		if sweep {
+			s.overdue(in, upto.UnixNano(), patience)
+			s.advance(in, &out)
+		}
+		if in.active {
+			in.active, in.silent = false, now // what was added may be as young as that
+			continue
+		}
+		silence := upto.Sub(in.silent)
+		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
+		s.advance(in, &out)
+		if silence-idleGrace > s.shortestWait() {
+			for _, t := range in.queue { // none, unless stamps went to and fro
+				if silence-idleGrace > t.rules.Wait {
+					in.clock = max(in.clock, t.due+in.skew+1)
+				}
+			}
+			s.advance(in, &out)
+		}
+		if len(in.traces) == 0 && silence > time.Hour && !in.passed {
+			delete(s.instances, name)
+			s.largest = nil
+		}
+	}
+	out.Rewind = s.room()
+	return out
+}
+
+func (s *Sampler) shortestWait() time.Duration {
+	shortest := s.versions[0].Wait
+	for _, v := range s.versions {
+		shortest = min(shortest, v.Wait)
+	}
+	return shortest
+}
+
+// Unblock decides what has been held for its wait by the reader's clock. It is for a caller who has
+// added all that there is and knows that nothing more can come before something has been
+// decided: SPANS is full. Spans that come later follow the decision.
+func (s *Sampler) Unblock(now time.Time) (out Output) {
+	for _, name := range s.names() {
+		in := s.instances[name]
+		s.overdue(in, now.UnixNano(), idleGrace)
+		s.advance(in, &out)
+	}
+	out.Rewind = s.room()
+	return out
+}
+
+// overdue moves the clock of an instance on to the traces that have been held for grace longer than
+// their wait.
+func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration) {
+	for _, t := range in.queue {
+		grace := grace
+		if in.passed || s.held.passed && t.seq <= s.held.oldest {
+			grace = min(grace, passedPatience) // others wait for it
+		}
+		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= upto {
+			in.clock = max(in.clock, t.due+in.skew+1)
+		}
+	}
+}
+
+// Finish decides all that is held: nothing more will come.
+func (s *Sampler) Finish() (out Output) {
+	for _, name := range s.names() {
+		in := s.instances[name]
+		for len(in.queue) > 0 {
+			s.decide(in, &out)
+		}
+	}
+	out.Rewind = s.held.passed // nothing is held any more: there is room
+	return out
+}
+
+// names lists the instances in an order that does not depend on the map.
+func (s *Sampler) names() []string {
+	names := make([]string, 0, len(s.instances))
+	for n := range s.instances {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Release says that the backend has an export with this sequence.
+func (s *Sampler) Release(seq uint64) { s.held.owed.release(seq) }
+
+// Floor returns the sequence up to which nothing is owed.
+func (s *Sampler) Floor() uint64 {
+	if low, ok := s.held.owed.lowest(); ok {
+		return low - 1
+	}
+	return s.last
+}
+
+// Held returns the number of undecided traces and the bytes that they take, about.
+func (s *Sampler) Held() (traces, bytes int) {
+	for _, in := range s.instances {
+		traces += len(in.traces)
+	}
+	return traces, s.held.bytes
+}
+
+// queue is a heap of traces, the one that is due first on top.
+type queue []*trace
+
+func (q queue) Len() int { return len(q) }
+func (q queue) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(q[i].due, q[j].due), slices.Compare(q[i].id[:], q[j].id[:])) < 0
+}
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+func (q *queue) Push(x any) {
+	t := x.(*trace)
+	t.place = len(*q)
+	*q = append(*q, t)
+}
+func (q *queue) Pop() any {
+	old := *q
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	return t
+}

@@ -1,0 +1,130 @@
+package sampler
+
+import (
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+)
+
+// Samplers are those of all partitions, for one who reads the streams of whole
+// instances: each sees the spans that the sampler of its partition saw when they were
+// live, so that budgets, which every partition has a share of, give the same verdicts.
+// With one partition it is that sampler.
+//
+// What they hold they hold together: one bound, one floor.
+type Samplers struct {
+	parts  []*Sampler
+	held   *held
+	last   uint64 // highest sequence seen
+	split  otlpwire.Splitter
+	pieces [][]byte // of the payload at hand, by partition
+}
+
+// NewSamplers returns n samplers as [New] makes them. chosen says which traces may be
+// kept, by the arrival and sequence of their first span; nil for all. The others are
+// judged, too: what they take out of budgets is gone.
+func NewSamplers(policies *policy.Set, n, maxBytes int, floor uint64, chosen func(first int64, seq uint64) bool) *Samplers {
+	all := &Samplers{held: new(held), last: floor, pieces: make([][]byte, n)}
+	for range n {
+		s := New(policies, maxBytes, floor)
+		s.held, s.chosen = all.held, chosen
+		all.parts = append(all.parts, s)
+	}
+	return all
+}
+
+// merge adds what another step has brought.
+func (o *Output) merge(more Output) {
+	o.Exports = append(o.Exports, more.Exports...)
+	o.Decisions = append(o.Decisions, more.Decisions...)
+	o.By = append(o.By, more.By...)
+	o.SampledOut += more.SampledOut
+	o.Unchosen += more.Unchosen
+	o.Duplicates += more.Duplicates
+	o.TooLarge += more.TooLarge
+	o.Full = o.Full || more.Full
+	o.Rewind = o.Rewind || more.Rewind
+}
+
+// Add is [Sampler.Add], for a frame with spans of all partitions.
+func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
+	a.last = max(a.last, seq)
+	if len(a.parts) == 1 {
+		return a.parts[0].Add(seq, f)
+	}
+	for i := range a.pieces {
+		a.pieces[i] = a.pieces[i][:0]
+	}
+	err = a.split.Split(f.Payload, func(item []byte) int {
+		id, _ := otlpwire.SpanTrace(item)
+		return partition.Of(f.Instance, id, len(a.parts))
+	}, func(p int, piece []byte) { a.pieces[p] = append(a.pieces[p], piece...) })
+	for p, piece := range a.pieces {
+		if err != nil || len(piece) == 0 {
+			continue
+		}
+		f.Payload = piece
+		var one Output
+		one, err = a.parts[p].Add(seq, f)
+		out.merge(one)
+	}
+	return out, err
+}
+
+// each gathers what a step of every sampler brings.
+func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
+	for _, s := range a.parts {
+		out.merge(step(s))
+	}
+	return out
+}
+
+// Idle is [Sampler.Idle].
+func (a *Samplers) Idle(before []time.Time, now time.Time) Output {
+	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
+}
+
+// Unblock is [Sampler.Unblock].
+func (a *Samplers) Unblock(now time.Time) Output {
+	return a.each(func(s *Sampler) Output { return s.Unblock(now) })
+}
+
+// Finish is [Sampler.Finish]: when all have let go of everything there is room for what was
+// passed over.
+func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
+
+// Use is [Sampler.Use].
+func (a *Samplers) Use(versions []policy.Version) {
+	for _, s := range a.parts {
+		s.Use(versions)
+	}
+}
+
+// Remember is [Sampler.Remember], of decisions of all partitions.
+func (a *Samplers) Remember(message []byte) error { return remember(message, a.parts) }
+
+// Release is [Sampler.Release].
+func (a *Samplers) Release(seq uint64) { a.held.owed.release(seq) }
+
+// Floor is [Sampler.Floor].
+func (a *Samplers) Floor() uint64 {
+	if low, ok := a.held.owed.lowest(); ok {
+		return low - 1
+	}
+	return a.last
+}
+
+// Held returns the number of undecided traces and the bytes that they take, about.
+func (a *Samplers) Held() (traces, bytes int) {
+	for _, s := range a.parts {
+		n, _ := s.Held()
+		traces += n
+	}
+	return traces, a.held.bytes
+}
+
+// Passed reports whether traces have been passed over for want of room.
+func (a *Samplers) Passed() bool { return a.held.passed }

@@ -1,0 +1,378 @@
+package sampler
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+)
+
+var (
+	simSeeds = flag.Int("seeds", 2000, "how many worlds TestSimulation runs; make sim runs 10,000")
+	simSeed  = flag.Uint64("seed", 0, "run this world of TestSimulation only; 0 for all")
+)
+
+// world is one partition with everything that may happen to it: spans of a few
+// instances, sent again by routers that died, read by sinks that die at any step
+// and are taken over.
+type world struct {
+	rng      *rand.Rand
+	policies *policy.Set
+	wait     time.Duration
+	root     time.Duration // decision_wait_after_root_received
+	room     int           // bytes that a sampler may hold
+	streams  map[string][]simSpan
+	log      [][]envelope.Frame // the messages of the partition; sequence = index + 1
+	full     int                // how often a sampler had no room
+	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
+	stored   []time.Duration    // of every message, when; live only
+	stalls   [2]stall           // of the partitions of TRACES; live only
+
+	// What survives a sink.
+	recorded  [][]byte // messages of decisions
+	floor     uint64
+	now       time.Duration  // how far the hub's time has come; live only
+	delivered map[string]int // by instance, trace and span
+}
+
+// stall is a while in which nobody routes a partition of TRACES.
+type stall struct {
+	from, to time.Duration
+	last     uint64 // the message in which the last of what had waited came
+}
+
+func (s *stall) holds(at time.Duration) bool { return s.from <= at && at < s.to }
+
+// stall returns that of an instance's partition.
+func (w *world) stall(instance string) *stall {
+	return &w.stalls[partition.OfInstance(instance, len(w.stalls))]
+}
+
+type simSpan struct {
+	at      time.Duration
+	origin  uint64
+	trace   int
+	name    string
+	failing bool
+}
+
+var simBase = time.Unix(2_000_000, 0)
+
+func newWorld(seed uint64) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 99)), wait: 10 * time.Second, streams: map[string][]simSpan{}, delivered: map[string]int{}}
+	w.root = time.Duration(w.rng.IntN(2)) * 3 * time.Second
+	if w.room = 1 << 30; w.root == 0 && w.rng.IntN(3) == 0 {
+		w.room = 5000 // of up to 25,000: one trace takes about 1,000
+	}
+	set, err := policy.Parse("sim", fmt.Appendf(nil, `
+decision_wait: %v
+decision_wait_after_root_received: %v
+policies:
+  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+  - {name: large, type: span_count, span_count: {min_spans: 4}}
+  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 3}}
+`, w.wait, w.root))
+	if err != nil {
+		panic(err)
+	}
+	w.policies = set
+	spread := []int{2_000, 10_000, 40_000}[w.rng.IntN(3)] // milliseconds: budgets are fought for, or windows overlap little
+	for i := range 1 + w.rng.IntN(3) {
+		inst := fmt.Sprint("i", i)
+		for trace := range 1 + w.rng.IntN(12) {
+			first := time.Duration(w.rng.IntN(spread)) * time.Millisecond
+			for _, name := range []string{"root", "a", "b", "c", "d"}[w.rng.IntN(2) : 2+w.rng.IntN(4)] {
+				at := first + time.Duration(w.rng.IntN(14_000))*time.Millisecond
+				w.streams[inst] = append(w.streams[inst], simSpan{at: at, trace: trace + 1, name: name, failing: w.rng.IntN(8) == 0})
+			}
+		}
+		slices.SortStableFunc(w.streams[inst], func(a, b simSpan) int { return int(a.at - b.at) })
+	}
+	w.route()
+	return w
+}
+
+// route fills the log: each instance in its order, a router that dies now and
+// then sends its last spans again, instances share messages at random. When live,
+// the way to the hub takes less than a second, and routers may stand still on the way on.
+func (w *world) route() {
+	w.live = w.rng.IntN(2) == 0
+	for p := range w.stalls {
+		from := time.Duration(w.rng.IntN(40_000)) * time.Millisecond
+		w.stalls[p] = stall{from: from, to: from + time.Duration(w.rng.IntN(2)*w.rng.IntN(60_000))*time.Millisecond}
+	}
+	comes := func(instance string, sp simSpan) time.Duration {
+		if s := w.stall(instance); s.holds(sp.at) {
+			return s.to
+		}
+		return sp.at
+	}
+	queues := map[string][]simSpan{}
+	var names []string
+	for inst, spans := range w.streams {
+		var q []simSpan
+		for i := range spans {
+			spans[i].origin = uint64(i + 1)
+			q = append(q, spans[i])
+			if w.rng.IntN(12) == 0 {
+				q = append(q, spans[max(0, i-w.rng.IntN(6)):i+1]...)
+			}
+		}
+		queues[inst] = q
+		names = append(names, inst)
+	}
+	slices.Sort(names)
+	for len(names) > 0 {
+		var msg []envelope.Frame
+		var last time.Duration
+		way := time.Duration(w.rng.IntN(200)) * time.Millisecond
+		for range 1 + w.rng.IntN(4) {
+			if len(names) == 0 {
+				break
+			}
+			i := w.rng.IntN(len(names))
+			if w.live {
+				for j, name := range names {
+					if comes(name, queues[name][0]) < comes(names[i], queues[names[i]][0]) {
+						i = j
+					}
+				}
+			}
+			sp := queues[names[i]][0]
+			at := comes(names[i], sp)
+			if w.live && len(msg) > 0 && at > last+500*time.Millisecond {
+				break // a message does not wait for so long
+			}
+			last = max(last, at)
+			if s := w.stall(names[i]); s.holds(sp.at) {
+				s.last, way = uint64(len(w.log)+1), 0 // what has waited comes at once
+			}
+			msg = append(msg, envelope.Frame{Instance: names[i], Arrival: simBase.Add(sp.at).UnixNano(), Seq: sp.origin, Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
+			if queues[names[i]] = queues[names[i]][1:]; len(queues[names[i]]) == 0 {
+				names = slices.Delete(names, i, i+1)
+			}
+		}
+		if n := len(w.stored); n > 0 {
+			last = max(last, w.stored[n-1])
+		}
+		w.log, w.stored = append(w.log, msg), append(w.stored, last+way)
+	}
+}
+
+// run lets one sink after another work until one has finished the log.
+func (w *world) run(t *testing.T) (crashes int) {
+	for w.sink(t) {
+		if crashes++; crashes > 10_000 {
+			t.Fatal("no sink ever finishes")
+		}
+	}
+	return crashes
+}
+
+// sink reads from the floor on. It returns true when it has died.
+func (w *world) sink(t *testing.T) (died bool) {
+	dies := func() bool { return w.rng.IntN(40) == 0 }
+	s := New(w.policies, w.room, w.floor)
+	w.recorded = append(w.recorded, nil) // our mark
+	for _, m := range w.recorded {
+		if err := s.Remember(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out Output
+	note := func(o Output) {
+		out.Decisions, out.Exports = append(out.Decisions, o.Decisions...), append(out.Exports, o.Exports...)
+		if out.Rewind = out.Rewind || o.Rewind; o.Full {
+			w.full++
+		}
+	}
+	// flush is what package sink does, with a death between any two steps.
+	flush := func() bool {
+		if dies() {
+			return false
+		}
+		if len(out.Decisions) > 0 {
+			m := envelope.AppendDecision(nil, envelope.Decision{})
+			for _, d := range out.Decisions {
+				m = envelope.AppendDecision(m, d)
+			}
+			w.recorded = append(w.recorded, m)
+		}
+		for _, e := range out.Exports {
+			if dies() {
+				return false
+			}
+			w.deliver(e)
+			if dies() {
+				return false
+			}
+			s.Release(e.Seq)
+		}
+		again := out.Rewind
+		out = Output{}
+		if dies() {
+			return false
+		}
+		floor := s.Floor() // 0 while nothing was read
+		if floor != 0 && floor < w.floor {
+			t.Fatalf("the floor goes back from %d to %d", w.floor, floor)
+		}
+		w.floor = max(w.floor, floor)
+		if again {
+			w.recorded = append(w.recorded, envelope.AppendDecision(nil, envelope.Decision{}))
+			return false
+		}
+		return true
+	}
+	for seq := w.floor + 1; seq <= uint64(len(w.log)); seq++ {
+		for _, f := range w.log[seq-1] {
+			o, err := s.Add(seq, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			note(o)
+		}
+		if at := w.stored[seq-1]; w.live && at >= w.now && w.rng.IntN(3) > 0 {
+			// Caught up: the time may be anything before the next message is stored.
+			w.now = at
+			if int(seq) < len(w.log) {
+				w.now += time.Duration(w.rng.Int64N(int64(w.stored[seq]-at) + 1))
+			}
+			asked := w.now - time.Duration(w.rng.IntN(6000))*time.Millisecond // the hub is, now and then
+			before := make([]time.Time, len(w.stalls))
+			for p, stall := range w.stalls {
+				switch {
+				case w.rng.IntN(10) == 0: // it does not know
+				case seq < stall.last:
+					before[p] = simBase.Add(min(asked, stall.from))
+				default:
+					before[p] = simBase.Add(asked)
+				}
+			}
+			note(s.Idle(before, simBase.Add(w.now)))
+		}
+		if w.rng.IntN(3) == 0 && !flush() {
+			return true
+		}
+	}
+	for range 2 {
+		note(silence(s, simBase, simBase.Add(time.Hour)))
+	}
+	return !flush()
+}
+
+func (w *world) deliver(e Export) {
+	var sp otlpwire.Span
+	for item := range otlpwire.Items(e.Append(nil)) {
+		sp.Parse(item)
+		w.delivered[fmt.Sprintf("%s %x %s", e.Instance, sp.TraceID[14:], sp.Name)]++
+	}
+}
+
+// want is the reference: it sees every stream at once, and knows nothing of
+// samplers.
+func (w *world) want() map[string]bool {
+	kept := map[string]bool{}
+	for inst, spans := range w.streams {
+		type verdict struct {
+			trace, n int
+			due      time.Duration
+			failing  bool
+		}
+		byTrace := map[int][]simSpan{}
+		for _, sp := range spans {
+			byTrace[sp.trace] = append(byTrace[sp.trace], sp)
+		}
+		var verdicts []verdict
+		for trace, spans := range byTrace {
+			v := verdict{trace: trace, due: spans[0].at + w.wait}
+			for _, sp := range spans {
+				if sp.at > v.due {
+					break
+				}
+				v.n++
+				v.failing = v.failing || sp.failing
+				if sp.name == "root" && w.root > 0 {
+					v.due = min(v.due, sp.at+w.root)
+				}
+			}
+			verdicts = append(verdicts, v)
+		}
+		// The budget, 3 spans a second and a burst of 6, goes to those that are due first,
+		// and begins again with every minute. All policies are asked: a trace that another
+		// one keeps takes its spans out, too.
+		slices.SortFunc(verdicts, func(a, b verdict) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.trace, b.trace)) })
+		var level float64
+		var at time.Time
+		for _, v := range verdicts {
+			due := simBase.Add(v.due)
+			if !due.Truncate(time.Minute).Equal(at.Truncate(time.Minute)) {
+				level, at = 6, due
+			}
+			level, at = min(6, level+3*due.Sub(at).Seconds()), due
+			keep := v.failing || v.n >= 4
+			if v.n <= 6 && level >= float64(v.n) {
+				level -= float64(v.n)
+				keep = true
+			}
+			for _, sp := range byTrace[v.trace] {
+				if keep {
+					var id otlpwire.TraceID
+					_, _ = fmt.Sscanf(fmt.Sprintf("%04s", fmt.Sprint(v.trace)), "%02x%02x", &id[14], &id[15])
+					kept[fmt.Sprintf("%s %x %s", inst, id[14:], sp.name)] = true
+				}
+			}
+		}
+	}
+	return kept
+}
+
+// TestSimulation runs many worlds: whatever dies when, what is delivered is what
+// the reference keeps, whole traces and nothing else, and the floor reaches the
+// end.
+func TestSimulation(t *testing.T) {
+	from, to := uint64(1), uint64(*simSeeds)
+	if *simSeed != 0 {
+		from, to = *simSeed, *simSeed
+	}
+	spans, kept, crashes, twice, full := 0, 0, 0, 0, 0
+	for seed := from; seed <= to; seed++ {
+		w := newWorld(seed)
+		crashes += w.run(t)
+		want := w.want()
+		for key := range want {
+			if w.delivered[key] == 0 {
+				t.Errorf("seed %d: lost: %s", seed, key)
+			}
+		}
+		for key, n := range w.delivered {
+			if !want[key] {
+				t.Errorf("seed %d: leaked: %s", seed, key)
+			}
+			twice += n - 1
+		}
+		if w.floor != uint64(len(w.log)) {
+			t.Errorf("seed %d: the floor is %d of %d", seed, w.floor, len(w.log))
+		}
+		for _, s := range w.streams {
+			spans += len(s)
+		}
+		kept += len(want)
+		full += w.full
+		if t.Failed() {
+			t.Fatalf("run it alone: go test ./pkg/sampling/sampler -run TestSimulation -seed %d", seed)
+		}
+	}
+	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans || full == 0) {
+		t.Fatalf("%d crashes, %d of %d spans kept: nothing was simulated", crashes, kept, spans)
+	}
+	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d delivered_twice=%d lost=0 leaked=0 split=0", to-from+1, spans, kept, crashes, full, twice)
+}

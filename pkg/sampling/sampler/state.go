@@ -1,0 +1,294 @@
+package sampler
+
+import (
+	"cmp"
+	"hash/maphash"
+	"slices"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+)
+
+// key names a trace: two instances may use the same trace ID.
+type key struct {
+	instance string
+	id       otlpwire.TraceID
+}
+
+// spanSet is a set of spans, by a hash of all their bytes, with resource and scope: what
+// differs in anything that a backend sees is another span, also under one ID (contrib's
+// eBPF instrumentation sends such, #2592; the two ends of a call share one in Zipkin). It
+// is a list while it is short, which most traces are.
+type spanSet struct {
+	list []uint64
+	set  map[uint64]struct{}
+}
+
+const shortList = 32
+
+// add reports whether the span is new.
+func (s *spanSet) add(k uint64) bool {
+	if s.set != nil {
+		if _, held := s.set[k]; held {
+			return false
+		}
+		s.set[k] = struct{}{}
+		return true
+	}
+	if slices.Contains(s.list, k) {
+		return false
+	}
+	if s.list = append(s.list, k); len(s.list) > shortList {
+		s.set = make(map[uint64]struct{}, 2*len(s.list))
+		for _, k := range s.list {
+			s.set[k] = struct{}{}
+		}
+		s.list = nil
+	}
+	return true
+}
+
+// ledger counts debts by sequence and knows the lowest. Sequences are added in
+// rising order, as messages come.
+type ledger struct {
+	debts []debt
+}
+
+type debt struct {
+	seq uint64
+	n   int
+}
+
+func (l *ledger) add(seq uint64) {
+	if n := len(l.debts); n > 0 && l.debts[n-1].seq == seq {
+		l.debts[n-1].n++
+		return
+	}
+	l.debts = append(l.debts, debt{seq, 1})
+}
+
+func (l *ledger) release(seq uint64) {
+	i, ok := slices.BinarySearchFunc(l.debts, seq, func(d debt, seq uint64) int { return cmp.Compare(d.seq, seq) })
+	if !ok {
+		return
+	}
+	l.debts[i].n--
+	n := 0
+	for n < len(l.debts) && l.debts[n].n == 0 {
+		n++
+	}
+	l.debts = l.debts[n:] // append moves what is left, now and then
+}
+
+func (l *ledger) lowest() (uint64, bool) {
+	if len(l.debts) == 0 {
+		return 0, false
+	}
+	return l.debts[0].seq, true
+}
+
+// memory remembers decisions, a bounded number of each kind. Of kept traces it is exact;
+// of the others it remembers 64 bits, and takes a trace for one of n that were dropped
+// with a chance of n in 2^64.
+type memory struct {
+	kept    shelves[otlpwire.TraceID, *keptTrace]
+	dropped shelves[uint64, uint64] // the sequence up to which the spans counted
+	seed    maphash.Seed
+
+	// Of the sampler before, and with spans above the floor: these are read again,
+	// and forgotten only when the reader has come past them all.
+	floor uint64
+	above map[key]aboveFloor
+	end   uint64 // the highest upto in above
+}
+
+type aboveFloor struct {
+	kept *keptTrace // nil: dropped
+	upto uint64
+}
+
+// keptTrace is what is known of a trace that was kept.
+type keptTrace struct {
+	policy    string
+	threshold uint64
+	// Of a sampler before only:
+	upto uint64 // the sequence up to which its spans counted
+	sent bool   // they are at the backend
+}
+
+// defaultMemory is how many decisions of a kind are remembered: of kept traces 120
+// bytes each, of others 24 bytes, and what a map adds.
+const defaultMemory = 100_000
+
+func newMemory(kept, dropped int, floor uint64) memory {
+	return memory{
+		kept:    newShelves[otlpwire.TraceID, *keptTrace](cmp.Or(kept, defaultMemory)),
+		dropped: newShelves[uint64, uint64](cmp.Or(dropped, defaultMemory)),
+		seed:    maphash.MakeSeed(),
+		floor:   floor, above: make(map[key]aboveFloor),
+	}
+}
+
+// pin keeps a decision of the sampler before in mind until it is passed.
+func (m *memory) pin(k key, kept *keptTrace, upto uint64) {
+	if upto > m.floor && m.above != nil {
+		m.above[k] = aboveFloor{kept, upto}
+		m.end = max(m.end, upto)
+	}
+}
+
+// reached lets go of what is passed.
+func (m *memory) reached(seq uint64) {
+	if seq > m.end {
+		m.above = nil
+	}
+}
+
+func (m *memory) keep(k key, t keptTrace) {
+	m.kept.add(k.instance, k.id, &t)
+	m.pin(k, &t, t.upto)
+}
+
+func (m *memory) drop(k key, upto uint64) {
+	m.dropped.add(k.instance, maphash.Comparable(m.seed, k), upto)
+	m.pin(k, nil, upto)
+}
+
+// sent notes that the backend has a kept trace.
+func (m *memory) sent(k key) {
+	if a, ok := m.above[k]; ok && a.kept != nil {
+		a.kept.sent = true
+	}
+	if t, ok := m.kept.get(k.instance, k.id); ok {
+		t.sent = true
+	}
+}
+
+// recall returns what is remembered of a trace, kept nil when it was dropped, and
+// up to which sequence nothing of its spans is left to be done.
+func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
+	kept, known = m.kept.get(k.instance, k.id)
+	if !known {
+		upto, known = m.dropped.get(k.instance, maphash.Comparable(m.seed, k))
+	}
+	if a, ok := m.above[k]; ok && !known {
+		kept, upto, known = a.kept, a.upto, true
+	}
+	if kept != nil {
+		if upto = 0; kept.sent {
+			upto = kept.upto
+		}
+	}
+	return kept, known, upto
+}
+
+// shelves hold a bounded number of values, a shelf for each instance. When they are full
+// the oldest ones of the largest shelf go: an instance that decides much pushes out what is
+// remembered of itself, not of others.
+type shelves[K comparable, V any] struct {
+	size, n int
+	of      map[string]*shelf[K, V]
+}
+
+type shelf[K comparable, V any] struct {
+	values map[K]V
+	order  []K // as they were added
+}
+
+func newShelves[K comparable, V any](size int) shelves[K, V] {
+	return shelves[K, V]{size: max(size, 1), of: make(map[string]*shelf[K, V])}
+}
+
+func (s *shelves[K, V]) add(instance string, k K, v V) {
+	if _, there := s.get(instance, k); !there && s.n >= s.size {
+		s.forget()
+	}
+	own := s.of[instance]
+	if own == nil {
+		own = &shelf[K, V]{values: make(map[K]V)}
+		s.of[instance] = own
+	}
+	if _, there := own.values[k]; !there {
+		own.order = append(own.order, k)
+		s.n++
+	}
+	own.values[k] = v
+}
+
+// forget takes some off the largest shelf, so many at a time that looking for it costs
+// little.
+func (s *shelves[K, V]) forget() {
+	var largest *shelf[K, V]
+	for instance, one := range s.of {
+		switch {
+		case len(one.order) == 0:
+			delete(s.of, instance)
+		case largest == nil || len(one.order) > len(largest.order):
+			largest = one
+		}
+	}
+	some := min(s.size/64+1, len(largest.order))
+	for _, k := range largest.order[:some] {
+		delete(largest.values, k)
+	}
+	largest.order = append(largest.order[:0], largest.order[some:]...)
+	s.n -= some
+}
+
+func (s *shelves[K, V]) get(instance string, k K) (v V, ok bool) {
+	if own := s.of[instance]; own != nil {
+		v, ok = own.values[k]
+	}
+	return v, ok
+}
+
+// Remember takes over what an owner before has recorded: the decisions of one
+// message, as they were appended, in the order of the messages, before any Add. A
+// message without decisions is where another owner has begun. Spans that are still
+// to come follow the decisions, what these took out of the budgets is spent, and
+// traces that are known to be at the backend are not exported again.
+func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
+
+// remember brings every decision of a message to the sampler of its partition.
+func remember(message []byte, parts []*Sampler) error {
+	if len(message) == 0 {
+		for _, s := range parts {
+			s.unsent = s.unsent[:0]
+		}
+	}
+	for len(message) > 0 {
+		d, rest, err := envelope.NextDecision(message)
+		if err != nil {
+			return err
+		}
+		message = rest
+		if d.Instance != "" {
+			parts[partition.Of(d.Instance, d.TraceID, len(parts))].rememberOne(d)
+			continue
+		}
+		for _, s := range parts {
+			for _, k := range s.unsent {
+				s.decided.sent(k)
+			}
+			s.unsent = s.unsent[:0]
+		}
+	}
+	return nil
+}
+
+func (s *Sampler) rememberOne(d envelope.Decision) {
+	k := key{d.Instance, d.TraceID}
+	if d.Kept {
+		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
+		s.unsent = append(s.unsent, k)
+	} else {
+		s.decided.drop(k, d.Upto)
+	}
+	if len(d.Spent) > 0 {
+		if s.restored[d.Instance] == nil {
+			s.restored[d.Instance] = budgets{}
+		}
+		s.restored[d.Instance].of(d.Version).Restore(d.Due, d.Spent)
+	}
+}

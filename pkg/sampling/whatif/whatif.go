@@ -1,0 +1,243 @@
+// Package whatif compares sampling policies on what the hub's streams hold: which
+// traces of a range some policies would keep, and which the others would.
+//
+//	c := whatif.New(running, proposed, partitions, maxBytes, job.In)
+//	c.Add(seq, frame) // the range and what is around it, as replay.Plan says
+//	result := c.Finish()
+//
+// It is pure, and sends nothing. Every trace is judged as a replay would judge it
+// (package sampler). What is remembered besides the samplers' state are the traces about
+// which one of the two has not decided yet.
+package whatif
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
+)
+
+// Rules are policies, with the versions that follow them.
+type Rules struct {
+	Base     *policy.Set
+	Versions []policy.Version // by where in TRACES each is in force
+}
+
+// Tally counts traces, their spans, and bytes as on the wire.
+type Tally struct{ Traces, Spans, Bytes int64 }
+
+func (t *Tally) add(e *sampler.Export) {
+	if !e.Late {
+		t.Traces++
+	}
+	t.Spans += int64(e.Spans)
+	t.Bytes += int64(e.Size())
+}
+
+// Line is what a policy keeps, or what is kept of a service.
+type Line struct {
+	Name              string
+	All               Tally // of a service: what there is
+	Running, Proposed Tally
+}
+
+// Lost is what the running policies kept and the proposed ones would not.
+type Lost struct {
+	Policy   string // that kept it
+	Traces   int64
+	Examples []Example
+}
+
+// Example is one such trace.
+type Example struct {
+	Instance string
+	TraceID  otlpwire.TraceID
+}
+
+const (
+	maxExamples = 3    // of the traces of a policy
+	maxServices = 1000 // that are told apart
+)
+
+// Result is the comparison.
+type Result struct {
+	Total    Line
+	Policies []Line // by name
+	Services []Line // by spans, the largest first
+	Lost     []Lost // by policy
+	Gained   int64  // traces that the proposed policies would keep and the running ones did not
+}
+
+// Comparison runs two sets of policies side by side, and a third that keeps all.
+type Comparison struct {
+	all, running, proposed *sampler.Samplers
+	result                 Result
+	policies, services     map[string]*Line
+	lost                   map[string]*Lost
+	open                   map[trace]verdict // decided by one of the two
+	buf                    []byte
+}
+
+type trace struct {
+	instance string
+	id       otlpwire.TraceID
+}
+
+type verdict struct {
+	running, kept bool // by the running policies; kept
+	by            string
+}
+
+// New returns a comparison for traces of which chosen says that they count.
+func New(running, proposed Rules, partitions, maxBytes int, chosen func(first int64, seq uint64) bool) *Comparison {
+	c := &Comparison{policies: map[string]*Line{}, services: map[string]*Line{}, lost: map[string]*Lost{}, open: map[trace]verdict{}}
+	open := func(r Rules) *sampler.Samplers {
+		r.Base.Partitions = partitions
+		s := sampler.NewSamplers(r.Base, partitions, maxBytes, 0, chosen)
+		s.Use(r.Versions)
+		return s
+	}
+	c.running, c.proposed = open(running), open(proposed)
+	c.all = open(Rules{Base: policy.KeepAll(max(running.Base.Wait, proposed.Base.Wait))})
+	return c
+}
+
+// Add takes a frame of message seq of TRACES.
+func (c *Comparison) Add(seq uint64, f envelope.Frame) error {
+	for side, s := range []*sampler.Samplers{c.all, c.running, c.proposed} {
+		out, err := s.Add(seq, f)
+		if err != nil {
+			return err
+		}
+		c.note(side, s, out)
+	}
+	return nil
+}
+
+// The sides.
+const (
+	sideAll = iota
+	sideRunning
+	sideProposed
+)
+
+func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
+	for i := range out.Exports {
+		e := &out.Exports[i]
+		s.Release(e.Seq)
+		c.tally(&c.result.Total, side).add(e)
+		if side != sideAll {
+			c.tally(line(c.policies, e.Policy), side).add(e)
+		}
+		c.byService(side, e)
+	}
+	if side == sideAll {
+		return
+	}
+	for i, d := range out.Decisions {
+		c.compare(trace{d.Instance, d.TraceID}, verdict{side == sideRunning, d.Kept, out.By[i]})
+	}
+}
+
+func line(of map[string]*Line, name string) *Line {
+	if of[name] == nil {
+		of[name] = &Line{Name: name}
+	}
+	return of[name]
+}
+
+func (c *Comparison) tally(l *Line, side int) *Tally {
+	return []*Tally{&l.All, &l.Running, &l.Proposed}[side]
+}
+
+// byService counts an export's spans by service.name; a trace counts for every service
+// that has spans in it.
+func (c *Comparison) byService(side int, e *sampler.Export) {
+	c.buf = e.Append(c.buf[:0])
+	seen := map[string]bool{}
+	for r := range otlpwire.Resources(c.buf) {
+		name := "(none)"
+		if v, ok := otlpwire.ResourceAttribute(r.Resource(), "service.name"); ok && v.Kind == otlpwire.String {
+			name = string(v.Str)
+		}
+		if len(c.services) >= maxServices && c.services[name] == nil {
+			name = "(others)"
+		}
+		t := c.tally(line(c.services, name), side)
+		for sc := range r.Scopes() {
+			for item := range sc.Items() {
+				t.Spans++
+				t.Bytes += int64(len(item))
+			}
+		}
+		if !seen[name] && !e.Late {
+			seen[name] = true
+			t.Traces++
+		}
+	}
+}
+
+// compare notes a decision, and settles the trace once both have decided.
+func (c *Comparison) compare(t trace, v verdict) {
+	other, both := c.open[t]
+	if !both || other.running == v.running {
+		c.open[t] = v
+		return
+	}
+	delete(c.open, t)
+	running, proposed := v, other
+	if other.running {
+		running, proposed = other, v
+	}
+	switch {
+	case running.kept && !proposed.kept:
+		l := c.lost[running.by]
+		if l == nil {
+			l = &Lost{Policy: running.by}
+			c.lost[running.by] = l
+		}
+		if l.Traces++; len(l.Examples) < maxExamples {
+			l.Examples = append(l.Examples, Example{t.instance, t.id})
+		}
+	case proposed.kept && !running.kept:
+		c.result.Gained++
+	}
+}
+
+// Settle decides what is left: nothing more of the instances seen so far will come,
+// and the next message may have a lower sequence.
+func (c *Comparison) Settle() {
+	for side, s := range []*sampler.Samplers{c.all, c.running, c.proposed} {
+		c.note(side, s, s.Finish())
+	}
+}
+
+// Finish settles, and returns the comparison.
+func (c *Comparison) Finish() Result {
+	c.Settle()
+	r := c.result
+	for _, l := range c.policies {
+		r.Policies = append(r.Policies, *l)
+	}
+	for _, l := range c.services {
+		r.Services = append(r.Services, *l)
+	}
+	slices.SortFunc(r.Policies, func(a, b Line) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Services, func(a, b Line) int {
+		return cmp.Or(cmp.Compare(b.All.Spans, a.All.Spans), cmp.Compare(a.Name, b.Name))
+	})
+	for _, name := range slices.Sorted(maps.Keys(c.lost)) {
+		r.Lost = append(r.Lost, *c.lost[name])
+	}
+	return r
+}
+
+// Full reports whether the samplers pass over traces for want of memory: then the
+// comparison is none.
+func (c *Comparison) Full() bool {
+	return c.all.Passed() || c.running.Passed() || c.proposed.Passed()
+}

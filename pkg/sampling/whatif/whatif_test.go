@@ -1,0 +1,74 @@
+package whatif
+
+import (
+	"fmt"
+	"testing"
+
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+)
+
+// TestComparison: of 100 traces of two spans, in two services, every tenth has an error and
+// every fourth is slow. One side keeps errors, the other slow ones; those that begin in the
+// first half count.
+func TestComparison(t *testing.T) {
+	parse := func(text string) Rules {
+		set, err := policy.Parse("p", []byte("decision_wait: 5s\npolicies:\n"+text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Rules{Base: set}
+	}
+	c := New(
+		parse("  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}\n"),
+		parse("  - {name: slow, type: latency, latency: {threshold_ms: 500}}\n"),
+		4, 1<<20, func(first int64, _ uint64) bool { return first <= 50e9 })
+	for i := range 100 {
+		var all []*tracepb.ResourceSpans
+		for j, service := range []string{"web", "db"} {
+			sp := &tracepb.Span{TraceId: []byte(fmt.Sprintf("%016d", i+1)), SpanId: []byte(fmt.Sprintf("%08d", 2*i+j+1)), Name: "x", StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9 + 1e6}
+			if i%10 == 0 && j == 0 {
+				sp.Status = &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}
+			}
+			if i%4 == 0 {
+				sp.EndTimeUnixNano = 2e9
+			}
+			all = append(all, &tracepb.ResourceSpans{
+				Resource:   &resourcepb.Resource{Attributes: []*commonpb.KeyValue{{Key: "service.name", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: service}}}}},
+				ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}},
+			})
+		}
+		payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: all})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Add(uint64(i+1), envelope.Frame{Instance: "as-1", Arrival: int64(i+1) * 1e9, Seq: uint64(i + 1), Payload: payload}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(c.open) > 20 {
+		t.Errorf("%d decisions wait for the other side", len(c.open))
+	}
+	r := c.Finish()
+	if len(c.open) != 0 || c.Full() {
+		t.Errorf("%d decisions have not met", len(c.open))
+	}
+	// In the first half: 0, 10, 20, 30, 40 have errors; 0, 4, ... 48 are slow; 0, 20, 40 are both.
+	if r.Total.All.Traces != 50 || r.Total.All.Spans != 100 || r.Total.Running.Traces != 5 || r.Total.Proposed.Traces != 13 || r.Total.Proposed.Spans != 26 {
+		t.Errorf("%+v", r.Total)
+	}
+	if len(r.Lost) != 1 || r.Lost[0].Policy != "errors" || r.Lost[0].Traces != 2 || len(r.Lost[0].Examples) != 2 || string(r.Lost[0].Examples[0].TraceID[:]) != "0000000000000011" || r.Gained != 10 {
+		t.Errorf("%+v, gained %d", r.Lost, r.Gained)
+	}
+	if len(r.Services) != 2 || r.Services[0].Name != "db" || r.Services[0].All.Traces != 50 || r.Services[1].Running.Spans != 5 {
+		t.Errorf("%+v", r.Services)
+	}
+	if len(r.Policies) != 2 || r.Policies[0].Name != "errors" || r.Policies[0].Running.Spans != 10 || r.Policies[0].Proposed.Spans != 0 || r.Policies[1].Proposed.Traces != 13 {
+		t.Errorf("%+v", r.Policies)
+	}
+}
