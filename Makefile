@@ -9,7 +9,7 @@ LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
 RATE        ?= 20
 SEED        ?= 1
 FOR         ?= 120s
-TAGS        ?=
+FAILPOINTS  ?=
 
 .PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers bench-purge docs sim chaos chaos-edge hostile test-oracle fuzz clean
 
@@ -66,10 +66,10 @@ sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplica
 	$(GO) test ./pkg/sampling/sampler -run TestSimulation -seeds 10000 -v
 
 chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count what is lost
-	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
+	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -failpoints '$(FAILPOINTS)'
 
 chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
-	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -tags '$(TAGS)'
+	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -failpoints '$(FAILPOINTS)'
 
 hostile: ## attack a hub with an edge's, a replay's, a router's and a gateway's credential, and look after each attempt at what others have
 	@cd test && $(GO) test ./hostile -count=1 -timeout 60m -v -args -whole

@@ -15,7 +15,7 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/proc"}, {"pkg/broker", "pkg/planted"},
+	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/proc"}, {"pkg/broker", "pkg/failpoint"},
 	// the bus
 	{"pkg/bus"},
 	// stages

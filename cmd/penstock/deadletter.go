@@ -426,7 +426,7 @@ func recordLetters(ctx context.Context, conn *bus.Conn, what string, f *letterFi
 		"signal": f.signal, "instance": f.instance, "reason": f.reason, "backend": f.backend,
 	})
 	if err := conn.Record(context.WithoutCancel(ctx), "deadletter."+what, entry); err != nil {
-		return fmt.Errorf("it is done, and not in the audit: %w", err)
+		return fmt.Errorf("operation succeeded; audit entry not written: %w", err)
 	}
 	return nil
 }

@@ -321,7 +321,7 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 		return err
 	}
 	if sum, _ := s.Sum(""); sum.Gone > 0 {
-		fmt.Fprintf(c.out, "\nthe streams have let go of %d messages before they were read; some of them may have been in the range\n", sum.Gone)
+		fmt.Fprintf(c.out, "\n%d messages expired from the streams before they were replayed; some of them may have been in the range\n", sum.Gone)
 	}
 	entries, err := c.jobs.Audit(ctx, id)
 	if err != nil {
@@ -448,7 +448,7 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 			m.end()
 			fmt.Fprintf(c.out, "job %s is %s: %d items delivered, %d spans sampled out, %d dead-lettered\n", id, phase, last.Delivered, last.SampledOut, last.Dead)
 			if last.Gone > 0 {
-				return fmt.Errorf("job %s: the streams have let go of %d messages before they were read; some of them may have been in the range", id, last.Gone)
+				return fmt.Errorf("job %s: %d messages expired from the streams before they were replayed; some of them may have been in the range", id, last.Gone)
 			}
 			return nil
 		}

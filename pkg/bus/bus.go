@@ -1,4 +1,4 @@
-// Package bus is the only one that knows the NATS client: connections,
+// Package bus is the only package that imports the NATS client: connections,
 // publishing, lanes and the topology of the hub. docs/bus.md states the
 // contract for third parties.
 //

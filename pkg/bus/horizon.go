@@ -80,7 +80,7 @@ func (h *Horizon) Run(ctx context.Context) {
 	for proc.Sleep(ctx, horizonInterval) {
 		if err := h.look(ctx); ctx.Err() == nil {
 			h.stall.Look(time.Now(), err == nil, func() error {
-				return fmt.Errorf("the hub does not say how far the routers are, traces of instances that are silent wait: %w", err)
+				return fmt.Errorf("cannot read router progress; sampling of idle instances is delayed: %w", err)
 			})
 		}
 	}

@@ -14,9 +14,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -386,7 +386,7 @@ func (l *Lane) claim(ctx context.Context) error {
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			// An operator has deleted it, or the stream was made anew: reading begins
 			// at the start, which repeats but does not skip.
-			l.conn.log.Warn("lane's consumer is gone, made anew", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+			l.conn.log.Warn("durable consumer not found; recreated", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 			err = l.create(ctx)
 			l.pin = ""
 		}
@@ -642,7 +642,7 @@ func (l *Lane) Close() {
 	l.drop()
 	owned := l.Owned()
 	defer l.renewed(time.Time{}, true) // a closed lane acknowledges nothing
-	if pin == "" || !owned || planted.PinKept {
+	if pin == "" || !owned || failpoint.PinKept {
 		return
 	}
 	_ = l.conn.nc.FlushTimeout(releaseTimeout / 2) // the last acks
@@ -653,7 +653,7 @@ func (l *Lane) Close() {
 		err = s.UnpinConsumer(ctx, l.cfg.Name, pinGroup)
 	}
 	if err != nil {
-		l.conn.log.Debug("pin not given back, it ends by itself", "lane", l.cfg.Name, "err", err)
+		l.conn.log.Debug("unpin failed; pin will expire", "lane", l.cfg.Name, "err", err)
 	}
 	l.pin = ""
 }

@@ -262,7 +262,7 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 		}
 		if complete {
 			if m.expire(started) {
-				return errors.New("our own renewals do not come back")
+				return errors.New("own heartbeats not received; membership watch is stale")
 			}
 			m.place(work)
 		}

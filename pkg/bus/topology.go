@@ -168,7 +168,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	replayed.Name, replayed.Description, replayed.Subjects = Replayed, "sampling decisions of replays", []string{"replayed.*.*"}
 	replayed.MaxAge, replayed.MaxBytes = t.MaxAge, int64(t.MaxBytes)/16
 	audit := base
-	audit.Name, audit.Description, audit.Subjects = Audit, "what people have had done", []string{"audit.>"}
+	audit.Name, audit.Description, audit.Subjects = Audit, "operator audit log", []string{"audit.>"}
 	audit.MaxAge, audit.MaxBytes = auditAge, int64(t.MaxBytes)/64
 	return append(all, spans, decisions, dead, aside, replayed, audit)
 }

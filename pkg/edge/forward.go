@@ -12,10 +12,10 @@ import (
 	"github.com/grafana/dskit/services"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/wal"
 )
@@ -169,7 +169,7 @@ type handing struct {
 }
 
 func (h *handing) done(a arrived) {
-	planted.Point("before-spool-ack")
+	failpoint.Point("before-spool-ack")
 	h.any = true
 	h.progress.failed.Store(nil)
 	h.progress.arrived.Add(1)

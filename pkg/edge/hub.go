@@ -12,9 +12,9 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -145,7 +145,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 		if err != nil {
 			return err
 		}
-		if planted.ForwardSwapped && m.Seq%50 == 7 {
+		if failpoint.ForwardSwapped && m.Seq%50 == 7 {
 			m.Body = bytes.Clone(m.Body)
 			if next, err := r.next(ctx); err == nil {
 				next.header.ID = fmt.Sprintf("%s-%d", st.nonce(), next.Seq)
@@ -180,7 +180,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 		again := m.Seq <= st.sent[sig].Load()
 		st.sent[sig].Store(max(st.sent[sig].Load(), m.Seq))
 		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.header, Body: m.Body, After: after})
-		planted.Point("after-forward")
+		failpoint.Point("after-forward")
 		select {
 		case flights <- flight{seq: m.Seq, items: m.header.Items, bytes: int64(len(m.Body)), again: again, pending: p}:
 		case <-ctx.Done():
@@ -209,7 +209,7 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if planted.ForwardUnacked {
+		if failpoint.ForwardUnacked {
 			done(arrived{seq: f.seq, items: f.items, bytes: f.bytes})
 		}
 		if f.missing > 0 {
@@ -253,7 +253,7 @@ func (w *hubWay) compare(st *store, sig otlpwire.Signal, last uint64) error {
 		w.shared[sig].Store(true)
 		return errRewind
 	}
-	w.log.Error("the hub does not have what it has acknowledged: its stream was made anew or restored, or has lost its end; all that is held is sent again", "signal", sig, "acknowledged", before, "last", last)
+	w.log.Error("hub lost acknowledged messages (stream recreated, restored or truncated); resending retained messages", "signal", sig, "acknowledged", before, "last", last)
 	w.led.HubAlarms.Inc()
 	w.spool.rewind(st, sig)
 	return errRewind
@@ -266,12 +266,12 @@ func (w *hubWay) check(st *store, sig otlpwire.Signal, f flight, stored bus.Stor
 	before := w.spool.marks.get(hubReader, sig).Hub
 	switch {
 	case stored.Duplicate && !f.again:
-		w.log.Error("the hub knows the id of a message that was never sent: somebody uses this spool's ids, perhaps a copy of its directory; all that is held is sent again under new ids", "signal", sig, "seq", f.seq)
+		w.log.Error("hub knows the id of a message that was never sent (is a copy of this spool's directory in use?); resending retained messages with new ids", "signal", sig, "seq", f.seq)
 		if err := st.renew(w.spool.cfg.Dir); err != nil {
 			return err
 		}
 	case !stored.Duplicate && stored.Seq <= before:
-		w.log.Error("the hub's stream has gone back: it was made anew or restored, or has lost its end; all that is held is sent again", "signal", sig, "from", before, "to", stored.Seq)
+		w.log.Error("hub's stream went back (recreated, restored or truncated); resending retained messages", "signal", sig, "from", before, "to", stored.Seq)
 	default:
 		return nil
 	}

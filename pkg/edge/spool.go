@@ -17,10 +17,10 @@ import (
 
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 	"github.com/penstock/penstock/pkg/wal"
@@ -96,7 +96,7 @@ func (s *spool) service() services.Service {
 	return services.NewBasicService(s.start, s.run, func(error) error {
 		if s.marks != nil {
 			if err := s.marks.save(); err != nil {
-				s.log.Warn("the next start sends again what the hub may have", "err", err)
+				s.log.Warn("could not save forward position; messages may be resent after restart", "err", err)
 			}
 		}
 		if st := s.current.Swap(nil); st != nil {
@@ -186,7 +186,7 @@ func (s *spool) run(ctx context.Context) error {
 			}
 		case b := <-s.broken:
 			if b.store == s.current.Load() { // no other has been opened since
-				s.log.Error("the spool does not take writes and is opened anew; senders are told to retry", "err", b.err)
+				s.log.Error("spool is read-only after a disk error; reopening it, senders are told to retry", "err", b.err)
 				s.reopen(ctx, b)
 			}
 		}
@@ -231,7 +231,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 		if err = openErr; st != nil {
 			st.refuse(err)
 		}
-		s.log.Debug("the spool does not take writes", "attempt", attempt, "err", err)
+		s.log.Debug("spool is read-only after a disk error", "attempt", attempt, "err", err)
 	}
 }
 
@@ -257,7 +257,7 @@ func (s *spool) Accept(ctx context.Context, b receive.Batch) error {
 	if s.stalled.Load() {
 		return errStalled
 	}
-	if planted.AnswerBeforeSpool {
+	if failpoint.AnswerBeforeSpool {
 		b.Payload = bytes.Clone(b.Payload)
 		go func() { _ = s.groups[b.Signal].join(context.WithoutCancel(ctx), b) }()
 		return nil
@@ -266,7 +266,7 @@ func (s *spool) Accept(ctx context.Context, b receive.Batch) error {
 }
 
 var (
-	errClosed  = errors.New("the spool does not take writes: its disk fails, see the log")
+	errClosed  = errors.New("spool is read-only after a disk error; see log")
 	errStalled = fmt.Errorf("the spool's disk has not answered for %v", stallTimeout)
 )
 
@@ -297,8 +297,8 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 		w.out = body
 	}
 	w.head = appendHead(w.head[:0], h)
-	planted.Point("before-append")
-	planted.During("in-append")
+	failpoint.Point("before-append")
+	failpoint.During("in-append")
 	seq, err := st.logs[sig].Append(w.head, body)
 	if errors.Is(err, wal.ErrFull) {
 		seq, err = s.makeRoom(st, sig, w.head, body)
@@ -307,10 +307,10 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 		w.meter.Add(w.last, -int64(g.items)) // the sender will try again
 	}
 	s.marks.appended(sig, seq)
-	planted.Point("after-fsync")
+	failpoint.Point("after-fsync")
 	switch {
 	case errors.Is(err, wal.ErrFull):
-		return fmt.Errorf("%w: the spool's share of %v, %v, is taken; it goes on when the hub has taken some", receive.ErrFull, sig, s.cfg.share(sig))
+		return fmt.Errorf("%w: spool quota for %v (%v) exhausted; retry after the hub acknowledges messages", receive.ErrFull, sig, s.cfg.share(sig))
 	case err != nil:
 		s.report(st, err)
 	}

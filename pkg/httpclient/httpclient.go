@@ -160,7 +160,7 @@ func (w *sliceWriter) Write(p []byte) (int, error) {
 }
 
 // ErrBegun says that a part of a payload was stored before the request that failed.
-var ErrBegun = errors.New("what was sent before is stored")
+var ErrBegun = errors.New("payload partially stored before the error")
 
 // Error is an answer that is no success.
 type Error struct {

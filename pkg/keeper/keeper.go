@@ -35,9 +35,9 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/proc"
 )
 
@@ -287,7 +287,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		if upTo < state.FirstSeq || f.Done >= upTo {
 			break
 		}
-		if planted.LaneIgnored && strings.HasPrefix(name, "loki-") {
+		if failpoint.LaneIgnored && strings.HasPrefix(name, "loki-") {
 			continue
 		}
 		next, _, err := first(ctx, conn, s.name, name, f)
@@ -310,7 +310,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	case time.Since(now) > patience:
 		return errors.New("this process was stopped, or the hub was slow")
 	}
-	if planted.KeeperTooFar {
+	if failpoint.KeeperTooFar {
 		upTo++
 	}
 	if err := k.account(ctx, s, state, floors, upTo); err != nil {

@@ -20,7 +20,7 @@ type ClientTLS struct {
 	// ServerName is the name that the server's certificate must have, where it is not that
 	// of the address.
 	ServerName string `yaml:"server_name"`
-	// Insecure takes any certificate: whoever is between reads and changes everything.
+	// Insecure disables certificate verification: a man in the middle can read and alter traffic.
 	Insecure bool `yaml:"insecure_skip_verify"`
 }
 

@@ -26,9 +26,9 @@ import (
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 )
 
 const (
@@ -90,7 +90,7 @@ func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
 	}
 	out, ref := r.exportGRPC(sig, stream)
 	if ref == nil {
-		planted.During("after-answer")
+		failpoint.During("after-answer")
 		return stream.SendMsg(appendResponse(nil, out))
 	}
 	r.refused(sig, ref)

@@ -18,9 +18,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 )
 
 const (
@@ -117,7 +117,7 @@ func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
 		answer = jsonResponse(sig, out)
 	}
 	_, _ = w.Write(answer)
-	planted.During("after-answer")
+	failpoint.During("after-answer")
 }
 
 func contentType(req *http.Request) (string, bool) {

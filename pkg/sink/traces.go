@@ -9,9 +9,9 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/planted"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
@@ -115,7 +115,7 @@ func (l *traceLane) run(ctx context.Context) {
 			if time.Since(l.written) > journalInterval {
 				l.checkpoint(finish)
 			}
-			if planted.WallTime {
+			if failpoint.WallTime {
 				l.note(l.sampler.Idle([]time.Time{time.Now()}, time.Now()))
 			}
 			l.show(l.sampler.Held())
@@ -217,7 +217,7 @@ func (l *traceLane) decisionsMessage(items int) bus.Message {
 // sent, and before the floor passes a span of one that was not. It returns false
 // when ctx ended first, or another owner has come: then nothing may be sent.
 func (l *traceLane) record(ctx context.Context) bool {
-	if planted.DecisionNotLogged {
+	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
 	// All that was recorded before has been sent by now.
@@ -263,7 +263,7 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	msg := l.journal.Entry(l.decisionsMessage(0))
 	msg.Body = envelope.AppendDecision(nil, envelope.Decision{})
 	if err := l.journal.Append(ctx, msg); err != nil {
-		l.delivery.log.Debug("what was sent is not recorded, some of it may be sent again", "err", err)
+		l.delivery.log.Debug("checkpoint not written; some traces may be exported twice after failover", "err", err)
 	}
 }
 
@@ -349,7 +349,7 @@ func (l *traceLane) note(out sampler.Output) {
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
 	for _, e := range out.Exports {
-		if planted.AckBeforeExport {
+		if failpoint.AckBeforeExport {
 			l.sampler.Release(e.Seq)
 		}
 		l.exports = append(l.exports, e)
@@ -392,7 +392,7 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	if !l.record(ctx) {
 		return ctx.Err() == nil
 	}
-	if planted.AckBeforeExport {
+	if failpoint.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}
 	from := origin{stream: bus.Spans}
@@ -412,7 +412,7 @@ func (l *traceLane) flush(ctx context.Context) bool {
 			return false
 		}
 		for _, e := range l.exports[:n] {
-			if !planted.AckBeforeExport { // there it was released before
+			if !failpoint.AckBeforeExport { // there it was released before
 				l.sampler.Release(e.Seq)
 			}
 		}
@@ -420,7 +420,7 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	}
 	l.bytes = 0
 	floor := l.sampler.Floor()
-	if planted.FloorTooHigh {
+	if failpoint.FloorTooHigh {
 		floor++
 	}
 	if err := l.lane.Ack(floor); err != nil {

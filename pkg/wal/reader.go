@@ -134,7 +134,7 @@ func (r *Reader) load(size int64) error {
 const readPatience = time.Minute
 
 // ErrUnreadable is what ends a reader of such a file; the next one may be luckier.
-var ErrUnreadable = errors.New("the disk does not give back what is in a file")
+var ErrUnreadable = errors.New("segment unreadable (I/O error)")
 
 // unreadable notes whether what was read has bad places. It returns nil where it has had
 // them for long, counted from the first: the segment is kept then, and they are passed over.

@@ -36,7 +36,7 @@ func Run(ctx context.Context, o daemon.Options) (Summary, error) {
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	bin := filepath.Join(dir, "bin")
-	if err := daemon.Build(ctx, bin, o.Tags, "edge", "router", "sink"); err != nil {
+	if err := daemon.Build(ctx, bin, o.Tags(), "edge", "router", "sink"); err != nil {
 		return Summary{}, err
 	}
 	w, err := newWorld(o, dir, bin)

@@ -156,6 +156,7 @@ func (w *world) add(role string) (*proc, error) {
 
 // launch starts p, for the first time or again.
 func (w *world) launch(p *proc) error {
+	p.Env = w.Env()
 	p.Log, p.stopped = filepath.Join(w.dir, p.name+".log"), false
 	return p.Start()
 }
@@ -301,7 +302,7 @@ func (w *world) makeStreams(ctx context.Context) error {
 		}
 		cfg := s.CachedInfo().Config
 		cfg.MaxBytes = bound
-		if w.Tags == ageLeft {
+		if w.Failpoints == ageLeft {
 			cfg.MaxAge, cfg.Duplicates = 10*time.Second, 10*time.Second
 		}
 		if _, err := js.UpdateStream(ctx, cfg); err != nil {
@@ -311,8 +312,8 @@ func (w *world) makeStreams(ctx context.Context) error {
 	return nil
 }
 
-// ageLeft is a tag of no file: an operator's mistake, not one of the code.
-const ageLeft = "bug_age_left"
+// ageLeft is no failpoint of the binaries: an operator's mistake.
+const ageLeft = "age_left"
 
 // bounds are those of the streams in bytes: what is sent within some seconds, of SPANS more than
 // within the policies' wait.

@@ -9,7 +9,7 @@ import (
 	"github.com/penstock/penstock/test/faultproxy"
 )
 
-// points are where the edge may be killed (package planted).
+// points are where the edge may be killed (package failpoint).
 var points = []string{"before-append", "in-append", "after-fsync", "after-answer", "after-forward", "before-spool-ack"}
 
 // chaos injects one fault after the other until the time is over. Those of the link
@@ -78,9 +78,9 @@ func (w *world) fault(ctx context.Context) error {
 func (w *world) killAt(ctx context.Context, point string, nth int) error {
 	w.say("kill -9 edge at %s, the %dth time", point, nth)
 	w.edge.End(syscall.SIGKILL)
-	w.edge.Env = []string{fmt.Sprintf("PENSTOCK_KILL_AT=%s:%d", point, nth)}
+	w.edge.Env = append(w.Env(), fmt.Sprintf("PENSTOCK_KILL_AT=%s:%d", point, nth))
 	err := w.edge.Start()
-	w.edge.Env = nil
+	w.edge.Env = w.Env()
 	if err != nil {
 		return err
 	}

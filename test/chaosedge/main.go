@@ -6,7 +6,7 @@
 //
 // Edge and hub are processes; between them stands a proxy that does what networks do.
 // A seed gives a schedule of faults: kill -9 at any moment and at named points of the
-// edge (it is built with -tags points), kill -9 of the hub, one direction of the
+// edge (it is built with -tags failpoints), kill -9 of the hub, one direction of the
 // connection dropped, a slow link, resets, a full disk. The applications obey the
 // retry rules of OTLP. With root the spool is on a tmpfs of 64 MiB, so that the disk
 // can be filled.
@@ -38,7 +38,7 @@ func Run(ctx context.Context, o daemon.Options) (Summary, error) {
 	if !o.Keep {
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
-	if err := daemon.Build(ctx, filepath.Join(dir, "bin"), "points,"+o.Tags, "edge"); err != nil {
+	if err := daemon.Build(ctx, filepath.Join(dir, "bin"), "failpoints", "edge"); err != nil {
 		return Summary{}, err
 	}
 	w, err := newWorld(ctx, o, dir)

@@ -78,7 +78,7 @@ spool: {dir: %q, max_bytes: 44MiB, disk_reserve: 4MiB, retain_after_ack: 10s}
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	w.edge = daemon.Process{Args: []string{filepath.Join(dir, "bin", "edge"), "-config.file", path}, Log: filepath.Join(dir, "edge.log")}
+	w.edge = daemon.Process{Env: w.Env(), Args: []string{filepath.Join(dir, "bin", "edge"), "-config.file", path}, Log: filepath.Join(dir, "edge.log")}
 	w.senders, err = newSenders(o.Seed, grpcAddr, httpAddr)
 	return w, errors.Join(err, w.edge.Start())
 }

@@ -12,12 +12,23 @@ import (
 
 // Options say what a run of chaos does.
 type Options struct {
-	Seed uint64
-	For  time.Duration // how long faults are injected
-	Keep bool          // the directory with logs and data
-	Tags string        // build tags of the binaries
-	Out  io.Writer     // for progress
+	Seed       uint64
+	For        time.Duration // how long faults are injected
+	Keep       bool          // the directory with logs and data
+	Failpoints string        // bugs that the binaries are to have (package failpoint), separated by commas
+	Out        io.Writer     // for progress
 }
+
+// Tags are the build tags of the binaries.
+func (o Options) Tags() string {
+	if o.Failpoints != "" {
+		return "failpoints"
+	}
+	return ""
+}
+
+// Env is what the processes of the binaries have in their environment.
+func (o Options) Env() []string { return []string{"PENSTOCK_FAILPOINTS=" + o.Failpoints} }
 
 // Verdict is what a run of chaos ends with.
 type Verdict interface {
@@ -34,7 +45,7 @@ func Main[V Verdict](name string, run func(context.Context, Options) (V, error))
 	flag.Uint64Var(&o.Seed, "seed", 1, "of the schedule and the load")
 	flag.DurationVar(&o.For, "for", 2*time.Minute, "how long faults are injected")
 	flag.BoolVar(&o.Keep, "keep", false, "keep the directory with logs and data")
-	flag.StringVar(&o.Tags, "tags", "", "build tags of the binaries: a bug planted on purpose (docs/testing.md)")
+	flag.StringVar(&o.Failpoints, "failpoints", "", "`bugs` that the binaries are to have, separated by commas (docs/testing.md)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	verdict, err := run(ctx, o)

@@ -459,7 +459,7 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 		most *= 10
 	}
 	if g.fresh >= most {
-		return fmt.Errorf("%w of instance %s: more than %d in a minute (prometheus.limits.new_series_per_minute): what is new with every request does not belong into an attribute of a metric", errCardinality, t.instance, most)
+		return fmt.Errorf("%w of instance %s: more than %d in a minute (prometheus.limits.new_series_per_minute): remove attributes whose value changes with every request", errCardinality, t.instance, most)
 	}
 	for _, l := range t.own {
 		if len(g.values) >= maxLabels && g.values[t.symbols.hashes[l.name]] == nil {

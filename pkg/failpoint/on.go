@@ -1,29 +1,49 @@
-//go:build points
+//go:build failpoints
 
-package planted
+package failpoint
 
 import (
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 )
 
+// The bugs: see off.go.
+var (
+	AckBeforeExport   = named("ack_before_export")
+	PinKept           = named("pin_kept")
+	DecisionNotLogged = named("decision_not_logged")
+	WallTime          = named("wall_time")
+	FloorTooHigh      = named("floor_too_high")
+	KeeperTooFar      = named("keeper_too_far")
+	LaneIgnored       = named("lane_ignored")
+	AnswerBeforeSpool = named("answer_before_spool")
+	ForwardUnacked    = named("forward_unacked")
+	ForwardSwapped    = named("forward_swapped")
+)
+
+func named(bug string) bool {
+	return slices.Contains(strings.Split(os.Getenv("PENSTOCK_FAILPOINTS"), ","), bug)
+}
+
 // killAt is where the process ends: NAME:N for the Nth time that it comes by, from
 // the environment variable PENSTOCK_KILL_AT.
-var killAt = func() (at struct {
+var killAt struct {
 	sync.Mutex
 	name string
 	left int
-}) {
+}
+
+func init() {
 	name, count, ok := strings.Cut(os.Getenv("PENSTOCK_KILL_AT"), ":")
 	if n, err := strconv.Atoi(count); ok && err == nil {
-		at.name, at.left = name, n
+		killAt.name, killAt.left = name, n
 	}
-	return at
-}()
+}
 
 func due(name string) bool {
 	killAt.Lock()

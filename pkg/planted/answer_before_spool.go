@@ -1,5 +1,0 @@
-//go:build bug_answer_before_spool
-
-package planted
-
-func init() { AnswerBeforeSpool = true }

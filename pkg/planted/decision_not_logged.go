@@ -1,5 +1,0 @@
-//go:build bug_decision_not_logged
-
-package planted
-
-func init() { DecisionNotLogged = true }

@@ -1,5 +1,0 @@
-//go:build bug_forward_swapped
-
-package planted
-
-func init() { ForwardSwapped = true }

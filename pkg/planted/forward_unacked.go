@@ -1,5 +1,0 @@
-//go:build bug_forward_unacked
-
-package planted
-
-func init() { ForwardUnacked = true }

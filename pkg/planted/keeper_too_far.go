@@ -1,5 +1,0 @@
-//go:build bug_keeper_too_far
-
-package planted
-
-func init() { KeeperTooFar = true }

@@ -1,5 +1,0 @@
-//go:build bug_lane_ignored
-
-package planted
-
-func init() { LaneIgnored = true }

@@ -1,5 +1,0 @@
-//go:build bug_wall_time
-
-package planted
-
-func init() { WallTime = true }
