@@ -14,8 +14,8 @@
 // streams fill and refuse. But when a stream is deleted and made again while a keeper sleeps
 // between its last look and its request, that removes the new stream's first messages.
 //
-// What goes otherwise is counted: what somebody else removes before all lanes have finished it, what
-// the hub loses, and dead letters that make room for others.
+// Other losses are counted: messages that somebody else removes before all lanes have finished them, messages
+// that the hub loses, and dead letters that are deleted to make room.
 //
 // What is not here: AUDIT and REPLAYED have bounds of their own, and ASIDE is emptied by
 // the sinks that deliver it.
@@ -164,6 +164,8 @@ func (k *Keeper) Run(ctx context.Context) {
 		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)
 			k.led.ForgetStreams()
+		}
+		if !first {
 			for _, s := range k.streams {
 				s.memory = memory{} // another keeper works
 			}

@@ -12,6 +12,7 @@ type pushed struct {
 	messages uint64
 	items    map[string]uint64 // by signal and instance
 	since    time.Time
+	retry    time.Time // when letters are looked at again, after an error
 }
 
 const (
@@ -38,7 +39,7 @@ func (k *Keeper) letters(ctx context.Context) {
 		return // an operator's choice
 	}
 	upTo := at.removable()
-	if upTo == 0 {
+	if upTo == 0 || time.Now().Before(k.pushed.retry) {
 		return
 	}
 	if err = bus.ErrKept; !state.Kept {
@@ -47,6 +48,7 @@ func (k *Keeper) letters(ctx context.Context) {
 	if err == nil || ctx.Err() != nil {
 		return
 	}
+	k.pushed.retry = time.Now().Add(pushedInterval)
 	if more, due := k.said.Due(bus.DeadLetter+bus.Kind(err), time.Now()); due {
 		k.log.Warn("DEADLETTER is nearly full and its oldest letters cannot be deleted; the hub discards them uncounted (permissions: docs/upgrading.md)", "err", err, "more_since_last_said", more)
 	}
@@ -70,7 +72,7 @@ func (k *Keeper) push(ctx context.Context, upTo uint64) error {
 		}
 		k.led.Pushed(l.Signal, l.Instance).Add(float64(l.Items))
 		if k.pushed.items == nil {
-			k.pushed = pushed{items: map[string]uint64{}, since: time.Now()}
+			k.pushed.items, k.pushed.since = map[string]uint64{}, time.Now()
 		}
 		k.pushed.messages++
 		whose := l.Signal + "." + l.Instance
@@ -88,7 +90,7 @@ func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
 	if p.messages == 0 || !now.IsZero() && now.Sub(p.since) < pushedInterval {
 		return
 	}
-	k.pushed = pushed{}
+	k.pushed = pushed{retry: p.retry}
 	k.log.Error("DEADLETTER is full; oldest letters deleted", "letters", p.messages, "instances", len(p.items))
 	k.record(ctx, bus.Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
 }
