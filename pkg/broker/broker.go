@@ -149,7 +149,7 @@ func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...))
 func (l *logger) Warnf(f string, v ...any) {
 	s := fmt.Sprintf(f, v...)
 	if strings.Contains(s, "will rebuild") { // its index is as of a moment before kill -9 or a power cut
-		l.log.Info("a stream's index is made again from its messages, as always after an unclean stop; nothing is lost", "server_says", s)
+		l.log.Info("a stream's index is rebuilt from its messages, as always after an unclean stop; nothing is lost", "server_says", s)
 		return
 	}
 	l.log.Warn(s)

@@ -82,17 +82,17 @@ type SpoolConfig struct {
 	// Reserve is how much of the disk stays free: below it senders are told to
 	// retry, because a spool that meets a full disk cannot be trusted.
 	Reserve proc.Bytes `yaml:"disk_reserve"`
-	// OnFull is refuse (senders are told to retry, nothing is lost) or drop_oldest
+	// OnFull is one of refuse (senders are told to retry, nothing is lost) and drop_oldest
 	// (what is dropped is lost, and counted).
 	OnFull string `yaml:"on_full"`
-	// Durability is fsync (survives a power cut) or os (survives kill -9).
+	// Durability is one of fsync (survives a power cut) and os (survives kill -9).
 	Durability string `yaml:"durability"`
 	// Linger is how long a request waits for others to share its fsync when none are
 	// waiting. They share it anyway while the one before is written.
 	Linger time.Duration `yaml:"linger"`
 	// MaxItems bounds the items of a group; a single request may have more.
 	MaxItems int `yaml:"max_group_items"`
-	// Compression is s2 (quick) or zstd (a quarter to a third fewer bytes on disk
+	// Compression is one of s2 (quick) and zstd (a quarter to a third fewer bytes on disk
 	// and on the way to the hub, for three to five times the CPU time).
 	Compression envelope.Encoding `yaml:"compression"`
 	// Retain is how long messages are kept that the hub has: three times the
@@ -103,9 +103,9 @@ type SpoolConfig struct {
 
 // SharesConfig is in percent of spool.max_bytes.
 type SharesConfig struct {
-	Traces  int64 `yaml:"traces"`  // percent of spool.max_bytes
-	Metrics int64 `yaml:"metrics"` // likewise
-	Logs    int64 `yaml:"logs"`    // likewise
+	Traces  int64 `yaml:"traces"`  // share of traces, in percent of spool.max_bytes
+	Metrics int64 `yaml:"metrics"` // share of metrics, in percent
+	Logs    int64 `yaml:"logs"`    // share of logs, in percent
 }
 
 // What happens when the spool is full.

@@ -28,7 +28,7 @@ type CentralConfig struct {
 	// Token is the instance's bearer token, as `penstock token` makes it. With a client
 	// certificate in tls there need not be one.
 	Token proc.Secret `yaml:"token"`
-	// Protocol is grpc or http.
+	// Protocol is one of grpc and http.
 	Protocol string         `yaml:"protocol"`
 	TLS      proc.ClientTLS `yaml:"tls"`
 	// Insecure allows to send token and data in plain text.

@@ -114,7 +114,7 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 		d.Arrival = m.header.Arrival
 		begins := m.Seq - max(m.Missing, 1) // behind this
 		if done := l.spool.marks.get(name, sig).Done; done > 0 && begins > done {
-			log.Warn("the spool has let go of messages that the local backend has not taken", "messages", begins-done)
+			log.Warn("spool deleted messages that the local backend has not taken", "messages", begins-done)
 			count(ledger.LocalMissed).Add(float64(begins - done))
 		}
 		body, err := envelope.Decompress(nil, m.Body, m.header.Encoding)

@@ -40,19 +40,19 @@ type BasicAuth struct {
 // Tenant says for which tenant a request is sent: in a backend for several each sees its
 // own data only.
 type Tenant struct {
-	// Header names it; Mimir, Loki and Tempo read X-Scope-OrgID.
+	// Header is the name of the request header with the tenant; Mimir, Loki and Tempo read X-Scope-OrgID.
 	Header string `yaml:"header"`
-	// From is instance or customer: the tenant is named by the instance that the data is
-	// of, which its credential says, or by the customer that CustomersFile says it is of.
-	// Empty: all is sent for Default.
+	// From is one of instance and customer: the tenant is named by the instance that the data is
+	// of, which its credential says, or by the customer that customers_file says it is of.
+	// Empty: everything is sent for default.
 	From string `yaml:"from"`
 	// CustomersFile says in YAML which instance is of which customer, a line each, as-17: acme.
 	// It is read again when it changes. What a payload says of its customer is not believed.
 	CustomersFile string `yaml:"customers_file"`
 	// Map gives instances or customers other names.
 	Map map[string]string `yaml:"map"`
-	// Default is the tenant of those that stand not in Map. Empty: they are named as they are,
-	// and those without a name are dead-lettered; without From no header is sent.
+	// Default is the tenant of those that are not in map. Empty: they are named as they are,
+	// and those without a name are dead-lettered; without from no header is sent.
 	Default string `yaml:"default"`
 }
 

@@ -26,7 +26,7 @@ import (
 // Why items were refused at the door.
 const (
 	RefusedMalformed    = "malformed"    // the sender must not try again
-	RefusedTooLarge     = "too_large"    // likewise
+	RefusedTooLarge     = "too_large"    // the sender must not try again
 	RefusedInvalid      = "invalid"      // these items only, for their IDs or buckets; partial success
 	RefusedTimeout      = "timeout"      // the request did not arrive in time
 	RefusedUnauthorized = "unauthorized" // no or a wrong token

@@ -33,7 +33,7 @@ type Config struct {
 	// LimitPercentage is the hard limit in percent of the cgroup's memory, or of the
 	// machine's.
 	LimitPercentage int64 `yaml:"limit_percentage"`
-	SpikePercentage int64 `yaml:"spike_limit_percentage"` // likewise
+	SpikePercentage int64 `yaml:"spike_limit_percentage"` // spike_limit_mib in percent of the same
 	// CheckInterval is how often memory is looked at.
 	CheckInterval time.Duration `yaml:"check_interval"`
 }

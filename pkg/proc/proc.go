@@ -53,8 +53,8 @@ type Config struct {
 
 // LogConfig says what is logged to standard error, and how.
 type LogConfig struct {
-	Level  slog.Level `yaml:"level"`  // debug, info, warn or error
-	Format string     `yaml:"format"` // text or json
+	Level  slog.Level `yaml:"level"`  // one of debug, info, warn and error
+	Format string     `yaml:"format"` // one of text and json
 }
 
 // DefaultConfig listens for admin requests on the loopback port.

@@ -58,7 +58,7 @@ type Config struct {
 	// MaxRequest bounds one request, compressed and decompressed. The OTLP
 	// specification recommends 64 MiB.
 	MaxRequest proc.Bytes `yaml:"max_request_bytes"`
-	// MaxInFlight bounds the decompressed bytes of all requests at hand, with what
+	// MaxInFlight bounds the decompressed bytes of all requests in progress, with what
 	// their decompressors hold.
 	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
 	// MaxConnections bounds the open connections of each protocol. A new one takes the place
@@ -74,7 +74,7 @@ type Config struct {
 type GRPCConfig struct {
 	Listen string `yaml:"listen"` // host:port; empty for none
 	// MaxConnectionAge ends connections after a while, so that clients behind a
-	// load balancer spread anew; 0 for never.
+	// load balancer spread again; 0 for never.
 	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 }
 

@@ -139,7 +139,7 @@ func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otl
 			if err != nil {
 				return 0, 0, err
 			}
-			return 0, 0, refusal("from is %s, but stream %s has let go of what came before %s (its oldest message, sequence %d, arrived at its edge at %s): begin there or later",
+			return 0, 0, refusal("from is %s, but stream %s no longer has what came before %s (its oldest message, sequence %d, arrived at its edge at %s): begin there or later",
 				begin.UTC().Format(time.RFC3339), stream, state.FirstTime.UTC().Format(time.RFC3339), state.FirstSeq, oldest.UTC().Format(time.RFC3339))
 		}
 		if first, err = conn.SequenceAt(ctx, stream, begin.Add(-skew)); err != nil {

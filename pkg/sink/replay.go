@@ -321,7 +321,7 @@ func (e *excerpt) claimed(ctx context.Context) bool {
 		var p replay.Progress
 		if value != nil {
 			if err := json.Unmarshal(value, &p); err != nil {
-				e.log.Error("progress of a replay cannot be read, it begins anew", "job", e.job.ID, "err", err)
+				e.log.Error("cannot read progress of a replay; it starts again", "job", e.job.ID, "err", err)
 			}
 		}
 		e.mu.Lock()

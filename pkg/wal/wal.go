@@ -151,7 +151,7 @@ func (l *Log) fail(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.err == nil {
-		l.mu.err = fmt.Errorf("log %s takes no records until it is opened anew: %w", l.cfg.Dir, err)
+		l.mu.err = fmt.Errorf("log %s takes no records until it is reopened: %w", l.cfg.Dir, err)
 	}
 	return l.mu.err
 }

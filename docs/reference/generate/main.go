@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -165,10 +167,44 @@ func (c comments) of(t reflect.Type, field string) string {
 			return false
 		})
 		if found != "" {
-			return strings.ReplaceAll(found, "|", `\|`)
+			return strings.ReplaceAll(describe(found, field, keys(t)), "|", `\|`)
 		}
 	}
 	return ""
+}
+
+// describe makes a description of a field's comment: a sentence that begins with what the key is or does,
+// not with the name of the field, and that names other keys as a configuration does.
+func describe(comment, field string, keys map[string]string) string {
+	if rest, is := strings.CutPrefix(comment, field+" "); is {
+		comment = rest
+		for _, verb := range []string{"is ", "are "} {
+			comment = strings.TrimPrefix(comment, verb)
+		}
+	}
+	comment = camel.ReplaceAllStringFunc(comment, func(name string) string { return cmp.Or(keys[name], name) })
+	if first, rest := comment[:1], comment[1:]; word.MatchString(comment) {
+		comment = strings.ToUpper(first) + rest
+	}
+	if !strings.HasSuffix(comment, ".") {
+		comment += "."
+	}
+	return comment
+}
+
+// word is a text that begins with a word of English, not with a key or a path.
+var word = regexp.MustCompile(`^[a-z]+([ ,;]|: |$)`)
+
+// camel is a name of several words.
+var camel = regexp.MustCompile(`\b[A-Z][a-z]+[A-Z][A-Za-z]*\b`)
+
+// keys are those of a struct's fields, by their names.
+func keys(t reflect.Type) map[string]string {
+	all := map[string]string{}
+	for i := range t.NumField() {
+		all[t.Field(i).Name], _, _ = strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+	}
+	return all
 }
 
 func metrics() string {

@@ -3,9 +3,13 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
+
+// goName is a description that begins with a name of several words, or with a name and a verb of it.
+var goName = regexp.MustCompile(`^\| .* \| ([A-Z][a-z]+[A-Z][A-Za-z]* |[A-Z][a-z]+ (is|are) )`)
 
 // TestReferenceIsUpToDate fails when `make docs` would change anything, and when
 // a key has no description.
@@ -18,6 +22,9 @@ func TestReferenceIsUpToDate(t *testing.T) {
 		for line := range strings.Lines(want) {
 			if strings.HasSuffix(strings.TrimSpace(line), "|  |") {
 				t.Errorf("%s: no description: %s", name, line)
+			}
+			if goName.MatchString(line) {
+				t.Errorf("%s: the description begins with a Go name: %s", name, line)
 			}
 		}
 	}

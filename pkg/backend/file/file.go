@@ -24,7 +24,7 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	Dir      string     `yaml:"dir"`       // of the files
+	Dir      string     `yaml:"dir"`       // directory of the files
 	MaxBytes proc.Bytes `yaml:"max_bytes"` // of one file; the one before is kept as <name>.1
 }
 

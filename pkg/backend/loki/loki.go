@@ -42,7 +42,7 @@ type Config struct {
 	// URL is where Loki listens; without a path /loki/api/v1/push is added, or
 	// /otlp/v1/logs. Empty: no Loki.
 	URL string `yaml:"url"`
-	// Mode is push or otlp. With otlp Loki decides what becomes a stream label.
+	// Mode is one of push and otlp. With otlp Loki decides what becomes a stream label.
 	Mode string `yaml:"mode"`
 	// Labels are the resource attributes that become stream labels; level is that of the
 	// record. For push only.

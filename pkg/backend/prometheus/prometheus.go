@@ -51,7 +51,7 @@ type Config struct {
 	// URL is where Prometheus listens; without a path /api/v1/write is added.
 	// Empty: no Prometheus.
 	URL string `yaml:"url"`
-	// Protocol is auto, 2.0 or 1.0: auto falls back to 1.0 where 2.0 is not understood,
+	// Protocol is one of auto, 2.0 and 1.0: auto falls back to 1.0 where 2.0 is not understood,
 	// and asks again every hour.
 	Protocol string `yaml:"protocol"`
 	// Strategy is Prometheus's otlp.translation_strategy.

@@ -21,9 +21,9 @@ type Config struct {
 	// Endpoint is host:port or http://host:port for plain text, https://host:port
 	// for TLS. Empty: no Tempo.
 	Endpoint string `yaml:"endpoint"`
-	// Protocol is grpc or http. With http the endpoint may have a path, before /v1/traces.
+	// Protocol is one of grpc and http. With http the endpoint may have a path, before /v1/traces.
 	Protocol string `yaml:"protocol"`
-	// Compression is gzip or none.
+	// Compression is one of gzip and none.
 	Compression string `yaml:"compression"`
 	// StatusURL is where Tempo serves HTTP, http://host:3200. A replay asks there how
 	// old spans may be. Empty: it is not asked.
