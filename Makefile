@@ -5,7 +5,7 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 GO          ?= go
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/proc.Version=$(VERSION)
+LDFLAGS     := -s -w -X github.com/penstock/penstock/pkg/app.Version=$(VERSION)
 RATE        ?= 20
 SEED        ?= 1
 FOR         ?= 120s

@@ -21,9 +21,9 @@ import (
 
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 func main() {
@@ -59,7 +59,7 @@ func measure(gib float64, under string) error {
 	}
 	defer hub.Stop()
 	top := bus.DefaultTopology()
-	top.MaxBytes = proc.Bytes(2 * gib * (1 << 30))
+	top.MaxBytes = config.Bytes(2 * gib * (1 << 30))
 	ctx := context.Background()
 	conn, err := bus.OpenHub(ctx, bus.Config{Name: "purge", InProcess: hub}, top, quiet)
 	if err != nil {

@@ -34,11 +34,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/bench/internal/load"
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sink"
 )
@@ -324,14 +325,14 @@ func (b *bench) replay(ctx context.Context, sig otlpwire.Signal, change func(*re
 	cfg := sink.DefaultConfig()
 	cfg.Hub = b.reach("sink")
 	cfg.Admin.Listen, cfg.Discard = "", true
-	p := proc.NewProcess(b.log, &cfg)
+	p := app.NewProcess(b.log, &cfg)
 	stages, err := sink.Build(p, cfg)
 	if err != nil {
 		return result{}, err
 	}
 	serving, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- proc.Run(serving, b.log, stages) }()
+	go func() { ended <- app.Run(serving, b.log, stages) }()
 	defer func() { stop(); <-ended }()
 	if err := b.lived(ctx, sig); err != nil {
 		return result{}, err
@@ -389,7 +390,7 @@ func (b *bench) lived(ctx context.Context, sig otlpwire.Signal) error {
 			if err == nil && waiting == 0 {
 				break
 			}
-			if !proc.Sleep(ctx, 50*time.Millisecond) {
+			if !backoff.Sleep(ctx, 50*time.Millisecond) {
 				return ctx.Err()
 			}
 		}

@@ -4,8 +4,8 @@ package main
 import (
 	"os"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/edge"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 const about = `Receives OTLP on 4317 (gRPC) and 4318 (HTTP), stamps it with the instance,
@@ -18,8 +18,8 @@ router's gateway, in place of HUB_URL.`
 
 func main() {
 	cfg := edge.DefaultConfig()
-	os.Exit(proc.Command{
+	os.Exit(app.Command{
 		Name: "edge", About: about, Settings: &cfg,
-		Build: func(p *proc.Process) ([]proc.Stage, error) { return edge.Build(p, cfg) },
+		Build: func(p *app.Process) ([]app.Stage, error) { return edge.Build(p, cfg) },
 	}.Main(os.Args[1:]))
 }

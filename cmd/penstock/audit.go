@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 const auditUsage = `Usage: penstock audit [-since 24h] [-o json] [flags]
@@ -43,7 +43,7 @@ func audit(args []string) int {
 	var (
 		hub    hubFlags
 		format string
-		since  proc.Duration
+		since  config.Duration
 	)
 	fs.StringVar(&format, "o", "text", "`format`, text or json")
 	fs.Var(&since, "since", "show losses of the last `duration` only, such as 24h or 7d; default: all on record")

@@ -23,9 +23,9 @@ import (
 
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sink"
 )
 
@@ -53,7 +53,7 @@ Flags:
 // letterFilter says which dead letters are meant.
 type letterFilter struct {
 	signal, instance, reason, backend string
-	before                            proc.Duration
+	before                            config.Duration
 	seqs                              map[uint64]bool // empty: all
 }
 
@@ -109,13 +109,13 @@ func deadLetters(args []string) int {
 	var (
 		hub    hubFlags
 		filter letterFilter
-		config string
+		file   string
 		most   int
 		yes    bool
 		raw    bool
 	)
 	filter.add(fs)
-	fs.StringVar(&config, "config.file", "", "resend: `file` with the sinks' configuration; without it their environment alone (PROMETHEUS_URL and so on)")
+	fs.StringVar(&file, "config.file", "", "resend: `file` with the sinks' configuration; without it their environment alone (PROMETHEUS_URL and so on)")
 	fs.IntVar(&most, "n", 20, "list: show the youngest `n`; 0 for all")
 	fs.BoolVar(&yes, "yes", false, "purge: do not ask")
 	fs.BoolVar(&raw, "raw", false, "show: write the bytes as they are, OTLP in protobuf")
@@ -144,7 +144,7 @@ func deadLetters(args []string) int {
 	case "show":
 		err = showLetter(ctx, conn, &filter, raw, os.Stdout)
 	case "resend":
-		err = resendLetters(ctx, conn, &filter, config, os.Stdout)
+		err = resendLetters(ctx, conn, &filter, file, os.Stdout)
 	case "purge":
 		err = purgeLetters(ctx, conn, &filter, yes)
 	}
@@ -285,10 +285,10 @@ func escaped(text []byte) []byte {
 }
 
 // openWriters opens the sinks' writers, by signal and name.
-func openWriters(config string) (sink.Writers, error) {
+func openWriters(file string) (sink.Writers, error) {
 	cfg := sink.DefaultConfig()
-	if config != "" {
-		if err := proc.LoadFile(config, &cfg); err != nil {
+	if file != "" {
+		if err := config.LoadFile(file, &cfg); err != nil {
 			return sink.Writers{}, err
 		}
 	}
@@ -298,8 +298,8 @@ func openWriters(config string) (sink.Writers, error) {
 
 const backendVariables = "TEMPO_ENDPOINT, PROMETHEUS_URL or LOKI_URL"
 
-func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, config string, out io.Writer) error {
-	writers, err := openWriters(config)
+func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, file string, out io.Writer) error {
+	writers, err := openWriters(file)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/generate"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 func generateTraffic(args []string) int {
@@ -20,15 +21,15 @@ func generateTraffic(args []string) int {
 	fs.StringVar(&cfg.Endpoint, "endpoint", "http://127.0.0.1:4318", "OTLP endpoint: http://host:4318 or grpc://host:4317, https:// and grpcs:// for TLS")
 	fs.StringVar(&cfg.Token, "token", "", "bearer `token` for a gateway; default: PENSTOCK_TOKEN")
 	fs.Float64Var(&cfg.Rate, "rate", 10, "checkouts a second; each is a trace of 12 spans and two log records")
-	fs.Var((*proc.Duration)(&cfg.For), "for", "how long to send; 0 until stopped")
+	fs.Var((*config.Duration)(&cfg.For), "for", "how long to send; 0 until stopped")
 	cfg.Wait = 10 * time.Second
-	fs.Var((*proc.Duration)(&cfg.Wait), "wait", "how long the endpoint may take to appear")
+	fs.Var((*config.Duration)(&cfg.Wait), "wait", "how long the endpoint may take to appear")
 	fs.Uint64Var(&cfg.Seed, "seed", 1, "the same seed gives the same traffic")
 	fs.Usage = func() {
 		fmt.Fprint(fs.Output(), "Usage: penstock generate [flags]\n\nSends traces, metrics and logs of a small shop: nine services, some errors, some\nslow checkouts.\n\nFlags:\n")
 		fs.PrintDefaults()
 	}
-	if err := proc.Parse(fs, args); err != nil {
+	if err := app.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
 	cfg.Token = cmp.Or(cfg.Token, os.Getenv("PENSTOCK_TOKEN"))

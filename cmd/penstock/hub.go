@@ -17,8 +17,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/bus"
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/config"
 )
 
 // hubFlags say how a command reaches the hub: by a context, by the environment, and by
@@ -93,7 +94,7 @@ func fromContext(name string) (cfg bus.Config, err error) {
 	}
 	// By itself: the variables that others need may not be set.
 	if text, err = yaml.Marshal(&node); err == nil {
-		err = proc.Load(fmt.Sprintf("%s, context %s", file, name), text, &cfg)
+		err = config.Load(fmt.Sprintf("%s, context %s", file, name), text, &cfg)
 	}
 	return cfg, err
 }
@@ -123,7 +124,7 @@ func (h *hubFlags) config() (cfg bus.Config, err error) {
 		case "creds":
 			cfg.Creds, cfg.User, cfg.Pass, cfg.Token = h.given.Creds, "", "", ""
 		case "user":
-			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, proc.Secret(os.Getenv("HUB_PASSWORD")), h.given.Creds, ""
+			cfg.User, cfg.Pass, cfg.Creds, cfg.Token = h.given.User, config.Secret(os.Getenv("HUB_PASSWORD")), h.given.Creds, ""
 		case "insecure":
 			cfg.Insecure = h.given.Insecure
 		case "tls-ca":
@@ -177,7 +178,7 @@ func words(fs *flag.FlagSet, args []string) (list []string, err error) {
 	for len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
 		list, args = append(list, args[0]), args[1:]
 	}
-	err = proc.Parse(fs, args)
+	err = app.Parse(fs, args)
 	return append(list, fs.Args()...), err
 }
 

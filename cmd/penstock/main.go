@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/app"
 )
 
 const usage = `penstock carries telemetry to Tempo, Prometheus and Loki without losing an
@@ -60,7 +60,7 @@ func main() {
 	case "nats-config":
 		os.Exit(natsConfig(args[1:]))
 	case "version", "-version", "--version":
-		fmt.Println(proc.VersionLine("penstock"))
+		fmt.Println(app.VersionLine("penstock"))
 	case "help", "-h", "-help", "--help":
 		fmt.Print(usage)
 	default:

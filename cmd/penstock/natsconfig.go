@@ -22,9 +22,9 @@ import (
 
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 const natsConfigUsage = `Usage: penstock nats-config add-instance ID [-dir DIR]
@@ -54,7 +54,7 @@ Flags:
 // natsConfig writes parts of the hub's configuration.
 func natsConfig(args []string) int {
 	fs := flag.NewFlagSet("penstock nats-config", flag.ContinueOnError)
-	dir, hosts, valid := fs.String("dir", ".", "`directory` to write to"), list{}, proc.Duration(365*24*time.Hour)
+	dir, hosts, valid := fs.String("dir", ".", "`directory` to write to"), list{}, config.Duration(365*24*time.Hour)
 	fs.Var(&hosts, "host", "`names` and addresses by which the hub is reached, with commas (ca)")
 	fs.Var(&valid, "valid", "how long the hub's certificate is valid (ca)")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), natsConfigUsage); fs.PrintDefaults() }

@@ -14,9 +14,10 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
@@ -62,12 +63,12 @@ func (l *list) Set(text string) error {
 }
 
 // rate is a flag in bytes a second, such as 20MB/s.
-type rate proc.Bytes
+type rate config.Bytes
 
 func (r *rate) String() string { return rateText(int64(*r)) }
 
 func (r *rate) Set(text string) error {
-	return (*proc.Bytes)(r).UnmarshalText([]byte(strings.TrimSuffix(text, "/s")))
+	return (*config.Bytes)(r).UnmarshalText([]byte(strings.TrimSuffix(text, "/s")))
 }
 
 // defaultRate leaves room for live traffic on small machines.
@@ -76,7 +77,7 @@ const defaultRate = rate(20e6)
 // rangeFlags say which stretch of the past is meant.
 type rangeFlags struct {
 	from, to  string
-	late      proc.Duration
+	late      config.Duration
 	instances list
 }
 
@@ -452,7 +453,7 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 			}
 			return nil
 		}
-		proc.Sleep(ctx, followInterval)
+		backoff.Sleep(ctx, followInterval)
 	}
 }
 

@@ -11,9 +11,10 @@ import (
 	"os"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 )
 
@@ -46,7 +47,7 @@ func token(args []string) int {
 	fs.Var(&until, "not-after", "refuse the token from this `time` on, as 2027-01-31T00:00:00Z, or after 30d")
 	fs.StringVar(&file, "file", "", "add the entry to this tokens `file`")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), tokenUsage); fs.PrintDefaults() }
-	if err := proc.Parse(fs, args); err != nil {
+	if err := app.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
 	if in.ID == "" {
@@ -86,7 +87,7 @@ func (n *notAfter) Set(text string) (err error) {
 	if n.Time, err = time.Parse(time.RFC3339, text); err == nil {
 		return nil
 	}
-	d, err := proc.ParseDuration(text)
+	d, err := config.ParseDuration(text)
 	if err != nil || d <= 0 {
 		return errors.New("want a time as 2027-01-31T00:00:00Z, or how long from now as 30d")
 	}

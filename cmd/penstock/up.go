@@ -4,7 +4,7 @@ import (
 	"flag"
 
 	"github.com/penstock/penstock/pkg/allinone"
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/app"
 )
 
 const aboutUp = `Runs edge, hub, router and sink in this process. Send OTLP to 127.0.0.1:4317
@@ -23,7 +23,7 @@ Examples:
 
 func up(args []string) int {
 	cfg := allinone.DefaultConfig()
-	return proc.Command{
+	return app.Command{
 		Name: "penstock up", About: aboutUp, Settings: &cfg,
 		Flags: func(fs *flag.FlagSet) {
 			fs.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "`directory` of spool, hub and files")
@@ -33,6 +33,6 @@ func up(args []string) int {
 			fs.StringVar(&cfg.Sink.Loki.URL, "loki-url", "", "Loki, `http://host:3100`")
 			fs.StringVar(&cfg.Sink.Sampling.File, "sampling.file", "", "the collector's tail_sampling configuration, a YAML `file`")
 		},
-		Build: func(p *proc.Process) ([]proc.Stage, error) { return allinone.Build(p, &cfg) },
+		Build: func(p *app.Process) ([]app.Stage, error) { return allinone.Build(p, &cfg) },
 	}.Main(args)
 }

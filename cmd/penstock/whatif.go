@@ -10,10 +10,11 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/whatif"
@@ -41,7 +42,7 @@ func whatIf(args []string) int {
 		hub           hubFlags
 		span          rangeFlags
 		file, running string
-		memory        = proc.Bytes(1 << 30)
+		memory        = config.Bytes(1 << 30)
 	)
 	span.add(fs)
 	fs.StringVar(&file, "policies", "", "the tail_sampling configuration to try, a `file`")
@@ -49,7 +50,7 @@ func whatIf(args []string) int {
 	fs.TextVar(&memory, "memory", memory, "how many `bytes` of spans may be held for decisions")
 	hub.add(fs, "whatif")
 	fs.Usage = hub.help(whatifUsage)
-	if err := proc.Parse(fs, args); err != nil {
+	if err := app.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
 	switch {

@@ -5,7 +5,7 @@ package main
 import (
 	"os"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/router"
 )
 
@@ -18,8 +18,8 @@ HUB_CA_FILE.`
 
 func main() {
 	cfg := router.DefaultConfig()
-	os.Exit(proc.Command{
+	os.Exit(app.Command{
 		Name: "router", About: about, Settings: &cfg,
-		Build: func(p *proc.Process) ([]proc.Stage, error) { return router.Build(p, cfg) },
+		Build: func(p *app.Process) ([]app.Stage, error) { return router.Build(p, cfg) },
 	}.Main(os.Args[1:]))
 }

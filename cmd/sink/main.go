@@ -4,7 +4,7 @@ package main
 import (
 	"os"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/sink"
 )
 
@@ -16,8 +16,8 @@ TEMPO_ENDPOINT, PROMETHEUS_URL, LOKI_URL.`
 
 func main() {
 	cfg := sink.DefaultConfig()
-	os.Exit(proc.Command{
+	os.Exit(app.Command{
 		Name: "sink", About: about, Settings: &cfg,
-		Build: func(p *proc.Process) ([]proc.Stage, error) { return sink.Build(p, cfg) },
+		Build: func(p *app.Process) ([]app.Stage, error) { return sink.Build(p, cfg) },
 	}.Main(os.Args[1:]))
 }

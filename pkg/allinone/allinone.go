@@ -24,10 +24,11 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
@@ -72,7 +73,7 @@ func DefaultConfig() Config {
 		Own:  Own{DataDir: "penstock-data", NATS: NATSConfig{Listen: "127.0.0.1:4222"}, Report: 5 * time.Second},
 		Edge: edge.DefaultConfig(), Router: router.DefaultConfig(), Sink: sink.DefaultConfig(),
 	}
-	c.Edge.Config = proc.DefaultConfig(9660)
+	c.Edge.Config = app.DefaultConfig(9660)
 	c.Edge.Instance.ID = "local"
 	c.Edge.Spool.Dir, c.Sink.Backends.File.Dir = "", ""
 	c.Edge.Hub, c.Router.Hub, c.Sink.Hub = bus.Config{}, bus.Config{}, bus.Config{}
@@ -116,7 +117,7 @@ func (c *Config) MarshalYAML() (any, error) {
 }
 
 // Process returns the part that is common to all roles.
-func (c *Config) Process() *proc.Config { return &c.Edge.Config }
+func (c *Config) Process() *app.Config { return &c.Edge.Config }
 
 // ApplyEnv takes the variables of all roles but those that say where the hub is.
 func (c *Config) ApplyEnv(getenv func(string) string) {
@@ -140,7 +141,7 @@ func (c *Config) Validate() error {
 	}
 	if host, _, err := net.SplitHostPort(c.NATS.Listen); err != nil {
 		errs = append(errs, fmt.Errorf("nats.listen: %w", err))
-	} else if !c.NATS.Insecure && !proc.Loopback(host) {
+	} else if !c.NATS.Insecure && !config.Loopback(host) {
 		errs = append(errs, fmt.Errorf("nats.listen is %s, which others can reach, and this hub knows no credentials: they could read and delete everything; run nats-server with deploy/nats, or set nats.insecure: true", c.NATS.Listen))
 	}
 	if c.Report < 0 {
@@ -199,22 +200,22 @@ func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
 
 // Build makes the stages: those of sink, router and edge, in this order, behind an
 // embedded hub.
-func Build(p *proc.Process, cfg *Config) ([]proc.Stage, error) {
+func Build(p *app.Process, cfg *Config) ([]app.Stage, error) {
 	hub := &embeddedHub{cfg: broker.Config{
 		Name: "hub", Dir: filepath.Join(cfg.DataDir, "hub"), Listen: cfg.NATS.Listen, Sync: true, MaxPayload: 8 << 20,
 	}, p: p}
 	e, r, s := cfg.roles()
 	e.Hub.InProcess, r.Hub.InProcess, s.Hub.InProcess = hub, hub, hub
-	var stages []proc.Stage
+	var stages []app.Stage
 	if cfg.Report > 0 { // first to start, last to stop: its last line is the end
-		stages = append(stages, proc.Stage{Name: "report", Service: proc.Service(func(ctx context.Context) error {
+		stages = append(stages, app.Stage{Name: "report", Service: app.Service(func(ctx context.Context) error {
 			return report(ctx, os.Stdout, p.Registry, cfg.Report)
 		})})
 	}
-	stages = append(stages, proc.Stage{Name: "hub", Service: hub.service()})
-	add := func(role string, more []proc.Stage, err error) error {
+	stages = append(stages, app.Stage{Name: "hub", Service: hub.service()})
+	add := func(role string, more []app.Stage, err error) error {
 		for _, st := range more {
-			stages = append(stages, proc.Stage{Name: role + " " + st.Name, Service: st.Service, Ready: st.Ready})
+			stages = append(stages, app.Stage{Name: role + " " + st.Name, Service: st.Service, Ready: st.Ready})
 		}
 		return err
 	}

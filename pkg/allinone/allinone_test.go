@@ -9,8 +9,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 )
@@ -22,7 +22,7 @@ func load(t *testing.T, text string) (Config, error) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := proc.LoadFile(file, &c); err != nil {
+	if err := config.LoadFile(file, &c); err != nil {
 		return c, err
 	}
 	return c, c.Validate()

@@ -6,14 +6,14 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/broker"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // embeddedHub is the hub in this process, there from the start of its stage on.
 type embeddedHub struct {
 	cfg    broker.Config
-	p      *proc.Process
+	p      *app.Process
 	broker *broker.Broker
 }
 

@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/backoff"
 )
 
 // report prints one line that a person can read, every interval and at the end.
@@ -16,7 +16,7 @@ func report(ctx context.Context, w *os.File, reg prometheus.Gatherer, every time
 	var before totals
 	last := time.Now()
 	for {
-		goOn := proc.Sleep(ctx, every)
+		goOn := backoff.Sleep(ctx, every)
 		now, t := time.Now(), total(reg)
 		rate := (t.in - before.in) / now.Sub(last).Seconds()
 		fmt.Fprintf(w, "%s  in %.0f (%.0f/s)  kept %.0f spans  sampled out %.0f  delivered %.0f  dead %.0f  lag %.0f messages\n",

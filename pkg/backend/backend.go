@@ -28,11 +28,11 @@ import (
 	"github.com/penstock/penstock/pkg/backend/loki"
 	"github.com/penstock/penstock/pkg/backend/prometheus"
 	"github.com/penstock/penstock/pkg/backend/tempo"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/httpclient"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Config says where the signals go: traces to Tempo, metrics to Prometheus, logs to
@@ -302,7 +302,7 @@ func (d *Delivery) pause(ctx context.Context, wait time.Duration, why error) boo
 	if d.Waits != nil {
 		d.Waits(why)
 	}
-	return proc.Sleep(ctx, wait) && (d.Owned == nil || d.Owned())
+	return backoff.Sleep(ctx, wait) && (d.Owned == nil || d.Owned())
 }
 
 func (d *Delivery) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {

@@ -41,21 +41,22 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Config says how to reach the hub.
 type Config struct {
 	// URL is nats:// or tls://, or ws:// or wss:// (WebSocket) where only port 443 is
 	// let out; several are separated by commas.
-	URL   string         `yaml:"url"`
-	Creds string         `yaml:"creds"`    // file with a NATS credential
-	User  string         `yaml:"user"`     // where there are no credential files
-	Pass  proc.Secret    `yaml:"password"` // never printed; write ${HUB_PASSWORD}
-	Token proc.Secret    `yaml:"token"`    // for a server with authorization.token
-	TLS   proc.ClientTLS `yaml:"tls"`
+	URL   string           `yaml:"url"`
+	Creds string           `yaml:"creds"`    // file with a NATS credential
+	User  string           `yaml:"user"`     // where there are no credential files
+	Pass  config.Secret    `yaml:"password"` // never printed; write ${HUB_PASSWORD}
+	Token config.Secret    `yaml:"token"`    // for a server with authorization.token
+	TLS   config.ClientTLS `yaml:"tls"`
 	// HandshakeFirst is for a server with tls.handshake_first, which offers no plain
 	// text at all.
 	HandshakeFirst bool `yaml:"tls_handshake_first"`
@@ -110,17 +111,17 @@ func (cfg Config) Validate(section string) error {
 
 // plain reports whether a server beyond this machine is spoken to in plain text.
 func (cfg Config) plain(u *url.URL) bool {
-	if cfg.Insecure || cfg.HandshakeFirst || cfg.TLS != (proc.ClientTLS{}) || u.Scheme == "tls" || u.Scheme == "wss" {
+	if cfg.Insecure || cfg.HandshakeFirst || cfg.TLS != (config.ClientTLS{}) || u.Scheme == "tls" || u.Scheme == "wss" {
 		return false
 	}
-	return !proc.Loopback(u.Hostname())
+	return !config.Loopback(u.Hostname())
 }
 
 // ApplyEnv overrides the file with the environment.
 func (cfg *Config) ApplyEnv(getenv func(string) string) {
-	proc.Env(getenv, "HUB_URL", &cfg.URL)
-	proc.Env(getenv, "HUB_CREDS", &cfg.Creds)
-	proc.Env(getenv, "HUB_CA_FILE", &cfg.TLS.CA)
+	config.Env(getenv, "HUB_URL", &cfg.URL)
+	config.Env(getenv, "HUB_CREDS", &cfg.Creds)
+	config.Env(getenv, "HUB_CA_FILE", &cfg.TLS.CA)
 	cfg.Insecure = cfg.Insecure || getenv("HUB_INSECURE") == "true"
 }
 
@@ -162,7 +163,7 @@ type Conn struct {
 	answered sync.Map
 	// denials are the last things that the server has not allowed.
 	denials *denials
-	said    proc.Repeats
+	said    backoff.Repeats
 }
 
 const (
@@ -193,7 +194,7 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	if cfg.InProcess != nil {
 		connected = slog.LevelDebug
 	}
-	said := new(proc.Repeats)
+	said := new(backoff.Repeats)
 	conn, err := connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
 		// A credential may be mended, or come back, while this process waits.
@@ -248,7 +249,7 @@ const sayInterval = 2 * time.Second
 
 // sayWhy logs once a minute why the hub is not reached, until the connection is closed. The
 // client library tells of some reasons at every attempt, and of others never.
-func (c *Conn) sayWhy(said *proc.Repeats) {
+func (c *Conn) sayWhy(said *backoff.Repeats) {
 	tick := time.NewTicker(sayInterval)
 	defer tick.Stop()
 	for range tick.C {
@@ -293,7 +294,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.InboxPrefix == "" {
 		cfg.InboxPrefix = "_INBOX_" + cfg.Name
 	}
-	denied, said := newDenials(), new(proc.Repeats)
+	denied, said := newDenials(), new(backoff.Repeats)
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
@@ -329,7 +330,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.Token != "" {
 		opts = append(opts, nats.Token(string(cfg.Token)))
 	}
-	if cfg.TLS != (proc.ClientTLS{}) {
+	if cfg.TLS != (config.ClientTLS{}) {
 		tlsConfig, err := cfg.TLS.Load("tls")
 		if err != nil {
 			return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Floor says how far a lane of a stream is.
@@ -42,7 +42,7 @@ type LaneState struct {
 func (c *Conn) Lanes(ctx context.Context) (all []LaneState, err error) {
 	for _, stream := range []string{Stream(otlpwire.Traces), Stream(otlpwire.Metrics), Stream(otlpwire.Logs), Spans} {
 		floors, _, err := c.Floors(ctx, stream)
-		for attempt := 1; errors.Is(err, errListed) && attempt < 10 && proc.Sleep(ctx, 100*time.Millisecond); attempt++ {
+		for attempt := 1; errors.Is(err, errListed) && attempt < 10 && backoff.Sleep(ctx, 100*time.Millisecond); attempt++ {
 			floors, _, err = c.Floors(ctx, stream)
 		}
 		if err != nil {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/backoff"
 )
 
 // follow keeps the gauges of a lane that is placed here until ctx ends.
@@ -101,11 +101,11 @@ const maxQuestions = 500
 // followOthers looks at the lasting lanes that do not run here, until ctx ends: somebody must
 // read each of them. A member that is none, but keeps its key, owns lanes and reads none.
 func (m *Members) followOthers(ctx context.Context) {
-	for proc.Sleep(ctx, StallInterval/2) {
+	for backoff.Sleep(ctx, StallInterval/2) {
 		others, members := m.elsewhere()
 		round := max(StallInterval/2, time.Duration(len(others)*members)*time.Second/maxQuestions)
 		for _, r := range others {
-			if m.lookElsewhere(ctx, r, time.Now()); !proc.Sleep(ctx, round/time.Duration(len(others))) {
+			if m.lookElsewhere(ctx, r, time.Now()); !backoff.Sleep(ctx, round/time.Duration(len(others))) {
 				return
 			}
 		}

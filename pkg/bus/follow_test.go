@@ -12,18 +12,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if !proc.Until(ctx, done) {
+	if !backoff.Until(ctx, done) {
 		t.Fatalf("%s: never", what)
 	}
 }
@@ -187,7 +187,7 @@ func TestAMemberThatReadsNothing(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for proc.Sleep(ctx, renewInterval/2) {
+		for backoff.Sleep(ctx, renewInterval/2) {
 			_, _ = kv.Put(ctx, "sink.ghost", ghost)
 		}
 	}()

@@ -12,9 +12,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Horizon says how far the routers have come, so that a reader of SPANS knows
@@ -77,7 +77,7 @@ func (h *Horizon) Mark() Mark {
 // Run keeps the mark up to date until ctx ends.
 func (h *Horizon) Run(ctx context.Context) {
 	h.stall.Look(time.Now(), true, nil)
-	for proc.Sleep(ctx, horizonInterval) {
+	for backoff.Sleep(ctx, horizonInterval) {
 		if err := h.look(ctx); ctx.Err() == nil {
 			h.stall.Look(time.Now(), err == nil, func() error {
 				return fmt.Errorf("cannot read router progress; sampling of idle instances is delayed: %w", err)

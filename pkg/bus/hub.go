@@ -9,7 +9,7 @@ import (
 
 	"github.com/grafana/dskit/services"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/backoff"
 )
 
 // OpenHub connects, waits until the hub is there and makes or checks its
@@ -23,9 +23,9 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 	if !conn.Connected() {
 		log.Warn("waiting for the hub", "server", cfg.target(), "err", reason(conn.nc.LastError()))
 	}
-	var said proc.Repeats
+	var said backoff.Repeats
 	for {
-		if !proc.Until(ctx, conn.Connected) {
+		if !backoff.Until(ctx, conn.Connected) {
 			conn.Close()
 			return nil, fmt.Errorf("hub %s is not there: %w", cfg.target(), ctx.Err())
 		}
@@ -40,7 +40,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 		if more, due := said.Due(Kind(err), time.Now()); due {
 			log.Warn("hub is not ready, will try again", "err", err, "more_since_last_said", more)
 		}
-		if !proc.Sleep(ctx, time.Second) {
+		if !backoff.Sleep(ctx, time.Second) {
 			conn.Close()
 			return nil, err
 		}

@@ -13,11 +13,11 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // LaneConfig names one lane.
@@ -349,7 +349,7 @@ func (l *Lane) keep() {
 	p, pin := l.pull, l.pin
 	go func() {
 		defer close(ended)
-		for proc.Sleep(ctx, pinTTL/4) {
+		for backoff.Sleep(ctx, pinTTL/4) {
 			sent := time.Now()
 			err := p.hold(ctx, pin)
 			var info *jetstream.ConsumerInfo
@@ -405,7 +405,7 @@ func (l *Lane) claim(ctx context.Context) error {
 			waiting = true
 			l.fails(l.failed(errors.New("another reader has it")))
 		}
-		if !proc.Sleep(ctx, claimInterval) {
+		if !backoff.Sleep(ctx, claimInterval) {
 			return ctx.Err()
 		}
 	}
@@ -524,7 +524,7 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 			if more, due := l.conn.said.Due("stalls "+l.cfg.Stream+"/"+l.cfg.Name, time.Now()); due && attempt == 1 {
 				l.conn.log.Warn("lane stalls, will try again", "err", err, "more_since_last_said", more)
 			}
-			if !proc.Until(ctx, l.conn.Connected) || !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+			if !backoff.Until(ctx, l.conn.Connected) || !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 				return
 			}
 			attempt++
@@ -626,7 +626,7 @@ func (l *Lane) drop() {
 
 // Settled waits until everything delivered is acknowledged, or ctx ends.
 func (l *Lane) Settled(ctx context.Context) {
-	proc.Until(ctx, func() bool { return l.owing() == 0 })
+	backoff.Until(ctx, func() bool { return l.owing() == 0 })
 }
 
 // Close stops reading and gives the lane back: the next owner need not wait.

@@ -18,9 +18,10 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/partition"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Members is the group of processes that share the lanes of a role. Each keeps a
@@ -160,7 +161,7 @@ func (m *Members) Run(ctx context.Context, lanes []Shared) {
 			if more, due := m.hub.Conn.said.Due("members", time.Now()); due {
 				m.log.Warn("members cannot be watched, will try again", "err", err, "more_since_last_said", more)
 			}
-			proc.Sleep(ctx, renewInterval)
+			backoff.Sleep(ctx, renewInterval)
 		}
 	}
 	others.Wait()
@@ -283,7 +284,7 @@ func (m *Members) refresh() {
 func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, renewInterval)
 	defer cancel()
-	me := Member{Name: m.self, Version: proc.Version, Since: since.Truncate(time.Second)}
+	me := Member{Name: m.self, Version: app.Version, Since: since.Truncate(time.Second)}
 	m.mu.Lock()
 	for _, r := range m.runs {
 		if r.lane != nil && r.lane.Owned() {
@@ -413,7 +414,7 @@ func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 
 // open opens a lane, as often as it takes; nil when ctx ended first.
 func (m *Members) open(ctx context.Context, r *run, cfg LaneConfig) *Lane {
-	proc.Retry(ctx, m.log, "open lane "+r.id(), func() error {
+	backoff.Retry(ctx, m.log, "open lane "+r.id(), func() error {
 		lane, err := m.hub.Conn.OpenLane(ctx, cfg)
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -428,7 +429,7 @@ func (m *Members) open(ctx context.Context, r *run, cfg LaneConfig) *Lane {
 func Finish(ctx context.Context) (context.Context, context.CancelFunc) {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, func() {
-		if proc.Sleep(work, HandOver) {
+		if backoff.Sleep(work, HandOver) {
 			stop()
 		}
 	})
@@ -440,7 +441,7 @@ func Finish(ctx context.Context) (context.Context, context.CancelFunc) {
 func (m *Members) Drain(ctx context.Context, d time.Duration, counts func(Shared) bool) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	proc.Until(ctx, func() bool {
+	backoff.Until(ctx, func() bool {
 		if !m.Alone() {
 			return true
 		}

@@ -11,8 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Policies is one version of the sampling policies, in the bucket POLICIES under its
@@ -160,7 +160,7 @@ func (h *Hub) WatchPolicies(ctx context.Context, changed func(*Policies), refuse
 				h.log.Warn("policies cannot be watched, will try again", "err", err, "more_since_last_said", more)
 			}
 		}
-		proc.Sleep(ctx, renewInterval)
+		backoff.Sleep(ctx, renewInterval)
 	}
 }
 

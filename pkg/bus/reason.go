@@ -18,7 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/backoff"
 )
 
 // ErrRefused reports that the hub does not know the credential, or takes it no more.
@@ -76,7 +76,7 @@ var localPort = regexp.MustCompile(`[0-9a-fA-F.:\[\]]+:[0-9]+->`)
 func Kind(err error) string { return localPort.ReplaceAllString(err.Error(), "") }
 
 // notReached logs why the hub is not reached, once a minute.
-func notReached(said *proc.Repeats, log *slog.Logger, err error) {
+func notReached(said *backoff.Repeats, log *slog.Logger, err error) {
 	if err = reason(err); err == nil {
 		return
 	}

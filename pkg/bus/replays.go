@@ -9,8 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Bucket is a small shared table in the hub: keys of tokens and dots, values of a few
@@ -182,7 +182,7 @@ func (h *Hub) WatchReplays(ctx context.Context, begin func(), seen func(key stri
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("replay jobs cannot be watched, will try again", "err", err)
 		}
-		proc.Sleep(ctx, renewInterval)
+		backoff.Sleep(ctx, renewInterval)
 	}
 }
 

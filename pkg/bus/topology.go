@@ -11,9 +11,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Topology says how the hub's streams are made when they are not there.
@@ -28,7 +28,7 @@ type Topology struct {
 	MaxAge time.Duration `yaml:"max_age"`
 	// MaxBytes bounds each of TRACES, METRICS and LOGS; SPANS has half of it. When what is owed
 	// fills a stream it refuses more, and edges keep it.
-	MaxBytes proc.Bytes `yaml:"max_bytes"`
+	MaxBytes config.Bytes `yaml:"max_bytes"`
 }
 
 // DefaultTopology suits one server.

@@ -13,9 +13,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/wal"
 )
 
@@ -189,7 +189,7 @@ func TestMendingThatFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 5, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 5, 10)) == nil }) {
 		t.Fatal("nothing is taken, though it can be mended")
 	}
 	if got := numbers(t, s); !slices.Equal(got, []int{0, 1, 3, 4, 5}) {

@@ -28,18 +28,19 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
 // Config is what an operator may set.
 type Config struct {
-	proc.Config `yaml:",inline"`
+	app.Config `yaml:",inline"`
 
 	Instance InstanceConfig `yaml:"instance"`
 	Receive  receive.Config `yaml:"receive"`
@@ -75,13 +76,13 @@ type SpoolConfig struct {
 	Dir string `yaml:"dir"` // one edge, one directory, on a local disk
 	// MaxBytes is for all signals together, with what is held back. At the bound
 	// OnFull says what happens.
-	MaxBytes proc.Bytes `yaml:"max_bytes"`
+	MaxBytes config.Bytes `yaml:"max_bytes"`
 	// Shares is how much of MaxBytes each signal has, in percent: a storm of one
 	// does not take the room of the others.
 	Shares SharesConfig `yaml:"shares"`
 	// Reserve is how much of the disk stays free: below it senders are told to
 	// retry, because a spool that meets a full disk cannot be trusted.
-	Reserve proc.Bytes `yaml:"disk_reserve"`
+	Reserve config.Bytes `yaml:"disk_reserve"`
 	// OnFull is one of refuse (senders are told to retry, nothing is lost) and drop_oldest
 	// (what is dropped is lost, and counted).
 	OnFull string `yaml:"on_full"`
@@ -115,9 +116,9 @@ const (
 )
 
 // share returns the bytes that a signal may take.
-func (c SpoolConfig) share(sig otlpwire.Signal) proc.Bytes {
+func (c SpoolConfig) share(sig otlpwire.Signal) config.Bytes {
 	percent := [...]int64{otlpwire.Traces: c.Shares.Traces, otlpwire.Metrics: c.Shares.Metrics, otlpwire.Logs: c.Shares.Logs}[sig]
-	return c.MaxBytes / 100 * proc.Bytes(percent)
+	return c.MaxBytes / 100 * config.Bytes(percent)
 }
 
 // minShare holds a few messages of the largest size.
@@ -140,8 +141,8 @@ func (c SpoolConfig) validate() error {
 	}
 	if sum := c.Shares.Traces + c.Shares.Metrics + c.Shares.Logs; sum > 100 || c.Shares.Traces < 1 || c.Shares.Metrics < 1 || c.Shares.Logs < 1 {
 		wrong("shares are %d, %d and %d percent, want at least 1 each and 100 together", c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs)
-	} else if least := (minShare*100/proc.Bytes(min(c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs))>>20 + 1) << 20; c.MaxBytes < least {
-		wrong("max_bytes is %v, want at least %v, so that the smallest share holds %v", c.MaxBytes, least, proc.Bytes(minShare))
+	} else if least := (minShare*100/config.Bytes(min(c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs))>>20 + 1) << 20; c.MaxBytes < least {
+		wrong("max_bytes is %v, want at least %v, so that the smallest share holds %v", c.MaxBytes, least, config.Bytes(minShare))
 	}
 	if c.Linger < 0 || c.Linger > 100*time.Millisecond {
 		wrong("linger is %v, want 0 to 100ms", c.Linger)
@@ -158,7 +159,7 @@ func (c SpoolConfig) validate() error {
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
 	return Config{
-		Config:   proc.DefaultConfig(9661),
+		Config:   app.DefaultConfig(9661),
 		Instance: InstanceConfig{Namespace: "appserver"},
 		Receive:  receive.DefaultConfig(),
 		Spool: SpoolConfig{
@@ -173,18 +174,18 @@ func DefaultConfig() Config {
 }
 
 // Process returns the part that is common to all roles.
-func (c *Config) Process() *proc.Config { return &c.Config }
+func (c *Config) Process() *app.Config { return &c.Config }
 
 // ApplyEnv overrides the file with the environment.
 func (c *Config) ApplyEnv(getenv func(string) string) {
-	proc.Env(getenv, "INSTANCE_ID", &c.Instance.ID)
-	proc.Env(getenv, "INSTANCE_NAME", &c.Instance.Name)
-	proc.Env(getenv, "CUSTOMER_ID", &c.Instance.Customer)
-	proc.Env(getenv, "SERVICE_NAMESPACE", &c.Instance.Namespace)
-	proc.Env(getenv, "DEPLOYMENT_ENVIRONMENT", &c.Instance.Environment)
+	config.Env(getenv, "INSTANCE_ID", &c.Instance.ID)
+	config.Env(getenv, "INSTANCE_NAME", &c.Instance.Name)
+	config.Env(getenv, "CUSTOMER_ID", &c.Instance.Customer)
+	config.Env(getenv, "SERVICE_NAMESPACE", &c.Instance.Namespace)
+	config.Env(getenv, "DEPLOYMENT_ENVIRONMENT", &c.Instance.Environment)
 	c.Hub.ApplyEnv(getenv)
-	proc.Env(getenv, "CENTRAL_OTEL_ENDPOINT", &c.Central.Endpoint)
-	proc.Env(getenv, "CENTRAL_OTEL_TOKEN", (*string)(&c.Central.Token))
+	config.Env(getenv, "CENTRAL_OTEL_ENDPOINT", &c.Central.Endpoint)
+	config.Env(getenv, "CENTRAL_OTEL_TOKEN", (*string)(&c.Central.Token))
 }
 
 // Validate reports every mistake at once.
@@ -215,7 +216,7 @@ const minLocalRetain = 10 * time.Second
 
 // Build makes the stages: spool, local, forward, receive. They stop in reverse order,
 // so that nothing is taken that could not be kept.
-func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
+func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	sp := newSpool(cfg.Spool, p.Ledger, p.Log)
 	cfg.Hub.Name, cfg.Hub.Counts = "edge-"+cfg.Instance.ID, p.Ledger
 	if cfg.Hub.InboxPrefix == "" {
@@ -242,7 +243,7 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []proc.Stage{
+	return []app.Stage{
 		{Name: "spool", Service: sp.service()},
 		{Name: "local", Service: newLocal(cfg, sp, p.Ledger, p.Log).service()},
 		{Name: "forward", Service: fwd.service(), Ready: fwd.way.ready},

@@ -11,12 +11,13 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/wal"
 )
 
@@ -91,7 +92,7 @@ func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) (*f
 }
 
 func (f *forward) service() services.Service {
-	return proc.Service(func(ctx context.Context) error {
+	return app.Service(func(ctx context.Context) error {
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))
 		defer stop()
 		var wg sync.WaitGroup
@@ -114,7 +115,7 @@ func (f *forward) service() services.Service {
 func (f *forward) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.Drain)
 	defer cancel()
-	proc.Until(ctx, func() bool {
+	backoff.Until(ctx, func() bool {
 		for _, sig := range otlpwire.Signals {
 			if !f.spool.empty(sig) {
 				return !f.way.connected()
@@ -146,7 +147,7 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 		if h.any {
 			attempt = 1
 		}
-		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+		if !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return
 		}
 		level := slog.LevelDebug
@@ -184,7 +185,7 @@ func (h *handing) done(a arrived) {
 func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 	owing := uint64(0) // what is to be deleted
 	for {
-		goOn := proc.Sleep(ctx, purgeInterval)
+		goOn := backoff.Sleep(ctx, purgeInterval)
 		held := &h.spool.held[h.sig]
 		held.Lock()
 		owing = max(owing, held.expire(h.spool.now()))
@@ -212,7 +213,7 @@ func (f *forward) follow(ctx context.Context) {
 		stalls[sig] = bus.NewStall(f.led, sig.String(), "", f.centre, f.log)
 		stalls[sig].Look(time.Now(), true, nil)
 	}
-	for proc.Sleep(ctx, bus.StallInterval) {
+	for backoff.Sleep(ctx, bus.StallInterval) {
 		if f.led.HubConnected.Set(0); f.way.connected() {
 			f.led.HubConnected.Set(1)
 		}
@@ -230,7 +231,7 @@ const sayInterval = time.Minute
 
 // say writes a line now and then while the centre is away.
 func (f *forward) say(ctx context.Context) {
-	for proc.Sleep(ctx, sayInterval) {
+	for backoff.Sleep(ctx, sayInterval) {
 		if f.way.connected() {
 			continue
 		}

@@ -17,12 +17,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // TestForwardKeepsOrderAcrossHubRestarts forwards while the hub is stopped and
@@ -71,7 +71,7 @@ func TestForwardKeepsOrderAcrossHubRestarts(t *testing.T) {
 	defer func() { hub.Stop() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return s.empty(otlpwire.Logs) && conn.Connected() }) {
+	if !backoff.Until(ctx, func() bool { return s.empty(otlpwire.Logs) && conn.Connected() }) {
 		t.Error("the hub is back, but the spool is not empty")
 	}
 	if err := services.StopAndAwaitTerminated(context.Background(), fwd); err != nil {
@@ -245,7 +245,7 @@ func drained(t *testing.T, s *spool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return s.empty(otlpwire.Logs) }) {
+	if !backoff.Until(ctx, func() bool { return s.empty(otlpwire.Logs) }) {
 		t.Fatal("the hub is there, but the spool is not empty")
 	}
 }
@@ -294,7 +294,7 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			found := func() []int { got := h.logs(); slices.Sort(got); return slices.Compact(got) }
-			if !proc.Until(ctx, func() bool { return len(found()) == 51 }) {
+			if !backoff.Until(ctx, func() bool { return len(found()) == 51 }) {
 				t.Fatalf("the hub holds %v of 0 to 50", found())
 			}
 			if n := testutil.ToFloat64(s.led.HubAlarms); n != 1 {
@@ -397,7 +397,7 @@ func (w *lateWay) session(ctx context.Context, st *store, _ otlpwire.Signal, don
 	<-ctx.Done()
 	late, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	proc.Until(late, func() bool { now := w.spool.current.Load(); return now != nil && now != st })
+	backoff.Until(late, func() bool { now := w.spool.current.Load(); return now != nil && now != st })
 	done(arrived{seq: 500})
 	return ctx.Err()
 }
@@ -425,7 +425,7 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 	s.watch()
 	patience, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
-	if !proc.Until(patience, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+	if !backoff.Until(patience, func() bool { st := s.current.Load(); return st != nil && st != first }) {
 		t.Fatal("the store was not opened anew")
 	}
 	accept(t, s, 0, 3)
@@ -496,7 +496,7 @@ func TestASlowHubGetsASmallerWindow(t *testing.T) {
 	wg.Go(func() { _ = w.publish(ctx, conn, st, r, otlpwire.Logs, flights, acked, first) })
 	sent := func(n int) {
 		t.Helper()
-		if !proc.Until(ctx, func() bool { return len(flights) >= n }) || len(flights) != n {
+		if !backoff.Until(ctx, func() bool { return len(flights) >= n }) || len(flights) != n {
 			t.Fatalf("%d are on their way, want %d", len(flights), n)
 		}
 	}
@@ -514,7 +514,7 @@ func TestASlowHubGetsASmallerWindow(t *testing.T) {
 	session, stop := context.WithCancel(t.Context())
 	var items atomic.Int64
 	wg.Go(func() { _ = w.session(session, st, otlpwire.Logs, func(a arrived) { items.Add(int64(a.items)) }) })
-	if !proc.Until(t.Context(), func() bool { return items.Load() == 12 }) {
+	if !backoff.Until(t.Context(), func() bool { return items.Load() == 12 }) {
 		t.Fatal("not all arrive")
 	}
 	if n := window - w.narrowed[otlpwire.Logs].Load(); n != 13 {

@@ -11,12 +11,12 @@ import (
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // TestAFullStreamKeepsTheOrder: large and small messages in turn, into a stream in which only small ones
@@ -65,7 +65,7 @@ func TestAFullStreamKeepsTheOrder(t *testing.T) {
 	defer func() { _ = services.StopAndAwaitTerminated(context.Background(), fwd) }()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return fw.way.(*hubWay).full[otlpwire.Logs].Load() != 0 }) {
+	if !backoff.Until(ctx, func() bool { return fw.way.(*hubWay).full[otlpwire.Logs].Load() != 0 }) {
 		t.Fatal("the edge has not seen that the stream is full")
 	}
 	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: "LOGS", Name: "check"})

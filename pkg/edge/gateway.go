@@ -12,12 +12,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpclient"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // CentralConfig is the other way to the centre: OTLP to a router's gateway, for
@@ -27,10 +28,10 @@ type CentralConfig struct {
 	Endpoint string `yaml:"endpoint"`
 	// Token is the instance's bearer token, as `penstock token` makes it. With a client
 	// certificate in tls there need not be one.
-	Token proc.Secret `yaml:"token"`
+	Token config.Secret `yaml:"token"`
 	// Protocol is one of grpc and http.
-	Protocol string         `yaml:"protocol"`
-	TLS      proc.ClientTLS `yaml:"tls"`
+	Protocol string           `yaml:"protocol"`
+	TLS      config.ClientTLS `yaml:"tls"`
 	// Insecure allows to send token and data in plain text.
 	Insecure bool `yaml:"insecure"`
 }
@@ -152,7 +153,7 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 		if !w.away.Swap(true) || attempt == 1 {
 			w.log.Warn("gateway does not take data, spooling", "signal", sig, "err", err)
 		}
-		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+		if !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return ctx.Err()
 		}
 	}

@@ -10,12 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // window is how many messages of a signal may be on their way to the hub: at
@@ -55,7 +55,7 @@ type hubWay struct {
 	full [len(otlpwire.Signals)]atomic.Int64
 	// denied is why the hub takes nothing of ours; nil when it does.
 	denied [len(otlpwire.Signals)]atomic.Pointer[error]
-	said   proc.Repeats
+	said   backoff.Repeats
 }
 
 func (w *hubWay) connected() bool { return w.dialer.connected() }
@@ -290,7 +290,7 @@ type dialer struct {
 	dialing struct {
 		sync.Mutex
 		since time.Time // when the hub was lost; zero when it is there
-		said  *proc.Repeats
+		said  *backoff.Repeats
 	}
 }
 
@@ -307,7 +307,7 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	}
 	if err != nil {
 		if d.dialing.since.IsZero() {
-			d.dialing.since, d.dialing.said = time.Now(), new(proc.Repeats)
+			d.dialing.since, d.dialing.said = time.Now(), new(backoff.Repeats)
 		}
 		// Once a minute, and at once when the reason is another one.
 		if _, due := d.dialing.said.Due(bus.Kind(err), time.Now()); due {

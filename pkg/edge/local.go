@@ -11,11 +11,11 @@ import (
 	"github.com/grafana/dskit/services"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // local writes what is spooled to backends beside the edge, all of it, unsampled: who
@@ -84,7 +84,7 @@ func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) 
 			}
 			leave()
 		}
-		if !proc.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
+		if !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return
 		}
 		log.Debug("reading the spool again", "err", err)

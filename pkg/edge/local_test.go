@@ -14,10 +14,10 @@ import (
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // TestLocalBackendsReadTheSpool: the hub is away and one local backend is dead, and
@@ -57,7 +57,7 @@ func TestLocalBackendsReadTheSpool(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		counted := func() float64 { return testutil.ToFloat64(s.led.Local(otlpwire.Traces, "file")(ledger.LocalDelivered)) }
-		if !proc.Until(ctx, func() bool { return lines() == 10*(round+1) && counted() == 10 && asked.Load() > 0 }) {
+		if !backoff.Until(ctx, func() bool { return lines() == 10*(round+1) && counted() == 10 && asked.Load() > 0 }) {
 			t.Errorf("round %d: %d lines of traces, %v counted, the dead backend was asked %d times", round, lines(), counted(), asked.Load())
 		}
 		cancel()
@@ -92,7 +92,7 @@ func TestLocalBackendMissesWhatIsGone(t *testing.T) {
 	count := s.led.Local(otlpwire.Logs, "file")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return testutil.ToFloat64(count(ledger.LocalDelivered)) == 5 }) {
+	if !backoff.Until(ctx, func() bool { return testutil.ToFloat64(count(ledger.LocalDelivered)) == 5 }) {
 		t.Errorf("%v delivered, want 5", testutil.ToFloat64(count(ledger.LocalDelivered)))
 	}
 	if n := testutil.ToFloat64(count(ledger.LocalMissed)); n != 3 {

@@ -15,13 +15,13 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 	"github.com/penstock/penstock/pkg/wal"
 )
@@ -162,7 +162,7 @@ func (s *spool) holdAgain(st *store, sig otlpwire.Signal) {
 // await returns the open store, when there is one.
 func (s *spool) await(ctx context.Context) (*store, error) {
 	var st *store
-	if !proc.Until(ctx, func() bool { st = s.current.Load(); return st != nil }) {
+	if !backoff.Until(ctx, func() bool { st = s.current.Load(); return st != nil }) {
 		return nil, ctx.Err()
 	}
 	return st, nil
@@ -201,7 +201,7 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 	if st != nil {
 		st.refuse(err)
 	}
-	for attempt := 1; proc.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
+	for attempt := 1; backoff.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
 		probeErr := s.probe()
 		if st != nil && (disk.NoSpace(probeErr) || disk.NoSpace(err)) {
 			for _, sig := range otlpwire.Signals { // what the hub has goes first, to the last file
@@ -353,7 +353,7 @@ func (s *spool) watch() {
 // watchWrites looks for one that does not end. It asks the disk for nothing: it would wait,
 // too.
 func (s *spool) watchWrites(ctx context.Context) {
-	for proc.Sleep(ctx, watchInterval) {
+	for backoff.Sleep(ctx, watchInterval) {
 		stalled := false
 		for i := range s.writers {
 			since := s.writers[i].since.Load()

@@ -9,11 +9,11 @@ import (
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // TestACentreThatStoresNothing: a hub that is connected and has no stream, and a gateway that
@@ -48,7 +48,7 @@ func TestACentreThatStoresNothing(t *testing.T) {
 				t.Helper()
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 				defer cancel()
-				if !proc.Until(ctx, done) {
+				if !backoff.Until(ctx, done) {
 					t.Fatalf("%s: never; said %s", what, &said)
 				}
 			}

@@ -18,11 +18,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
@@ -139,10 +139,10 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 	s.report(first, errors.New("input/output error"))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+	if !backoff.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
 		t.Fatal("the store was not opened anew")
 	}
-	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
 		t.Fatal("nothing is taken after the store was opened anew")
 	}
 	if s.current.Load().nonce() != first.nonce() {
@@ -165,7 +165,7 @@ func TestARefusingStoreIsReopened(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
 		t.Fatal("it refuses for ever")
 	}
 }
@@ -190,7 +190,7 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	patience, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	held := &s.held[otlpwire.Logs]
-	if !proc.Until(patience, func() bool { held.Lock(); defer held.Unlock(); return len(held.points) == 0 }) {
+	if !backoff.Until(patience, func() bool { held.Lock(); defer held.Unlock(); return len(held.points) == 0 }) {
 		t.Fatal("nothing was to be deleted")
 	}
 	if first := st.logs[otlpwire.Logs].State().First; first != 1 {
@@ -199,7 +199,7 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	if err := os.Remove(obstacle); err != nil {
 		t.Fatal(err)
 	}
-	if !proc.Until(patience, func() bool { return st.logs[otlpwire.Logs].State().First == 3 }) {
+	if !backoff.Until(patience, func() bool { return st.logs[otlpwire.Logs].State().First == 3 }) {
 		t.Error("what the hub has is never deleted")
 	}
 	cancel()
@@ -221,7 +221,7 @@ func TestRemovedDirectoryIsNoticed(t *testing.T) {
 	s.watch()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if !proc.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+	if !backoff.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
 		t.Fatal("nobody noticed")
 	}
 	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 1 {
@@ -390,7 +390,7 @@ func TestFullDisk(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		if !proc.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
+		if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
 			t.Fatalf("%s, and the spool does not go on", what)
 		}
 		acked++

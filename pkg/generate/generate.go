@@ -20,9 +20,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/otlpgrpc"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Config says what is sent where.
@@ -117,7 +117,7 @@ func (st *Stats) deliver(ctx context.Context, send sender, sig otlpwire.Signal, 
 			st.Rejected++
 			return true
 		}
-		if !proc.Sleep(ctx, retryPause) {
+		if !backoff.Sleep(ctx, retryPause) {
 			return false
 		}
 	}
@@ -134,7 +134,7 @@ func await(ctx context.Context, send sender, patience time.Duration) error {
 		if errors.Is(err, errFinal) || time.Now().After(deadline) {
 			return fmt.Errorf("the endpoint does not take OTLP: %w", err)
 		}
-		if !proc.Sleep(ctx, 100*time.Millisecond) {
+		if !backoff.Sleep(ctx, 100*time.Millisecond) {
 			return nil
 		}
 	}

@@ -10,31 +10,31 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Access says who the sender is, and for whom it sends. Files are read again when they
 // change.
 type Access struct {
-	TLS       proc.ClientTLS `yaml:"tls"`
-	BasicAuth BasicAuth      `yaml:"basic_auth"`
+	TLS       config.ClientTLS `yaml:"tls"`
+	BasicAuth BasicAuth        `yaml:"basic_auth"`
 	// BearerToken is a file whose content is sent as a bearer token.
 	BearerToken string `yaml:"bearer_token_file"`
 	// Headers are sent with every request.
-	Headers map[string]proc.Secret `yaml:"headers"`
-	Tenant  Tenant                 `yaml:"tenant"`
+	Headers map[string]config.Secret `yaml:"headers"`
+	Tenant  Tenant                   `yaml:"tenant"`
 
-	token, password *proc.File[string]
-	customers       *proc.File[map[string]string] // by instance
+	token, password *config.File[string]
+	customers       *config.File[map[string]string] // by instance
 }
 
 // BasicAuth is a name with a password, or a file that holds one.
 type BasicAuth struct {
-	Username     string      `yaml:"username"`      // empty: none
-	Password     proc.Secret `yaml:"password"`      // never printed; write ${NAME} and set it in the environment
-	PasswordFile string      `yaml:"password_file"` // holds it in one line
+	Username     string        `yaml:"username"`      // empty: none
+	Password     config.Secret `yaml:"password"`      // never printed; write ${NAME} and set it in the environment
+	PasswordFile string        `yaml:"password_file"` // holds it in one line
 }
 
 // Tenant says for which tenant a request is sent: in a backend for several each sees its
@@ -68,7 +68,7 @@ func (a *Access) Open(section string, secure bool) error {
 	if _, err := a.TLS.Load(section + ".tls"); err != nil {
 		errs = append(errs, err)
 	}
-	if a.TLS != (proc.ClientTLS{}) && !secure {
+	if a.TLS != (config.ClientTLS{}) && !secure {
 		fail("tls", ": the backend's address is plain text; write https://")
 	}
 	b := a.BasicAuth
@@ -90,12 +90,12 @@ func (a *Access) Open(section string, secure bool) error {
 	}
 	for _, f := range []struct {
 		key, path string
-		file      **proc.File[string]
+		file      **config.File[string]
 	}{{"bearer_token_file", a.BearerToken, &a.token}, {"basic_auth.password_file", b.PasswordFile, &a.password}} {
 		if f.path == "" {
 			continue
 		}
-		*f.file = proc.NewFile(f.path, line)
+		*f.file = config.NewFile(f.path, line)
 		if _, err := (*f.file).Get(); err != nil {
 			fail(f.key, ": %s: %w", f.path, err)
 		}
@@ -133,8 +133,8 @@ func (a *Access) openTenant(fail func(key, format string, args ...any)) {
 	if t.CustomersFile == "" {
 		return
 	}
-	a.customers = proc.NewFile(t.CustomersFile, func(text []byte) (of map[string]string, err error) {
-		if err := proc.Load(t.CustomersFile, text, &of); err != nil {
+	a.customers = config.NewFile(t.CustomersFile, func(text []byte) (of map[string]string, err error) {
+		if err := config.Load(t.CustomersFile, text, &of); err != nil {
 			return nil, err
 		}
 		for instance, customer := range of {

@@ -18,8 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/fault"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // authority signs certificates for tests.
@@ -146,7 +146,7 @@ func TestTLS(t *testing.T) {
 		defer c.http.CloseIdleConnections()
 		return post(t, c, "x")
 	}
-	good := Access{TLS: proc.ClientTLS{CA: ca, Cert: cert, Key: key, ServerName: "backend.example"}}
+	good := Access{TLS: config.ClientTLS{CA: ca, Cert: cert, Key: key, ServerName: "backend.example"}}
 	if err := send(good); err != nil {
 		t.Fatalf("all is well: %v", err)
 	}
@@ -222,7 +222,7 @@ func TestCredentialsAndTenants(t *testing.T) {
 		"bearer":          {Access{BearerToken: secret}, "Authorization", "Bearer one"},
 		"basic":           {Access{BasicAuth: BasicAuth{Username: "joe", Password: "pw"}}, "Authorization", "Basic am9lOnB3"},
 		"basic from file": {Access{BasicAuth: BasicAuth{Username: "joe", PasswordFile: secret}}, "Authorization", "Basic am9lOm9uZQ=="},
-		"own header":      {Access{Headers: map[string]proc.Secret{"X-Api-Key": "k"}}, "X-Api-Key", "k"},
+		"own header":      {Access{Headers: map[string]config.Secret{"X-Api-Key": "k"}}, "X-Api-Key", "k"},
 		"no tenant":       {Access{}, "X-Scope-OrgID", ""},
 		"one tenant":      {Access{Tenant: Tenant{Default: "all"}}, "X-Scope-OrgID", "all"},
 		"instance":        {Access{Tenant: Tenant{From: "instance"}}, "X-Scope-OrgID", "as-1"},
@@ -273,18 +273,18 @@ func TestCredentialsAndTenants(t *testing.T) {
 		access Access
 		want   string
 	}{
-		"TLS and plain text": {srv.URL, Access{TLS: proc.ClientTLS{Insecure: true}}, "loki.tls: the backend's address is plain text"},
+		"TLS and plain text": {srv.URL, Access{TLS: config.ClientTLS{Insecure: true}}, "loki.tls: the backend's address is plain text"},
 		"no user":            {srv.URL, Access{BasicAuth: BasicAuth{Password: "x"}}, "loki.basic_auth has a password and no username"},
 		"two passwords":      {srv.URL, Access{BasicAuth: BasicAuth{Username: "a", Password: "x", PasswordFile: secret}}, "set one"},
 		"two ways":           {srv.URL, Access{BasicAuth: BasicAuth{Username: "a"}, BearerToken: secret}, "two ways to say who this is"},
 		"no file":            {srv.URL, Access{BearerToken: "/nowhere"}, "loki.bearer_token_file: /nowhere"},
-		"authorization":      {srv.URL, Access{Headers: map[string]proc.Secret{"authorization": "x"}}, "loki.headers: Authorization is written by"},
+		"authorization":      {srv.URL, Access{Headers: map[string]config.Secret{"authorization": "x"}}, "loki.headers: Authorization is written by"},
 		"tenant of nobody":   {srv.URL, Access{Tenant: Tenant{From: "customer"}}, "tenant.customers_file does not say"},
 		"several tenants":    {srv.URL, Access{Tenant: Tenant{Default: "a|b"}}, `loki.tenant.default: "a|b" is no name of a tenant`},
 		"a way up":           {srv.URL, Access{Tenant: Tenant{From: "instance", Map: map[string]string{"as-1": ".."}}}, `loki.tenant.map: as-1: ".."`},
 		"a way to admin":     {srv.URL, Access{Tenant: Tenant{Default: "../admin"}}, `"../admin" is no name of a tenant`},
 		"whose tenant":       {srv.URL, Access{Tenant: Tenant{From: "moon"}}, `loki.tenant.from is "moon"`},
-		"no pair":            {"https://h", Access{TLS: proc.ClientTLS{Cert: "x"}}, "needs both cert_file and key_file"},
+		"no pair":            {"https://h", Access{TLS: config.ClientTLS{Cert: "x"}}, "needs both cert_file and key_file"},
 	} {
 		c, err := New(tc.url, "/p", nil)
 		if err == nil {
@@ -307,7 +307,7 @@ func TestSecretsSaidBackAreNotLogged(t *testing.T) {
 	defer srv.Close()
 	secret := put(t, filepath.Join(t.TempDir(), "secret"), []byte("s3cr3t-t0ken"))
 	c, _ := New(srv.URL, "/p", nil)
-	if err := c.Use("loki", Access{BearerToken: secret, Headers: map[string]proc.Secret{"X-Api-Key": "an-api-key"}, Tenant: Tenant{Default: "everybody"}}); err != nil {
+	if err := c.Use("loki", Access{BearerToken: secret, Headers: map[string]config.Secret{"X-Api-Key": "an-api-key"}, Tenant: Tenant{Default: "everybody"}}); err != nil {
 		t.Fatal(err)
 	}
 	err := post(t, c, "x")

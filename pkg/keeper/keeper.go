@@ -34,11 +34,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Keeper works for one process.
@@ -47,7 +47,7 @@ type Keeper struct {
 	first func() bool
 	led   *ledger.Ledger
 	log   *slog.Logger
-	said  proc.Repeats
+	said  backoff.Repeats
 
 	streams      []*kept
 	spans        *kept
@@ -159,7 +159,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		k.recordPushed(last, time.Time{})
 	}()
 	var stoodIn time.Time
-	for proc.Sleep(ctx, interval) {
+	for backoff.Sleep(ctx, interval) {
 		first := k.first()
 		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)

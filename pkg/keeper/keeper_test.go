@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
@@ -24,7 +25,6 @@ import (
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // world is a hub of two partitions whose streams have one MiB, and a keeper of it.
@@ -166,7 +166,7 @@ func (w *world) until(what string, done func() bool) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
 	defer cancel()
-	if !proc.Until(ctx, done) {
+	if !backoff.Until(ctx, done) {
 		w.Fatalf("%s: never", what)
 	}
 }

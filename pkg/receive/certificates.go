@@ -9,17 +9,18 @@ import (
 	"sync"
 	"time"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/config"
 )
 
 // certificates are those of the listeners and who may sign those of senders. Both are read
 // again when their files change; what is broken then leaves what was before in force.
 type certificates struct {
-	pair     *proc.File[*tls.Certificate] // nil for plain text
-	cas      *proc.File[*x509.CertPool]   // nil for no certificates of senders
-	optional bool                         // a sender may have none
+	pair     *config.File[*tls.Certificate] // nil for plain text
+	cas      *config.File[*x509.CertPool]   // nil for no certificates of senders
+	optional bool                           // a sender may have none
 	log      *slog.Logger
-	said     proc.Repeats
+	said     backoff.Repeats
 
 	mu       sync.Mutex
 	pool     *x509.CertPool
@@ -37,17 +38,17 @@ func (c TLSConfig) load() (*certificates, error) {
 		}
 		return certs, nil
 	}
-	certs.pair = proc.KeyPair(c.Cert, c.Key)
+	certs.pair = config.KeyPair(c.Cert, c.Key)
 	_, err := certs.pair.Get()
 	if err == nil && c.ClientCA != "" {
-		certs.cas = proc.CertPool(c.ClientCA)
+		certs.cas = config.CertPool(c.ClientCA)
 		_, err = certs.cas.Get()
 	}
 	return certs, err
 }
 
 // current returns what a file holds, or has held, and logs what is wrong with it.
-func current[T any](c *certificates, f *proc.File[T]) T {
+func current[T any](c *certificates, f *config.File[T]) T {
 	value, _, err := f.Look() // it could be read at the start
 	if err != nil {
 		if held, due := c.said.Due(err.Error(), time.Now()); due {

@@ -7,8 +7,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // LimitsConfig keeps one sender from taking what is there for all.
@@ -20,8 +20,8 @@ type LimitsConfig struct {
 // InstanceLimits are for all requests of one instance. What is over them is refused, and
 // its sender told to try again.
 type InstanceLimits struct {
-	Bytes    proc.Bytes `yaml:"bytes_per_second"`    // decompressed, a second's worth at once; 0 for no limit
-	Requests int        `yaml:"requests_per_second"` // a second's worth at once; 0 for no limit
+	Bytes    config.Bytes `yaml:"bytes_per_second"`    // decompressed, a second's worth at once; 0 for no limit
+	Requests int          `yaml:"requests_per_second"` // a second's worth at once; 0 for no limit
 }
 
 // AddressLimits are for one IPv4 address or one /64 network of IPv6.

@@ -3,7 +3,7 @@
 // when the next stage has taken it, never before.
 //
 //	r, err := receive.New(cfg, receive.Deps{Identify: ..., Accept: ..., ...})
-//	stages = append(stages, proc.Stage{Name: "receive", Service: r.Service()})
+//	stages = append(stages, app.Stage{Name: "receive", Service: r.Service()})
 //
 // # Promises
 //
@@ -42,10 +42,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Config is what an operator may set.
@@ -57,10 +58,10 @@ type Config struct {
 	Insecure bool `yaml:"insecure"`
 	// MaxRequest bounds one request, compressed and decompressed. The OTLP
 	// specification recommends 64 MiB.
-	MaxRequest proc.Bytes `yaml:"max_request_bytes"`
+	MaxRequest config.Bytes `yaml:"max_request_bytes"`
 	// MaxInFlight bounds the decompressed bytes of all requests in progress, with what
 	// their decompressors hold.
-	MaxInFlight proc.Bytes `yaml:"max_in_flight_bytes"`
+	MaxInFlight config.Bytes `yaml:"max_in_flight_bytes"`
 	// MaxConnections bounds the open connections of each protocol. A new one takes the place
 	// of one without a request; where all have one, it waits.
 	MaxConnections int `yaml:"max_connections"`
@@ -299,7 +300,7 @@ func (r *Receiver) listen(ctx context.Context, what, addr string) (net.Listener,
 	if addr == "" {
 		return nil, nil
 	}
-	ln, err := proc.Listen(ctx, what, addr)
+	ln, err := app.Listen(ctx, what, addr)
 	if err == nil {
 		ln = newGate(ln, r.cfg, r.deps.Ledger)
 		r.lns = append(r.lns, ln)

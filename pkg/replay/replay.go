@@ -39,9 +39,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Point is an end of a range: a time, or a sequence of the signal's stream.
@@ -58,7 +58,7 @@ func ParsePoint(text string, now time.Time) (Point, error) {
 	if seq, err := strconv.ParseUint(text, 10, 63); err == nil && seq > 0 {
 		return Point{Seq: seq}, nil
 	}
-	if ago, err := proc.ParseDuration(text); err == nil && strings.HasPrefix(text, "-") {
+	if ago, err := config.ParseDuration(text); err == nil && strings.HasPrefix(text, "-") {
 		return Point{Time: now.Add(ago)}, nil
 	}
 	if t, err := time.Parse(time.RFC3339, text); err == nil {

@@ -10,12 +10,12 @@ import (
 
 	"github.com/grafana/dskit/services"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // route reads all partitions of TRACES, splits payloads by trace ID on the wire
@@ -31,7 +31,7 @@ type route struct {
 	inputs  chan input
 	idBase  string
 	seq     uint64
-	said    proc.Repeats
+	said    backoff.Repeats
 	quota   bus.Quota
 }
 
@@ -194,7 +194,7 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(items)
 		return true
 	}
-	ok := proc.Retry(ctx, r.log, "store a dead letter", func() error {
+	ok := backoff.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
 			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
@@ -250,7 +250,7 @@ func (r *route) message(partition int, o out) bus.Message {
 
 // publish returns when all messages, one a partition, are stored. waits is told why they are not.
 func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why error)) bool {
-	return proc.Retry(ctx, r.log, "publish spans", func() error {
+	return backoff.Retry(ctx, r.log, "publish spans", func() error {
 		pending := make([]bus.Pending, len(msgs))
 		for i, m := range msgs {
 			pending[i] = r.hub.Conn.PublishAsync(m)

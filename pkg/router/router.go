@@ -30,17 +30,19 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
 // Config is what an operator may set.
 type Config struct {
-	proc.Config `yaml:",inline"`
+	app.Config `yaml:",inline"`
 
 	Hub     bus.Config    `yaml:"hub"`
 	Streams bus.Topology  `yaml:"streams"`
@@ -50,7 +52,7 @@ type Config struct {
 	Member   string        `yaml:"member"`
 	Linger   time.Duration `yaml:"linger"`          // how long spans wait for others of their partition
 	Drain    time.Duration `yaml:"drain_timeout"`   // how long a stop may take to route what is there, when no other router takes over
-	MaxBatch proc.Bytes    `yaml:"max_batch_bytes"` // how many bytes of spans are gathered at most
+	MaxBatch config.Bytes  `yaml:"max_batch_bytes"` // how many bytes of spans are gathered at most
 }
 
 // GatewayConfig is the OTLP entrance for services that have no edge.
@@ -68,7 +70,7 @@ type GatewayConfig struct {
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
 	c := Config{
-		Config:   proc.DefaultConfig(9662),
+		Config:   app.DefaultConfig(9662),
 		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
 		Streams:  bus.DefaultTopology(),
 		Gateway:  GatewayConfig{Config: receive.DefaultConfig()},
@@ -85,12 +87,12 @@ func DefaultConfig() Config {
 }
 
 // Process returns the part that is common to all roles.
-func (c *Config) Process() *proc.Config { return &c.Config }
+func (c *Config) Process() *app.Config { return &c.Config }
 
 // ApplyEnv overrides the file with the environment.
 func (c *Config) ApplyEnv(getenv func(string) string) {
 	c.Hub.ApplyEnv(getenv)
-	proc.Env(getenv, "CENTRAL_TOKENS_FILE", &c.Gateway.TokensFile)
+	config.Env(getenv, "CENTRAL_TOKENS_FILE", &c.Gateway.TokensFile)
 }
 
 // Validate reports every mistake at once.
@@ -113,12 +115,12 @@ func (c *Config) Validate() error {
 func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
 // Build makes the stages: hub, route, gateway.
-func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
+func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "router", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	rt := newRoute(cfg, hub, p.Ledger, p.Log)
 	p.Page("/partitions", rt.members.Page())
-	stages := []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}
+	stages := []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}
 	if cfg.Gateway.TokensFile == "" {
 		return stages, nil
 	}
@@ -144,14 +146,14 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(stages, proc.Stage{Name: "gateway", Service: rcv.Service()}), nil
+	return append(stages, app.Stage{Name: "gateway", Service: rcv.Service()}), nil
 }
 
 // gateway publishes requests to the hub as an edge would.
 type gateway struct {
 	hub   *bus.Hub
 	log   *slog.Logger
-	said  proc.Repeats
+	said  backoff.Repeats
 	epoch string
 	seq   atomic.Uint64
 

@@ -18,13 +18,14 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -163,13 +164,13 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 1, 64<<20
 	cfg.Hub = bus.Config{Name: "router", InProcess: bk}
 	cfg.Drain = time.Millisecond
-	stages, err := Build(proc.NewProcess(quiet, &cfg), cfg)
+	stages, err := Build(app.NewProcess(quiet, &cfg), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- proc.Run(ctx, quiet, stages) }()
+	go func() { done <- app.Run(ctx, quiet, stages) }()
 	defer func() { cancel(); <-done }()
 
 	nc, err := nats.Connect("", nats.InProcessServer(bk))
@@ -183,7 +184,7 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 	}
 	wait, stop := context.WithTimeout(t.Context(), 30*time.Second)
 	defer stop()
-	if !proc.Until(wait, func() bool { return stages[1].State() == services.Running }) {
+	if !backoff.Until(wait, func() bool { return stages[1].State() == services.Running }) {
 		t.Fatal("the router does not start")
 	}
 	spans, err := js.Stream(wait, bus.Spans)
@@ -214,7 +215,7 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 		return 0
 	}
 	// Delivered, tried at least once, and still owed.
-	if !proc.Until(wait, func() bool {
+	if !backoff.Until(wait, func() bool {
 		c, err := js.Consumer(wait, "TRACES", "router-0")
 		return err == nil && c.CachedInfo().NumAckPending == 1
 	}) {
@@ -224,12 +225,12 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 		if n := floor(); n != 0 {
 			t.Fatalf("floor %d, although SPANS is not there", n)
 		}
-		proc.Sleep(wait, 50*time.Millisecond)
+		backoff.Sleep(wait, 50*time.Millisecond)
 	}
 	if _, err := js.CreateStream(wait, spans.CachedInfo().Config); err != nil {
 		t.Fatal(err)
 	}
-	if !proc.Until(wait, func() bool { return floor() == 1 }) {
+	if !backoff.Until(wait, func() bool { return floor() == 1 }) {
 		t.Error("the input is not settled after SPANS is back")
 	}
 	again, err := js.Stream(wait, bus.Spans)

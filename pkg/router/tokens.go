@@ -12,8 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/receive"
 )
 
@@ -26,9 +27,9 @@ const lookEvery = time.Second
 //
 // The file and the memory hold the SHA-256 of a token only: whoever reads them cannot send.
 type Tokens struct {
-	file *proc.File[*table]
+	file *config.File[*table]
 	log  *slog.Logger
-	said proc.Repeats
+	said backoff.Repeats
 	now  func() time.Time
 
 	mu     sync.Mutex
@@ -79,7 +80,7 @@ type tokensFile struct {
 // An instance may have several tokens, so that a new one can take the place of an old one.
 func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 	t := &Tokens{log: log, now: time.Now}
-	t.file = proc.NewFile(path, func(text []byte) (*table, error) { return parseTokens(path, text) })
+	t.file = config.NewFile(path, func(text []byte) (*table, error) { return parseTokens(path, text) })
 	var err error
 	if t.table, err = t.file.Get(); err != nil {
 		return nil, fmt.Errorf("tokens: %w", err)
@@ -99,7 +100,7 @@ func CheckTokens(path string, text []byte) error {
 
 func parseTokens(path string, text []byte) (*table, error) {
 	var file tokensFile
-	lines, err := proc.LoadLines(path, text, &file)
+	lines, err := config.LoadLines(path, text, &file)
 	if err != nil {
 		return nil, err
 	}

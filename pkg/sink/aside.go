@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // AsideConfig says how a backend may refuse one instance without holding up the others.
@@ -101,7 +101,7 @@ func (a *aside) claim(ctx context.Context) bool {
 	}
 	work := a.work
 	a.drains.Go(func() {
-		for proc.Sleep(work, lookInterval) {
+		for backoff.Sleep(work, lookInterval) {
 			_ = a.look(work) // or the next time
 		}
 	})
@@ -140,7 +140,7 @@ func (a *aside) beginLocked(instance string) {
 	a.gauge(float64(len(a.waiting)))
 	work := a.work
 	a.drains.Go(func() {
-		proc.Retry(work, a.delivery.log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
+		backoff.Retry(work, a.delivery.log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
 	})
 }
 

@@ -16,12 +16,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -100,7 +100,7 @@ type asideWorld struct {
 func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
 	w := &tenants{refused: map[string]error{}, stored: map[string][]string{}, asked: map[string]int{}}
 	d, conn := testDelivery(t, w)
-	d.sig, d.said = sig, new(proc.Repeats)
+	d.sig, d.said = sig, new(backoff.Repeats)
 	world := &asideWorld{t, w, d, conn, map[string][]string{}, nil}
 	world.router() // for the horizon
 	return world
@@ -182,7 +182,7 @@ func (w *asideWorld) until(what string, ok func() bool) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), 2*time.Minute)
 	defer cancel()
-	if !proc.Until(ctx, ok) {
+	if !backoff.Until(ctx, ok) {
 		w.Fatalf("%s: never; stored %v", what, w.w.stored)
 	}
 }
@@ -497,7 +497,7 @@ func TestSumsDoNotComeBack(t *testing.T) {
 		t.Helper()
 		sent++
 		s.publish(t, sent)
-		if !proc.Until(t.Context(), func() bool { return len(s.stored()) == sent }) {
+		if !backoff.Until(t.Context(), func() bool { return len(s.stored()) == sent }) {
 			t.Fatal("stopped")
 		}
 	}
@@ -507,7 +507,7 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	s.refuses(3, http.StatusTooManyRequests, "too many")
 	send()
 	gauge := s.led.Aside("metrics", 0, "prometheus")
-	if !proc.Until(t.Context(), func() bool { return testutil.ToFloat64(gauge) == 0 }) {
+	if !backoff.Until(t.Context(), func() bool { return testutil.ToFloat64(gauge) == 0 }) {
 		t.Fatal("stopped")
 	}
 	send()

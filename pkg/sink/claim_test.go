@@ -18,11 +18,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // sums is a Prometheus that keeps the first value of each request, and the lane of metrics that feeds it.
@@ -118,7 +118,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 			mine := *s.delivery // as the members begin it anew
 			(&directLane{lane: lane, delivery: &mine}).run(ctx)
 		}()
-		if !proc.Until(t.Context(), func() bool {
+		if !backoff.Until(t.Context(), func() bool {
 			return len(s.stored())+int(testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
 		}) {
 			t.Fatal("stopped")
@@ -170,7 +170,7 @@ func TestALostFloorRepeats(t *testing.T) {
 		t.Helper()
 		within, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if !proc.Until(within, func() bool { return testutil.ToFloat64(c) >= want }) {
+		if !backoff.Until(within, func() bool { return testutil.ToFloat64(c) >= want }) {
 			t.Fatalf("%s: %v of %v, %v dead", what, testutil.ToFloat64(c), want, testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)))
 		}
 	}
@@ -223,7 +223,7 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-answered
-		if !proc.Until(t.Context(), func() bool {
+		if !backoff.Until(t.Context(), func() bool {
 			return testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder))+testutil.ToFloat64(signal.Deduplicated("prometheus")) == float64(n+1)
 		}) {
 			t.Fatal("stopped")

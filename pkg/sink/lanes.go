@@ -11,12 +11,12 @@ import (
 	"github.com/grafana/dskit/services"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
@@ -32,7 +32,7 @@ type lanes struct {
 	hub     *bus.Hub
 	members *bus.Members
 	horizon *bus.Horizon
-	said    proc.Repeats
+	said    backoff.Repeats
 	quota   bus.Quota
 }
 
@@ -80,7 +80,7 @@ func (l *lanes) service() services.Service {
 
 // serveJobs answers those who may have one instance replayed, as one of the sinks.
 func (l *lanes) serveJobs(ctx context.Context) {
-	proc.Retry(ctx, l.log, "answer requests for replays", func() error {
+	backoff.Retry(ctx, l.log, "answer requests for replays", func() error {
 		jobs, err := replay.Open(ctx, l.hub.Conn, l.cfg.Streams)
 		if err != nil {
 			return err
@@ -292,7 +292,7 @@ type delivery struct {
 	conn    func() *bus.Conn // there once the hub's stage has started
 	led     *ledger.Ledger
 	log     *slog.Logger
-	said    *proc.Repeats // shared by all lanes; nil: everything is said
+	said    *backoff.Repeats // shared by all lanes; nil: everything is said
 	// count counts, where it is set, instead of the ledger.
 	count tally
 	// owned is [backend.Delivery.Owned].
@@ -303,17 +303,17 @@ type delivery struct {
 	waits func(why error)
 }
 
-// retry is [proc.Retry] for what the lane waits for.
+// retry is [backoff.Retry] for what the lane waits for.
 func (d *delivery) retry(ctx context.Context, what string, do func() error) bool {
 	return retry(ctx, d.log, d.waits, what, do)
 }
 
 func retry(ctx context.Context, log *slog.Logger, waits func(why error), what string, do func() error) bool {
 	if waits == nil {
-		return proc.Retry(ctx, log, what, do)
+		return backoff.Retry(ctx, log, what, do)
 	}
 	defer waits(nil)
-	return proc.Retry(ctx, log, what, func() error {
+	return backoff.Retry(ctx, log, what, func() error {
 		err := do()
 		if err != nil {
 			waits(fmt.Errorf("cannot %s: %w", what, err))

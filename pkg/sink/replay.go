@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
@@ -133,7 +133,7 @@ func (r *replays) settle(ctx context.Context, key string, find func() any) {
 		if ctx.Err() != nil {
 			return
 		}
-		proc.Retry(ctx, r.log, "write down what is known of a replay job", func() error {
+		backoff.Retry(ctx, r.log, "write down what is known of a replay job", func() error {
 			b, err := r.hub.Conn.Replays(ctx, r.cfg.Streams)
 			if err == nil {
 				err = b.Create(ctx, key, value)
@@ -154,7 +154,7 @@ func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Pla
 	if !r.rules.await(ctx) {
 		return nil
 	}
-	proc.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
+	backoff.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
 		rules, err := r.rules.replayed(job.Policies)
 		if err == nil {
 			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, rules.wait(), time.Now())
@@ -188,7 +188,7 @@ func (r *replays) check(ctx context.Context, job replay.Status, name string) rep
 			c.OK, c.Text = ok, text
 			return c
 		}
-		if attempt == askTimes || !proc.Sleep(ctx, time.Second) {
+		if attempt == askTimes || !backoff.Sleep(ctx, time.Second) {
 			c.OK, c.Text = false, fmt.Sprintf("%s does not say what it takes: %v", w.Name(), err)
 			return c
 		}
@@ -258,7 +258,7 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	report, stop := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
 	reporter.Go(func() {
-		for proc.Sleep(report, time.Second) {
+		for backoff.Sleep(report, time.Second) {
 			e.report(report)
 		}
 	})
@@ -309,7 +309,7 @@ func (e *excerpt) claimed(ctx context.Context) bool {
 		return true
 	}
 	e.end = false
-	ok := proc.Retry(ctx, e.log, "read how far a replay is", func() error {
+	ok := backoff.Retry(ctx, e.log, "read how far a replay is", func() error {
 		b, err := e.hub.Conn.Replays(ctx, e.cfg.Streams)
 		if err != nil {
 			return err
@@ -363,7 +363,7 @@ func (e *excerpt) finish(ctx context.Context) bool {
 	if !e.progress().Done {
 		e.change(func(p *replay.Progress) { p.Done, p.Floor, p.Wait = true, max(p.Floor, e.lane.Last), "" })
 		lost := false
-		if !proc.Retry(ctx, e.log, "write down that a replay lane is done", func() error {
+		if !backoff.Retry(ctx, e.log, "write down that a replay lane is done", func() error {
 			err := e.write(ctx)
 			if lost = errors.Is(err, errLost); lost {
 				return nil
@@ -515,7 +515,7 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 	})
 	if e.behind() > maxBehind {
 		e.change(func(p *replay.Progress) { p.Wait = "live traffic is behind" })
-		if !proc.Sleep(ctx, yield) {
+		if !backoff.Sleep(ctx, yield) {
 			return false
 		}
 		e.change(func(p *replay.Progress) { p.Wait = "" })
@@ -529,7 +529,7 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 	}
 	e.due = e.due.Add(time.Duration(float64(d.Size) / e.share() * float64(time.Second)))
 	if pause := e.due.Sub(now); pause > 0 {
-		return proc.Sleep(ctx, pause)
+		return backoff.Sleep(ctx, pause)
 	}
 	return true
 }

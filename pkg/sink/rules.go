@@ -9,9 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -171,7 +171,7 @@ func (r *rules) hold() time.Duration {
 // await waits until the hub's versions are known. It returns false when ctx ended
 // first.
 func (r *rules) await(ctx context.Context) bool {
-	return proc.Until(ctx, func() bool {
+	return backoff.Until(ctx, func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		return r.known

@@ -25,10 +25,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
@@ -39,7 +40,7 @@ type Backends = backend.Config
 // Config is what an operator may set. A signal that has no backend goes to the
 // file backend.
 type Config struct {
-	proc.Config `yaml:",inline"`
+	app.Config `yaml:",inline"`
 
 	Hub      bus.Config     `yaml:"hub"`
 	Streams  bus.Topology   `yaml:"streams"`
@@ -70,7 +71,7 @@ type SamplingConfig struct {
 	File string `yaml:"file"`
 	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
 	// 500 bytes for each trace. The instance that holds most waits first.
-	MaxBytes proc.Bytes `yaml:"max_bytes_per_partition"`
+	MaxBytes config.Bytes `yaml:"max_bytes_per_partition"`
 	// KeptSpans is how many spans a second the backend is meant to take, of all
 	// instances; 0 for no such bound. It is the measure for InstanceShare only.
 	KeptSpans int64 `yaml:"kept_spans_per_second"`
@@ -99,7 +100,7 @@ func (c SamplingConfig) policies() (*policy.Set, error) {
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
 	c := Config{
-		Config:   proc.DefaultConfig(9663),
+		Config:   app.DefaultConfig(9663),
 		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
 		Streams:  bus.DefaultTopology(),
 		Sampling: SamplingConfig{MaxBytes: 256 << 20, InstanceShare: 25},
@@ -142,14 +143,14 @@ func (w *Writers) Close() error {
 }
 
 // Process returns the part that is common to all roles.
-func (c *Config) Process() *proc.Config { return &c.Config }
+func (c *Config) Process() *app.Config { return &c.Config }
 
 // ApplyEnv overrides the file with the environment.
 func (c *Config) ApplyEnv(getenv func(string) string) {
 	c.Hub.ApplyEnv(getenv)
-	proc.Env(getenv, "TEMPO_ENDPOINT", &c.Backends.Tempo.Endpoint)
-	proc.Env(getenv, "PROMETHEUS_URL", &c.Backends.Prometheus.URL)
-	proc.Env(getenv, "LOKI_URL", &c.Backends.Loki.URL)
+	config.Env(getenv, "TEMPO_ENDPOINT", &c.Backends.Tempo.Endpoint)
+	config.Env(getenv, "PROMETHEUS_URL", &c.Backends.Prometheus.URL)
+	config.Env(getenv, "LOKI_URL", &c.Backends.Loki.URL)
 }
 
 // Validate reports every mistake at once, also those in the policies.
@@ -185,7 +186,7 @@ func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 const keepAllWait = 2 * time.Second
 
 // Build makes the stages: hub, lanes.
-func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
+func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
 	log := p.Log.With("component", "sink")
@@ -200,5 +201,5 @@ func Build(p *proc.Process, cfg Config) ([]proc.Stage, error) {
 	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
 	ls := &lanes{cfg: cfg, rules: rules, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, p.Ledger, log), led: p.Ledger, log: log}
-	return []proc.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
+	return []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

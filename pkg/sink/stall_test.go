@@ -11,11 +11,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -71,7 +71,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			seconds, stalls := d.led.Stall("traces", "0", "tempo")
 			wait, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer stop()
-			if !proc.Until(wait, func() bool {
+			if !backoff.Until(wait, func() bool {
 				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", why)
 			}) {
 				t.Errorf("it stands for %v s, %v stalls:\n%s", testutil.ToFloat64(seconds), testutil.ToFloat64(stalls), &said)

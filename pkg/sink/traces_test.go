@@ -14,11 +14,11 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
@@ -138,7 +138,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
-		if !proc.Until(ctx, func() bool { return slices.Equal(decided(), want) }) {
+		if !backoff.Until(ctx, func() bool { return slices.Equal(decided(), want) }) {
 			t.Fatalf("%s: decided are %v, want %v", what, decided(), want)
 		}
 	}

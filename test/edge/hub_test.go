@@ -22,8 +22,8 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/test/daemon"
 	"github.com/penstock/penstock/test/faultproxy"
 )
@@ -91,7 +91,7 @@ func (a *authority) server() *tls.Config {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	cfg, err := proc.ClientTLS{CA: a.ca}.Load("test")
+	cfg, err := config.ClientTLS{CA: a.ca}.Load("test")
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -142,14 +142,14 @@ func TestWaysToTheHub(t *testing.T) {
 		wrong  func(*bus.Config) // what the server must refuse; nil for nothing
 	}{
 		"TLS": {withTLS(false, false), nil, func(url string, a *authority) bus.Config {
-			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: proc.ClientTLS{CA: a.ca}}
+			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: config.ClientTLS{CA: a.ca}}
 		}, func(c *bus.Config) { c.TLS.CA = "" }},
 		"TLS first": {withTLS(false, true), nil, func(url string, a *authority) bus.Config {
-			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: proc.ClientTLS{CA: a.ca}, HandshakeFirst: true}
+			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: config.ClientTLS{CA: a.ca}, HandshakeFirst: true}
 		}, func(c *bus.Config) { c.HandshakeFirst = false }},
 		"mTLS": {withTLS(true, false), nil, func(url string, a *authority) bus.Config {
 			cert, key := a.issue("client")
-			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: proc.ClientTLS{CA: a.ca, Cert: cert, Key: key}}
+			return bus.Config{URL: strings.Replace(url, "nats:", "tls:", 1), TLS: config.ClientTLS{CA: a.ca, Cert: cert, Key: key}}
 		}, func(c *bus.Config) { c.TLS.Cert, c.TLS.Key = "", "" }},
 		"token": {func(o *server.Options, _ *authority) { o.Authorization = token }, nil, func(url string, _ *authority) bus.Config {
 			return bus.Config{URL: url, Token: token}
@@ -161,7 +161,7 @@ func TestWaysToTheHub(t *testing.T) {
 			return bus.Config{URL: url}
 		}, nil},
 		"WebSocket and TLS": {socket(true), func(s *server.Server, o *server.Options) string { return s.WebsocketURL() }, func(url string, a *authority) bus.Config {
-			return bus.Config{URL: url, TLS: proc.ClientTLS{CA: a.ca}}
+			return bus.Config{URL: url, TLS: config.ClientTLS{CA: a.ca}}
 		}, func(c *bus.Config) { c.TLS.CA = "" }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -327,7 +327,7 @@ func TestBitsFlipOnTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(proxy.Close)
-	cfg := bus.Config{URL: "tls://" + s.Addr().String(), TLS: proc.ClientTLS{CA: a.ca}}
+	cfg := bus.Config{URL: "tls://" + s.Addr().String(), TLS: config.ClientTLS{CA: a.ca}}
 	as := cfg
 	as.Name = "operator"
 	operator(t, as)

@@ -34,11 +34,11 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend/loki"
@@ -106,7 +106,7 @@ func newWorld(t *testing.T) *world {
 	rc.Gateway.TokensFile = filepath.Join(dir, "tokens.yaml")
 	out := must[[]byte](t)(exec.Command(w.penstock(), "token", "-instance-id", "as-1", "-customer-id", "evil", "-file", rc.Gateway.TokensFile).CombinedOutput())
 	w.token = regexp.MustCompile(`token \(shown once\): (\S+)`).FindStringSubmatch(string(out))[1]
-	rp := proc.NewProcess(log.With("role", "router"), &rc)
+	rp := app.NewProcess(log.With("role", "router"), &rc)
 	stages, err := router.Build(rp, rc)
 	w.start(rp, stages, err)
 
@@ -120,7 +120,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.metrics = filepath.Join(dir, "metrics.jsonl")
-	sp := proc.NewProcess(log.With("role", "sink"), &sc)
+	sp := app.NewProcess(log.With("role", "sink"), &sc)
 	stages, err = sink.Build(sp, sc)
 	w.start(sp, stages, err)
 
@@ -130,7 +130,7 @@ func newWorld(t *testing.T) *world {
 	ec.Spool.Dir, ec.Spool.Reserve = t.TempDir(), 1<<20
 	ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen = daemon.FreeAddr(), daemon.FreeAddr()
 	w.edge = ec.Receive.HTTP.Listen
-	ep := proc.NewProcess(log.With("role", "edge"), &ec)
+	ep := app.NewProcess(log.With("role", "edge"), &ec)
 	stages, err = edge.Build(ep, ec)
 	w.start(ep, stages, err)
 
@@ -197,14 +197,14 @@ func (w *world) serve() (url string) {
 }
 
 // start runs a role until the end of the test.
-func (w *world) start(p *proc.Process, stages []proc.Stage, err error) {
+func (w *world) start(p *app.Process, stages []app.Stage, err error) {
 	w.t.Helper()
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- proc.Run(ctx, p.Log, stages) }()
+	go func() { done <- app.Run(ctx, p.Log, stages) }()
 	w.t.Cleanup(func() {
 		cancel()
 		<-done

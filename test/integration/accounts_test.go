@@ -8,9 +8,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // TestAHubMovesToAccounts: the streams of a hub with users.conf, which are in the account
@@ -35,7 +35,7 @@ func TestAHubMovesToAccounts(t *testing.T) {
 	send := func(url string, from, to int) {
 		t.Helper()
 		log, _ := newLog(t)
-		c, err := bus.Dial(bus.Config{URL: url, User: "edge-as-1", Pass: proc.Secret(password), Name: "edge-as-1", InboxPrefix: "_INBOX_as-1"}, log)
+		c, err := bus.Dial(bus.Config{URL: url, User: "edge-as-1", Pass: config.Secret(password), Name: "edge-as-1", InboxPrefix: "_INBOX_as-1"}, log)
 		if err != nil {
 			t.Fatal(err)
 		}

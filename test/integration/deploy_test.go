@@ -18,13 +18,14 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/test/backend"
 )
 
@@ -200,7 +201,7 @@ func TestDeployedServerSpeaksTLS(t *testing.T) {
 	url := "tls://" + s.Addr().String()
 	log, _ := newLog(t)
 	connect := func(user, password, ca string) error {
-		c, err := bus.Dial(bus.Config{URL: url, User: user, Pass: proc.Secret(password), Name: user, InboxPrefix: "_INBOX_x", TLS: proc.ClientTLS{CA: ca}}, log)
+		c, err := bus.Dial(bus.Config{URL: url, User: user, Pass: config.Secret(password), Name: user, InboxPrefix: "_INBOX_x", TLS: config.ClientTLS{CA: ca}}, log)
 		if err == nil {
 			c.Close()
 		}
@@ -328,7 +329,7 @@ func TestDeployedCluster(t *testing.T) {
 	ec.Hub = bus.Config{URL: urls, User: "edge-as-1", Pass: password}
 	ec.Spool.Dir, ec.Spool.Reserve = t.TempDir(), 1<<20
 	ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen = backend.FreeAddr(t), backend.FreeAddr(t)
-	p := proc.NewProcess(log, &ec)
+	p := app.NewProcess(log, &ec)
 	stages, err := edge.Build(p, ec)
 	e := start(t, p, stages, err)
 

@@ -47,15 +47,15 @@ tail_sampling:
     - {name: rest, type: probabilistic, probabilistic: {sampling_percentage: 30}}
 `
 
-// app is an application with the OpenTelemetry SDK: all three signals through
+// shop is an application with the OpenTelemetry SDK: all three signals through
 // the SDK's own exporters.
-type app struct {
+type shop struct {
 	traces  *sdktrace.TracerProvider
 	metrics *sdkmetric.MeterProvider
 	logs    *sdklog.LoggerProvider
 }
 
-func startApp(t *testing.T, addr string, overGRPC bool) *app {
+func startApp(t *testing.T, addr string, overGRPC bool) *shop {
 	t.Helper()
 	ctx := t.Context()
 	var (
@@ -80,7 +80,7 @@ func startApp(t *testing.T, addr string, overGRPC bool) *app {
 	}
 	// The application claims to be another instance: identity is overwritten.
 	res := resource.NewSchemaless(attribute.String("service.name", "checkout"), attribute.String("instance.id", "forged"))
-	a := &app{
+	a := &shop{
 		traces:  sdktrace.NewTracerProvider(sdktrace.WithBatcher(te, sdktrace.WithMaxQueueSize(1<<16)), sdktrace.WithResource(res)),
 		metrics: sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewPeriodicReader(me, sdkmetric.WithInterval(time.Hour))), sdkmetric.WithResource(res)),
 		logs:    sdklog.NewLoggerProvider(sdklog.WithProcessor(sdklog.NewBatchProcessor(le, sdklog.WithMaxQueueSize(1<<16))), sdklog.WithResource(res)),
@@ -92,7 +92,7 @@ func startApp(t *testing.T, addr string, overGRPC bool) *app {
 	return a
 }
 
-// sent is what an app has sent: trace IDs by what must become of them.
+// sent is what a shop has sent: trace IDs by what must become of them.
 type sent struct {
 	wanted map[string]bool // errors, slow ones, and those below the threshold
 	all    int
@@ -100,7 +100,7 @@ type sent struct {
 }
 
 // work makes n traces of three spans each: one in ten fails, one in ten is slow.
-func (a *app) work(t *testing.T, n int) sent {
+func (a *shop) work(t *testing.T, n int) sent {
 	t.Helper()
 	ctx := t.Context()
 	tracer := a.traces.Tracer("test")
@@ -155,7 +155,7 @@ func (a *app) work(t *testing.T, n int) sent {
 	return out
 }
 
-func (a *app) flush(ctx context.Context) error {
+func (a *shop) flush(ctx context.Context) error {
 	for _, f := range []func(context.Context) error{a.traces.ForceFlush, a.metrics.ForceFlush, a.logs.ForceFlush} {
 		if err := f(ctx); err != nil {
 			return err

@@ -10,9 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend"
@@ -41,7 +42,7 @@ func (p *pipeline) startGateway(t *testing.T, tokens string) (*role, router.Conf
 	rc := router.DefaultConfig()
 	rc.Hub.URL, rc.Gateway.TokensFile = p.hub.url, tokens
 	rc.Gateway.GRPC.Listen, rc.Gateway.HTTP.Listen = backend.FreeAddr(t), backend.FreeAddr(t)
-	pr := proc.NewProcess(p.log, &rc)
+	pr := app.NewProcess(p.log, &rc)
 	stages, err := router.Build(pr, rc)
 	p.router = start(t, pr, stages, err)
 	return p.router, rc
@@ -119,7 +120,7 @@ func TestEdgeThroughGateway(t *testing.T) {
 				if err := ec.Validate(); err != nil {
 					t.Fatal(err)
 				}
-				pr := proc.NewProcess(p.log.With("role", "edge"), &ec)
+				pr := app.NewProcess(p.log.With("role", "edge"), &ec)
 				stages, err := edge.Build(pr, ec)
 				return start(t, pr, stages, err)
 			}
@@ -140,7 +141,7 @@ func TestEdgeThroughGateway(t *testing.T) {
 			if n := count(t, otlpwire.Logs, "penstock_forwarded_items_total", e); n != 0 {
 				t.Errorf("%d items forwarded with a wrong token", n)
 			}
-			ec.Central.Token = proc.Secret(token)
+			ec.Central.Token = config.Secret(token)
 			run()
 			send(30)
 			p.hub.stop()

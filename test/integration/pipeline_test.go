@@ -14,12 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend"
@@ -45,19 +46,19 @@ func tail(s string, n int) string {
 
 // role is a running edge, router or sink.
 type role struct {
-	*proc.Process
+	*app.Process
 	stop func() // waits
 }
 
 // start runs the stages of a role until stop or the end of the test.
-func start(t testing.TB, p *proc.Process, stages []proc.Stage, err error) *role {
+func start(t testing.TB, p *app.Process, stages []app.Stage, err error) *role {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- proc.Run(ctx, p.Log, stages) }()
+	go func() { done <- app.Run(ctx, p.Log, stages) }()
 	var once sync.Once
 	r := &role{Process: p, stop: func() {
 		once.Do(func() {
@@ -192,7 +193,7 @@ func startPipeline(t testing.TB, configure func(*sink.Config)) *pipeline {
 func (p *pipeline) credential(role string) bus.Config {
 	cfg := bus.Config{URL: p.hub.url}
 	if p.password != "" {
-		cfg.User, cfg.Pass = role, proc.Secret(p.password)
+		cfg.User, cfg.Pass = role, config.Secret(p.password)
 	}
 	return cfg
 }
@@ -205,7 +206,7 @@ func (p *pipeline) startRouter(t testing.TB) {
 	if p.streams.Partitions != 0 {
 		rc.Streams = p.streams
 	}
-	proc := proc.NewProcess(p.log.With("role", "router"), &rc)
+	proc := app.NewProcess(p.log.With("role", "router"), &rc)
 	stages, err := router.Build(proc, rc)
 	p.router = start(t, proc, stages, err)
 }
@@ -219,7 +220,7 @@ func (p *pipeline) startSink(t testing.TB, configure func(*sink.Config)) {
 	if err := sc.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	proc := proc.NewProcess(p.log.With("role", "sink"), &sc)
+	proc := app.NewProcess(p.log.With("role", "sink"), &sc)
 	stages, err := sink.Build(proc, sc)
 	p.sink = start(t, proc, stages, err)
 }
@@ -253,7 +254,7 @@ func startEdgeWith(t testing.TB, log *slog.Logger, hubURL, dir string, instance 
 	if err := ec.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	proc := proc.NewProcess(log.With("role", "edge", "edge", instance.ID), &ec)
+	proc := app.NewProcess(log.With("role", "edge", "edge", instance.ID), &ec)
 	stages, err := edge.Build(proc, ec)
 	return &edgeAddrs{start(t, proc, stages, err), ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen}
 }

@@ -9,9 +9,9 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend"
@@ -118,10 +118,10 @@ func TestReplayWithinRights(t *testing.T) {
 	rc.Hub = bus.Config{URL: s.ClientURL(), User: "router", Pass: password}
 	sc.Hub = bus.Config{URL: s.ClientURL(), User: "sink", Pass: password}
 	rc.Admin.Listen, sc.Admin.Listen, sc.File.Dir = "", "", t.TempDir()
-	rp := proc.NewProcess(log.With("role", "router"), &rc)
+	rp := app.NewProcess(log.With("role", "router"), &rc)
 	stages, err := router.Build(rp, rc)
 	start(t, rp, stages, err)
-	sp := proc.NewProcess(log.With("role", "sink"), &sc)
+	sp := app.NewProcess(log.With("role", "sink"), &sc)
 	stages, err = sink.Build(sp, sc)
 	start(t, sp, stages, err)
 	h.send(t, as("admin"))

@@ -17,15 +17,15 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/proc"
 )
 
 // Config is what an operator may set.
 type Config struct {
-	Dir      string     `yaml:"dir"`       // directory of the files
-	MaxBytes proc.Bytes `yaml:"max_bytes"` // of one file; the one before is kept as <name>.1
+	Dir      string       `yaml:"dir"`       // directory of the files
+	MaxBytes config.Bytes `yaml:"max_bytes"` // of one file; the one before is kept as <name>.1
 }
 
 // Writer appends the requests of one signal to its file. It is safe for

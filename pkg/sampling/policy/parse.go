@@ -14,7 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/penstock/penstock/pkg/proc"
+	"github.com/penstock/penstock/pkg/config"
 )
 
 // settings is the collector's configuration of tail_sampling, as far as it is
@@ -146,10 +146,10 @@ func Parse(name string, text []byte) (*Set, error) {
 		outer := struct {
 			TailSampling *settings `yaml:"tail_sampling"`
 		}{&st}
-		if err := proc.Load(name, text, &outer); err != nil {
+		if err := config.Load(name, text, &outer); err != nil {
 			return nil, err
 		}
-	} else if err := proc.Load(name, text, &st); err != nil {
+	} else if err := config.Load(name, text, &st); err != nil {
 		return nil, err
 	}
 	b := builder{file: name}

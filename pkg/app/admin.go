@@ -1,4 +1,4 @@
-package proc
+package app
 
 import (
 	"context"
@@ -19,6 +19,8 @@ import (
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/penstock/penstock/pkg/config"
 )
 
 // AdminConfig says where the admin server listens.
@@ -30,7 +32,7 @@ type AdminConfig struct {
 	Pprof bool     `yaml:"pprof"` // serve /debug/pprof
 	// Token lets other machines see /config and /debug/pprof, which are for this machine
 	// otherwise: as Authorization: Bearer <token>.
-	Token Secret `yaml:"token"`
+	Token config.Secret `yaml:"token"`
 }
 
 // guard refuses what a page from elsewhere may have a browser ask.
@@ -139,7 +141,7 @@ func adminPages(p *Process, stages []Stage, cfg AdminConfig) http.Handler {
 			return
 		}
 		w.Header().Set("Content-Type", "text/yaml; charset=utf-8")
-		_, _ = w.Write(userInfo.ReplaceAll(text, []byte("${1}"+redacted+"@")))
+		_, _ = w.Write(userInfo.ReplaceAll(text, []byte("${1}"+config.Redacted+"@")))
 	}))
 	for path, h := range p.pages {
 		mux.Handle("GET "+path, h)

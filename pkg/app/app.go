@@ -1,8 +1,8 @@
-// Package proc is what every penstock process has: a configuration from file
+// Package app is what every penstock process has: a configuration from file
 // and environment, a logger, stages that start and stop in order, and an admin
 // server.
 //
-//	os.Exit(proc.Command{Name: "edge", Settings: &cfg, Build: build}.Main(os.Args[1:]))
+//	os.Exit(app.Command{Name: "edge", Settings: &cfg, Build: build}.Main(os.Args[1:]))
 //
 // # Promises
 //
@@ -14,7 +14,7 @@
 // # Not here
 //
 // What the stages do.
-package proc
+package app
 
 import (
 	"context"
@@ -23,7 +23,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -37,6 +36,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/memlimit"
 )
@@ -207,7 +207,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 	var lines map[string]int
 	if file != "" {
 		var err error
-		if lines, err = loadFile(file, c.Settings); err != nil {
+		if lines, err = config.LoadFileLines(file, c.Settings); err != nil {
 			return err
 		}
 	}
@@ -215,7 +215,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 	if err := fs.Parse(args); err != nil { // once more: flags win
 		return err
 	}
-	return at(file, lines, errors.Join(c.Settings.Process().Validate(), c.Settings.Validate()))
+	return config.At(file, lines, errors.Join(c.Settings.Process().Validate(), c.Settings.Validate()))
 }
 
 func (c Command) run(p *Process) error {
@@ -331,17 +331,4 @@ func VersionLine(name string) string {
 		}
 	}
 	return line
-}
-
-// Loopback reports whether a host of an address is this machine alone.
-func Loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// Env sets *to when the variable is set and not empty.
-func Env(getenv func(string) string, name string, to *string) {
-	if v := getenv(name); v != "" {
-		*to = v
-	}
 }

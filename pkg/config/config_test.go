@@ -1,4 +1,4 @@
-package proc
+package config
 
 import (
 	"encoding/json"
@@ -29,7 +29,7 @@ type outer struct {
 	Level slog.Level `yaml:"level"`
 }
 
-// Embedded stands in for proc.Config.
+// Embedded stands in for app.Config.
 type Embedded struct {
 	Name string `yaml:"name"`
 }
@@ -109,7 +109,7 @@ func TestErrorsOfValidationHaveALine(t *testing.T) {
 	for text, want := range map[string]string{
 		"a.list[0].pattern is wrong": "f:3: a.list[0].pattern is wrong", "a.list[1]: no": "f:2: a.list[1]: no", "a.other is 0": "f:1: a.other is 0", "b is 0": "b is 0",
 	} {
-		if got := at("f", lines, errors.New(text)); got.Error() != want {
+		if got := At("f", lines, errors.New(text)); got.Error() != want {
 			t.Errorf("got %v, want %s", got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package proc
+package app
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/grafana/dskit/services"
+
+	"github.com/penstock/penstock/pkg/config"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -73,8 +75,8 @@ func TestRunStopsTheOthersWhenOneFails(t *testing.T) {
 
 type testSettings struct {
 	Config `yaml:",inline"`
-	Token  Secret `yaml:"token"`
-	URL    string `yaml:"url"`
+	Token  config.Secret `yaml:"token"`
+	URL    string        `yaml:"url"`
 }
 
 func (s *testSettings) Process() *Config             { return &s.Config }
@@ -129,7 +131,7 @@ func TestAdminAnswers(t *testing.T) {
 	if code, body := get("/services"); code != 200 || !strings.Contains(body, `"work","state":"Running"`) {
 		t.Errorf("/services: %d %s", code, body)
 	}
-	if code, body := get("/config"); code != 200 || strings.Contains(body, "canary") || !strings.Contains(body, redacted) {
+	if code, body := get("/config"); code != 200 || strings.Contains(body, "canary") || !strings.Contains(body, config.Redacted) {
 		t.Errorf("/config: %d %s", code, body)
 	}
 	if code, body := get("/metrics"); code != 200 || !strings.Contains(body, `penstock_refused_items_total{reason="full",signal="logs"} 0`) {

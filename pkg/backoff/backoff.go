@@ -1,4 +1,8 @@
-package proc
+// Package backoff waits: for a time, for a condition, or between attempts with growing pauses; and it
+// lets one of many equal messages through a minute.
+//
+// How long a pause is after which error is not here but in package fault.
+package backoff
 
 import (
 	"context"

@@ -1,4 +1,9 @@
-package proc
+// Package config reads configurations: YAML files whose errors name file, line and key, variables of the environment,
+// secrets that are never printed, sizes and durations, and the files of TLS, which are read again when they
+// change.
+//
+// What a configuration means is not here, but with those who have it.
+package config
 
 import (
 	"bytes"
@@ -26,12 +31,12 @@ const maxConfigBytes = 1 << 20
 //
 //	edge.yaml:7: forward.windw: unknown key; known here: attempts, window
 func LoadFile(path string, into any) error {
-	_, err := loadFile(path, into)
+	_, err := LoadFileLines(path, into)
 	return err
 }
 
-// loadFile also returns the line of every key.
-func loadFile(path string, into any) (lines map[string]int, err error) {
+// LoadFileLines is LoadFile, and returns the line of every key, for At.
+func LoadFileLines(path string, into any) (lines map[string]int, err error) {
 	text, err := readBounded(path)
 	if err != nil {
 		return nil, err
@@ -94,13 +99,13 @@ func load(name string, text []byte, into any) (lines map[string]int, err error) 
 	return c.lines, nil
 }
 
-// at puts file and line before every error of err that begins with a key that
+// At puts file and line before every error of err that begins with a key that
 // stands in the file: "spool.max_bytes is 1, …" becomes "edge.yaml:3: spool.…".
-func at(file string, lines map[string]int, err error) error {
+func At(file string, lines map[string]int, err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var errs []error
 		for _, e := range joined.Unwrap() {
-			errs = append(errs, at(file, lines, e))
+			errs = append(errs, At(file, lines, e))
 		}
 		return errors.Join(errs...)
 	}
@@ -338,14 +343,15 @@ func (c *checker) expand(n *yaml.Node, key string) {
 // Secret is a string that is never printed.
 type Secret string
 
-const redacted = "[redacted]"
+// Redacted is what is shown of a secret.
+const Redacted = "[redacted]"
 
 // String hides the secret.
 func (s Secret) String() string {
 	if s == "" {
 		return ""
 	}
-	return redacted
+	return Redacted
 }
 
 // GoString hides the secret from %#v.
