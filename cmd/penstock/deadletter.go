@@ -331,7 +331,7 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, file st
 			return true
 		}
 		refused := 0
-		d := backend.Delivery{
+		d := backend.Deliverer{
 			Signal: sig, Writer: w, Log: log, Delivered: func(int) {}, Paused: func(bool) {},
 			Deduplicated: func(items int) { // or it has something newer: who knows
 				refused += items

@@ -205,7 +205,7 @@ func TestArrivalReachesNamedWriters(t *testing.T) {
 	var got time.Time
 	w := named{dated{&got}, "b"}
 	at := time.Unix(1_700_000_000, 5)
-	d := Delivery{Signal: otlpwire.Logs, Writer: w, Arrival: at.UnixNano(), Delivered: func(int) {}, Paused: func(bool) {}}
+	d := Deliverer{Signal: otlpwire.Logs, Writer: w, Arrival: at.UnixNano(), Delivered: func(int) {}, Paused: func(bool) {}}
 	if !d.Write(t.Context(), "as-1", nil, 1, false) || !got.Equal(at) {
 		t.Errorf("got %v", got)
 	}
@@ -236,7 +236,7 @@ func (w *slow) Write(context.Context, string, []byte) error {
 // TestAnOwnerThatSlept: whoever lost the lane while it waited does not write what another has brought.
 func TestAnOwnerThatSlept(t *testing.T) {
 	w := new(slow)
-	d := Delivery{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(int) {}, Paused: func(bool) {}, Owned: func() bool {
+	d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(int) {}, Paused: func(bool) {}, Owned: func() bool {
 		w.owned--
 		return w.owned >= 0
 	}}

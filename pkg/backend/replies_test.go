@@ -109,7 +109,7 @@ func bringAll(t *testing.T, kind string, set func(*Config), payloads [][]byte, a
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
-	d := Delivery{
+	d := Deliverer{
 		Signal: k.sig, Writer: Session(w), Log: slog.New(slog.DiscardHandler),
 		Delivered: func(n int) { o.delivered += n }, Deduplicated: func(n int) { o.dedup += n },
 		Paused: func(now bool) { o.paused, o.still = o.paused || now, now },

@@ -27,15 +27,15 @@ type Horizon struct {
 	stall *Stall
 
 	mu   sync.Mutex
-	mark Mark
+	mark Watermark
 
 	past     []traceEnd // by time
 	searched []uint64   // by partition: up to where nothing stands behind the routers' floor
 }
 
-// Mark is a statement about the hub: every message that a partition of TRACES held at
+// Watermark is a statement about the hub: every message that a partition of TRACES held at
 // its Before has been routed, and is in SPANS up to the sequence Spans.
-type Mark struct {
+type Watermark struct {
 	// Before is by partition, on this process's clock; zero where nothing is known. Lanes
 	// share it: it never changes.
 	Before []time.Time
@@ -67,8 +67,8 @@ func NewHorizon(hub *Hub, led *ledger.Ledger, log *slog.Logger) *Horizon {
 	return &Horizon{hub: hub, stall: NewStall(led, otlpwire.Traces.String(), "", "horizon", log)}
 }
 
-// Mark returns the latest mark; a zero one when there is none yet.
-func (h *Horizon) Mark() Mark {
+// Watermark returns the latest mark; a zero one when there is none yet.
+func (h *Horizon) Watermark() Watermark {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.mark
@@ -144,7 +144,7 @@ func (h *Horizon) look(ctx context.Context) error {
 			before[p] = at
 		}
 	}
-	m := Mark{Before: before, Asked: time.Now()}
+	m := Watermark{Before: before, Asked: time.Now()}
 	spans, err := conn.js.Stream(ctx, Spans)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 			t.Fatalf("got %v, want %q", err, complaint)
 		}
 		starts = append(starts, start)
-		for p, before := range h.Mark().Before {
+		for p, before := range h.Watermark().Before {
 			for i, start := range starts {
 				if !before.Before(start) {
 					at[p] = i + 1
@@ -121,7 +121,7 @@ func TestAHorizonThatStands(t *testing.T) {
 	defer func() { cancel(); <-done }()
 	seconds, stalls := led.Stall("traces", "", "horizon")
 	until(t, "a stall", func() bool {
-		return testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "0 of 1 routers", "silent wait")
+		return testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "0 of 1 routers", "idle instances")
 	})
 	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
 		t.Fatal(err)
@@ -145,8 +145,8 @@ func TestAFullSpansIsSeen(t *testing.T) {
 	}
 	look := func(full bool) {
 		t.Helper()
-		if err := h.look(t.Context()); err != nil || h.Mark().Full != full {
-			t.Errorf("%+v, %v", h.Mark(), err)
+		if err := h.look(t.Context()); err != nil || h.Watermark().Full != full {
+			t.Errorf("%+v, %v", h.Watermark(), err)
 		}
 	}
 	look(false)

@@ -96,7 +96,7 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 	r := st.read(sig, l.spool.marks.get(name, sig).Done)
 	defer r.Close()
 	count := l.led.Local(sig, w.Name())
-	d := backend.Delivery{
+	d := backend.Deliverer{
 		Signal: sig, Writer: w, Log: log, Delivered: func(items int) { count(ledger.LocalDelivered).Add(float64(items)) },
 		Paused:       l.led.Paused(sig, w.Name()),
 		Deduplicated: func(items int) { l.led.Of(sig).Deduplicated(w.Name()).Add(float64(items)) },

@@ -113,31 +113,31 @@ type Part struct {
 // Parts are an error that says: the rest of the payload is stored.
 type Parts []Part
 
-// Refusals collects, by reason, the items of a payload that a writer itself cannot bring to
+// Rejections collects, by reason, the items of a payload that a writer itself cannot bring to
 // its backend.
-type Refusals []Refusal
+type Rejections []Rejection
 
-// Refusal is what it has for one reason.
-type Refusal struct {
+// Rejection is what it has for one reason.
+type Rejection struct {
 	Reason string
 	Err    error // of the first
 	Items  []int // by number in the payload, rising
 }
 
 // Add notes an item.
-func (r *Refusals) Add(reason string, err error, item int) {
+func (r *Rejections) Add(reason string, err error, item int) {
 	for i := range *r {
 		if one := &(*r)[i]; one.Reason == reason {
 			one.Items = append(one.Items, item)
 			return
 		}
 	}
-	*r = append(*r, Refusal{reason, err, []int{item}})
+	*r = append(*r, Rejection{reason, err, []int{item}})
 }
 
 // Parts returns them as an error; nil when there are none. pick returns a payload with
 // the items of those numbers.
-func (r Refusals) Parts(pick func(items []int) []byte) error {
+func (r Rejections) Parts(pick func(items []int) []byte) error {
 	if len(r) == 0 {
 		return nil
 	}
@@ -150,7 +150,7 @@ func (r Refusals) Parts(pick func(items []int) []byte) error {
 
 var errKnown = errors.New("stored already")
 
-// Known adds to what [Refusals.Parts] returned how many items the backend has already.
+// Known adds to what [Rejections.Parts] returned how many items the backend has already.
 func Known(err error, items int) error {
 	if items == 0 {
 		return err

@@ -154,7 +154,7 @@ func (a *aside) close() {
 	a.gauge(0)
 }
 
-// set is [backend.Delivery.Aside] for payloads from an origin.
+// set is [backend.Deliverer.Aside] for payloads from an origin.
 func (a *aside) set(ctx context.Context, instance string, payload []byte, again bool, from origin, why error) (put, goOn bool) {
 	if a.part.seq != from.seq {
 		a.part.seq, a.part.n = from.seq, 0

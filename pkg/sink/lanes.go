@@ -295,7 +295,7 @@ type delivery struct {
 	said    *backoff.Repeats // shared by all lanes; nil: everything is said
 	// count counts, where it is set, instead of the ledger.
 	count tally
-	// owned is [backend.Delivery.Owned].
+	// owned is [backend.Deliverer.Owned].
 	owned func() bool
 	quota *bus.Quota // of letters for what nobody can read
 	aside *aside     // nil: none is set aside, the lane waits
@@ -374,7 +374,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 
 // send is write of what has been processed.
 func (d *delivery) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
-	b := backend.Delivery{
+	b := backend.Deliverer{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {

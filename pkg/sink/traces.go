@@ -40,13 +40,13 @@ type traceLane struct {
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool         // once all is sent, begin anew at the floor
-	horizon   *bus.Horizon // nil: silence does not move the time
-	mark      bus.Mark     // of the horizon, not reached yet
-	idled     time.Time    // when the last one that was reached had been asked for
-	free      time.Time    // when SPANS last had room
-	used      int          // how many changes of the rules the sampler knows
-	written   time.Time    // when the journal was last written
+	rewind    bool          // once all is sent, begin anew at the floor
+	horizon   *bus.Horizon  // nil: silence does not move the time
+	mark      bus.Watermark // of the horizon, not reached yet
+	idled     time.Time     // when the last one that was reached had been asked for
+	free      time.Time     // when SPANS last had room
+	used      int           // how many changes of the rules the sampler knows
+	written   time.Time     // when the journal was last written
 }
 
 const (
@@ -187,7 +187,7 @@ func (l *traceLane) claim(ctx context.Context) bool {
 		return false
 	}
 	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
-	l.mark, l.idled, l.free = bus.Mark{}, time.Time{}, time.Now()
+	l.mark, l.idled, l.free = bus.Watermark{}, time.Time{}, time.Now()
 	return l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := l.newSampler()
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
@@ -324,7 +324,7 @@ func (l *traceLane) idle(reached bool) {
 		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
 	}
-	latest := l.horizon.Mark()
+	latest := l.horizon.Watermark()
 	if !latest.Full || latest.Spans != l.mark.Spans { // routers bring something, or may
 		l.free = latest.Asked
 	} else if latest.Asked.Sub(l.free) > fullPatience { // all there is has been added

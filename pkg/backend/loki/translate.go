@@ -34,7 +34,7 @@ type batch struct {
 	streams []stream
 	index   map[string]int
 	entries []byte // of all streams, encoded
-	refused fault.Refusals
+	refused fault.Rejections
 	record  int  // number of the next one
 	large   bool // more than a writer should hold: nothing of it counts
 

@@ -78,7 +78,7 @@ type translation struct {
 	native    []native
 	exemplars []exemplar
 	families  []metadata
-	refused   fault.Refusals
+	refused   fault.Rejections
 	known     int             // points that are in what is sent, or was, without a sample of their own
 	places    map[place]int32 // samples of series that are not in the order of time
 	point     int             // number of the next one in the payload

@@ -138,7 +138,7 @@ type Sampler struct {
 
 // held is what samplers of one reader hold together.
 type held struct {
-	owed  ledger
+	owed  pending
 	bytes int // what traces take here; what they share counted once
 	// passed: traces have been passed over, and will be until all is read again.
 	passed bool

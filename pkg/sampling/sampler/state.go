@@ -49,9 +49,9 @@ func (s *spanSet) add(k uint64) bool {
 	return true
 }
 
-// ledger counts debts by sequence and knows the lowest. Sequences are added in
+// pending counts debts by sequence and knows the lowest. Sequences are added in
 // rising order, as messages come.
-type ledger struct {
+type pending struct {
 	debts []debt
 }
 
@@ -60,7 +60,7 @@ type debt struct {
 	n   int
 }
 
-func (l *ledger) add(seq uint64) {
+func (l *pending) add(seq uint64) {
 	if n := len(l.debts); n > 0 && l.debts[n-1].seq == seq {
 		l.debts[n-1].n++
 		return
@@ -68,7 +68,7 @@ func (l *ledger) add(seq uint64) {
 	l.debts = append(l.debts, debt{seq, 1})
 }
 
-func (l *ledger) release(seq uint64) {
+func (l *pending) release(seq uint64) {
 	i, ok := slices.BinarySearchFunc(l.debts, seq, func(d debt, seq uint64) int { return cmp.Compare(d.seq, seq) })
 	if !ok {
 		return
@@ -81,7 +81,7 @@ func (l *ledger) release(seq uint64) {
 	l.debts = l.debts[n:] // append moves what is left, now and then
 }
 
-func (l *ledger) lowest() (uint64, bool) {
+func (l *pending) lowest() (uint64, bool) {
 	if len(l.debts) == 0 {
 		return 0, false
 	}
