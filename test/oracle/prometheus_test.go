@@ -19,7 +19,7 @@ import (
 	"go.opentelemetry.io/collector/pdata/pcommon"
 	"go.opentelemetry.io/collector/pdata/pmetric"
 
-	"github.com/penstock/penstock/pkg/backend/prometheus"
+	writer "github.com/penstock/penstock/pkg/backend/prometheus"
 )
 
 //lint:ignore SA1019 as Prometheus 3 does
@@ -49,9 +49,9 @@ func TestPrometheusStoresAndAnswers(t *testing.T) {
 		_, _ = w.Write(rec.Body.Bytes())
 	}))
 	defer srv.Close()
-	cfg := prometheus.DefaultConfig()
+	cfg := writer.DefaultConfig()
 	cfg.URL, cfg.Protocol = srv.URL, "2.0"
-	w, err := prometheus.New(cfg)
+	w, err := writer.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
