@@ -313,3 +313,18 @@ func TestGivenUpOnce(t *testing.T) {
 		t.Errorf("on record: %v", got)
 	}
 }
+
+// TestWhatIsOwedIsWrittenDown: also what came soon after the last time, and stays as it is.
+func TestWhatIsOwedIsWrittenDown(t *testing.T) {
+	w := newWorld(t, "a")
+	w.sends(0, 1)
+	w.keep()
+	w.sends(0, 2)
+	w.keep() // too soon
+	w.stream("LOGS").memory.stored = time.Now().Add(-2 * rememberInterval)
+	w.keep()
+	m, err := w.load(t.Context(), "LOGS")
+	if err != nil || m.Lanes["a-0"].Lag != 3 {
+		t.Errorf("written down: %+v, %v", m, err)
+	}
+}

@@ -26,6 +26,7 @@ type memory struct {
 
 	revision uint64    // in the bucket; 0 for none
 	stored   time.Time // there
+	unsaved  bool      // the bucket has other lanes
 }
 
 const (
@@ -100,9 +101,9 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 	if next.Created.Equal(m.Created) {
 		next.Removed = max(next.Removed, m.Removed)
 	}
-	next.revision, next.stored = m.revision, m.stored
+	next.revision, next.stored, next.unsaved = m.revision, m.stored, m.unsaved || !maps.Equal(next.Lanes, m.Lanes)
 	if now.After(k.blind) && (because != "" || len(losses) > 0 || !next.Created.Equal(m.Created) || next.Removed > m.Removed ||
-		now.Sub(m.stored) > rememberInterval && !maps.Equal(next.Lanes, m.Lanes)) {
+		next.unsaved && now.Sub(m.stored) > rememberInterval) {
 		if err := k.store(ctx, s.name, &next, now); err != nil {
 			return k.see(s, err)
 		}
@@ -171,7 +172,7 @@ func (k *Keeper) store(ctx context.Context, stream string, m *memory, now time.T
 		text, err := json.Marshal(m)
 		if err == nil {
 			m.revision, err = b.Store(ctx, stream, text, m.revision)
-			m.stored = now
+			m.stored, m.unsaved = now, false
 		}
 		return err
 	})
