@@ -41,6 +41,15 @@ func (w *world) sends(p, n int) {
 	}
 }
 
+// owes waits until the hub has counted what a lane is owed: a message is acknowledged before it is counted.
+func (w *world) owes(lane string, n uint64) {
+	w.Helper()
+	w.until(fmt.Sprintf("%s is owed %d", lane, n), func() bool {
+		floors, _, err := w.conn.Floors(w.Context(), "LOGS")
+		return err == nil && floors[lane].Lag == n
+	})
+}
+
 // losses returns what is on record, by the stream.
 func (w *world) losses() (all []string) {
 	w.Helper()
@@ -77,6 +86,8 @@ func TestWhatSomebodyElseRemovesIsCounted(t *testing.T) {
 				t.Fatalf("what all have finished is no loss: %v", got)
 			}
 			w.read("b-1", 7)
+			w.owes("a-1", 4)
+			w.owes("b-1", 2)
 			w.stream("LOGS").memory.stored = time.Time{} // it is time
 			w.keep()
 			w.api("STREAM.PURGE.LOGS", `{"seq":9}`) // leaves one
@@ -105,6 +116,7 @@ func TestAStreamThatIsMadeAgain(t *testing.T) {
 	w := newWorld(t, "a")
 	w.sends(0, 5)
 	w.read("a-0", 2)
+	w.owes("a-0", 3)
 	w.keep()
 	w.api("STREAM.DELETE.LOGS", "")
 	if err := w.conn.EnsureHub(w.Context(), topology); err != nil {
@@ -125,7 +137,16 @@ func TestAStreamThatIsMadeAgain(t *testing.T) {
 func TestKeepersCountNoLossOfTheirOwn(t *testing.T) {
 	w := newWorld(t, "a")
 	one, other := w.Keeper, w.next()
-	sent := 0
+	sent := w.fill(0)
+	w.owes("a-0", uint64(sent))
+	w.keep() // it is written down that all are owed
+	w.read("a-0", uint64(sent))
+	w.keep() // removes some, which are finished now
+	w.Keeper = w.next()
+	w.keep()
+	if got := w.losses(); len(got) > 0 {
+		t.Fatalf("on record: %v", got)
+	}
 	for range 4 {
 		for _, k := range []*Keeper{one, other} {
 			sent += w.fill(0)
@@ -252,6 +273,8 @@ func TestPurgedSubjects(t *testing.T) {
 	w.sends(0, 2)
 	w.sends(1, 3)
 	w.sends(0, 2)
+	w.owes("a-0", 4)
+	w.owes("a-1", 3)
 	w.keep()
 	w.api("STREAM.PURGE.LOGS", fmt.Sprintf(`{"filter":"otlp.logs.*.%s"}`, w.names[1]))
 	for range 2 {
@@ -266,17 +289,31 @@ func TestPurgedSubjects(t *testing.T) {
 func TestWithoutTheBucket(t *testing.T) {
 	w := newWorld(t, "a")
 	sent := w.fill(0)
+	w.owes("a-0", uint64(sent))
+	w.keep() // it is written down that all are owed
 	w.read("a-0", uint64(sent))
 	unable := errors.New("no leader")
 	w.Keeper.conn = func() hub { return forgetful{w.conn, unable} }
 	if first := w.keep(); first == 1 || !w.said.Says("KEEPER", "no leader") {
 		t.Fatalf("the first message is %d", first)
 	}
-	// Something else stands there, and what was removed meanwhile is no loss.
-	if err := w.conn.Recall(t.Context(), topology, func(b *bus.Bucket) error { return b.Create(t.Context(), "LOGS", []byte("x")) }); err != nil {
+	// What was removed meanwhile is no loss.
+	w.Keeper.conn = func() hub { return w.conn }
+	w.keep()
+	if got := w.losses(); len(got) > 0 {
+		t.Errorf("on record: %v", got)
+	}
+	// Something else stands there.
+	if err := w.conn.Recall(t.Context(), topology, func(b *bus.Bucket) error {
+		_, revision, err := b.Get(t.Context(), "LOGS")
+		if err == nil {
+			_, err = b.Store(t.Context(), "LOGS", []byte("x"), revision)
+		}
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
-	w.Keeper.conn = func() hub { return w.conn }
+	w.Keeper = w.next()
 	before := w.state("LOGS").FirstSeq
 	sent += w.fill(0)
 	w.read("a-0", uint64(sent))
@@ -301,13 +338,14 @@ func TestGivenUpOnce(t *testing.T) {
 	w := newWorld(t, "a")
 	w.open(bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 1), Name: "old-1"})
 	w.sends(1, 3)
+	w.owes("old-1", 3)
 	w.keep()
 	if err := w.conn.DropLane(t.Context(), "LOGS", "old-1"); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
-		w.Keeper = w.next()
 		w.keep()
+		w.Keeper = w.next()
 	}
 	if got := w.losses(); len(got) != 1 || got[0] != "LOGS 3 map[old-1:3] map[]" || testutil.ToFloat64(w.led.Abandoned("LOGS")) != 3 {
 		t.Errorf("on record: %v", got)
@@ -320,11 +358,34 @@ func TestWhatIsOwedIsWrittenDown(t *testing.T) {
 	w.sends(0, 1)
 	w.keep()
 	w.sends(0, 2)
+	w.owes("a-0", 3)
 	w.keep() // too soon
 	w.stream("LOGS").memory.stored = time.Now().Add(-2 * rememberInterval)
 	w.keep()
 	m, err := w.load(t.Context(), "LOGS")
 	if err != nil || m.Lanes["a-0"].Lag != 3 {
 		t.Errorf("written down: %+v, %v", m, err)
+	}
+}
+
+// TestAnotherHasWrittenMeanwhile: a keeper that does not know what another one has written down removes
+// nothing before it has read that.
+func TestAnotherHasWrittenMeanwhile(t *testing.T) {
+	w := newWorld(t, "a")
+	sent := w.fill(0)
+	w.keep()
+	other := w.next()
+	if err := other.look(t.Context(), other.streams[otlpwire.Logs]); err != nil { // it has no news, and writes them down
+		t.Fatal(err)
+	}
+	w.read("a-0", uint64(sent))
+	if err := other.store(t.Context(), "LOGS", &other.streams[otlpwire.Logs].memory, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.look(t.Context(), w.stream("LOGS")); !errors.Is(err, bus.ErrChanged) || w.state("LOGS").FirstSeq != 1 {
+		t.Fatalf("the first message is %d, %v", w.state("LOGS").FirstSeq, err)
+	}
+	if w.keep() == 1 {
+		t.Error("nothing was removed")
 	}
 }
