@@ -185,7 +185,7 @@ func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, end uint64, 
 		return err
 	}
 	defer r.Close()
-	backend := l.Name[:max(strings.LastIndexByte(l.Name, '-'), 0)]
+	backend := bus.LaneBackend(l.Name)
 	signal := strings.ToLower(l.Stream)
 	if spans {
 		signal = otlpwire.Traces.String()

@@ -92,7 +92,7 @@ type Writer interface {
 // Dated is a [Writer] to which it matters when a payload arrived at its edge. That time stays the
 // same however often, and by whomever, the payload is written.
 type Dated interface {
-	// WriteArrived is Write of a payload of that arrival; the zero time stands for now.
+	// WriteArrived is Write of a payload with a time of arrival; the zero time means now.
 	WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error
 }
 

@@ -38,6 +38,9 @@ type LaneState struct {
 	Oldest time.Time `json:"oldest,omitzero"` // when the first message was stored that it has not finished
 }
 
+// LaneBackend returns the backend, or router, in the name of a lane.
+func LaneBackend(name string) string { return name[:max(strings.LastIndexByte(name, '-'), 0)] }
+
 // Lanes returns the lanes of TRACES, METRICS, LOGS and SPANS, in the order of stream and name.
 func (c *Conn) Lanes(ctx context.Context) (all []LaneState, err error) {
 	for _, stream := range []string{Stream(otlpwire.Traces), Stream(otlpwire.Metrics), Stream(otlpwire.Logs), Spans} {

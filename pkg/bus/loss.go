@@ -61,15 +61,10 @@ func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	behind := func(seq uint64) (uint64, error) {
-		cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
-			FilterSubject: filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq,
-			AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readerIdle, MemoryStorage: true, Replicas: 1,
-		})
+		info, err := c.probe(ctx, stream, jetstream.ConsumerConfig{FilterSubject: filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq})
 		if err != nil {
 			return 0, fmt.Errorf("count messages of stream %s: %w", stream, err)
 		}
-		info := cons.CachedInfo()
-		_ = c.js.DeleteConsumer(ctx, stream, info.Name)
 		return info.NumPending, nil
 	}
 	after, err := behind(to + 1) // first, for more may come

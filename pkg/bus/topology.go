@@ -359,17 +359,23 @@ func (c *Conn) State(ctx context.Context, stream string) (StreamState, error) {
 func (c *Conn) SequenceAt(ctx context.Context, stream string, t time.Time) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	// A consumer that begins there says where that is.
-	cons, err := c.js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t,
-		AckPolicy: jetstream.AckNonePolicy, InactiveThreshold: readerIdle, MemoryStorage: true, Replicas: 1,
-	})
+	info, err := c.probe(ctx, stream, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &t})
 	if err != nil {
 		return 0, fmt.Errorf("look up %v in stream %s: %w", t, stream, err)
 	}
+	return info.Delivered.Stream + 1, nil
+}
+
+// probe returns what the server says of a consumer that would begin where cfg says.
+func (c *Conn) probe(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*jetstream.ConsumerInfo, error) {
+	cfg.AckPolicy, cfg.InactiveThreshold, cfg.MemoryStorage, cfg.Replicas = jetstream.AckNonePolicy, readerIdle, true, 1
+	cons, err := c.js.CreateConsumer(ctx, stream, cfg)
+	if err != nil {
+		return nil, err
+	}
 	info := cons.CachedInfo()
 	_ = c.js.DeleteConsumer(ctx, stream, info.Name)
-	return info.Delivered.Stream + 1, nil
+	return info, nil
 }
 
 // Subjects returns the subjects of a stream that a filter matches, and how many

@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
 )
 
-// memory is what keepers leave one another about a stream, in the bucket KEEPER under its name:
-// what is gone from the stream and is not in it was removed by somebody else, or the hub has lost it.
+// memory is what keepers leave one another about a stream, in the bucket KEEPER under its name. What
+// is gone from the stream beyond what the memory allows was removed by someone else, or lost by the hub.
 type memory struct {
 	Created time.Time `json:"created"` // of the stream
 	// Removed: up to here a keeper has removed, or is about to. Nothing of that is owed.
@@ -66,14 +65,14 @@ func (m memory) because(state bus.StreamState) string {
 	return ""
 }
 
-// gone is what a lane was owed and may not be there any more.
+// gone reports whether something that a lane was owed may be missing.
 func (m memory) gone(f bus.Floor, state bus.StreamState) bool {
 	return !m.Created.Equal(state.Created.UTC()) || state.LastSeq < m.Last || f.Done+1 < state.FirstSeq || state.Holes() > m.Holes
 }
 
-// account counts what was owed and is gone from a stream, and writes down what there is now, before what
-// is up to upTo is removed. It keeps the keeper from nothing but what another keeper has a better
-// view of: without the bucket nothing is counted.
+// account counts what was owed and is gone from a stream, and writes down what there is now, before messages
+// up to upTo are removed. It returns an error only when another keeper has written meanwhile: nothing may be
+// removed then before that is read. Without the bucket nothing is counted, and removal goes on.
 func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor, upTo uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, rememberPatience)
 	defer cancel()
@@ -215,7 +214,7 @@ func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.Strea
 		}
 		if n := was.Lag - min(was.Lag, left); n > 0 {
 			lost[name] = n
-			by[name[:max(strings.LastIndexByte(name, '-'), 0)]] += n
+			by[bus.LaneBackend(name)] += n
 		}
 	}
 	if len(lost) == 0 {

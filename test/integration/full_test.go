@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -57,27 +58,33 @@ func TestBackendsAwayUntilAllIsFull(t *testing.T) {
 	p := &pipeline{streams: bus.DefaultTopology()}
 	p.log, p.text = newLog(t)
 	p.hub = startHub(t, p.log)
-	backendsAway(t, p, func() {})
+	backendsAway(t, p, 32<<20, func() {})
 }
 
-// TestBackendsAwayUntilThreeServersAreFull: of a hub of three, one server ends meanwhile.
+// TestBackendsAwayUntilThreeServersAreFull: of a hub of three, whose streams hold a quarter, one server
+// ends meanwhile.
 func TestBackendsAwayUntilThreeServersAreFull(t *testing.T) {
 	servers, urls := startCluster(t)
 	p := &pipeline{streams: bus.DefaultTopology(), hub: &hub{url: urls}, password: password}
 	p.streams.Partitions, p.streams.Replicas = 2, 3
 	p.log, p.text = newLog(t)
-	backendsAway(t, p, func() {
+	const bound = 8 << 20
+	openAs(t, urls, "router", p.streams) // makes them
+	js := p.hub.jetStream(t, nats.UserInfo("admin", password))
+	for name, bytes := range map[string]int64{"TRACES": bound, "LOGS": bound, bus.Spans: bound / 2} {
+		lower(t, js, name, bytes)
+	}
+	backendsAway(t, p, bound, func() {
 		servers[0].Shutdown()
 		servers[0].WaitForShutdown()
 	})
 }
 
-// backendsAway tries that on a hub; meanwhile is what else happens.
-func backendsAway(t *testing.T, p *pipeline, meanwhile func()) {
+// backendsAway tries that on a hub whose TRACES and LOGS hold so many bytes; meanwhile is what else happens.
+func backendsAway(t *testing.T, p *pipeline, bound int, meanwhile func()) {
 	t.Helper()
-	const bound = 32 << 20
 	tmp, lok := tempo.Start(t), loki.Start(t)
-	p.streams.MaxBytes = bound
+	p.streams.MaxBytes = 32 << 20 // where they are not there
 	var dir string
 	startSink := func() {
 		p.startSink(t, func(c *sink.Config) {
@@ -135,7 +142,7 @@ func backendsAway(t *testing.T, p *pipeline, meanwhile func()) {
 			t.Errorf("%d requests of %v were taken, less than the stream alone holds", n, sig)
 		}
 	}
-	for stream, max := range map[string]float64{bus.Spans: bound / 2, "TRACES": bound, "LOGS": bound} {
+	for stream, max := range map[string]float64{bus.Spans: float64(bound / 2), "TRACES": float64(bound), "LOGS": float64(bound)} {
 		eventually(t, 30*time.Second, "the keeper tells of "+stream, func() error {
 			if owed := p.gauge(t, "penstock_stream_owed_bytes", stream); owed < max*3/4 {
 				return fmt.Errorf("%v bytes are owed", owed)
@@ -173,7 +180,7 @@ func backendsAway(t *testing.T, p *pipeline, meanwhile func()) {
 		return got
 	})
 	eventually(t, time.Minute, "the streams have room", func() error {
-		if room := p.gauge(t, "penstock_stream_room_bytes", "LOGS"); room < bound*3/4 {
+		if room := p.gauge(t, "penstock_stream_room_bytes", "LOGS"); room < float64(bound*3/4) {
 			return fmt.Errorf("%v bytes", room)
 		}
 		return nil
