@@ -81,7 +81,8 @@ test-oracle: ## metrics and logs against Prometheus's own translation, write han
 fuzz: ## fuzz the wire path and what travels on the bus, a minute a target
 	@for target in Header Frame Decision; do \
 		$(GO) test ./pkg/envelope -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
-	@$(GO) test ./pkg/bus -run '^$$' -fuzz FuzzRecords -fuzztime 60s -fuzzminimizetime 10x
+	@$(GO) test ./pkg/membership -run '^$$' -fuzz FuzzMember -fuzztime 60s -fuzzminimizetime 10x
+	@$(GO) test ./pkg/sampling/versions -run '^$$' -fuzz FuzzRecord -fuzztime 60s -fuzzminimizetime 10x
 	@for target in Scan Stamp Split Cut Halve Read 'JSON$$' JSONWrite; do \
 		$(GO) test ./pkg/otlpwire -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 

@@ -15,13 +15,14 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
+	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/stall"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
 	// the bus
 	{"pkg/bus"},
+	{"pkg/membership"},
 	// stages
 	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy"}, {"pkg/otlpclient", "pkg/processor"},
 	{"pkg/replay", "pkg/keeper"},
-	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
+	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/sampling/versions", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
 	{"pkg/backend", "pkg/sampling/whatif"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},

@@ -386,8 +386,8 @@ func (b *bench) lived(ctx context.Context, sig otlpwire.Signal) error {
 	for p := range b.top.Partitions {
 		lane := fmt.Sprintf("discard-%d", p)
 		for {
-			waiting, err := b.conn.LaneLag(ctx, bus.LaneConfig{Stream: bus.Stream(sig), Name: lane})
-			if err == nil && waiting == 0 {
+			at, err := b.conn.LaneFloor(ctx, bus.LaneConfig{Stream: bus.Stream(sig), Name: lane})
+			if err == nil && at.Lag == 0 {
 				break
 			}
 			if !backoff.Sleep(ctx, 50*time.Millisecond) {

@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -81,9 +82,9 @@ func audit(args []string) int {
 
 // auditReport is what -o json prints.
 type auditReport struct {
-	InFlight    []auditLine `json:"in_flight"`
-	DeadLetters []auditLine `json:"dead_letters"`
-	Losses      []bus.Loss  `json:"losses"`
+	InFlight    []auditLine   `json:"in_flight"`
+	DeadLetters []auditLine   `json:"dead_letters"`
+	Losses      []keeper.Loss `json:"losses"`
 }
 
 // auditLine is what an instance has somewhere.
@@ -160,11 +161,11 @@ func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since ti
 	}); err != nil {
 		return r, err
 	}
-	losses, err := conn.Losses(ctx)
+	losses, err := keeper.Losses(ctx, conn)
 	if err != nil {
 		return r, err
 	}
-	r.InFlight, r.DeadLetters, r.Losses = ways.lines(), dead.lines(), []bus.Loss{}
+	r.InFlight, r.DeadLetters, r.Losses = ways.lines(), dead.lines(), []keeper.Loss{}
 	for _, l := range losses {
 		if since == 0 || l.At.After(now.Add(-since)) {
 			r.Losses = append(r.Losses, l)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 const policiesUsage = `Usage: penstock policies push FILE [flags]
@@ -43,6 +44,9 @@ func policies(args []string) int {
 	return 0
 }
 
+// unreadable reports a record of the hub that is passed over.
+func unreadable(err error) { fmt.Fprintln(os.Stderr, "penstock: passed over:", err) }
+
 func runPolicies(hub *hubFlags, words []string) error {
 	var text []byte
 	if words[0] == "push" {
@@ -64,13 +68,13 @@ func runPolicies(hub *hubFlags, words []string) error {
 	}
 	defer conn.Close()
 	if words[0] == "push" {
-		p, err := conn.PushPolicies(ctx, hub.top, string(text), caller())
+		p, err := versions.Push(ctx, conn, hub.top, string(text), caller())
 		if err == nil {
 			fmt.Printf("version %d is in force for traces from message %d of SPANS on\n", p.Number, p.From)
 		}
 		return err
 	}
-	all, err := conn.AllPolicies(ctx, hub.top)
+	all, err := versions.All(ctx, conn, hub.top, unreadable)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/sampling/whatif"
 )
 
@@ -91,7 +92,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 		return err
 	}
 	defer conn.Close()
-	versions, err := conn.AllPolicies(ctx, hub.top)
+	records, err := versions.All(ctx, conn, hub.top, unreadable)
 	if err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 	if err != nil {
 		return err
 	}
-	for _, v := range versions {
+	for _, v := range records {
 		if v.Number == 0 {
 			if rules[0].Base == nil {
 				if rules[0].Base, err = baseOf(v); err != nil {
@@ -142,7 +143,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 }
 
 // baseOf makes policies of what the sinks have in their own configuration.
-func baseOf(v bus.Policies) (*policy.Set, error) {
+func baseOf(v versions.Record) (*policy.Set, error) {
 	set := policy.KeepAll(keepAllWait)
 	if v.Text != "" {
 		var err error

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -42,6 +43,15 @@ func testHub(t testing.TB, b *broker.Broker, partitions int) *Conn {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+func until(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if !backoff.Until(ctx, done) {
+		t.Fatalf("%s: never", what)
+	}
 }
 
 // began is the arrival of message 0.
@@ -130,9 +140,10 @@ func waitLag(t testing.TB, l *Lane, want uint64) {
 	t.Helper()
 	var got uint64
 	for range 200 {
-		var err error
-		if got, err = l.Lag(t.Context()); err == nil && got == want {
-			return
+		if at, err := l.Progress(t.Context()); err == nil {
+			if got = at.Lag; got == want {
+				return
+			}
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

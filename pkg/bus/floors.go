@@ -87,7 +87,7 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 		}
 		listed[name] = true // a cluster that misses one lists the last one twice
 		if lane {
-			floors[name] = Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
+			floors[name] = floorOf(info)
 		}
 	}
 	after := before
@@ -148,4 +148,27 @@ func (c *Conn) First(ctx context.Context, stream, filter string, seq uint64) (ui
 		return 0, time.Time{}, nil
 	}
 	return 0, time.Time{}, fmt.Errorf("%s: %w", subject, answer.Error)
+}
+
+// Count returns how many messages with a subject of filter, empty for all, a stream has from one
+// sequence to another; too many where more come meanwhile.
+func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	behind := func(seq uint64) (uint64, error) {
+		info, err := c.probe(ctx, stream, jetstream.ConsumerConfig{FilterSubject: filter, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: seq})
+		if err != nil {
+			return 0, fmt.Errorf("count messages of stream %s: %w", stream, err)
+		}
+		return info.NumPending, nil
+	}
+	after, err := behind(to + 1) // first, for more may come
+	if err != nil {
+		return 0, err
+	}
+	all, err := behind(max(from, 1))
+	if err != nil {
+		return 0, err
+	}
+	return all - min(after, all), nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/stall"
 )
 
 // Horizon says how far the routers have come, so that a reader of SPANS knows
@@ -24,7 +25,7 @@ import (
 // does not answer, time stands still.
 type Horizon struct {
 	hub   *Hub
-	stall *Stall
+	stall *stall.Detector
 
 	mu   sync.Mutex
 	mark Watermark
@@ -64,7 +65,7 @@ const (
 
 // NewHorizon returns a horizon that knows nothing until it runs.
 func NewHorizon(hub *Hub, led *ledger.Ledger, log *slog.Logger) *Horizon {
-	return &Horizon{hub: hub, stall: NewStall(led, otlpwire.Traces.String(), "", "horizon", log)}
+	return &Horizon{hub: hub, stall: stall.New(led, otlpwire.Traces.String(), "", "horizon", log)}
 }
 
 // Watermark returns the latest mark; a zero one when there is none yet.
@@ -94,7 +95,7 @@ func (h *Horizon) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	partitions := h.hub.topology.Partitions
+	partitions := h.hub.Topology.Partitions
 	switch n, err := storedPartitions(traces.CachedInfo().Config); {
 	case err != nil:
 		return err

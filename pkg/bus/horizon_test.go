@@ -24,7 +24,7 @@ import (
 // and so does a router's consumer that is not there; others go on.
 func TestEachPartitionHasAHorizon(t *testing.T) {
 	c := testHub(t, testBroker(t), 2)
-	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 2}}, ledger.New(prometheus.NewRegistry()), quiet)
+	h := NewHorizon(&Hub{Conn: c, Topology: Topology{Partitions: 2}}, ledger.New(prometheus.NewRegistry()), quiet)
 	names := make([]string, 2) // an instance in each
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := "as-" + strconv.Itoa(i)
@@ -104,7 +104,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("one of two in the first one", look(""), 3, 7)
 	route(0, 0)
 	want("all", look(""), 8, 8)
-	h.hub.topology.Partitions = 3
+	h.hub.Topology.Partitions = 3
 	want("another number of partitions", look("2 partitions, not 3"), 8, 8)
 }
 
@@ -114,7 +114,7 @@ func TestAHorizonThatStands(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	var said logtest.Log
 	led := ledger.New(prometheus.NewRegistry())
-	h := NewHorizon(&Hub{Conn: c, topology: Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
+	h := NewHorizon(&Hub{Conn: c, Topology: Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); h.Run(ctx) }()
@@ -139,7 +139,7 @@ func TestAFullSpansIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	h := NewHorizon(&Hub{Conn: c, topology: top}, ledger.New(prometheus.NewRegistry()), quiet)
+	h := NewHorizon(&Hub{Conn: c, Topology: top}, ledger.New(prometheus.NewRegistry()), quiet)
 	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}

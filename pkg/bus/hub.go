@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -13,9 +12,9 @@ import (
 )
 
 // OpenHub connects, waits until the hub is there and makes or checks its
-// streams. A hub that is not there yet is waited for; a hub that differs from
+// streams and the buckets given. A hub that is not there yet is waited for; a hub that differs from
 // the configuration is an error.
-func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Conn, error) {
+func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger, buckets ...BucketConfig) (*Conn, error) {
 	conn, err := Connect(cfg, log)
 	if err != nil {
 		return nil, err
@@ -29,7 +28,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 			conn.Close()
 			return nil, fmt.Errorf("hub %s is not there: %w", cfg.target(), ctx.Err())
 		}
-		err := conn.EnsureHub(ctx, t)
+		err := conn.EnsureHub(ctx, t, buckets...)
 		if err == nil {
 			return conn, nil
 		}
@@ -50,22 +49,28 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger) (*Co
 // Hub is the connection that the stages of a role share. Its stage comes first:
 // it waits for the hub and makes or checks the streams.
 type Hub struct {
-	Conn *Conn // from the start of the stage on
+	Conn     *Conn // from the start of the stage on
+	Topology Topology
 
-	cfg      Config
-	topology Topology
-	log      *slog.Logger
+	cfg     Config
+	buckets []BucketConfig
+	log     *slog.Logger
 }
 
-// NewHub returns a hub that is opened by its stage.
-func NewHub(cfg Config, t Topology, log *slog.Logger) *Hub {
-	return &Hub{cfg: cfg, topology: t, log: log}
+// NewHub returns a hub that is opened by its stage, with the buckets that the role works with.
+func NewHub(cfg Config, t Topology, log *slog.Logger, buckets ...BucketConfig) *Hub {
+	return &Hub{Topology: t, cfg: cfg, buckets: buckets, log: log}
+}
+
+// OpenBucket finds a bucket, or makes it: a hub that was restarted has forgotten one in memory.
+func (h *Hub) OpenBucket(ctx context.Context, cfg BucketConfig) (*Bucket, error) {
+	return h.Conn.OpenBucket(ctx, cfg, h.Topology.Replicas)
 }
 
 // Service opens and closes the connection.
 func (h *Hub) Service() services.Service {
 	return services.NewIdleService(func(ctx context.Context) (err error) {
-		h.Conn, err = OpenHub(ctx, h.cfg, h.topology, h.log)
+		h.Conn, err = OpenHub(ctx, h.cfg, h.Topology, h.log, h.buckets...)
 		return err
 	}, func(error) error {
 		if h.Conn != nil {
@@ -73,27 +78,4 @@ func (h *Hub) Service() services.Service {
 		}
 		return nil
 	})
-}
-
-// pace tells from how many messages waited a while ago when none will.
-type pace struct{ past []waited }
-
-type waited struct {
-	at       time.Time
-	messages uint64
-}
-
-// left takes in how many messages wait, and returns the seconds until none does.
-func (p *pace) left(now time.Time, waiting uint64) float64 {
-	if p.past = append(p.past, waited{now, waiting}); len(p.past) > 6 { // ten seconds
-		p.past = p.past[1:]
-	}
-	first := p.past[0]
-	switch {
-	case waiting == 0:
-		return 0
-	case first.messages <= waiting:
-		return math.Inf(1)
-	}
-	return float64(waiting) * now.Sub(first.at).Seconds() / float64(first.messages-waiting)
 }

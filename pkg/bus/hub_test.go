@@ -3,9 +3,7 @@ package bus
 import (
 	"errors"
 	"log/slog"
-	"math"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,20 +12,6 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/logtest"
 )
-
-func TestPace(t *testing.T) {
-	var p pace
-	now := time.Unix(1000, 0)
-	for i, step := range []struct {
-		waiting uint64
-		want    float64
-	}{{0, 0}, {100, math.Inf(1)}, {200, math.Inf(1)}, {200, math.Inf(1)}, {150, math.Inf(1)}, {100, math.Inf(1)}, {50, 10}, {0, 0}, {10, 0.8}} {
-		got := p.left(now.Add(time.Duration(i)*2*time.Second), step.waiting)
-		if math.Abs(got-step.want) > 0.5 && got != step.want {
-			t.Errorf("step %d, %d wait: %v s, want %v", i, step.waiting, got, step.want)
-		}
-	}
-}
 
 // TestErrorsOfTheHubAreCounted has a subscriber that is too slow, and a hub that goes away.
 func TestErrorsOfTheHubAreCounted(t *testing.T) {

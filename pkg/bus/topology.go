@@ -122,6 +122,16 @@ func PartitionFilter(sig otlpwire.Signal, partition int) string {
 	return "otlp." + sig.String() + "." + strconv.Itoa(partition) + ".*"
 }
 
+// SubjectPartition returns the partition in a subject as a signal's stream stores it,
+// otlp.<signal>.<partition>.<instance>, and the instance.
+func SubjectPartition(subject string) (partition, instance string) {
+	tokens := strings.Split(subject, ".")
+	if len(tokens) != 4 {
+		return "", ""
+	}
+	return tokens[2], tokens[3]
+}
+
 // consumers is how many consumers a stream may have, where nats-server's own bound is
 // 1,000: a lane for each partition, of up to 16 backends and as many replays that run or
 // are stopped, and readers that come and go. It cannot be changed for a stream.
@@ -173,10 +183,10 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	return append(all, spans, decisions, dead, aside, replayed, audit)
 }
 
-// EnsureHub creates the streams that are not there. Those that are there stay
+// EnsureHub creates the streams and the buckets given that do not exist yet. Those that exist stay
 // as an operator made them, but for one thing that is checked: subjects and
 // number of partitions must be the ones configured here.
-func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
+func (c *Conn) EnsureHub(ctx context.Context, t Topology, buckets ...BucketConfig) error {
 	for _, want := range t.streams() {
 		err := c.ensureStream(ctx, want)
 		if want.Name == Aside && willNotMake(err) {
@@ -187,14 +197,12 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology) error {
 			return err
 		}
 	}
-	if _, err := c.ensurePolicies(ctx, t); err != nil {
-		return err
+	for _, want := range buckets {
+		if _, err := c.OpenBucket(ctx, want, t.Replicas); err != nil {
+			return err
+		}
 	}
-	if _, err := c.Replays(ctx, t); err != nil {
-		return err
-	}
-	_, err := c.ensureMembers(ctx, t)
-	return err
+	return nil
 }
 
 // noStorage is the server's error code where max_file_store has no room for a stream.
@@ -204,30 +212,6 @@ const noStorage = 10047
 func willNotMake(err error) bool {
 	refused, is := errors.AsType[*jetstream.APIError](err)
 	return is && (refused.Code/100 == 4 || refused.ErrorCode == noStorage)
-}
-
-// ensureMembers makes the bucket of [Members]. It is in memory: what it holds is
-// written anew every second.
-func (c *Conn) ensureMembers(ctx context.Context, t Topology) (jetstream.KeyValue, error) {
-	return c.ensureBucket(ctx, jetstream.KeyValueConfig{
-		Bucket: membersBucket, Description: "who shares the lanes, a key each", TTL: memberTTL, Storage: jetstream.MemoryStorage, Replicas: t.Replicas,
-	})
-}
-
-func (c *Conn) ensureBucket(ctx context.Context, want jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	kv, err := c.js.KeyValue(ctx, want.Bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = c.js.CreateKeyValue(ctx, want)
-		if errors.Is(err, jetstream.ErrBucketExists) { // another process was just as early
-			kv, err = c.js.KeyValue(ctx, want.Bucket)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", want.Bucket, err)
-	}
-	return kv, nil
 }
 
 func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) error {

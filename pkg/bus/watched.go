@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,15 +32,15 @@ func (l *Lane) Waits(why error) {
 	l.mu.waits = why
 }
 
-// waits returns since when the reader waits for something; zero when it does not.
-func (l *Lane) waits() time.Time {
+// WaitsSince returns since when the reader waits for something; zero when it does not.
+func (l *Lane) WaitsSince() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.since
 }
 
-// why says what holds the lane up, as far as it is known.
-func (l *Lane) why() error {
+// Why says what the lane is waiting for, as far as it is known.
+func (l *Lane) Why() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -56,28 +57,25 @@ func lag(info *jetstream.ConsumerInfo) uint64 {
 	return info.NumPending + uint64(max(info.NumAckPending, 0))
 }
 
-// Lag asks the server how many messages of the partition are not finished.
-func (l *Lane) Lag(ctx context.Context) (uint64, error) {
-	info, err := l.info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return lag(info), nil
+// floorOf says how far a lane is.
+func floorOf(info *jetstream.ConsumerInfo) Floor {
+	return Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 }
 
-func (l *Lane) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+// Progress asks the server how far the lane is, whoever owns it.
+func (l *Lane) Progress(ctx context.Context) (Floor, error) {
 	info, err := l.conn.consumerInfo(ctx, l.cfg)
 	if err != nil {
-		return nil, l.failed(err)
+		return Floor{}, l.failed(err)
 	}
 	l.mu.Lock()
 	l.mu.waiting = info.NumPending
 	l.mu.Unlock()
-	return info, nil
+	return floorOf(info), nil
 }
 
-// Waiting returns how many messages stood behind the last one, when that was last
-// said; 0 when this reader is not the owner.
+// Waiting returns how many messages are in the stream after the last one, when that was last
+// known; 0 when this reader is not the owner.
 func (l *Lane) Waiting() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,11 +85,18 @@ func (l *Lane) Waiting() uint64 {
 	return l.mu.waiting
 }
 
-// LaneLag returns how many messages of a lane are not finished, whoever owns it.
-func (c *Conn) LaneLag(ctx context.Context, cfg LaneConfig) (uint64, error) {
+// ErrNoLane reports that the hub has no such lane.
+var ErrNoLane = errors.New("the hub does not have the lane")
+
+// LaneFloor asks the server how far a lane is that need not be open here. [ErrNoLane]: it does
+// not exist.
+func (c *Conn) LaneFloor(ctx context.Context, cfg LaneConfig) (Floor, error) {
 	info, err := c.consumerInfo(ctx, cfg)
-	if err != nil {
-		return 0, fmt.Errorf("lag of lane %s of %s: %w", cfg.Name, cfg.Stream, err)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		err = fmt.Errorf("%w: %w", ErrNoLane, err)
 	}
-	return lag(info), nil
+	if err != nil {
+		return Floor{}, fmt.Errorf("lane %s of %s: %w", cfg.Name, cfg.Stream, err)
+	}
+	return floorOf(info), nil
 }

@@ -13,11 +13,11 @@ import (
 
 	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backoff"
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/stall"
 	"github.com/penstock/penstock/pkg/wal"
 )
 
@@ -206,14 +206,14 @@ func (h *handing) purge(ctx context.Context, log *slog.Logger) {
 // follow tells of signals of which something is spooled and nothing acknowledged, until ctx ends.
 func (f *forward) follow(ctx context.Context) {
 	var (
-		stalls [len(otlpwire.Signals)]*bus.Stall
+		stalls [len(otlpwire.Signals)]*stall.Detector
 		seen   [len(otlpwire.Signals)]uint64
 	)
 	for _, sig := range otlpwire.Signals {
-		stalls[sig] = bus.NewStall(f.led, sig.String(), "", f.centre, f.log)
+		stalls[sig] = stall.New(f.led, sig.String(), "", f.centre, f.log)
 		stalls[sig].Look(time.Now(), true, nil)
 	}
-	for backoff.Sleep(ctx, bus.StallInterval) {
+	for backoff.Sleep(ctx, stall.Interval) {
 		if f.led.HubConnected.Set(0); f.way.connected() {
 			f.led.HubConnected.Set(1)
 		}

@@ -38,6 +38,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -70,7 +71,7 @@ type hub interface {
 	First(ctx context.Context, stream, filter string, seq uint64) (uint64, time.Time, error)
 	SequenceAt(ctx context.Context, stream string, t time.Time) (uint64, error)
 	Remove(ctx context.Context, stream, subject string, upTo uint64) error
-	Recall(ctx context.Context, t bus.Topology, use func(*bus.Bucket) error) error
+	OpenBucket(ctx context.Context, cfg bus.BucketConfig, replicas int) (*bus.Bucket, error)
 	Count(ctx context.Context, stream, filter string, from, to uint64) (uint64, error)
 	Record(ctx context.Context, what string, body []byte) error
 	Letters(ctx context.Context, signal, instance string, bodies bool, visit func(bus.Letter) bool) error
@@ -122,7 +123,7 @@ const (
 
 // New returns a keeper that works while first says so, and when the first does not. lanes are those
 // of the sinks; those of the routers are known.
-func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []bus.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
+func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membership.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
 	k := &Keeper{topology: t, conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
 		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}

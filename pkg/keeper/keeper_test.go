@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/logtest"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 )
@@ -36,7 +37,7 @@ type world struct {
 	said   logtest.Log
 	names  []string // an instance of each partition
 	lanes  map[string]*bus.Lane
-	shared []bus.Shared
+	shared []membership.Shared
 	*Keeper
 }
 
@@ -60,10 +61,10 @@ func newWorld(t *testing.T, backends ...string) *world {
 		name := "as-" + strconv.Itoa(i)
 		w.names[partition.OfInstance(name, 2)] = name
 	}
-	var shared []bus.Shared
+	var shared []membership.Shared
 	for _, backend := range backends {
 		for p := range 2 {
-			shared = append(shared, bus.Shared{LaneConfig: bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprintf("%s-%d", backend, p)}})
+			shared = append(shared, membership.Shared{LaneConfig: bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprintf("%s-%d", backend, p)}})
 		}
 	}
 	for _, s := range shared {
@@ -400,7 +401,7 @@ func TestAStreamMadeAgain(t *testing.T) {
 func TestDecisionsStay(t *testing.T) {
 	w := newWorld(t)
 	cfg := bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"}
-	w.Keeper = New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, []bus.Shared{{LaneConfig: cfg, Journal: bus.DecisionsSubject(0)}}, w.led, w.said.Logger(slog.LevelInfo))
+	w.Keeper = New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, []membership.Shared{{LaneConfig: cfg, Journal: bus.DecisionsSubject(0)}}, w.led, w.said.Logger(slog.LevelInfo))
 	w.decisionsAge = 0
 	publish := func(subject string) {
 		t.Helper()
@@ -445,10 +446,10 @@ func TestDecisionsStay(t *testing.T) {
 // may ask for; that writes none.
 func TestFullDecisions(t *testing.T) {
 	w := newWorld(t)
-	var shared []bus.Shared
+	var shared []membership.Shared
 	for p := range 2 {
 		cfg := bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(p), Name: fmt.Sprint("tempo-", p)}
-		shared = append(shared, bus.Shared{LaneConfig: cfg, Journal: bus.DecisionsSubject(p)})
+		shared = append(shared, membership.Shared{LaneConfig: cfg, Journal: bus.DecisionsSubject(p)})
 		w.open(cfg)
 	}
 	w.Keeper = New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, shared, w.led, w.said.Logger(slog.LevelInfo))
@@ -499,7 +500,7 @@ func TestOneKeeper(t *testing.T) {
 	n := w.fill(0)
 	w.read("a-0", uint64(n))
 	var first atomic.Bool
-	k := New(func() *bus.Conn { return w.conn }, first.Load, topology, []bus.Shared{{LaneConfig: bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 0), Name: "a-0"}}}, w.led, w.said.Logger(slog.LevelInfo))
+	k := New(func() *bus.Conn { return w.conn }, first.Load, topology, []membership.Shared{{LaneConfig: bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 0), Name: "a-0"}}}, w.led, w.said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); k.Run(ctx) }()

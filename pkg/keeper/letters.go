@@ -92,5 +92,5 @@ func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
 	}
 	k.pushed = pushed{retry: p.retry}
 	k.log.Error("DEADLETTER is full; oldest letters deleted", "letters", p.messages, "instances", len(p.items))
-	k.record(ctx, bus.Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
+	k.record(ctx, Loss{Stream: bus.DeadLetter, Messages: p.messages, Items: p.items, Because: "the stream was full"})
 }

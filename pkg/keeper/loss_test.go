@@ -53,7 +53,7 @@ func (w *world) owes(lane string, n uint64) {
 // losses returns what is on record, by the stream.
 func (w *world) losses() (all []string) {
 	w.Helper()
-	losses, err := w.conn.Losses(w.Context())
+	losses, err := Losses(w.Context(), w.conn)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func TestDeadLettersThatMakeRoom(t *testing.T) {
 	}
 	w.pushed.since = time.Now().Add(-pushedInterval)
 	w.recordPushed(t.Context(), time.Now())
-	losses, err := w.conn.Losses(t.Context())
+	losses, err := Losses(t.Context(), w.conn)
 	if err != nil || len(losses) != 1 || !maps.Equal(losses[0].Items, gone) || losses[0].Messages != (gone["logs.quiet"]+gone["logs.noisy"])/2 {
 		t.Errorf("on record: %+v, %v", losses, err)
 	}
@@ -304,13 +304,11 @@ func TestWithoutTheBucket(t *testing.T) {
 		t.Errorf("on record: %v", got)
 	}
 	// Something else stands there.
-	if err := w.conn.Recall(t.Context(), topology, func(b *bus.Bucket) error {
-		_, revision, err := b.Get(t.Context(), "LOGS")
-		if err == nil {
-			_, err = b.Store(t.Context(), "LOGS", []byte("x"), revision)
-		}
-		return err
-	}); err != nil {
+	b, err := w.conn.OpenBucket(t.Context(), Bucket, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Put(t.Context(), "LOGS", []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	w.Keeper = w.next()
@@ -331,7 +329,9 @@ type forgetful struct {
 	err error
 }
 
-func (f forgetful) Recall(context.Context, bus.Topology, func(*bus.Bucket) error) error { return f.err }
+func (f forgetful) OpenBucket(context.Context, bus.BucketConfig, int) (*bus.Bucket, error) {
+	return nil, f.err
+}
 
 // TestGivenUpOnce: a lane that was given up is told of once, whoever is the keeper.
 func TestGivenUpOnce(t *testing.T) {

@@ -77,7 +77,7 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 	ctx, cancel := context.WithTimeout(ctx, rememberPatience)
 	defer cancel()
 	now := time.Now()
-	m, losses := s.memory, []bus.Loss{}
+	m, losses := s.memory, []Loss{}
 	because := ""
 	if now.After(k.blind) {
 		var err error
@@ -92,7 +92,7 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 		for name, was := range m.Lanes {
 			_, there := floors[name]
 			if _, ours := s.lanes[name]; !there && !ours {
-				losses = append(losses, bus.Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: givenUp})
+				losses = append(losses, Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: givenUp})
 			}
 		}
 	}
@@ -150,31 +150,38 @@ func (k *Keeper) judge(ctx context.Context, s *kept, state bus.StreamState) (m m
 	return m, m.because(state), nil
 }
 
+// Bucket has what keepers leave one another, a key for each stream.
+var Bucket = bus.BucketConfig{Name: "KEEPER", Description: "what keepers leave one another, a key for each stream"}
+
 // load reads what the keeper before has left; nothing where nobody can read that.
 func (k *Keeper) load(ctx context.Context, stream string) (m memory, err error) {
-	err = k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
-		text, revision, err := b.Get(ctx, stream)
-		if errors.Is(err, bus.ErrMissing) {
-			return nil
-		}
-		if err == nil && json.Unmarshal(text, &m) != nil {
-			m = memory{}
-		}
-		m.revision = revision
-		return err
-	})
+	b, err := k.conn().OpenBucket(ctx, Bucket, k.topology.Replicas)
+	if err != nil {
+		return memory{}, err
+	}
+	text, revision, err := b.Get(ctx, stream)
+	if errors.Is(err, bus.ErrMissing) {
+		return memory{}, nil
+	}
+	if err == nil && json.Unmarshal(text, &m) != nil {
+		m = memory{}
+	}
+	m.revision = revision
 	return m, err
 }
 
 func (k *Keeper) store(ctx context.Context, stream string, m *memory, now time.Time) error {
-	return k.conn().Recall(ctx, k.topology, func(b *bus.Bucket) error {
-		text, err := json.Marshal(m)
-		if err == nil {
-			m.revision, err = b.Store(ctx, stream, text, m.revision)
-			m.stored, m.unsaved = now, false
-		}
+	b, err := k.conn().OpenBucket(ctx, Bucket, k.topology.Replicas)
+	if err != nil {
 		return err
-	})
+	}
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	m.revision, err = b.Store(ctx, stream, text, m.revision)
+	m.stored, m.unsaved = now, false
+	return err
 }
 
 // see returns err where another keeper has been here; any other is no reason to remove nothing.
@@ -194,7 +201,7 @@ func (k *Keeper) see(s *kept, err error) error {
 }
 
 // missing counts what was owed to lanes and is not in the stream any more.
-func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.StreamState, floors map[string]bus.Floor, because string) []bus.Loss {
+func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.StreamState, floors map[string]bus.Floor, because string) []Loss {
 	again := !m.Created.Equal(state.Created.UTC())
 	lost, by := map[string]uint64{}, map[string]uint64{}
 	counted := 0
@@ -221,17 +228,17 @@ func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.Strea
 		return nil
 	}
 	// Each backend has its own lane of each partition.
-	return []bus.Loss{{Stream: s.name, Messages: slices.Max(slices.Collect(maps.Values(by))), Lanes: lost, Because: because}}
+	return []Loss{{Stream: s.name, Messages: slices.Max(slices.Collect(maps.Values(by))), Lanes: lost, Because: because}}
 }
 
 // record leaves a loss in the audit.
-func (k *Keeper) record(ctx context.Context, l bus.Loss) {
+func (k *Keeper) record(ctx context.Context, l Loss) {
 	l.At = time.Now().UTC()
 	entry, err := json.Marshal(l)
 	if err == nil {
-		err = k.conn().Record(ctx, bus.LossRecord, entry)
+		err = k.conn().Record(ctx, LossRecord, entry)
 	}
 	if err != nil {
-		k.log.Error("audit entry about lost messages not written", "stream", l.Stream, "err", fmt.Errorf("audit.%s: %w", bus.LossRecord, err))
+		k.log.Error("audit entry about lost messages not written", "stream", l.Stream, "err", fmt.Errorf("audit.%s: %w", LossRecord, err))
 	}
 }

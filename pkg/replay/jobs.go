@@ -258,9 +258,13 @@ type Jobs struct {
 	bucket *bus.Bucket
 }
 
+// Bucket has the jobs, and how far they are. It is fenced, since an instance's own credential may write
+// the jobs of that instance.
+var Bucket = bus.BucketConfig{Name: "REPLAYS", Description: "replay jobs, and how far they are", Fenced: true, MaxBytes: 64 << 20, MaxValue: 512 << 10}
+
 // Open finds the bucket of the hub.
 func Open(ctx context.Context, conn *bus.Conn, t bus.Topology) (*Jobs, error) {
-	b, err := conn.Replays(ctx, t)
+	b, err := conn.OpenBucket(ctx, Bucket, t.Replicas)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 )
@@ -27,7 +28,7 @@ type route struct {
 	hub     *bus.Hub
 	led     *ledger.Ledger
 	log     *slog.Logger
-	members *bus.Members
+	members *membership.Members
 	inputs  chan input
 	idBase  string
 	seq     uint64
@@ -48,16 +49,16 @@ const inputsAhead = 64
 func newRoute(cfg Config, h *bus.Hub, led *ledger.Ledger, log *slog.Logger) *route {
 	log = log.With("component", "route")
 	return &route{
-		cfg: cfg, hub: h, led: led, log: log, members: bus.NewMembers(h, "router", cfg.Member, led, log),
+		cfg: cfg, hub: h, led: led, log: log, members: membership.New(h, "router", cfg.Member, led, log),
 		inputs: make(chan input, inputsAhead), idBase: nonce(),
 	}
 }
 
 func (r *route) service() services.Service {
 	return services.NewBasicService(nil, func(ctx context.Context) error {
-		var shared []bus.Shared
+		var shared []membership.Shared
 		for p := range r.cfg.Streams.Partitions {
-			shared = append(shared, bus.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
+			shared = append(shared, membership.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
 				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p), Raw: true,
 			}})
 		}
@@ -69,7 +70,7 @@ func (r *route) service() services.Service {
 		readers.Go(func() { r.members.Run(reading, shared) })
 		sender.Go(func() { r.run(work) })
 		<-ctx.Done()
-		r.members.Drain(work, r.cfg.Drain, func(bus.Shared) bool { return true })
+		r.members.Drain(work, r.cfg.Drain, func(membership.Shared) bool { return true })
 		leave()
 		readers.Wait()
 		stop()
@@ -93,7 +94,7 @@ func (r *route) read(ctx context.Context, lane *bus.Lane) {
 			return false
 		}
 	})
-	finish, stop := bus.Finish(ctx)
+	finish, stop := membership.Finish(ctx)
 	defer stop()
 	lane.Settled(finish)
 }

@@ -35,6 +35,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
@@ -97,7 +98,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
+	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), membership.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
 		_, err := LoadTokens(c.Gateway.TokensFile, nil)
 		errs = append(errs, c.Gateway.Validate("gateway"), err)
@@ -117,7 +118,7 @@ func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 // Build makes the stages: hub, route, gateway.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "router", p.Ledger
-	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket)
 	rt := newRoute(cfg, hub, p.Ledger, p.Log)
 	p.Page("/partitions", rt.members.Page())
 	stages := []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}

@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // tenants is a backend for several: it refuses those it is told to.
@@ -169,7 +170,7 @@ func (w *asideWorld) own() (stop func()) {
 		horizon := bus.NewHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.Run(ctx) })
-		(&traceLane{lane: lane, delivery: &own, rules: &rules{base: policy.KeepAll(time.Second), known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}).run(ctx)
+		(&traceLane{lane: lane, delivery: &own, policies: versions.Fixed(policy.KeepAll(time.Second)), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}).run(ctx)
 		wg.Wait()
 	}()
 	return func() {
@@ -212,8 +213,8 @@ func (w *asideWorld) waiting(instance string) (n uint64) {
 }
 
 func (w *asideWorld) nothingOwed() bool {
-	n, err := w.lane.Lag(w.Context())
-	return err == nil && n == 0
+	at, err := w.lane.Progress(w.Context())
+	return err == nil && at.Lag == 0
 }
 
 var errTenant = fault.Sender(fault.Configuration(errors.New("401 Unauthorized: no such tenant")))

@@ -16,29 +16,31 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
 type lanes struct {
-	cfg     Config
-	rules   *rules
-	process *processor.Rules
-	led     *ledger.Ledger
-	log     *slog.Logger
-	hub     *bus.Hub
-	members *bus.Members
-	horizon *bus.Horizon
-	said    backoff.Repeats
-	quota   bus.Quota
+	cfg      Config
+	policies *versions.Versions
+	process  *processor.Rules
+	led      *ledger.Ledger
+	log      *slog.Logger
+	hub      *bus.Hub
+	members  *membership.Members
+	horizon  *bus.Horizon
+	said     backoff.Repeats
+	quota    bus.Quota
 }
 
 func (l *lanes) service() services.Service {
 	var (
-		shared  []bus.Shared
+		shared  []membership.Shared
 		writers Writers
 	)
 	start := func(context.Context) error {
@@ -65,11 +67,11 @@ func (l *lanes) service() services.Service {
 		wg.Go(func() {
 			keeper.New(func() *bus.Conn { return l.hub.Conn }, l.members.First, l.cfg.Streams, shared, l.led, l.log).Run(work)
 		})
-		wg.Go(func() { l.rules.watch(work, l.hub, l.members.Self()) })
+		wg.Go(func() { l.policies.Watch(work, l.hub, l.members.Self()) })
 		wg.Go(func() { newReplays(l, writers).run(work) })
 		wg.Go(func() { l.serveJobs(work) })
 		<-ctx.Done()
-		l.members.Drain(work, l.cfg.Drain, func(s bus.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
+		l.members.Drain(work, l.cfg.Drain, func(s membership.Shared) bool { return l.cfg.DrainTraces || s.Signal != otlpwire.Traces.String() })
 		stop()
 		wg.Wait()
 		return nil
@@ -101,8 +103,8 @@ func (l *lanes) serveJobs(ctx context.Context) {
 // lane returns the lane of a backend and a partition. A further one of a signal samples
 // for itself, and comes to the same decisions: its own place is then that of a backend that
 // was away.
-func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool) bus.Shared {
-	s := bus.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
+func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool) membership.Shared {
+	s := membership.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
 	}}
 	d := l.delivery(sig, w, p)
@@ -112,12 +114,12 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	if sig == otlpwire.Traces {
-		s.Stream, s.Filter, s.Journal, s.Hold = bus.Spans, bus.SpansSubject(p), journal, l.rules.hold
+		s.Stream, s.Filter, s.Journal, s.Hold = bus.Spans, bus.SpansSubject(p), journal, l.policies.Wait
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 			t := &traceLane{
-				lane: lane, delivery: &own, rules: l.rules, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
+				lane: lane, delivery: &own, policies: l.policies, maxBytes: int(l.cfg.Sampling.MaxBytes), attribute: l.cfg.Sampling.PolicyAttribute,
 				journalStream: bus.Decisions, journalSubject: journal, gauges: gauges, horizon: l.horizon,
 			}
 			t.run(ctx)
@@ -172,7 +174,7 @@ func (l *directLane) claim(ctx context.Context) bool {
 
 func (l *directLane) run(ctx context.Context) {
 	defer l.lane.Close()
-	finish, stop := bus.Finish(ctx)
+	finish, stop := membership.Finish(ctx)
 	defer stop()
 	defer l.delivery.aside.close()
 	done := uint64(0)

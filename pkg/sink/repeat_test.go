@@ -20,6 +20,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // stretch is a recorded stretch of SPANS: two instances, ten minutes of stream
@@ -147,7 +148,7 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &traceLane{lane: lane, delivery: d, rules: &rules{base: policies, known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}
+			l := &traceLane{lane: lane, delivery: d, policies: versions.Fixed(policies), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}
 			wg.Go(func() { l.run(ctx) })
 			before := k.count()
 			for next < upto {
@@ -158,7 +159,7 @@ policies:
 					time.Sleep(time.Millisecond)
 				}
 			} else {
-				for n, err := lane.Lag(ctx); err != nil || n > 1; n, err = lane.Lag(ctx) {
+				for at, err := lane.Progress(ctx); err != nil || at.Lag > 1; at, err = lane.Progress(ctx) {
 					time.Sleep(20 * time.Millisecond)
 				}
 			}

@@ -16,9 +16,11 @@ import (
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // replays runs the lanes of replay jobs: it follows the bucket, asks the backends
@@ -42,28 +44,47 @@ func newReplays(l *lanes, writers Writers) *replays {
 
 // run follows the bucket until ctx ends.
 func (r *replays) run(ctx context.Context) {
-	r.hub.WatchReplays(ctx, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.table, r.known = replay.NewTable(), false
-	}, func(key string, value []byte) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if key == "" {
-			r.known = true
-		} else if err := r.table.Set(key, value); err != nil {
-			r.log.Error("replay job is passed over", "key", key, "err", err)
+	for ctx.Err() == nil {
+		b, err := r.hub.OpenBucket(ctx, replay.Bucket)
+		if err == nil {
+			r.forget()
+			err = b.Watch(ctx, ">", func(key string, value []byte) { r.note(ctx, key, value) })
 		}
-		if r.known {
-			r.act(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.log.Warn("replay jobs cannot be watched, will try again", "err", err)
 		}
-	})
+		backoff.Sleep(ctx, retryInterval)
+	}
 	r.running.Wait()
+}
+
+// retryInterval is how long a watch that breaks waits before it begins again.
+const retryInterval = time.Second
+
+// forget begins with an empty table: a new watch says everything again.
+func (r *replays) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.table, r.known = replay.NewTable(), false
+}
+
+// note takes in what the watch says of a key; "" when all that was there has been said.
+func (r *replays) note(ctx context.Context, key string, value []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if key == "" {
+		r.known = true
+	} else if err := r.table.Set(key, value); err != nil {
+		r.log.Error("replay job is passed over", "key", key, "err", err)
+	}
+	if r.known {
+		r.act(ctx)
+	}
 }
 
 // act does what the table asks for. r.mu is held.
 func (r *replays) act(ctx context.Context) {
-	var wanted []bus.Shared
+	var wanted []membership.Shared
 	for _, job := range r.table.Jobs() {
 		switch job.Phase() {
 		case replay.Checking:
@@ -120,7 +141,7 @@ func (r *replays) sweep(ctx context.Context, key string) {
 			}
 		}
 	}
-	if b, err := r.hub.Conn.Replays(ctx, r.cfg.Streams); err == nil {
+	if b, err := r.hub.OpenBucket(ctx, replay.Bucket); err == nil {
 		_ = b.Delete(ctx, key)
 	}
 }
@@ -134,7 +155,7 @@ func (r *replays) settle(ctx context.Context, key string, find func() any) {
 			return
 		}
 		backoff.Retry(ctx, r.log, "write down what is known of a replay job", func() error {
-			b, err := r.hub.Conn.Replays(ctx, r.cfg.Streams)
+			b, err := r.hub.OpenBucket(ctx, replay.Bucket)
 			if err == nil {
 				err = b.Create(ctx, key, value)
 			}
@@ -151,13 +172,13 @@ const askTimes = 4
 
 // plan finds out which lanes a job has.
 func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Plan) {
-	if !r.rules.await(ctx) {
+	if !r.policies.Await(ctx) {
 		return nil
 	}
 	backoff.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
-		rules, err := r.rules.replayed(job.Policies)
+		policies, err := r.policies.Replayed(job.Policies)
 		if err == nil {
-			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, rules.wait(), time.Now())
+			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, policies.Wait(), time.Now())
 		} else {
 			err = &replay.Refusal{Text: err.Error()}
 		}
@@ -208,8 +229,8 @@ func (r *replays) writer(job replay.Status, sig otlpwire.Signal) (w backend.Writ
 }
 
 // lane returns the lane of a job that the members are to place.
-func (r *replays) lane(job replay.Status, l replay.LaneStatus, sig otlpwire.Signal, w backend.Writer) bus.Shared {
-	return bus.Shared{
+func (r *replays) lane(job replay.Status, l replay.LaneStatus, sig otlpwire.Signal, w backend.Writer) membership.Shared {
+	return membership.Shared{
 		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.Run(), l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},
 		Signal:     l.Signal, Partition: l.Partition, Partitions: r.cfg.Streams.Partitions, Backend: w.Name(), Quiet: true,
 		Run: func(ctx context.Context, lane *bus.Lane) {
@@ -264,7 +285,7 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	})
 	own := *e.delivery(e.sig, w, e.lane.Partition)
 	own.owned, own.count, own.log = lane.Owned, e, own.log.With("replay", e.job.ID)
-	rules, err := e.decides(ctx)
+	policies, err := e.decides(ctx)
 	switch {
 	case err != nil:
 		if ctx.Err() == nil {
@@ -272,17 +293,17 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 			<-ctx.Done()
 		}
 		lane.Close()
-	case rules == nil:
+	case policies == nil:
 		(&directLane{lane: lane, delivery: &own, excerpt: e}).run(ctx)
 	default:
 		(&traceLane{
-			lane: lane, delivery: &own, rules: rules, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+			lane: lane, delivery: &own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
 			journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition), excerpt: e,
 		}).run(ctx)
 	}
 	stop()
 	reporter.Wait()
-	last, cancel := bus.Finish(ctx)
+	last, cancel := membership.Finish(ctx)
 	defer cancel()
 	if !e.over {
 		_ = e.write(last)
@@ -292,14 +313,14 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 }
 
 // decides returns the policies of the job; nil where nothing is sampled.
-func (e *excerpt) decides(ctx context.Context) (*rules, error) {
+func (e *excerpt) decides(ctx context.Context) (*versions.Versions, error) {
 	if e.sig != otlpwire.Traces || e.job.NoSampling {
 		return nil, nil
 	}
-	if !e.rules.await(ctx) {
+	if !e.policies.Await(ctx) {
 		return nil, ctx.Err()
 	}
-	return e.rules.replayed(e.job.Policies)
+	return e.policies.Replayed(e.job.Policies)
 }
 
 // claimed reads how far the lane was when this sink became its owner. It returns false
@@ -310,7 +331,7 @@ func (e *excerpt) claimed(ctx context.Context) bool {
 	}
 	e.end = false
 	ok := backoff.Retry(ctx, e.log, "read how far a replay is", func() error {
-		b, err := e.hub.Conn.Replays(ctx, e.cfg.Streams)
+		b, err := e.hub.OpenBucket(ctx, replay.Bucket)
 		if err != nil {
 			return err
 		}
@@ -409,7 +430,7 @@ func (e *excerpt) write(ctx context.Context) error {
 	if !known {
 		return errLost
 	}
-	b, err := e.hub.Conn.Replays(ctx, e.cfg.Streams)
+	b, err := e.hub.OpenBucket(ctx, replay.Bucket)
 	if err != nil {
 		return err
 	}

@@ -15,10 +15,12 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
@@ -26,7 +28,7 @@ import (
 func TestReplaysMakeRoom(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
-	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
+	ls := &lanes{log: d.log, led: d.led, members: membership.New(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
 	r := newReplays(ls, Writers{})
 	behind := uint64(0)
 	r.behind = func() uint64 { return behind }
@@ -126,7 +128,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	job := &replay.Job{State: replay.Running, Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"logs"}}}
 	job.ID = job.JobID()
 	open := func(name string) *excerpt {
-		ls := &lanes{log: d.log, led: d.led, hub: hub, members: bus.NewMembers(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.log)}
+		ls := &lanes{log: d.log, led: d.led, hub: hub, members: membership.New(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.log)}
 		e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "logs", First: 1, Last: 9}, sig: otlpwire.Logs}
 		e.owned = func() bool { return true }
 		return e
@@ -134,7 +136,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	ctx := t.Context()
 	stored := func() (p replay.Progress) {
 		t.Helper()
-		b, err := conn.Replays(ctx, bus.DefaultTopology())
+		b, err := conn.OpenBucket(ctx, replay.Bucket, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,12 +206,12 @@ func TestOneWriterOfProgress(t *testing.T) {
 // nobody asked for reaches neither the samplers nor the backend.
 func TestOthersAreLeftOut(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
-	ls := &lanes{log: d.log, led: d.led, members: bus.NewMembers(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
+	ls := &lanes{log: d.log, led: d.led, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
 	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{delivery: d, rules: &rules{base: set, known: true}, excerpt: e, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{delivery: d, policies: versions.Fixed(set), excerpt: e, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

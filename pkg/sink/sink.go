@@ -17,7 +17,7 @@
 //
 // # Not here
 //
-// Who the owner is: bus.Members and bus.Lane.
+// Who the owner is: membership.Members and bus.Lane.
 package sink
 
 import (
@@ -29,9 +29,11 @@ import (
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
-	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // Backends are tempo, prometheus, loki and file.
@@ -42,9 +44,9 @@ type Backends = backend.Config
 type Config struct {
 	app.Config `yaml:",inline"`
 
-	Hub      bus.Config     `yaml:"hub"`
-	Streams  bus.Topology   `yaml:"streams"`
-	Sampling SamplingConfig `yaml:"sampling"`
+	Hub      bus.Config      `yaml:"hub"`
+	Streams  bus.Topology    `yaml:"streams"`
+	Sampling versions.Config `yaml:"sampling"`
 	// Processing changes and drops telemetry on the way to all backends, behind the sampler.
 	Processing processor.Config `yaml:"processing"`
 	Backends   `yaml:",inline"`
@@ -64,46 +66,13 @@ type Config struct {
 	DrainTraces bool `yaml:"-"`
 }
 
-// SamplingConfig says which traces are kept.
-type SamplingConfig struct {
-	// File holds the collector's tail_sampling configuration. Without it every
-	// trace is kept.
-	File string `yaml:"file"`
-	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
-	// 500 bytes for each trace. The instance that holds most waits first.
-	MaxBytes config.Bytes `yaml:"max_bytes_per_partition"`
-	// KeptSpans is how many spans a second the backend is meant to take, of all
-	// instances; 0 for no such bound. It is the measure for InstanceShare only.
-	KeptSpans int64 `yaml:"kept_spans_per_second"`
-	// InstanceShare is how much of KeptSpans one instance may have, in percent,
-	// whatever policies want: a noisy one cannot take it all.
-	InstanceShare int64 `yaml:"instance_share_percent"`
-	// PolicyAttribute is the key of an attribute that names the policy on every span
-	// that was kept, such as tailsampling.policy. Empty for none.
-	PolicyAttribute string `yaml:"policy_attribute"`
-}
-
-func (c SamplingConfig) maxKept() int64 {
-	if c.KeptSpans == 0 {
-		return 0
-	}
-	return max(c.KeptSpans*c.InstanceShare/100, 1)
-}
-
-func (c SamplingConfig) policies() (*policy.Set, error) {
-	if c.File == "" {
-		return policy.KeepAll(keepAllWait), nil
-	}
-	return policy.LoadFile(c.File)
-}
-
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
 	c := Config{
 		Config:   app.DefaultConfig(9663),
 		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
 		Streams:  bus.DefaultTopology(),
-		Sampling: SamplingConfig{MaxBytes: 256 << 20, InstanceShare: 25},
+		Sampling: versions.DefaultConfig(),
 		Backends: backend.DefaultConfig(),
 		Drain:    5 * time.Second,
 	}
@@ -155,13 +124,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once, also those in the policies.
 func (c *Config) Validate() error {
-	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), bus.CheckName(c.Member)}
-	if c.Sampling.MaxBytes < 8<<20 { // several messages of the bus
-		errs = append(errs, fmt.Errorf("sampling.max_bytes_per_partition is %v, want at least 8MiB", c.Sampling.MaxBytes))
-	}
-	if c.Sampling.KeptSpans < 0 || c.Sampling.InstanceShare < 1 || c.Sampling.InstanceShare > 100 {
-		errs = append(errs, fmt.Errorf("sampling.kept_spans_per_second is %d, sampling.instance_share_percent is %d: want 0 or more, and 1 to 100", c.Sampling.KeptSpans, c.Sampling.InstanceShare))
-	}
+	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), c.Sampling.Validate("sampling"), membership.CheckName(c.Member)}
 	if c.Aside.MaxInstances < 0 || c.Aside.MaxInstances > 1024 {
 		errs = append(errs, fmt.Errorf("aside.max_instances is %d, want 0 to 1024", c.Aside.MaxInstances))
 	}
@@ -172,25 +135,18 @@ func (c *Config) Validate() error {
 	if _, err := processor.New("processing", c.Processing); err != nil {
 		errs = append(errs, err)
 	}
-	if _, err := c.Sampling.policies(); err != nil {
-		errs = append(errs, err) // names the file of the policies
-	}
 	return errors.Join(errs...)
 }
 
 // CheckFiles looks at what may come after the start.
 func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
-// keepAllWait is the decision wait of those who sample nothing: long enough
-// for the spans of a request to come together in one write.
-const keepAllWait = 2 * time.Second
-
 // Build makes the stages: hub, lanes.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
-	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log)
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, versions.Bucket, replay.Bucket)
 	log := p.Log.With("component", "sink")
-	rules, err := newRules(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
+	policies, err := versions.New(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
 	if err != nil {
 		return nil, err
 	}
@@ -198,8 +154,8 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	members := bus.NewMembers(hub, "sink", cfg.Member, p.Ledger, log)
+	members := membership.New(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, rules: rules, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, p.Ledger, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, policies: policies, process: process, hub: hub, members: members, horizon: bus.NewHorizon(hub, p.Ledger, log), led: p.Ledger, log: log}
 	return []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

@@ -15,8 +15,10 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/logtest"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // taking is a backend that does as it is told.
@@ -41,10 +43,10 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			log := said.Logger(slog.LevelInfo)
 			hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1, Replicas: 1}, log)
 			hub.Conn = conn
-			members := bus.NewMembers(hub, "sink", "one", d.led, log)
+			members := membership.New(hub, "sink", "one", d.led, log)
 			cfg := DefaultConfig()
 			cfg.Streams.Partitions = 1
-			l := &lanes{cfg: cfg, rules: &rules{base: policy.KeepAll(time.Second), known: true}, led: d.led, log: log, hub: hub, members: members}
+			l := &lanes{cfg: cfg, policies: versions.Fixed(policy.KeepAll(time.Second)), led: d.led, log: log, hub: hub, members: members}
 			lane := l.lane(otlpwire.Traces, write, 0, false)
 			if hold := lane.Hold(); hold != time.Second {
 				t.Errorf("the lane holds for %v", hold)
@@ -54,7 +56,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			var wg sync.WaitGroup
 			defer wg.Wait()
 			defer cancel()
-			wg.Go(func() { members.Run(ctx, []bus.Shared{lane}) })
+			wg.Go(func() { members.Run(ctx, []membership.Shared{lane}) })
 			now := time.Now()
 			for i, arrival := range []time.Time{now.Add(-time.Minute), now} { // the second one closes the first one's window
 				payload, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(strings.ReplaceAll(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"0000000000000000000000000000000N","spanId":"000000000000000N","name":"x"}]}]}]}`, "N", string(rune('1'+i)))), otlpwire.DefaultLimits)

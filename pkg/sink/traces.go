@@ -11,8 +11,10 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // traceLane samples the spans of one partition and exports the kept traces. It
@@ -21,7 +23,7 @@ import (
 type traceLane struct {
 	lane     *bus.Lane
 	delivery *delivery
-	rules    *rules
+	policies *versions.Versions
 	maxBytes int
 	// attribute is the key of the span attribute that names the policy; empty for
 	// none.
@@ -88,7 +90,7 @@ func (l *traceLane) run(ctx context.Context) {
 			}
 		})
 	})
-	finish, stop := bus.Finish(ctx) // what is decided when ctx ends is still sent
+	finish, stop := membership.Finish(ctx) // what is decided when ctx ends is still sent
 	defer stop()
 	defer l.delivery.aside.close()
 	clock := time.NewTicker(tick)
@@ -144,9 +146,9 @@ func (l *traceLane) show(traces, bytes int) {
 // sampler; for an excerpt of TRACES those of all partitions.
 func (l *traceLane) newSampler() *sampler.Samplers {
 	if l.excerpt == nil {
-		return sampler.NewSamplers(l.rules.base, 1, l.maxBytes, l.lane.Floor(), nil)
+		return sampler.NewSamplers(l.policies.Base(), 1, l.maxBytes, l.lane.Floor(), nil)
 	}
-	return sampler.NewSamplers(l.rules.base, max(l.rules.base.Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
+	return sampler.NewSamplers(l.policies.Base(), max(l.policies.Base().Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
 }
 
 // frames calls visit with what a message holds.
@@ -179,7 +181,7 @@ func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) err
 // It returns false when ctx ended first.
 func (l *traceLane) claim(ctx context.Context) bool {
 	l.lane.Waits(errors.New("the versions of the policies are not known yet"))
-	known := l.rules.await(ctx)
+	known := l.policies.Await(ctx)
 	if l.lane.Waits(nil); !known {
 		return false
 	}
@@ -201,8 +203,8 @@ func (l *traceLane) claim(ctx context.Context) bool {
 
 // use tells the sampler of new versions of the policies.
 func (l *traceLane) use() {
-	if versions, changes := l.rules.versions(); changes != l.used {
-		l.sampler.Use(versions)
+	if all, changes := l.policies.All(); changes != l.used {
+		l.sampler.Use(all)
 		l.used = changes
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // TestOneInstanceARequest: kept traces of two instances are never in one request, and no
@@ -121,7 +122,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	horizon := bus.NewHorizon(hub, d.led, d.log)
 	l := &traceLane{
 		lane: openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"}), delivery: d,
-		rules: &rules{base: policy.KeepAll(time.Second), known: true}, maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon,
+		policies: versions.Fixed(policy.KeepAll(time.Second)), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon,
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

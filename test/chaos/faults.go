@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/test/daemon"
 	"github.com/penstock/penstock/test/faultproxy"
 )
@@ -256,7 +257,7 @@ func (w *world) push(ctx context.Context) error {
 	defer conn.Close()
 	t := bus.DefaultTopology()
 	t.Partitions = partitions
-	p, err := conn.PushPolicies(ctx, t, policies, "chaos")
+	p, err := versions.Push(ctx, conn, t, policies, "chaos")
 	w.say("policies version %d from %d", p.Number, p.From)
 	return err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/backend/remotewrite"
@@ -264,7 +265,7 @@ func (w *world) owned(role string) error {
 	if ask == nil {
 		return fmt.Errorf("no %s runs", role)
 	}
-	var status bus.Partitions
+	var status membership.Partitions
 	if err := daemon.Fetch(ask.admin, "/partitions?format=json", &status); err != nil {
 		return err
 	}
@@ -357,7 +358,7 @@ func (w *world) arrivedAt(most uint64, role string) error {
 			return err
 		}
 	}
-	var status bus.Partitions
+	var status membership.Partitions
 	if err := daemon.Fetch(w.of(role)[0].admin, "/partitions?format=json", &status); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/test/backend"
 )
@@ -294,7 +295,7 @@ func shareOne(t *testing.T, conn *bus.Conn, group, stream string, sig otlpwire.S
 	for _, name := range []string{"first", "second"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // less than a pin lives
 		owned := false
-		bus.NewMembers(&bus.Hub{Conn: conn}, group, name, ledger.New(prometheus.NewRegistry()), log).Run(ctx, []bus.Shared{{
+		membership.New(&bus.Hub{Conn: conn}, group, name, ledger.New(prometheus.NewRegistry()), log).Run(ctx, []membership.Shared{{
 			Signal: sig.String(), Backend: "test", LaneConfig: bus.LaneConfig{Stream: stream, Name: "test-0"}, Run: func(ctx context.Context, l *bus.Lane) {
 				defer l.Close()
 				l.Run(ctx, func(d bus.Delivery) bool {
@@ -405,7 +406,7 @@ func startCluster(t *testing.T) (servers []*server.Server, urls string) {
 
 // sharedLanes are two members that share the lanes of METRICS and LOGS.
 type sharedLanes struct {
-	members []*bus.Members
+	members []*membership.Members
 
 	mu    sync.Mutex
 	items map[uint64]int // by sequence of LOGS
@@ -421,12 +422,12 @@ func newShared(t *testing.T, urls string, topology bus.Topology) *sharedLanes {
 	for _, name := range []string{"one", "two"} {
 		hub := bus.NewHub(bus.Config{}, topology, log)
 		hub.Conn = openAs(t, urls, "sink", topology)
-		m := bus.NewMembers(hub, "sink", name, ledger.New(prometheus.NewRegistry()), log)
+		m := membership.New(hub, "sink", name, ledger.New(prometheus.NewRegistry()), log)
 		s.members = append(s.members, m)
-		var lanes []bus.Shared
+		var lanes []membership.Shared
 		for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
 			for p := range topology.Partitions {
-				lanes = append(lanes, bus.Shared{Signal: sig.String(), Partition: p, Backend: "test", Run: s.read, LaneConfig: bus.LaneConfig{
+				lanes = append(lanes, membership.Shared{Signal: sig.String(), Partition: p, Backend: "test", Run: s.read, LaneConfig: bus.LaneConfig{
 					Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: "test-" + strconv.Itoa(p),
 				}})
 			}
@@ -459,7 +460,7 @@ func (s *sharedLanes) read(ctx context.Context, l *bus.Lane) {
 func (s *sharedLanes) done(n int) error {
 	w := httptest.NewRecorder()
 	s.members[0].Page().ServeHTTP(w, httptest.NewRequest("GET", "/partitions?format=json", nil))
-	var status bus.Partitions
+	var status membership.Partitions
 	if err := json.Unmarshal(w.Body.Bytes(), &status); err != nil {
 		return err
 	}

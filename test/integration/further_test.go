@@ -146,8 +146,8 @@ func (p *pipeline) settled(t *testing.T, names ...string) error {
 		stream := map[string]string{"tempo": bus.Spans, "prometheus": bus.Stream(otlpwire.Metrics), "loki": bus.Stream(otlpwire.Logs)}[backend]
 		for partition := range bus.DefaultTopology().Partitions {
 			lane := bus.LaneConfig{Stream: stream, Name: fmt.Sprint(name, "-", partition)}
-			if n, err := conn.LaneLag(t.Context(), lane); err != nil || n > 0 {
-				return fmt.Errorf("%s is %d messages behind (%v)", lane.Name, n, err)
+			if at, err := conn.LaneFloor(t.Context(), lane); err != nil || at.Lag > 0 {
+				return fmt.Errorf("%s is %d messages behind (%v)", lane.Name, at.Lag, err)
 			}
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend/loki"
@@ -137,7 +138,7 @@ func (p *pipeline) audit(t *testing.T, args ...string) (code int, report struct 
 		Instance, Signal, Backend string
 		Items                     int
 	} `json:"in_flight"`
-	Losses []bus.Loss
+	Losses []keeper.Loss
 }) {
 	t.Helper()
 	cmd := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", append([]string{"audit", "-o", "json"}, args...)...)

@@ -428,7 +428,7 @@ func TestReplay(t *testing.T) {
 	}
 	defer conn.Close()
 	eventually(t, 10*time.Second, "nothing of the job is left", func() error {
-		b, err := conn.Replays(ctx, bus.DefaultTopology())
+		b, err := conn.OpenBucket(ctx, replay.Bucket, 1)
 		if err != nil {
 			return err
 		}

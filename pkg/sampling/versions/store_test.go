@@ -1,36 +1,57 @@
-package bus
+package versions
 
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 )
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func testHub(t *testing.T) *bus.Conn {
+	t.Helper()
+	b, err := broker.Start(broker.Config{Name: "test", Dir: t.TempDir()}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Stop)
+	top := bus.DefaultTopology()
+	top.Partitions, top.MaxBytes = 1, 64<<20
+	c, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", InProcess: b}, top, quiet, Bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
 
 // TestPoliciesAreVersions pushes more versions than are kept, while somebody
 // watches.
 func TestPoliciesAreVersions(t *testing.T) {
-	b := testBroker(t)
-	c := testHub(t, b, 1)
-	top := DefaultTopology()
-	h := &Hub{Conn: connectTo(t, b, "sink"), topology: top, log: quiet}
+	c := testHub(t)
+	top := bus.DefaultTopology()
+	h := &bus.Hub{Conn: c, Topology: top}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	seen := make(chan *Policies, 100)
+	seen := make(chan *Record, 100)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		h.WatchPolicies(ctx, func(p *Policies) { seen <- p }, func(err error) { t.Error(err) })
+		follow(ctx, h, quiet, func(p *Record) { seen <- p }, func(err error) { t.Error(err) })
 	}()
 	if p := <-seen; p != nil {
 		t.Errorf("a new hub has policies: %+v", p)
 	}
-	for i := range maxPolicies + 3 {
+	for i := range maxKept + 3 {
 		text := fmt.Sprintf("policies: %d", i)
-		p, err := c.PushPolicies(t.Context(), top, text, "me")
+		p, err := Push(t.Context(), c, top, text, "me")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,13 +66,13 @@ func TestPoliciesAreVersions(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatal("the watch says nothing")
 		}
-		m := Message{Subject: SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames}}
+		m := bus.Message{Subject: bus.SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames}}
 		if _, err := c.Publish(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
 	}
-	all, err := c.AllPolicies(t.Context(), top)
-	if err != nil || len(all) != maxPolicies || all[0].Number != 4 {
+	all, err := All(t.Context(), c, top, func(err error) { t.Error(err) })
+	if err != nil || len(all) != maxKept || all[0].Number != 4 {
 		t.Errorf("%d versions, %v", len(all), err)
 	}
 	cancel()
@@ -61,13 +82,12 @@ func TestPoliciesAreVersions(t *testing.T) {
 // TestARecordThatIsNoVersion is told, and does not hide the versions beside it.
 func TestARecordThatIsNoVersion(t *testing.T) {
 	t.Parallel()
-	b := testBroker(t)
-	c := testHub(t, b, 1)
-	kv, err := c.ensurePolicies(t.Context(), DefaultTopology())
+	c := testHub(t)
+	bucket, err := c.OpenBucket(t.Context(), Bucket, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Put(t.Context(), "1", []byte("not JSON")); err != nil {
+	if err := bucket.Put(t.Context(), "1", []byte("not JSON")); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -75,8 +95,8 @@ func TestARecordThatIsNoVersion(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		h := &Hub{Conn: c, topology: DefaultTopology(), log: quiet}
-		h.WatchPolicies(ctx, func(p *Policies) { known <- struct{}{} }, func(err error) { refused <- err })
+		h := &bus.Hub{Conn: c, Topology: bus.DefaultTopology()}
+		follow(ctx, h, quiet, func(p *Record) { known <- struct{}{} }, func(err error) { refused <- err })
 	}()
 	defer func() { cancel(); <-done }()
 	if err := <-refused; !strings.Contains(err.Error(), `policies "1"`) {

@@ -1,21 +1,22 @@
-package bus
+package membership
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/stall"
 )
 
 // follow keeps the gauges of a lane that is placed here until ctx ends.
 func (m *Members) follow(ctx context.Context, r *run) {
 	behind, owned, eta := m.led.Lane(r.Signal, strconv.Itoa(r.Partition), r.Backend)
-	tick := time.NewTicker(StallInterval)
+	tick := time.NewTicker(stall.Interval)
 	defer tick.Stop()
 	var pace pace
 	for goOn := true; goOn; {
@@ -24,9 +25,9 @@ func (m *Members) follow(ctx context.Context, r *run) {
 		case <-ctx.Done():
 			goOn = false // once more: what is left for the next owner
 		}
-		lane, info, err := m.ask(ctx, r)
+		lane, at, err := m.ask(ctx, r)
 		if err == nil {
-			behind.Set(float64(lag(info))) // whoever has the pin: the lane is placed here
+			behind.Set(float64(at.Lag)) // whoever has the pin: the lane is placed here
 		}
 		ours := lane != nil && lane.Owned()
 		if owned.Set(0); ours {
@@ -39,14 +40,14 @@ func (m *Members) follow(ctx context.Context, r *run) {
 		case err == nil:
 			eta.Set(pace.left(time.Now(), lane.Waiting()))
 		}
-		r.look(lane, info, err)
+		r.look(lane, at, err)
 	}
 	owned.Set(0)
 	eta.Set(0)
 }
 
 // ask asks the hub about a lane that is placed here.
-func (m *Members) ask(ctx context.Context, r *run) (*Lane, *jetstream.ConsumerInfo, error) {
+func (m *Members) ask(ctx context.Context, r *run) (*bus.Lane, bus.Floor, error) {
 	m.mu.Lock()
 	lane, failed := r.lane, r.failed
 	m.mu.Unlock()
@@ -54,44 +55,43 @@ func (m *Members) ask(ctx context.Context, r *run) (*Lane, *jetstream.ConsumerIn
 		if failed == nil {
 			failed = errors.New("the lane is not open yet")
 		}
-		return nil, nil, failed
+		return nil, bus.Floor{}, failed
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), StallInterval)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stall.Interval)
 	defer cancel()
-	info, err := lane.info(ctx)
+	at, err := lane.Progress(ctx)
 	if err != nil && !m.hub.Conn.Connected() {
 		err = fmt.Errorf("the hub is not reached: %w", err)
 	}
-	return lane, info, err
+	return lane, at, err
 }
 
 // look tells whether a lane that is placed here gets on: this reader has it, and its floor has
 // moved, or nothing is left, or it waits for what it has.
-func (r *run) look(lane *Lane, info *jetstream.ConsumerInfo, err error) {
+func (r *run) look(lane *bus.Lane, at bus.Floor, err error) {
 	now := time.Now()
 	if err != nil || !lane.Owned() {
 		r.stall.Look(now, false, func() error {
 			if err != nil {
 				return err
 			}
-			return lane.why()
+			return lane.Why()
 		})
 		return
 	}
-	floor := info.AckFloor.Stream
-	moved := floor > r.floor || lag(info) == 0
-	if r.floor = floor; moved {
+	moved := at.Done > r.floor || at.Lag == 0
+	if r.floor = at.Done; moved {
 		r.moved = now
 	}
 	if !moved && r.Hold != nil && now.Sub(r.moved) < r.Hold() {
 		since := now
-		if waits := lane.waits(); !waits.IsZero() {
+		if waits := lane.WaitsSince(); !waits.IsZero() {
 			since = waits
 		}
-		r.stall.stands(now, since, lane.why)
+		r.stall.Since(now, since, lane.Why)
 		return
 	}
-	r.stall.Look(now, moved, lane.why)
+	r.stall.Look(now, moved, lane.Why)
 }
 
 // maxQuestions is how many questions a second all members together ask about lanes that run
@@ -101,9 +101,9 @@ const maxQuestions = 500
 // followOthers looks at the lasting lanes that do not run here, until ctx ends: somebody must
 // read each of them. A member that is none, but keeps its key, owns lanes and reads none.
 func (m *Members) followOthers(ctx context.Context) {
-	for backoff.Sleep(ctx, StallInterval/2) {
+	for backoff.Sleep(ctx, stall.Interval/2) {
 		others, members := m.elsewhere()
-		round := max(StallInterval/2, time.Duration(len(others)*members)*time.Second/maxQuestions)
+		round := max(stall.Interval/2, time.Duration(len(others)*members)*time.Second/maxQuestions)
 		for _, r := range others {
 			if m.lookElsewhere(ctx, r, time.Now()); !backoff.Sleep(ctx, round/time.Duration(len(others))) {
 				return
@@ -127,11 +127,11 @@ func (m *Members) elsewhere() (others []*run, members int) {
 // lookElsewhere asks whether somebody reads a lane. A hub that does not answer says nothing
 // about that; the lanes that run here tell of it.
 func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, StallInterval)
+	ctx, cancel := context.WithTimeout(ctx, stall.Interval)
 	defer cancel()
-	info, err := m.hub.Conn.consumerInfo(ctx, r.LaneConfig)
-	read := err == nil && (pinned(info) != "" || info.NumWaiting > 0)
-	unknown := err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound)
+	at, err := m.hub.Conn.LaneFloor(ctx, r.LaneConfig)
+	read := err == nil && at.Read
+	unknown := err != nil && !errors.Is(err, bus.ErrNoLane)
 	m.mu.Lock()
 	here := r.done != nil
 	m.mu.Unlock()
@@ -141,4 +141,27 @@ func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 	r.stall.Look(now, read || unknown, func() error {
 		return fmt.Errorf("nobody reads the lane; it is placed with %s", m.owners()[r.Stream][r.Partition])
 	})
+}
+
+// pace tells from how many messages waited a while ago when none will.
+type pace struct{ past []waited }
+
+type waited struct {
+	at       time.Time
+	messages uint64
+}
+
+// left takes in how many messages wait, and returns the seconds until none does.
+func (p *pace) left(now time.Time, waiting uint64) float64 {
+	if p.past = append(p.past, waited{now, waiting}); len(p.past) > 6 { // ten seconds
+		p.past = p.past[1:]
+	}
+	first := p.past[0]
+	switch {
+	case waiting == 0:
+		return 0
+	case first.messages <= waiting:
+		return math.Inf(1)
+	}
+	return float64(waiting) * now.Sub(first.at).Seconds() / float64(first.messages-waiting)
 }

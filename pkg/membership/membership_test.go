@@ -1,4 +1,4 @@
-package bus
+package membership
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -21,22 +22,22 @@ const lanesOfTest = 64 // what a large hub has
 // peer is one member that reads its lanes and reports what it gets.
 type peer struct {
 	*Members
-	conn *Conn
+	conn *bus.Conn
 	stop context.CancelFunc
 	done chan struct{}
 }
 
 func startPeer(t testing.TB, b *broker.Broker, name string, got chan<- string) *peer {
 	t.Helper()
-	conn := connectTo(t, b, name)
-	m := NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, ledger.New(prometheus.NewRegistry()), quiet)
+	hub := connectTo(t, b, name, quiet)
+	m := New(hub, "sink", name, ledger.New(prometheus.NewRegistry()), quiet)
 	var lanes []Shared
 	for p := range lanesOfTest {
-		lanes = append(lanes, Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: LaneConfig{
-			Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
-		}, Run: func(ctx context.Context, l *Lane) {
+		lanes = append(lanes, Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: bus.LaneConfig{
+			Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
+		}, Run: func(ctx context.Context, l *bus.Lane) {
 			defer l.Close()
-			l.Run(ctx, func(d Delivery) bool {
+			l.Run(ctx, func(d bus.Delivery) bool {
 				if d.Seq == 0 {
 					return true
 				}
@@ -50,7 +51,7 @@ func startPeer(t testing.TB, b *broker.Broker, name string, got chan<- string) *
 		}})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &peer{Members: m, conn: conn, stop: cancel, done: make(chan struct{})}
+	p := &peer{Members: m, conn: hub.Conn, stop: cancel, done: make(chan struct{})}
 	go func() { defer close(p.done); m.Run(ctx, lanes) }()
 	t.Cleanup(func() { cancel(); <-p.done })
 	return p
@@ -113,10 +114,7 @@ func TestMembersShareTheLanes(t *testing.T) {
 	sent := 0
 	send := func() {
 		for range 200 {
-			m := logsMessage(fmt.Sprint("as-", sent%40), sent)
-			if err := hub.PublishAsync(m).Wait(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			publish(t, hub, fmt.Sprint("as-", sent%40), sent, sent+1)
 			sent++
 		}
 	}
@@ -131,7 +129,7 @@ func TestMembersShareTheLanes(t *testing.T) {
 	owned(t, 5*time.Second, one, three)
 	<-two.done
 	send()
-	three.conn.nc.Close() // as after a kill -9
+	three.conn.Close() // as after a kill -9
 	send()
 	owned(t, 12*time.Second, one)
 	four := startPeer(t, b, "four", got)
@@ -139,11 +137,10 @@ func TestMembersShareTheLanes(t *testing.T) {
 	send()
 
 	for p := range lanesOfTest {
-		l, err := hub.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		waitLag(t, l, 0)
+		until(t, "all has been read", func() bool {
+			at, err := hub.LaneFloor(t.Context(), bus.LaneConfig{Stream: "LOGS", Name: fmt.Sprint("test-", p)})
+			return err == nil && at.Lag == 0
+		})
 	}
 	close(end)
 	<-ready
@@ -163,13 +160,13 @@ func TestAReaderThatEndsBeginsAgain(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
 	testHub(t, b, 1)
-	m := NewMembers(&Hub{Conn: connectTo(t, b, "one"), topology: DefaultTopology()}, "sink", "one", ledger.New(prometheus.NewRegistry()), quiet)
+	m := New(connectTo(t, b, "one", quiet), "sink", "one", ledger.New(prometheus.NewRegistry()), quiet)
 	runs := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		m.Run(ctx, []Shared{{Signal: "logs", Backend: "test", LaneConfig: LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0"}, Run: func(ctx context.Context, l *Lane) {
+		m.Run(ctx, []Shared{{Signal: "logs", Backend: "test", LaneConfig: bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 0), Name: "test-0"}, Run: func(ctx context.Context, l *bus.Lane) {
 			defer l.Close()
 			select {
 			case runs <- struct{}{}:
@@ -192,11 +189,11 @@ func TestAReaderThatEndsBeginsAgain(t *testing.T) {
 func TestMembersOutliveTheBucket(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
-	hub := testHub(t, b, lanesOfTest)
+	testHub(t, b, lanesOfTest)
 	got := make(chan string, 100)
 	one, two := startPeer(t, b, "one", got), startPeer(t, b, "two", got)
 	owned(t, 10*time.Second, one, two)
-	if err := hub.js.DeleteKeyValue(t.Context(), membersBucket); err != nil {
+	if err := jetStream(t, b).DeleteKeyValue(t.Context(), Bucket.Name); err != nil {
 		t.Fatal(err)
 	}
 	one.mu.Lock()
@@ -211,7 +208,81 @@ func TestMemberNames(t *testing.T) {
 			t.Errorf("%q: %v", name, CheckName(name))
 		}
 	}
-	if m := NewMembers(nil, "sink", "", nil, quiet); CheckName(m.self) != nil || m.self == "" {
+	if m := New(nil, "sink", "", nil, quiet); CheckName(m.self) != nil || m.self == "" {
 		t.Errorf("default name %q", m.self)
+	}
+}
+
+// TestLanesForAWhile: a lane that is told of later begins where it says and reads what it
+// names, has the owner of the lasting lane, goes on after an owner that stops, and ends
+// when it is not wanted any more.
+func TestLanesForAWhile(t *testing.T) {
+	b := testBroker(t)
+	hub := testHub(t, b, 2)
+	publish(t, hub, "as-1", 0, 40)
+	publish(t, hub, "as-2", 0, 40)
+	subjects, err := hub.Subjects(t.Context(), "LOGS", "otlp.logs.>")
+	if err != nil || len(subjects) != 2 {
+		t.Fatalf("%v, %v", subjects, err)
+	}
+	var filter, part string
+	for s, n := range subjects {
+		if p, instance := bus.SubjectPartition(s); instance == "as-2" && n == 40 {
+			filter, part = s, p
+		}
+	}
+	got, ended := make(chan uint64, 100), make(chan struct{})
+	lane := Shared{Signal: "logs", Backend: "test", Quiet: true, Partitions: 2, LaneConfig: bus.LaneConfig{Stream: "LOGS", Filters: []string{filter}, Name: "replay", Start: 61, Raw: true}}
+	_, _ = fmt.Sscan(part, &lane.Partition)
+	lane.Run = func(ctx context.Context, l *bus.Lane) {
+		defer close(ended)
+		defer l.Close()
+		l.Run(ctx, func(d bus.Delivery) bool {
+			if d.Seq > 0 {
+				got <- d.Seq
+				return l.Ack(d.Seq) == nil
+			}
+			return true
+		})
+	}
+	m := New(connectTo(t, b, "a", quiet), "sink", "a", ledger.New(prometheus.NewRegistry()), quiet)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); m.Run(ctx, nil) }()
+	m.Also([]Shared{lane})
+	for want := uint64(61); want <= 80; want++ {
+		select {
+		case seq := <-got:
+			if seq != want {
+				t.Fatalf("message %d, want %d", seq, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("message %d does not come", want)
+		}
+	}
+	m.Also(nil)
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a lane that is not wanted goes on")
+	}
+	// Asked for again, it begins at its floor: nothing.
+	ended = make(chan struct{})
+	m.Also([]Shared{lane})
+	select {
+	case seq := <-got:
+		t.Errorf("message %d again", seq)
+	case <-time.After(2 * time.Second):
+	}
+	stop()
+	<-done
+	<-ended
+	if _, err := hub.LaneFloor(t.Context(), lane.LaneConfig); err != nil {
+		t.Errorf("the floor is gone: %v", err)
+	}
+	for range 2 {
+		if err := hub.DropLane(t.Context(), "LOGS", "replay"); err != nil {
+			t.Error(err)
+		}
 	}
 }

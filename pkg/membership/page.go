@@ -1,4 +1,4 @@
-package bus
+package membership
 
 import (
 	"context"
@@ -29,6 +29,9 @@ type LaneStatus struct {
 	Error     string   `json:"error,omitempty"`
 }
 
+// pageTimeout is how long the hub may take to answer for the whole page.
+const pageTimeout = 5 * time.Second
+
 // Page serves [Partitions].
 func (m *Members) Page() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -45,7 +48,7 @@ func (m *Members) Page() http.Handler {
 }
 
 func (m *Members) status(ctx context.Context) Partitions {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
 	defer cancel()
 	s := Partitions{Self: m.self, Members: m.All(), Lanes: []LaneStatus{}}
 	owns := map[string][]string{}
@@ -60,10 +63,10 @@ func (m *Members) status(ctx context.Context) Partitions {
 		if on := placed[r.Stream]; r.Partition < len(on) { // it may have been added just now
 			l.Placed = on[r.Partition]
 		}
-		if info, err := m.hub.Conn.consumerInfo(ctx, r.LaneConfig); err != nil {
+		if at, err := m.hub.Conn.LaneFloor(ctx, r.LaneConfig); err != nil {
 			l.Error = err.Error()
 		} else {
-			l.Floor, l.Lag = info.AckFloor.Stream, lag(info)
+			l.Floor, l.Lag = at.Done, at.Lag
 		}
 		s.Lanes = append(s.Lanes, l)
 	}

@@ -1,4 +1,20 @@
-package bus
+// Package membership shares the lanes of a role among its processes.
+//
+//	m := membership.New(hub, "sink", name, led, log)
+//	m.Run(ctx, lanes) // runs those that are placed here
+//
+// # Promises
+//
+//   - Each lane is placed on one member; all members place alike when they see the same ones.
+//   - When a member stops its lanes have an owner again at once, and within ten seconds when it
+//     dies or is cut off.
+//   - A lane that nobody reads, or that makes no progress, shows within ten seconds.
+//
+// # Not here
+//
+// Who owns a lane: that is the pin of [bus.Lane]. A wrong or late view of the members costs balance,
+// never correctness.
+package membership
 
 import (
 	"context"
@@ -16,25 +32,24 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/stall"
 )
 
 // Members is the group of processes that share the lanes of a role. Each keeps a
-// key of its own alive in the hub's KV bucket MEMBERS, <group>.<name>, and watches
-// those of the others. A wrong or late view costs balance, never correctness: who
-// owns a lane is the pin's business.
+// key of its own alive in the hub's bucket MEMBERS, <group>.<name>, and watches
+// those of the others.
 //
 // Time is this process's own, and counted from one renewal of its own key to the
 // next, as the watch brings them: a member is gone when memberTTL of that has passed
-// without its key. While our own renewals do not come back, we are the one who is
+// without its key. While our own renewals do not come back, we are the one that is
 // cut off, and nobody is taken for gone.
 type Members struct {
-	hub   *Hub
+	hub   *bus.Hub
 	group string
 	self  string
 	led   *ledger.Ledger
@@ -45,6 +60,7 @@ type Members struct {
 	runs []*run              // the lanes, in the order given
 	also []Shared            // further ones, as last told
 	told chan struct{}       // that there are others
+	said backoff.Repeats
 }
 
 // Member is what a member says about itself.
@@ -62,7 +78,7 @@ type sighting struct {
 
 // Shared is a lane that the members of a group share.
 type Shared struct {
-	LaneConfig
+	bus.LaneConfig
 	Signal    string
 	Partition int
 	Backend   string
@@ -78,7 +94,7 @@ type Shared struct {
 	Hold func() time.Duration
 	// Run reads the lane until ctx ends, finishes what it can within
 	// [HandOver], and closes it.
-	Run func(ctx context.Context, lane *Lane)
+	Run func(ctx context.Context, lane *bus.Lane)
 }
 
 func (s Shared) id() string { return s.Stream + "/" + s.Name }
@@ -88,12 +104,12 @@ type run struct {
 	Shared
 	stop context.CancelFunc // nil: it does not run here
 	done chan struct{}
-	lane *Lane
+	lane *bus.Lane
 	also bool // for a while
 	gone bool // not any more
 
-	failed error  // why it is not open; nil when it is
-	stall  *Stall // nil: a quiet lane
+	failed error           // why it is not open; nil when it is
+	stall  *stall.Detector // nil: a quiet lane
 	// As the one who follows it has seen:
 	floor uint64
 	moved time.Time // when the floor has moved last, or nothing was left
@@ -102,14 +118,12 @@ type run struct {
 func (m *Members) newRun(s Shared, also bool) *run {
 	r := &run{Shared: s, also: also}
 	if !s.Quiet {
-		r.stall = NewStall(m.led, s.Signal, strconv.Itoa(s.Partition), s.Backend, m.log)
+		r.stall = stall.New(m.led, s.Signal, strconv.Itoa(s.Partition), s.Backend, m.log)
 	}
 	return r
 }
 
 const (
-	membersBucket = "MEMBERS"
-
 	// HandOver is how long a reader whose lane goes to another may finish what it
 	// has begun.
 	HandOver = 1500 * time.Millisecond
@@ -118,9 +132,12 @@ const (
 	memberTTL     = 5 * time.Second
 )
 
-// NewMembers returns the group; name is this process's, unique in the group.
+// Bucket has a key for each member. It is in memory: what it holds is written again every second.
+var Bucket = bus.BucketConfig{Name: "MEMBERS", Description: "who shares the lanes, a key each", TTL: memberTTL, Memory: true}
+
+// New returns the group; name is this process's, unique in the group.
 // Without a name it is the host's with something random behind.
-func NewMembers(hub *Hub, group, name string, led *ledger.Ledger, log *slog.Logger) *Members {
+func New(hub *bus.Hub, group, name string, led *ledger.Ledger, log *slog.Logger) *Members {
 	if name == "" {
 		host, _ := os.Hostname()
 		name = unfit.ReplaceAllString(host, "-") + "-" + strings.ToLower(rand.Text()[:6])
@@ -158,15 +175,15 @@ func (m *Members) Run(ctx context.Context, lanes []Shared) {
 	since := time.Now()
 	for ctx.Err() == nil {
 		if err := m.watch(ctx, work, since); ctx.Err() == nil {
-			if more, due := m.hub.Conn.said.Due("members", time.Now()); due {
+			if more, due := m.said.Due("members", time.Now()); due {
 				m.log.Warn("members cannot be watched, will try again", "err", err, "more_since_last_said", more)
 			}
 			backoff.Sleep(ctx, renewInterval)
 		}
 	}
 	others.Wait()
-	if kv, err := m.bucket(work); err == nil {
-		_ = kv.Delete(work, m.key())
+	if b, err := m.hub.OpenBucket(work, Bucket); err == nil {
+		_ = b.Delete(work, m.key())
 	}
 	stop()
 	for _, r := range m.runs {
@@ -219,41 +236,47 @@ func (m *Members) adopt() {
 
 func (m *Members) key() string { return m.group + "." + m.self }
 
-// bucket finds the bucket, or makes it: a hub that was restarted has forgotten it.
-func (m *Members) bucket(ctx context.Context) (jetstream.KeyValue, error) {
-	return m.hub.Conn.ensureMembers(ctx, m.hub.topology)
+// change is what the watch says of one key; without a key all that was there before has been said.
+type change struct {
+	key   string
+	value []byte
 }
 
 // watch keeps the key alive, follows those of the others and places lanes, until
 // ctx ends or the watch turns out to be deaf.
 func (m *Members) watch(ctx, work context.Context, since time.Time) error {
-	kv, err := m.bucket(ctx)
+	b, err := m.hub.OpenBucket(ctx, Bucket)
 	if err != nil {
 		return err
 	}
-	w, err := kv.Watch(ctx, m.group+".*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Stop() }()
+	watching, stop := context.WithCancel(ctx)
+	changes, ended := make(chan change), make(chan error, 1)
+	go func() {
+		ended <- b.Watch(watching, m.group+".*", func(key string, value []byte) {
+			select {
+			case changes <- change{key, value}:
+			case <-watching.Done():
+			}
+		})
+	}()
+	defer func() { stop(); <-ended }()
 	renew := time.NewTicker(renewInterval)
 	defer renew.Stop()
 	started, complete := time.Now(), false
 	for {
 		select {
-		case e, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return errors.New("the watch has ended")
-			case e == nil:
-				complete = true // all that was there before has been seen
-				m.refresh()
-				err = m.renew(ctx, kv, since)
-			default:
-				m.note(e)
+		case c := <-changes:
+			if c.key != "" {
+				m.note(c)
+				break
 			}
+			complete = true
+			m.refresh()
+			err = m.renew(ctx, b, since)
+		case err = <-ended:
+			ended <- nil
 		case <-renew.C:
-			err = m.renew(ctx, kv, since)
+			err = m.renew(ctx, b, since)
 		case <-m.told:
 		case <-ctx.Done():
 			return nil
@@ -281,7 +304,7 @@ func (m *Members) refresh() {
 }
 
 // renew writes this member's key.
-func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.Time) error {
+func (m *Members) renew(ctx context.Context, b *bus.Bucket, since time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, renewInterval)
 	defer cancel()
 	me := Member{Name: m.self, Version: app.Version, Since: since.Truncate(time.Second)}
@@ -293,24 +316,24 @@ func (m *Members) renew(ctx context.Context, kv jetstream.KeyValue, since time.T
 	}
 	m.mu.Unlock()
 	value, _ := json.Marshal(me) // cannot fail
-	if _, err := kv.Put(ctx, m.key(), value); err != nil {
+	if err := b.Put(ctx, m.key(), value); err != nil {
 		return fmt.Errorf("renew membership: %w", err)
 	}
 	return nil
 }
 
-func (m *Members) note(e jetstream.KeyValueEntry) {
-	name := strings.TrimPrefix(e.Key(), m.group+".")
+func (m *Members) note(c change) {
+	name := strings.TrimPrefix(c.key, m.group+".")
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if e.Operation() != jetstream.KeyValuePut {
+	if c.value == nil {
 		delete(m.seen, name)
 		return
 	}
-	member, err := parseMember(name, e.Value())
+	member, err := parseMember(name, c.value)
 	if err != nil {
-		if _, due := m.hub.Conn.said.Due("member "+name, time.Now()); due {
-			m.log.Error("member ignored: its key in the hub was not written by a process of this group", "key", e.Key(), "err", err)
+		if _, due := m.said.Due("member "+name, time.Now()); due {
+			m.log.Error("member ignored: its key in the hub was not written by a process of this group", "key", c.key, "err", err)
 		}
 		return
 	}
@@ -413,7 +436,7 @@ func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 }
 
 // open opens a lane, as often as it takes; nil when ctx ended first.
-func (m *Members) open(ctx context.Context, r *run, cfg LaneConfig) *Lane {
+func (m *Members) open(ctx context.Context, r *run, cfg bus.LaneConfig) *bus.Lane {
 	backoff.Retry(ctx, m.log, "open lane "+r.id(), func() error {
 		lane, err := m.hub.Conn.OpenLane(ctx, cfg)
 		m.mu.Lock()
@@ -446,7 +469,7 @@ func (m *Members) Drain(ctx context.Context, d time.Duration, counts func(Shared
 			return true
 		}
 		for _, lane := range m.lanes(counts) {
-			if n, err := lane.Lag(ctx); err == nil && n > 0 {
+			if at, err := lane.Progress(ctx); err == nil && at.Lag > 0 {
 				return false
 			}
 		}
@@ -455,7 +478,7 @@ func (m *Members) Drain(ctx context.Context, d time.Duration, counts func(Shared
 }
 
 // lanes returns those that are open here.
-func (m *Members) lanes(counts func(Shared) bool) (lanes []*Lane) {
+func (m *Members) lanes(counts func(Shared) bool) (lanes []*bus.Lane) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.runs {

@@ -4,31 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/penstock/penstock/pkg/backoff"
-	"github.com/penstock/penstock/pkg/envelope"
 )
 
+// BucketConfig says how a bucket is made where the hub has none of its name.
+type BucketConfig struct {
+	Name        string
+	Description string
+	// TTL is for how long a key stays that nobody writes; 0 for ever.
+	TTL time.Duration
+	// Memory: the bucket need not survive the server, since every key is written again soon.
+	Memory bool
+	// Fenced: whoever may write one key can delete no other. A bucket of the client library has
+	// rollups, by which one message deletes all keys; a fenced bucket has none, and no [Bucket.Purge].
+	Fenced bool
+	// MaxBytes bounds all values together, MaxValue one, in bytes; 0 for no bound but that of messages.
+	MaxBytes, MaxValue int
+}
+
 // Bucket is a small shared table in the hub: keys of tokens and dots, values of a few
-// KiB. Who may write a key is a matter of his credential: a key stands for the subject
+// KiB. Who may write a key is a matter of the credential: a key stands for the subject
 // $KV.<bucket>.<key>.
 type Bucket struct {
 	kv   jetstream.KeyValue
 	name string
 	conn *Conn
 }
-
-const (
-	replaysBucket = "REPLAYS"
-
-	// What all jobs together may take in the hub, and one value.
-	maxReplays     = 64 << 20
-	maxReplayValue = 512 << 10
-)
 
 // The answers of a bucket.
 var (
@@ -38,27 +41,42 @@ var (
 	ErrDenied  = errors.New("the credential does not allow that")
 )
 
-// Replays returns the bucket of replay jobs; it is made when it is not there. It is
-// made as a stream, for a bucket of the client library lets whoever may write one key
-// delete all, by a message with Nats-Rollup.
-func (c *Conn) Replays(ctx context.Context, t Topology) (*Bucket, error) {
+// OpenBucket finds a bucket, or makes it with so many replicas.
+func (c *Conn) OpenBucket(ctx context.Context, cfg BucketConfig, replicas int) (*Bucket, error) {
+	b, began := &Bucket{name: cfg.Name, conn: c}, time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	kv, err := c.js.KeyValue(ctx, replaysBucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		_, err = c.js.CreateStream(ctx, jetstream.StreamConfig{
-			Name: "KV_" + replaysBucket, Description: "replay jobs, and how far they are", Subjects: []string{"$KV." + replaysBucket + ".>"},
-			Storage: jetstream.FileStorage, Replicas: t.Replicas, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew,
-			MaxBytes: maxReplays, MaxMsgSize: maxReplayValue, DenyDelete: true, AllowDirect: true,
-		})
-		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was just as early
-			kv, err = c.js.KeyValue(ctx, replaysBucket)
+	var err error
+	if b.kv, err = c.js.KeyValue(ctx, cfg.Name); errors.Is(err, jetstream.ErrBucketNotFound) {
+		if b.kv, err = c.makeBucket(ctx, cfg, replicas); errors.Is(err, jetstream.ErrBucketExists) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			b.kv, err = c.js.KeyValue(ctx, cfg.Name) // another process was just as early
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", replaysBucket, err)
+		return nil, b.failed(began, "open", "all keys", err)
 	}
-	return &Bucket{kv, replaysBucket, c}, nil
+	return b, nil
+}
+
+func (c *Conn) makeBucket(ctx context.Context, cfg BucketConfig, replicas int) (jetstream.KeyValue, error) {
+	storage := jetstream.FileStorage
+	if cfg.Memory {
+		storage = jetstream.MemoryStorage
+	}
+	if !cfg.Fenced {
+		return c.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: cfg.Name, Description: cfg.Description, TTL: cfg.TTL, Storage: storage, Replicas: replicas,
+			MaxBytes: int64(cfg.MaxBytes), MaxValueSize: int32(cfg.MaxValue),
+		})
+	}
+	if _, err := c.js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: "KV_" + cfg.Name, Description: cfg.Description, Subjects: []string{"$KV." + cfg.Name + ".>"},
+		Storage: storage, Replicas: replicas, MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, MaxAge: cfg.TTL,
+		MaxBytes: int64(cfg.MaxBytes), MaxMsgSize: int32(cfg.MaxValue), DenyDelete: true, AllowDirect: true,
+	}); err != nil {
+		return nil, err
+	}
+	return c.js.KeyValue(ctx, cfg.Name)
 }
 
 // failed says what failed; began is when it was tried.
@@ -119,14 +137,31 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	return b.failed(began, "delete", key, b.kv.Delete(ctx, key))
 }
 
-// Watch calls seen with every key there is, with "" when those have been said, and
-// then with every change, the value nil for a key that was deleted. It returns when
-// the watch breaks or ctx ends.
-func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte)) error {
+// Put stores a key, whatever revision it has.
+func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	began := time.Now()
-	w, err := b.kv.WatchAll(ctx)
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	_, err := b.kv.Put(ctx, key, value)
+	return b.failed(began, "write", key, err)
+}
+
+// Purge removes a key and the mark that deleting it would leave.
+func (b *Bucket) Purge(ctx context.Context, key string) error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	return b.failed(began, "purge", key, b.kv.Purge(ctx, key))
+}
+
+// Watch calls seen with every key there is that a pattern matches, ">" for all, with "" when those
+// have been said, and then with every change, the value nil for a key that was deleted. It returns
+// when the watch breaks or ctx ends; nil then.
+func (b *Bucket) Watch(ctx context.Context, keys string, seen func(key string, value []byte)) error {
+	began := time.Now()
+	w, err := b.kv.Watch(ctx, keys)
 	if err != nil {
-		return b.failed(began, "watch", "all keys", err)
+		return b.failed(began, "watch", keys, err)
 	}
 	defer func() { _ = w.Stop() }()
 	for {
@@ -136,7 +171,7 @@ func (b *Bucket) Watch(ctx context.Context, seen func(key string, value []byte))
 			case !ok && ctx.Err() != nil:
 				return nil
 			case !ok:
-				return b.failed(began, "watch", "all keys", errors.New("the watch has ended"))
+				return b.failed(began, "watch", keys, errors.New("the watch has ended"))
 			case e == nil:
 				seen("", nil)
 			case e.Operation() == jetstream.KeyValuePut:
@@ -156,7 +191,7 @@ func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	all := map[string][]byte{}
-	err := b.Watch(ctx, func(key string, value []byte) {
+	err := b.Watch(ctx, ">", func(key string, value []byte) {
 		switch {
 		case key == "":
 			cancel()
@@ -168,50 +203,4 @@ func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
 		err = b.failed(began, "read", "all keys", ctx.Err())
 	}
 	return all, err
-}
-
-// WatchReplays follows the bucket of replay jobs as [Bucket.Watch] does, until ctx
-// ends. begin is called before everything is said anew.
-func (h *Hub) WatchReplays(ctx context.Context, begin func(), seen func(key string, value []byte)) {
-	for ctx.Err() == nil {
-		b, err := h.Conn.Replays(ctx, h.topology)
-		if err == nil {
-			begin()
-			err = b.Watch(ctx, seen)
-		}
-		if err != nil && ctx.Err() == nil {
-			h.log.Warn("replay jobs cannot be watched, will try again", "err", err)
-		}
-		backoff.Sleep(ctx, renewInterval)
-	}
-}
-
-// Record writes a line to the stream AUDIT, under audit.<what>. body is JSON.
-func (c *Conn) Record(ctx context.Context, what string, body []byte) error {
-	_, err := c.Publish(ctx, Message{Subject: "audit." + what, Header: envelope.Header{ContentType: envelope.ContentTypeJSON}, Body: body})
-	return err
-}
-
-// Recorded returns the lines under audit.<what>, oldest first.
-func (c *Conn) Recorded(ctx context.Context, what string) (lines [][]byte, err error) {
-	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: Audit, Filters: []string{"audit." + what}})
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	err = r.Each(ctx, func(d Delivery) bool {
-		lines = append(lines, d.Body)
-		return true
-	})
-	return lines, err
-}
-
-// SubjectPartition returns the partition in a subject as a signal's stream stores it,
-// otlp.<signal>.<partition>.<instance>, and the instance.
-func SubjectPartition(subject string) (partition, instance string) {
-	tokens := strings.Split(subject, ".")
-	if len(tokens) != 4 {
-		return "", ""
-	}
-	return tokens[2], tokens[3]
 }

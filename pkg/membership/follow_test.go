@@ -1,4 +1,4 @@
-package bus
+package membership
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"testing"
 	"time"
 
@@ -14,19 +15,12 @@ import (
 
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/stall"
 )
-
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if !backoff.Until(ctx, done) {
-		t.Fatalf("%s: never", what)
-	}
-}
 
 // watched is a member that reads lanes of LOGS, what it counts and what it says.
 type watched struct {
@@ -38,20 +32,14 @@ type watched struct {
 func startWatched(t *testing.T, b *broker.Broker, name string, lanes int, change func(p int, s *Shared)) watched {
 	t.Helper()
 	w := watched{led: ledger.New(prometheus.NewRegistry()), said: new(logtest.Log)}
-	conn, err := Connect(Config{Name: name, InProcess: b}, w.said.Logger(slog.LevelInfo))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	until(t, "connected", conn.Connected)
-	w.Members = NewMembers(&Hub{Conn: conn, topology: DefaultTopology()}, "sink", name, w.led, w.said.Logger(slog.LevelInfo))
+	w.Members = New(connectTo(t, b, name, w.said.Logger(slog.LevelInfo)), "sink", name, w.led, w.said.Logger(slog.LevelInfo))
 	var all []Shared
 	for p := range lanes {
-		s := Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: LaneConfig{
-			Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
-		}, Run: func(ctx context.Context, l *Lane) {
+		s := Shared{Signal: "logs", Partition: p, Backend: "test", LaneConfig: bus.LaneConfig{
+			Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, p), Name: fmt.Sprint("test-", p),
+		}, Run: func(ctx context.Context, l *bus.Lane) {
 			defer l.Close()
-			l.Run(ctx, func(d Delivery) bool { return l.Ack(d.Seq) == nil })
+			l.Run(ctx, func(d bus.Delivery) bool { return l.Ack(d.Seq) == nil })
 		}}
 		if change != nil {
 			change(p, &s)
@@ -76,7 +64,7 @@ func (w watched) stalled(t *testing.T, p int, why string) {
 	t.Helper()
 	until(t, "a stall: "+why, func() bool {
 		seconds, stalls := w.seconds(p)
-		return seconds >= stallAfter.Seconds() && stalls > 0 && w.said.Says("msg=stalled", fmt.Sprint("partition=", p), why)
+		return seconds >= stall.After.Seconds() && stalls > 0 && w.said.Says("msg=stalled", fmt.Sprint("partition=", p), why)
 	})
 }
 
@@ -96,9 +84,9 @@ func TestAReaderThatHangs(t *testing.T) {
 	c := testHub(t, b, 2)
 	answer := make(chan struct{})
 	w := startWatched(t, b, "one", 2, func(_ int, s *Shared) {
-		s.Run = func(ctx context.Context, l *Lane) {
+		s.Run = func(ctx context.Context, l *bus.Lane) {
 			defer l.Close()
-			l.Run(ctx, func(d Delivery) bool {
+			l.Run(ctx, func(d bus.Delivery) bool {
 				if d.Seq > 0 {
 					select {
 					case <-answer:
@@ -113,7 +101,7 @@ func TestAReaderThatHangs(t *testing.T) {
 	stuck := 0
 	until(t, "a stall", func() bool {
 		for p := range 2 {
-			if s, _ := w.seconds(p); s >= stallAfter.Seconds() {
+			if s, _ := w.seconds(p); s >= stall.After.Seconds() {
 				stuck = p
 				return true
 			}
@@ -134,16 +122,19 @@ func TestALaneThatHolds(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
 	c := testHub(t, b, 1)
-	refused := make(chan struct{})
+	refused, read := make(chan struct{}), make(chan struct{}, 10)
 	w := startWatched(t, b, "one", 1, func(_ int, s *Shared) {
 		s.Hold = func() time.Duration { return time.Hour }
-		s.Run = func(ctx context.Context, l *Lane) {
+		s.Run = func(ctx context.Context, l *bus.Lane) {
 			defer l.Close()
-			l.Run(ctx, func(d Delivery) bool {
+			l.Run(ctx, func(d bus.Delivery) bool {
 				select {
 				case <-refused:
 					l.Waits(errors.New("429 too much"))
 				default:
+				}
+				if d.Seq > 0 {
+					read <- struct{}{}
 				}
 				return true
 			})
@@ -151,9 +142,8 @@ func TestALaneThatHolds(t *testing.T) {
 	})
 	publish(t, c, "as-1", 0, 1)
 	lag, _, _ := w.led.Lane("logs", "0", "test")
-	until(t, "it is read", func() bool {
-		return testutil.ToFloat64(lag) == 1 && w.Members.lanes(func(Shared) bool { return true })[0].owing() == 1
-	})
+	<-read
+	until(t, "it is owed", func() bool { return testutil.ToFloat64(lag) == 1 })
 	look := func() float64 { s, _ := w.seconds(0); return s }
 	if s := look(); s > 0 {
 		t.Errorf("a lane that holds stands for %v s", s)
@@ -178,7 +168,7 @@ func TestAMemberThatReadsNothing(t *testing.T) {
 	b := testBroker(t)
 	c := testHub(t, b, 4)
 	w := startWatched(t, b, "one", 4, nil)
-	kv, err := c.ensureMembers(t.Context(), DefaultTopology())
+	bucket, err := c.OpenBucket(t.Context(), Bucket, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +178,7 @@ func TestAMemberThatReadsNothing(t *testing.T) {
 	go func() {
 		defer close(done)
 		for backoff.Sleep(ctx, renewInterval/2) {
-			_, _ = kv.Put(ctx, "sink.ghost", ghost)
+			_ = bucket.Put(ctx, "sink.ghost", ghost)
 		}
 	}()
 	defer func() { stop(); <-done }()
@@ -231,6 +221,20 @@ func TestLanesElsewhereAreRead(t *testing.T) {
 		}
 		if s, stalls := w.seconds(r.Partition); s != 0 || stalls != 0 {
 			t.Errorf("lane %d has stood for %v s, %v times", r.Partition, s, stalls)
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	var p pace
+	now := time.Unix(1000, 0)
+	for i, step := range []struct {
+		waiting uint64
+		want    float64
+	}{{0, 0}, {100, math.Inf(1)}, {200, math.Inf(1)}, {200, math.Inf(1)}, {150, math.Inf(1)}, {100, math.Inf(1)}, {50, 10}, {0, 0}, {10, 0.8}} {
+		got := p.left(now.Add(time.Duration(i)*2*time.Second), step.waiting)
+		if math.Abs(got-step.want) > 0.5 && got != step.want {
+			t.Errorf("step %d, %d wait: %v s, want %v", i, step.waiting, got, step.want)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package bus
+package stall
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ func TestStall(t *testing.T) {
 	led := ledger.New(prometheus.NewRegistry())
 	seconds, stalls := led.Stall("logs", "3", "loki")
 	var text bytes.Buffer
-	s := NewStall(led, "logs", "3", "loki", slog.New(slog.NewTextHandler(&text, nil)))
+	s := New(led, "logs", "3", "loki", slog.New(slog.NewTextHandler(&text, nil)))
 	now := time.Unix(1000, 0)
 	for i, step := range []struct {
 		good            bool
@@ -32,7 +32,7 @@ func TestStall(t *testing.T) {
 	} {
 		text.Reset()
 		s.Look(now, step.good, func() error { return errors.New("no room") })
-		now = now.Add(StallInterval)
+		now = now.Add(Interval)
 		if a, b := testutil.ToFloat64(seconds), testutil.ToFloat64(stalls); a != step.seconds || b != step.stalls {
 			t.Errorf("step %d: %v s, %v stalls, want %v and %v", i, a, b, step.seconds, step.stalls)
 		}
@@ -43,19 +43,19 @@ func TestStall(t *testing.T) {
 	text.Reset()
 	for range 35 {
 		s.Look(now, false, func() error { return errors.New("no room") })
-		now = now.Add(StallInterval)
+		now = now.Add(Interval)
 	}
 	if n := strings.Count(text.String(), "msg=stalled"); n != 1 || testutil.ToFloat64(stalls) != 2 {
 		t.Errorf("another 70 s: said %d times, %v stalls", n, testutil.ToFloat64(stalls))
 	}
-	if s.stands(now, now.Add(-time.Second), nil); testutil.ToFloat64(seconds) != 1 {
+	if s.Since(now, now.Add(-time.Second), nil); testutil.ToFloat64(seconds) != 1 {
 		t.Errorf("one that stands for a second: %v", testutil.ToFloat64(seconds))
 	}
 }
 
 // TestWhyMayLook: the reason is asked for without a lock.
 func TestWhyMayLook(t *testing.T) {
-	s := NewStall(ledger.New(prometheus.NewRegistry()), "logs", "3", "loki", slog.New(slog.DiscardHandler))
+	s := New(ledger.New(prometheus.NewRegistry()), "logs", "3", "loki", slog.New(slog.DiscardHandler))
 	now := time.Unix(1000, 0)
 	s.Look(now, true, nil)
 	asked := false

@@ -1,0 +1,31 @@
+package versions
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+)
+
+// FuzzRecord: a key of the bucket is a version only when it says what its writer would have said; an acknowledgement of the server's, which a sender can have
+// published anywhere in its account, is never taken.
+func FuzzRecord(f *testing.F) {
+	record, _ := json.Marshal(Record{From: 1, At: time.Unix(1, 0), Text: "policies: []"})
+	f.Add("1", record)
+	f.Add("0", []byte(`{"stream":"LOGS","seq":5}`))
+	f.Add("x", []byte(`{"stream":"LOGS","domain":"d","seq":5,"duplicate":true}`))
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		if r, err := parse(key, value); err == nil && (r.At.IsZero() || r.Number > 0 && (r.Text == "" || r.From == 0)) {
+			t.Fatalf("version %+v under %q", r, key)
+		}
+		var ack struct {
+			Stream string
+			At     *string
+		}
+		if json.Unmarshal(value, &ack) != nil || ack.Stream == "" || ack.At != nil {
+			return
+		}
+		if _, err := parse(key, value); err == nil {
+			t.Fatalf("an acknowledgement is taken: %s", value)
+		}
+	})
+}

@@ -1,0 +1,254 @@
+// Package versions has the sampling policies that are in force: those of a sink's configuration, and the
+// versions that operators have pushed to the hub, each from its place in the stream on.
+//
+//	r, err := versions.Push(ctx, conn, topology, text, by) // an operator
+//	v, err := versions.New(cfg, partitions, led, log)      // a sink
+//	go v.Watch(ctx, hub, member)
+//	all, changes := v.All()
+//
+// # Promises
+//
+//   - A version is in force for traces that begin at its sequence of SPANS or later, the same on
+//     every sink. A version never changes; a record that is none is reported and passed over.
+//
+// # Not here
+//
+// What a policy says: pkg/sampling/policy. What it decides: pkg/sampling/sampler.
+package versions
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/sampling/policy"
+)
+
+// Config says which traces are kept.
+type Config struct {
+	// File holds the collector's tail_sampling configuration. Without it every
+	// trace is kept.
+	File string `yaml:"file"`
+	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
+	// 500 bytes for each trace. The instance that holds most waits first.
+	MaxBytes config.Bytes `yaml:"max_bytes_per_partition"`
+	// KeptSpans is how many spans a second the backend is meant to take, of all
+	// instances; 0 for no such bound. It is the measure for InstanceShare only.
+	KeptSpans int64 `yaml:"kept_spans_per_second"`
+	// InstanceShare is how much of KeptSpans one instance may have, in percent,
+	// whatever policies want: a noisy one cannot take it all.
+	InstanceShare int64 `yaml:"instance_share_percent"`
+	// PolicyAttribute is the key of an attribute that names the policy on every span
+	// that was kept, such as tailsampling.policy. Empty for none.
+	PolicyAttribute string `yaml:"policy_attribute"`
+}
+
+func (c Config) maxKept() int64 {
+	if c.KeptSpans == 0 {
+		return 0
+	}
+	return max(c.KeptSpans*c.InstanceShare/100, 1)
+}
+
+func (c Config) policies() (*policy.Set, error) {
+	if c.File == "" {
+		return policy.KeepAll(keepAllWait), nil
+	}
+	return policy.LoadFile(c.File)
+}
+
+// DefaultConfig keeps every trace.
+func DefaultConfig() Config { return Config{MaxBytes: 256 << 20, InstanceShare: 25} }
+
+// Validate reports every mistake at once, also those in the policies; section is the key that c stands
+// under.
+func (c Config) Validate(section string) error {
+	var errs []error
+	if c.MaxBytes < 8<<20 { // several messages of the bus
+		errs = append(errs, fmt.Errorf("%s.max_bytes_per_partition is %v, want at least 8MiB", section, c.MaxBytes))
+	}
+	if c.KeptSpans < 0 || c.InstanceShare < 1 || c.InstanceShare > 100 {
+		errs = append(errs, fmt.Errorf("%s.kept_spans_per_second is %d, %s.instance_share_percent is %d: want 0 or more, and 1 to 100", section, c.KeptSpans, section, c.InstanceShare))
+	}
+	if _, err := c.policies(); err != nil {
+		errs = append(errs, err) // names the file of the policies
+	}
+	return errors.Join(errs...)
+}
+
+// keepAllWait is the decision wait of those who sample nothing: long enough
+// for the spans of a request to come together in one write.
+const keepAllWait = 2 * time.Second
+
+// Versions are the policies of the configuration and the versions that the hub has.
+// One that cannot be read is reported and passed over: the one before stays in
+// force. It is safe for concurrent use.
+type Versions struct {
+	text string // of its file; empty to keep all
+	base *policy.Set
+	led  *ledger.Ledger
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	all     []policy.Version  // by number
+	past    []policy.Version  // likewise, from where in TRACES each is in force
+	texts   map[uint64]string // of all
+	changes int
+	known   bool    // what the hub had at the start has been read
+	told    *Record // version 0, as the hub has it
+}
+
+// New reads the configuration. partitions is over how many the traces of an
+// instance are spread.
+func New(cfg Config, partitions int, led *ledger.Ledger, log *slog.Logger) (*Versions, error) {
+	base, err := cfg.policies()
+	if err != nil {
+		return nil, err
+	}
+	v := &Versions{led: led, log: log, texts: map[uint64]string{}}
+	if cfg.File != "" {
+		text, err := os.ReadFile(cfg.File)
+		if err != nil {
+			return nil, err
+		}
+		v.text = string(text)
+	}
+	base.Partitions, base.MaxKept = partitions, cfg.maxKept()
+	v.base = base
+	return v, nil
+}
+
+// changed takes in a version; nil when those that were there have been told.
+func (v *Versions) changed(p *Record) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p == nil {
+		v.known = true
+		v.led.PoliciesVersion.Set(float64(v.number()))
+		return
+	}
+	if p.Number == 0 {
+		if v.told = p; v.known && !v.same(p) {
+			v.log.Warn("another sink has another sampling configuration; all must have the same", "member", p.By)
+		}
+		return
+	}
+	name := fmt.Sprintf("policies version %d", p.Number)
+	switch text, have := v.texts[p.Number]; {
+	case have && text == p.Text:
+		return // told again by a new watch
+	case have:
+		v.refused(fmt.Errorf("%s of the hub was overwritten with another text: versions do not change, push a new one", name))
+		return
+	}
+	set, err := policy.Parse(name, []byte(p.Text))
+	if err != nil {
+		v.refused(err)
+		return
+	}
+	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
+	v.texts[p.Number] = p.Text
+	i, _ := slices.BinarySearchFunc(v.all, p.Number, func(one policy.Version, n uint64) int { return int(one.Number) - int(n) })
+	v.all = slices.Insert(slices.Clone(v.all), i, policy.Version{Number: p.Number, From: p.From, Set: set})
+	v.past = slices.Insert(slices.Clone(v.past), i, policy.Version{Number: p.Number, From: p.Traces, Set: set})
+	v.changes++
+	if v.known {
+		v.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
+		v.led.PoliciesVersion.Set(float64(v.number()))
+	}
+}
+
+// refused says that a version is not used.
+func (v *Versions) refused(why error) {
+	v.log.Error("policies of the hub are not used, those before stay in force", "err", why)
+	v.led.PoliciesRefused.Inc()
+}
+
+func (v *Versions) same(p *Record) bool { return p.Text == v.text && p.MaxKept == v.base.MaxKept }
+
+// tells reports whether the hub has another version 0 than this sink.
+func (v *Versions) tells() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.known && (v.told == nil || !v.same(v.told))
+}
+
+// Watch follows the versions in the hub until ctx ends, and tells it what this sink has of its own.
+func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
+	follow(ctx, hub, v.log, func(p *Record) {
+		v.changed(p)
+		if p != nil || !v.tells() {
+			return
+		}
+		if err := publish(ctx, hub, v.text, v.base.MaxKept, member); err != nil && ctx.Err() == nil {
+			v.log.Warn("penstock whatif will not know what this sink keeps", "err", err)
+		}
+	}, v.refused)
+}
+
+func (v *Versions) number() uint64 {
+	if n := len(v.all); n > 0 {
+		return v.all[n-1].Number
+	}
+	return 0
+}
+
+// Base returns the policies of the configuration, those before the first version of the hub.
+func (v *Versions) Base() *policy.Set { return v.base }
+
+// All returns the versions of the hub, and how often they have changed.
+func (v *Versions) All() ([]policy.Version, int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.all, v.changes
+}
+
+// Replayed returns the policies for a reader of TRACES: those that were in force, or those
+// of text, the collector's tail_sampling configuration.
+func (v *Versions) Replayed(text string) (*Versions, error) {
+	if text == "" {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return &Versions{base: v.base, all: v.past, known: true}, nil
+	}
+	set, err := policy.Parse("policies of the job", []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
+	return Fixed(set), nil
+}
+
+// Fixed returns policies that have no versions.
+func Fixed(set *policy.Set) *Versions { return &Versions{base: set, known: true} }
+
+// Wait returns how long the most patient of the policies wait for a trace: for as long the floor of a
+// live lane does not move.
+func (v *Versions) Wait() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	longest := v.base.Wait
+	for _, one := range v.all {
+		longest = max(longest, one.Wait)
+	}
+	return longest
+}
+
+// Await waits until the hub's versions are known. It returns false when ctx ended
+// first.
+func (v *Versions) Await(ctx context.Context) bool {
+	return backoff.Until(ctx, func() bool {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.known
+	})
+}
