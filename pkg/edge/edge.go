@@ -32,21 +32,23 @@ import (
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
+
+	// Config is what an operator may set.
+	"github.com/penstock/penstock/pkg/edge/forward"
 )
 
-// Config is what an operator may set.
 type Config struct {
 	app.Config `yaml:",inline"`
 
-	Instance InstanceConfig `yaml:"instance"`
-	Receive  receive.Config `yaml:"receive"`
-	Spool    SpoolConfig    `yaml:"spool"`
-	Hub      bus.Config     `yaml:"hub"`
-	Central  CentralConfig  `yaml:"central"`
+	Instance InstanceConfig        `yaml:"instance"`
+	Receive  receive.Config        `yaml:"receive"`
+	Spool    spool.Config          `yaml:"spool"`
+	Hub      bus.Config            `yaml:"hub"`
+	Central  forward.CentralConfig `yaml:"central"`
 	// Processing changes and drops telemetry before it is stamped and stored.
 	Processing processor.Config `yaml:"processing"`
 	// Local are backends beside the edge, which get everything, unsampled, whether the
@@ -71,105 +73,17 @@ func (c InstanceConfig) Instance() envelope.Instance {
 	return envelope.Instance{ID: c.ID, Name: c.Name, Customer: c.Customer, Namespace: c.Namespace, Environment: c.Environment}
 }
 
-// SpoolConfig bounds the spool.
-type SpoolConfig struct {
-	Dir string `yaml:"dir"` // one edge, one directory, on a local disk
-	// MaxBytes is for all signals together, with what is held back. At the bound
-	// OnFull says what happens.
-	MaxBytes config.Bytes `yaml:"max_bytes"`
-	// Shares is how much of MaxBytes each signal has, in percent: a storm of one
-	// does not take the room of the others.
-	Shares SharesConfig `yaml:"shares"`
-	// Reserve is how much of the disk stays free: below it senders are told to
-	// retry, because a spool that meets a full disk cannot be trusted.
-	Reserve config.Bytes `yaml:"disk_reserve"`
-	// OnFull is one of refuse (senders are told to retry, nothing is lost) and drop_oldest
-	// (what is dropped is lost, and counted).
-	OnFull string `yaml:"on_full"`
-	// Durability is one of fsync (survives a power cut) and os (survives kill -9).
-	Durability string `yaml:"durability"`
-	// Linger is how long a request waits for others to share its fsync when none are
-	// waiting. They share it anyway while the one before is written.
-	Linger time.Duration `yaml:"linger"`
-	// MaxItems bounds the items of a group; a single request may have more.
-	MaxItems int `yaml:"max_group_items"`
-	// Compression is one of s2 (quick) and zstd (a quarter to a third fewer bytes on disk
-	// and on the way to the hub, for three to five times the CPU time).
-	Compression envelope.Encoding `yaml:"compression"`
-	// Retain is how long messages are kept that the hub has: three times the
-	// sync_interval of its servers, and 0 where they sync always and are never
-	// restored from a backup. They are the first to go when there is no room.
-	Retain time.Duration `yaml:"retain_after_ack"`
-}
-
-// SharesConfig is in percent of spool.max_bytes.
-type SharesConfig struct {
-	Traces  int64 `yaml:"traces"`  // share of traces, in percent of spool.max_bytes
-	Metrics int64 `yaml:"metrics"` // share of metrics, in percent
-	Logs    int64 `yaml:"logs"`    // share of logs, in percent
-}
-
-// What happens when the spool is full.
-const (
-	Refuse     = "refuse"
-	DropOldest = "drop_oldest"
-)
-
-// share returns the bytes that a signal may take.
-func (c SpoolConfig) share(sig otlpwire.Signal) config.Bytes {
-	percent := [...]int64{otlpwire.Traces: c.Shares.Traces, otlpwire.Metrics: c.Shares.Metrics, otlpwire.Logs: c.Shares.Logs}[sig]
-	return c.MaxBytes / 100 * config.Bytes(percent)
-}
-
-// minShare holds a few messages of the largest size.
-const minShare = 4 << 20
-
-func (c SpoolConfig) validate() error {
-	var errs []error
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf("spool."+format, args...)) }
-	if c.Dir == "" {
-		wrong("dir is not set")
-	}
-	if c.Durability != "fsync" && c.Durability != "os" {
-		wrong("durability is %q, want fsync or os", c.Durability)
-	}
-	if c.OnFull != Refuse && c.OnFull != DropOldest {
-		wrong("on_full is %q, want %s or %s", c.OnFull, Refuse, DropOldest)
-	}
-	if c.Compression != envelope.S2 && c.Compression != envelope.Zstd {
-		wrong("compression is %q, want s2 or zstd", c.Compression)
-	}
-	if sum := c.Shares.Traces + c.Shares.Metrics + c.Shares.Logs; sum > 100 || c.Shares.Traces < 1 || c.Shares.Metrics < 1 || c.Shares.Logs < 1 {
-		wrong("shares are %d, %d and %d percent, want at least 1 each and 100 together", c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs)
-	} else if least := (minShare*100/config.Bytes(min(c.Shares.Traces, c.Shares.Metrics, c.Shares.Logs))>>20 + 1) << 20; c.MaxBytes < least {
-		wrong("max_bytes is %v, want at least %v, so that the smallest share holds %v", c.MaxBytes, least, config.Bytes(minShare))
-	}
-	if c.Linger < 0 || c.Linger > 100*time.Millisecond {
-		wrong("linger is %v, want 0 to 100ms", c.Linger)
-	}
-	if c.MaxItems < 1 {
-		wrong("max_group_items is %d, want at least 1", c.MaxItems)
-	}
-	if c.Retain < 0 || c.Retain > 24*time.Hour {
-		wrong("retain_after_ack is %v, want 0 to 24h", c.Retain)
-	}
-	return errors.Join(errs...)
-}
-
 // DefaultConfig runs with the environment alone.
 func DefaultConfig() Config {
 	return Config{
 		Config:   app.DefaultConfig(9661),
 		Instance: InstanceConfig{Namespace: "appserver"},
 		Receive:  receive.DefaultConfig(),
-		Spool: SpoolConfig{
-			Dir: "penstock-data/spool", MaxBytes: 3 << 30, Shares: SharesConfig{Traces: 40, Metrics: 30, Logs: 30}, Reserve: 512 << 20,
-			OnFull: Refuse, Durability: "fsync", MaxItems: 1 << 16, Compression: envelope.S2, Retain: 6 * time.Minute,
-		},
-		Hub:     bus.Config{URL: "nats://127.0.0.1:4222"},
-		Central: CentralConfig{Protocol: "grpc"},
-		Local:   backend.DefaultConfig(),
-		Drain:   10 * time.Second,
+		Spool:    spool.DefaultConfig(),
+		Hub:      bus.Config{URL: "nats://127.0.0.1:4222"},
+		Central:  forward.CentralConfig{Protocol: "grpc"},
+		Local:    backend.DefaultConfig(),
+		Drain:    10 * time.Second,
 	}
 }
 
@@ -190,7 +104,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 
 // Validate reports every mistake at once.
 func (c *Config) Validate() error {
-	errs := []error{c.Receive.Validate("receive"), c.Spool.validate(), c.Central.validate(), c.Local.Validate("local.")}
+	errs := []error{c.Receive.Validate("receive"), c.Spool.Validate(), c.Central.Validate(), c.Local.Validate("local.")}
 	if c.Central.Endpoint == "" {
 		errs = append(errs, c.Hub.Validate("hub"))
 	}
@@ -217,12 +131,12 @@ const minLocalRetain = 10 * time.Second
 // Build makes the stages: spool, local, forward, receive. They stop in reverse order,
 // so that nothing is taken that could not be kept.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
-	sp := newSpool(cfg.Spool, p.Ledger, p.Log)
+	sp := spool.New(cfg.Spool, p.Ledger, p.Log)
 	cfg.Hub.Name, cfg.Hub.Counts = "edge-"+cfg.Instance.ID, p.Ledger
 	if cfg.Hub.InboxPrefix == "" {
 		cfg.Hub.InboxPrefix = "_INBOX_" + cfg.Instance.ID
 	}
-	fwd, err := newForward(cfg, sp, p.Ledger, p.Log)
+	fwd, err := forward.New(forward.Config{Instance: cfg.Instance.ID, Hub: cfg.Hub, Central: cfg.Central, Drain: cfg.Drain}, sp, p.Ledger, p.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -244,9 +158,9 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 		return nil, err
 	}
 	return []app.Stage{
-		{Name: "spool", Service: sp.service()},
-		{Name: "local", Service: newLocal(cfg, sp, p.Ledger, p.Log).service()},
-		{Name: "forward", Service: fwd.service(), Ready: fwd.way.ready},
+		{Name: "spool", Service: sp.Service()},
+		{Name: "local", Service: forward.NewLocal(cfg.Local, cfg.Instance.ID, sp, p.Ledger, p.Log).Service()},
+		{Name: "forward", Service: fwd.Service(), Ready: fwd.Ready},
 		{Name: "receive", Service: rcv.Service()},
 	}, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/edge/forward"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
@@ -112,7 +113,7 @@ func TestEdgeThroughGateway(t *testing.T) {
 			ec := edge.DefaultConfig()
 			ec.Instance, ec.Spool.Dir, ec.Spool.Reserve = edge.InstanceConfig{ID: "as-7"}, t.TempDir(), 1<<20
 			ec.Receive.GRPC.Listen, ec.Receive.HTTP.Listen = "", backend.FreeAddr(t)
-			ec.Central = edge.CentralConfig{Endpoint: "http://" + rc.Gateway.GRPC.Listen, Token: "wrong", Protocol: protocol, Insecure: true}
+			ec.Central = forward.CentralConfig{Endpoint: "http://" + rc.Gateway.GRPC.Listen, Token: "wrong", Protocol: protocol, Insecure: true}
 			if protocol == "http" {
 				ec.Central.Endpoint = "http://" + rc.Gateway.HTTP.Listen
 			}

@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/backoff"
-	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge/edgetest"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -27,27 +27,27 @@ import (
 )
 
 // numbers reads what a spool holds of logs: the numbers of the records, in order.
-func numbers(t *testing.T, s *spool) (all []int) {
+func numbers(t *testing.T, s *Spool) (all []int) {
 	t.Helper()
 	st := s.current.Load()
 	if st.logs[otlpwire.Logs].State().Records() == 0 {
 		return nil
 	}
-	r := st.read(otlpwire.Logs, 0)
+	r := st.Read(otlpwire.Logs, 0)
 	defer r.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for {
-		d, err := r.next(ctx)
+		d, err := r.Next(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := envelope.Decompress(nil, d.Body, d.header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for item := range otlpwire.Items(body) {
-			all = append(all, number(item))
+			all = append(all, edgetest.Number(item))
 		}
 		if d.Behind == 0 {
 			return all
@@ -55,23 +55,14 @@ func numbers(t *testing.T, s *spool) (all []int) {
 	}
 }
 
-// number reads the number of a record of logBatch.
-func number(item []byte) (n int) {
-	_, text, _ := strings.Cut(string(item), "n=")
-	for ; text != "" && text[0] >= '0' && text[0] <= '9'; text = text[1:] {
-		n = n*10 + int(text[0]-'0')
-	}
-	return n
-}
-
 // TestASpoolOfAnEarlierVersion is not passed over: what it holds is owed.
 func TestASpoolOfAnEarlierVersion(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "jetstream"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
-	if err := services.StartAndAwaitRunning(t.Context(), s.service()); err == nil || !strings.Contains(err.Error(), "penstock_spool_bytes") {
+	s := New(cfg, ledger.New(prometheus.NewRegistry()), quiet)
+	if err := services.StartAndAwaitRunning(t.Context(), s.Service()); err == nil || !strings.Contains(err.Error(), "penstock_spool_bytes") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -79,12 +70,12 @@ func TestASpoolOfAnEarlierVersion(t *testing.T) {
 // TestCopiedDirectoryHasOtherIDs: two edges on copies of one spool must not look like
 // one to the hub.
 func TestCopiedDirectoryHasOtherIDs(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
-	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+	if err := s.Accept(t.Context(), edgetest.Log(t, 0, 10)); err != nil {
 		t.Fatal(err)
 	}
-	mine := s.current.Load().nonce()
+	mine := s.current.Load().Nonce()
 	stop()
 	clone := cfg
 	clone.Dir = filepath.Join(t.TempDir(), "copy")
@@ -92,14 +83,14 @@ func TestCopiedDirectoryHasOtherIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := startSpool(t, clone)
-	if c.current.Load().nonce() == mine {
+	if c.current.Load().Nonce() == mine {
 		t.Error("the copy uses the ids of the original")
 	}
 	if got := numbers(t, c); len(got) != 1 {
 		t.Errorf("the copy holds %v", got)
 	}
 	s, stop = startSpool(t, cfg)
-	if s.current.Load().nonce() != mine {
+	if s.current.Load().Nonce() != mine {
 		t.Error("the original has other ids after a restart: what it sends again is not known by id")
 	}
 	stop()
@@ -118,16 +109,16 @@ func TestCopiedDirectoryHasOtherIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ = startSpool(t, cfg)
-	if s.current.Load().nonce() == mine {
+	if s.current.Load().Nonce() == mine {
 		t.Error("after a boot a sequence may be given twice: the ids must change")
 	}
 }
 
 // TestWriteErrorsOpenTheStoreAnew reports a write error as commit does.
 func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, _ := startSpool(t, cfg)
-	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+	if err := s.Accept(t.Context(), edgetest.Log(t, 0, 10)); err != nil {
 		t.Fatal(err)
 	}
 	first := s.current.Load()
@@ -142,10 +133,10 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 	if !backoff.Until(ctx, func() bool { st := s.current.Load(); return st != nil && st != first }) {
 		t.Fatal("the store was not opened anew")
 	}
-	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, edgetest.Log(t, 1, 10)) == nil }) {
 		t.Fatal("nothing is taken after the store was opened anew")
 	}
-	if s.current.Load().nonce() != first.nonce() {
+	if s.current.Load().Nonce() != first.Nonce() {
 		t.Error("what was refused was never sent: nobody has its sequence, and the ids may stay")
 	}
 	if after, err := os.Stat(path); err != nil || os.SameFile(before, after) {
@@ -158,14 +149,14 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 
 // TestARefusingStoreIsReopened: also when nobody has reported it.
 func TestARefusingStoreIsReopened(t *testing.T) {
-	s, _ := startSpool(t, testConfig(t, t.TempDir()).Spool)
+	s, _ := startSpool(t, testConfig(t, t.TempDir()))
 	accept(t, s, 0, 1)
 	if err := s.current.Load().logs[otlpwire.Logs].Close(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 1, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, edgetest.Log(t, 1, 10)) == nil }) {
 		t.Fatal("it refuses for ever")
 	}
 }
@@ -173,7 +164,7 @@ func TestARefusingStoreIsReopened(t *testing.T) {
 // TestWhatIsNotMarkedIsDeletedLater: as long as marks cannot be written nothing that the
 // hub has is deleted, and then it is.
 func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	cfg.Retain = 0
 	s, _ := startSpool(t, cfg)
 	accept(t, s, 0, 3)
@@ -182,11 +173,10 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	if err := os.Mkdir(obstacle, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	h := &handing{spool: s, store: st, sig: otlpwire.Logs, progress: new(progress), counter: func(float64) {}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { h.purge(ctx, quiet) })
-	h.done(arrived{seq: 2, hub: 2, items: 2, bytes: 100})
+	wg.Go(func() { s.Purge(ctx, st, otlpwire.Logs) })
+	s.Forwarded(otlpwire.Logs, 2, 2, 100)
 	patience, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	held := &s.held[otlpwire.Logs]
@@ -208,9 +198,9 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 
 // TestRemovedDirectoryIsNoticed: files that nobody can open again hold nothing.
 func TestRemovedDirectoryIsNoticed(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, _ := startSpool(t, cfg)
-	if err := s.Accept(t.Context(), logBatch(t, 0, 10)); err != nil {
+	if err := s.Accept(t.Context(), edgetest.Log(t, 0, 10)); err != nil {
 		t.Fatal(err)
 	}
 	s.watch()
@@ -231,12 +221,12 @@ func TestRemovedDirectoryIsNoticed(t *testing.T) {
 
 // TestDropOldest drops, counts and takes the newest.
 func TestDropOldest(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	cfg.OnFull = DropOldest
 	s, _ := startSpool(t, cfg)
 	const n = 20
 	for i := range n {
-		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 900<<10)); err != nil {
 			t.Fatalf("batch %d: %v", i, err)
 		}
 	}
@@ -249,11 +239,11 @@ func TestDropOldest(t *testing.T) {
 
 // TestLowerBoundKeepsWhatIsThere: less max_bytes than the spool holds deletes nothing.
 func TestLowerBoundKeepsWhatIsThere(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	cfg.MaxBytes = 48 << 20
 	s, stop := startSpool(t, cfg)
 	for i := range 12 {
-		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 900<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -263,20 +253,20 @@ func TestLowerBoundKeepsWhatIsThere(t *testing.T) {
 	if got := numbers(t, s); len(got) != 12 {
 		t.Errorf("the spool holds %v of 12", got)
 	}
-	if err := s.Accept(t.Context(), logBatch(t, 12, 10)); !errors.Is(err, receive.ErrFull) {
+	if err := s.Accept(t.Context(), edgetest.Log(t, 12, 10)); !errors.Is(err, receive.ErrFull) {
 		t.Errorf("got %v, want %v", err, receive.ErrFull)
 	}
 }
 
 // TestHeldBackGoesFirst: what the hub has makes room before anybody is refused.
 func TestHeldBackGoesFirst(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, _ := startSpool(t, cfg)
 	for i := range 40 {
-		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 900<<10)); err != nil {
 			t.Fatalf("batch %d: %v", i, err)
 		}
-		s.marks.advance(hubReader, otlpwire.Logs, uint64(i+1), 0) // the hub has it
+		s.positions.advance(Hub, otlpwire.Logs, uint64(i+1), 0) // the hub has it
 	}
 	s.watch()
 	if owed, held := testutil.ToFloat64(s.led.SpoolBytes), testutil.ToFloat64(s.led.SpoolHeld); owed != 0 || held == 0 {
@@ -287,19 +277,19 @@ func TestHeldBackGoesFirst(t *testing.T) {
 // TestClockSteps: neither an hour forward nor an hour back deletes, reorders or stops
 // anything, and the stream's clock rises.
 func TestClockSteps(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	var last int64
 	for i, step := range []time.Duration{0, time.Hour, -time.Hour, 24 * 365 * 10 * time.Hour} {
-		s := newSpool(cfg, ledger.New(prometheus.NewRegistry()), quiet)
+		s := New(cfg, ledger.New(prometheus.NewRegistry()), quiet)
 		var offset atomic.Int64
 		offset.Store(int64(step))
 		s.now = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
-		svc := s.service()
+		svc := s.Service()
 		if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
 			t.Fatal(err)
 		}
 		for n := range 3 {
-			if err := s.Accept(t.Context(), logBatch(t, i*3+n, 10)); err != nil {
+			if err := s.Accept(t.Context(), edgetest.Log(t, i*3+n, 10)); err != nil {
 				t.Fatal(err)
 			}
 			offset.Add(-int64(time.Hour)) // while it runs
@@ -308,17 +298,17 @@ func TestClockSteps(t *testing.T) {
 		if got := numbers(t, s); len(got) != (i+1)*3 || !slices.IsSorted(got) {
 			t.Errorf("clock at %v: the spool holds %v", step, got)
 		}
-		r := s.current.Load().read(otlpwire.Logs, uint64(i*3))
+		r := s.current.Load().Read(otlpwire.Logs, uint64(i*3))
 		last = 0
 		for range 3 {
-			d, err := r.next(t.Context())
+			d, err := r.Next(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.header.Arrival <= last {
-				t.Errorf("the stream's clock went from %d to %d", last, d.header.Arrival)
+			if d.Header.Arrival <= last {
+				t.Errorf("the stream's clock went from %d to %d", last, d.Header.Arrival)
 			}
-			last = d.header.Arrival
+			last = d.Header.Arrival
 		}
 		r.Close()
 		if err := services.StopAndAwaitTerminated(context.Background(), svc); err != nil {
@@ -338,12 +328,12 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("SKIPPED: mounting a tmpfs: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-	cfg := testConfig(t, dir).Spool
+	cfg := testConfig(t, dir)
 	s, stop := startSpool(t, cfg)
 	defer func() { stop() }()
 	acked := 0
 	for i := range 4 {
-		if err := s.Accept(t.Context(), logBatch(t, i, 100<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 100<<10)); err != nil {
 			t.Fatal(err)
 		}
 		acked++
@@ -358,7 +348,7 @@ func TestFullDisk(t *testing.T) {
 	_ = f.Close()
 	refused := 0
 	for range 50 {
-		if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
+		if s.Accept(t.Context(), edgetest.Log(t, acked, 100<<10)) == nil {
 			acked++ // there was a little room in a file
 		} else if refused++; refused == 3 {
 			break
@@ -373,24 +363,16 @@ func TestFullDisk(t *testing.T) {
 	if got := slices.Compact(numbers(t, s)); len(got) != acked {
 		t.Errorf("started on a full disk, the spool holds %v, want %d", got, acked)
 	}
-	if s.Accept(t.Context(), logBatch(t, acked, 100<<10)) == nil {
+	if s.Accept(t.Context(), edgetest.Log(t, acked, 100<<10)) == nil {
 		t.Error("taken after a start, though the disk is full")
 	}
-	// What it holds is forwarded meanwhile, and what the hub has makes room.
-	h := newHub(t)
-	full := testConfig(t, dir)
-	full.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-	stopForward := startForward(t, full, s)
-	drained(t, s)
-	if got := slices.Compact(h.logs()); len(got) != acked || !slices.IsSorted(got) {
-		t.Errorf("%d were acknowledged, the hub holds %v", acked, got)
-	}
-	stopForward()
+	// What it holds can be forwarded meanwhile, and what the hub has makes room.
+	s.Forwarded(otlpwire.Logs, s.current.Load().logs[otlpwire.Logs].State().Last, 0, 100)
 	taken := func(what string) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, acked, 100<<10)) == nil }) {
+		if !backoff.Until(ctx, func() bool { return s.Accept(ctx, edgetest.Log(t, acked, 100<<10)) == nil }) {
 			t.Fatalf("%s, and the spool does not go on", what)
 		}
 		acked++
@@ -398,7 +380,7 @@ func TestFullDisk(t *testing.T) {
 	first := acked // what it holds from here on
 	taken("the hub has all")
 	for err = nil; err == nil; {
-		if err = s.Accept(t.Context(), logBatch(t, acked, 100<<10)); err == nil {
+		if err = s.Accept(t.Context(), edgetest.Log(t, acked, 100<<10)); err == nil {
 			acked++
 		}
 	}

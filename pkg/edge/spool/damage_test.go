@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/edge/edgetest"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/wal"
@@ -90,16 +91,16 @@ func TestDamagedFiles(t *testing.T) {
 		}, 2, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := testConfig(t, t.TempDir()).Spool
+			cfg := testConfig(t, t.TempDir())
 			cfg.MaxBytes, cfg.Durability = 48<<20, "os"
 			s, stop := startSpool(t, cfg)
 			for i := range perDamageTest {
-				if err := s.Accept(t.Context(), logBatch(t, i, 600<<10)); err != nil {
+				if err := s.Accept(t.Context(), edgetest.Log(t, i, 600<<10)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			s.watch()
-			before := s.current.Load().nonce()
+			before := s.current.Load().Nonce()
 			stop()
 			tc.damage(t, cfg.Dir)
 
@@ -118,11 +119,11 @@ func TestDamagedFiles(t *testing.T) {
 			if (len(aside) > 0) != tc.aside {
 				t.Errorf("put aside: %v, want some: %v", aside, tc.aside)
 			}
-			if s.current.Load().logs[otlpwire.Logs].State().Last < perDamageTest && s.current.Load().nonce() == before {
+			if s.current.Load().logs[otlpwire.Logs].State().Last < perDamageTest && s.current.Load().Nonce() == before {
 				t.Error("sequences are given again, under the same ids")
 			}
 			// It goes on, and the next start finds nothing to complain of.
-			if err := s.Accept(t.Context(), logBatch(t, 99, 10)); err != nil {
+			if err := s.Accept(t.Context(), edgetest.Log(t, 99, 10)); err != nil {
 				t.Fatal(err)
 			}
 			stop()
@@ -143,10 +144,10 @@ func flip(at int) func([]byte) []byte {
 
 // TestDamageToWhatTheHubHas: only what was owed can be lost.
 func TestDamageToWhatTheHubHas(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 10)
-	s.marks.advance(hubReader, otlpwire.Logs, 4, 77)
+	s.positions.advance(Hub, otlpwire.Logs, 4, 77)
 	stop()
 	spoil(t, cfg.Dir, 2, 3, 4, 6) // the hub has the first two of them
 	s, _ = startSpool(t, cfg)
@@ -156,7 +157,7 @@ func TestDamageToWhatTheHubHas(t *testing.T) {
 	if lost := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); lost != 2 {
 		t.Errorf("%v reported as lost, want 2", lost)
 	}
-	if m := s.marks.get(hubReader, otlpwire.Logs); m != (mark{Done: 4, Hub: 77}) {
+	if m := s.positions.get(Hub, otlpwire.Logs); m != (Position{Done: 4, Hub: 77}) {
 		t.Errorf("the mark is %+v", m)
 	}
 }
@@ -164,7 +165,7 @@ func TestDamageToWhatTheHubHas(t *testing.T) {
 // TestMendingThatFails: what cannot be mended is read as it is, nothing is taken, and it
 // goes on when it can.
 func TestMendingThatFails(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 5)
 	stop()
@@ -174,7 +175,7 @@ func TestMendingThatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ = startSpool(t, cfg)
-	if err := s.Accept(t.Context(), logBatch(t, 5, 10)); !errors.Is(err, errClosed) {
+	if err := s.Accept(t.Context(), edgetest.Log(t, 5, 10)); !errors.Is(err, errClosed) {
 		t.Errorf("accepted: %v", err)
 	}
 	s.watch()
@@ -189,7 +190,7 @@ func TestMendingThatFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, logBatch(t, 5, 10)) == nil }) {
+	if !backoff.Until(ctx, func() bool { return s.Accept(ctx, edgetest.Log(t, 5, 10)) == nil }) {
 		t.Fatal("nothing is taken, though it can be mended")
 	}
 	if got := numbers(t, s); !slices.Equal(got, []int{0, 1, 3, 4, 5}) {
@@ -200,18 +201,18 @@ func TestMendingThatFails(t *testing.T) {
 // TestSequencesGoOn: the files may go with what the hub has; its sequences are not given
 // again.
 func TestSequencesGoOn(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 3)
-	s.marks.advance(hubReader, otlpwire.Logs, 3, 0)
-	nonce := s.current.Load().nonce()
+	s.positions.advance(Hub, otlpwire.Logs, 3, 0)
+	nonce := s.current.Load().Nonce()
 	stop()
 	if err := os.Remove(filepath.Join(cfg.Dir, "logs", "00000000000000000001.seg")); err != nil {
 		t.Fatal(err)
 	}
 	s, _ = startSpool(t, cfg)
 	accept(t, s, 3, 4)
-	if last := s.current.Load().logs[otlpwire.Logs].State().Last; last != 4 || s.current.Load().nonce() != nonce {
+	if last := s.current.Load().logs[otlpwire.Logs].State().Last; last != 4 || s.current.Load().Nonce() != nonce {
 		t.Errorf("the fourth message has sequence %d", last)
 	}
 	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
@@ -222,32 +223,32 @@ func TestSequencesGoOn(t *testing.T) {
 // TestOnlyWhatIsOwedIsLost: neither what the hub has and the disk has lost, nor what was
 // released before the hub had to be sent all again.
 func TestOnlyWhatIsOwedIsLost(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 5)
-	s.marks.advance(hubReader, otlpwire.Logs, 5, 9)
-	s.marks.advance(localReader+"file", otlpwire.Logs, 5, 0)
+	s.positions.advance(Hub, otlpwire.Logs, 5, 9)
+	s.positions.advance("local-file", otlpwire.Logs, 5, 0)
 	stop()
 	spoil(t, cfg.Dir, 4)
 	s, stop = startSpool(t, cfg)
 	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
 		t.Errorf("%v reported as lost, and the hub has all", n)
 	}
-	if m := s.marks.get(localReader+"file", otlpwire.Logs); m.Done != 5 {
+	if m := s.positions.get("local-file", otlpwire.Logs); m.Done != 5 {
 		t.Errorf("a local backend has had 5 messages, its mark is %+v", m)
 	}
 	st := s.current.Load()
 	for n := 5; len(segmentFiles(t, cfg.Dir)) < 3; n++ {
-		if err := s.Accept(t.Context(), logBatch(t, n, 400<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, n, 400<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	last := st.logs[otlpwire.Logs].State().Last
-	s.marks.advance(hubReader, otlpwire.Logs, last-1, 99)
+	s.positions.advance(Hub, otlpwire.Logs, last-1, 99)
 	if err := st.logs[otlpwire.Logs].Release(last - 1); err != nil {
 		t.Fatal(err)
 	}
-	s.rewind(st, otlpwire.Logs)
+	s.Rewind(st, otlpwire.Logs)
 	stop()
 	s, _ = startSpool(t, cfg)
 	if n := testutil.ToFloat64(s.led.SpoolLost(otlpwire.Logs)); n != 0 {
@@ -299,7 +300,7 @@ func TestForeignRecords(t *testing.T) {
 		{ContentType: envelope.ContentTypeOTLP, Items: 3, Arrival: 5},
 		{ContentType: envelope.ContentTypeOTLP, Items: 3, Arrival: 5, Encoding: envelope.Zstd, Load: envelope.Load{1, 2, 3, 4e9}},
 	} {
-		if m := parse(wal.Record{Body: append(appendHead(nil, h), "body"...)}); m.header != h || string(m.Body) != "body" || m.Missing != 0 {
+		if m := parse(wal.Record{Body: append(appendHead(nil, h), "body"...)}); m.Header != h || string(m.Body) != "body" || m.Missing != 0 {
 			t.Errorf("%+v, want %+v", m, h)
 		}
 	}

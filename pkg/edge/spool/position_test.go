@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 )
 
 func TestMarks(t *testing.T) {
-	m, err := loadMarks(filepath.Join(t.TempDir(), "marks"))
+	m, err := loadPositions(filepath.Join(t.TempDir(), "marks"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,14 +19,14 @@ func TestMarks(t *testing.T) {
 	m.advance("a", otlpwire.Logs, 3, 0)
 	m.advance("b", otlpwire.Logs, 9, 0)
 	m.advance("a", otlpwire.Traces, 7, 70)
-	if got := m.get("a", otlpwire.Logs); got != (mark{5, 50}) {
+	if got := m.get("a", otlpwire.Logs); got != (Position{5, 50}) {
 		t.Errorf("a mark went back: %+v", got)
 	}
 	m.appended(otlpwire.Logs, 12)
 	if err := m.save(); err != nil {
 		t.Fatal(err)
 	}
-	if m, err = loadMarks(m.path); err != nil || m.get("b", otlpwire.Logs).Done != 9 || m.end(otlpwire.Logs) != 12 {
+	if m, err = loadPositions(m.path); err != nil || m.get("b", otlpwire.Logs).Done != 9 || m.end(otlpwire.Logs) != 12 {
 		t.Errorf("%v: read back %+v", err, m.mu.state)
 	}
 	if missing := m.reconcile(otlpwire.Logs, 6); missing != 6 {
@@ -39,10 +39,10 @@ func TestMarks(t *testing.T) {
 
 // TestMarksAreBelievedWhole: a bit that flips in a mark must not skip messages.
 func TestMarksAreBelievedWhole(t *testing.T) {
-	cfg := testConfig(t, t.TempDir()).Spool
+	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
 	accept(t, s, 0, 9)
-	s.marks.advance(hubReader, otlpwire.Logs, 1, 0)
+	s.positions.advance(Hub, otlpwire.Logs, 1, 0)
 	stop()
 	path := filepath.Join(cfg.Dir, "marks")
 	text, err := os.ReadFile(path)
@@ -53,7 +53,7 @@ func TestMarksAreBelievedWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, _ = startSpool(t, cfg)
-	if done := s.marks.get(hubReader, otlpwire.Logs).Done; done != 0 {
+	if done := s.positions.get(Hub, otlpwire.Logs).Done; done != 0 {
 		t.Errorf("the hub is said to have messages up to %d", done)
 	}
 }

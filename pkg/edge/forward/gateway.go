@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/config"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -36,7 +37,7 @@ type CentralConfig struct {
 	Insecure bool `yaml:"insecure"`
 }
 
-func (c CentralConfig) validate() error {
+func (c CentralConfig) Validate() error {
 	if c.Endpoint == "" {
 		return nil
 	}
@@ -78,7 +79,7 @@ const maxMerge = time.Second
 // that wait are sent together.
 type gatewayWay struct {
 	client *otlpclient.Client
-	spool  *spool
+	spool  *spool.Spool
 	led    *ledger.Ledger
 	log    *slog.Logger
 	away   atomic.Bool
@@ -87,7 +88,7 @@ type gatewayWay struct {
 	fails func(otlpwire.Signal, error)
 }
 
-func newGatewayWay(cfg CentralConfig, sp *spool, led *ledger.Ledger, log *slog.Logger) (*gatewayWay, error) {
+func newGatewayWay(cfg CentralConfig, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) (*gatewayWay, error) {
 	client, err := cfg.client()
 	w := &gatewayWay{client: client, spool: sp, led: led, log: log}
 	w.away.Store(true)
@@ -114,21 +115,21 @@ type merged struct {
 	missing uint64 // messages among them that cannot be read
 }
 
-func (w *gatewayWay) session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error {
-	r := st.read(sig, w.spool.marks.get(hubReader, sig).Done)
+func (w *gatewayWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, done func(arrived)) error {
+	r := st.Read(sig, w.spool.Position(spool.Hub, sig).Done)
 	defer r.Close()
-	var next *message
+	var next *spool.Message
 	for {
 		var m merged
 		var err error
-		if m, next, err = w.gather(ctx, st, sig, r, next); err != nil {
+		if m, next, err = w.gather(ctx, st.Nonce(), sig, r.Next, next); err != nil {
 			return err
 		}
 		if err := w.deliver(ctx, sig, &m); err != nil {
 			return err
 		}
 		if m.missing > 0 {
-			w.spool.damaged(sig, m.missing, m.seq)
+			w.spool.Damaged(sig, m.missing, m.seq)
 		}
 		done(m.arrived)
 	}
@@ -162,37 +163,37 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 
 // gather waits for a message and adds those that are there already, up to the size
 // of a message. It returns one that did not fit.
-func (w *gatewayWay) gather(ctx context.Context, st *store, sig otlpwire.Signal, r reader, first *message) (m merged, next *message, err error) {
+func (w *gatewayWay) gather(ctx context.Context, nonce string, sig otlpwire.Signal, read func(context.Context) (spool.Message, error), first *spool.Message) (m merged, next *spool.Message, err error) {
 	for {
 		d := first
 		if first = nil; d == nil {
-			read, err := r.next(ctx)
+			one, err := read(ctx)
 			if err != nil {
 				return m, nil, err
 			}
-			d = &read
+			d = &one
 		}
-		if d.Seq <= w.spool.marks.get(hubReader, sig).Done {
+		if d.Seq <= w.spool.Position(spool.Hub, sig).Done {
 			continue // dropped since it was read
 		}
-		body, err := envelope.Decompress(nil, d.Body, d.header.Encoding)
+		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
 			d.Missing = 1
 		}
 		if d.Missing > 0 {
-			body, d.header.Items = nil, 0
+			body, d.Header.Items = nil, 0
 		}
-		if m.seq > 0 && (len(m.body)+len(body) > envelope.MaxPayload || d.header.Arrival-m.arrival > int64(maxMerge)) {
+		if m.seq > 0 && (len(m.body)+len(body) > envelope.MaxPayload || d.Header.Arrival-m.arrival > int64(maxMerge)) {
 			later := *d
 			later.Body = bytes.Clone(d.Body)
 			return m, &later, nil
 		}
 		if m.seq == 0 {
-			m.id, m.arrival = fmt.Sprintf("%s-%d", st.nonce(), d.Seq), d.header.Arrival
+			m.id, m.arrival = fmt.Sprintf("%s-%d", nonce, d.Seq), d.Header.Arrival
 		}
-		m.load = d.header.Load
+		m.load = d.Header.Load
 		m.missing += d.Missing
-		m.seq, m.items, m.bytes = d.Seq, m.items+d.header.Items, m.bytes+int64(len(d.Body))
+		m.seq, m.items, m.bytes = d.Seq, m.items+d.Header.Items, m.bytes+int64(len(d.Body))
 		m.body = append(m.body, body...)
 		if d.Behind == 0 {
 			return m, nil, nil

@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"bytes"
@@ -12,31 +12,32 @@ import (
 
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// local writes what is spooled to backends beside the edge, all of it, unsampled: who
+// Local writes what is spooled to backends beside the edge, all of it, unsampled: who
 // looks for a fault on site finds it while the hub is away. It holds nothing back:
 // what the spool has let go of before a local backend took it, that backend misses.
-type local struct {
+type Local struct {
 	cfg      backend.Config
 	instance string
-	spool    *spool
+	spool    *spool.Spool
 	led      *ledger.Ledger
 	log      *slog.Logger
 }
 
-// localReader begins the names of the marks of local backends.
+// localReader begins the names of local backends as readers of the spool.
 const localReader = "local-"
 
-func newLocal(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) *local {
-	return &local{cfg: cfg.Local, instance: cfg.Instance.ID, spool: sp, led: led, log: log.With("component", "local")}
+func NewLocal(cfg backend.Config, instance string, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) *Local {
+	return &Local{cfg: cfg, instance: instance, spool: sp, led: led, log: log.With("component", "local")}
 }
 
-func (l *local) service() services.Service {
+func (l *Local) Service() services.Service {
 	var writers [len(otlpwire.Signals)]backend.Writer
 	start := func(context.Context) (err error) {
 		for _, sig := range otlpwire.Signals {
@@ -70,14 +71,14 @@ func (l *local) service() services.Service {
 }
 
 // run writes one signal until ctx ends.
-func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) {
+func (l *Local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) {
 	log := l.log.With("signal", sig, "backend", w.Name())
 	for attempt := 1; ; attempt++ {
-		st, err := l.spool.await(ctx)
+		st, err := l.spool.Await(ctx)
 		if err != nil {
 			return
 		}
-		if work, leave, ok := st.enter(ctx); ok {
+		if work, leave, ok := st.Enter(ctx); ok {
 			var wrote bool
 			if wrote, err = l.session(work, st, sig, w, log); wrote {
 				attempt = 1
@@ -91,9 +92,9 @@ func (l *local) run(ctx context.Context, sig otlpwire.Signal, w backend.Writer) 
 	}
 }
 
-func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger) (wrote bool, err error) {
+func (l *Local) session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, w backend.Writer, log *slog.Logger) (wrote bool, err error) {
 	name := localReader + w.Name()
-	r := st.read(sig, l.spool.marks.get(name, sig).Done)
+	r := st.Read(sig, l.spool.Position(name, sig).Done)
 	defer r.Close()
 	count := l.led.Local(sig, w.Name())
 	d := backend.Deliverer{
@@ -107,18 +108,18 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 		},
 	}
 	for {
-		m, err := r.next(ctx)
+		m, err := r.Next(ctx)
 		if err != nil {
 			return wrote, err
 		}
-		d.Arrival = m.header.Arrival
+		d.Arrival = m.Header.Arrival
 		begins := m.Seq - max(m.Missing, 1) // behind this
-		if done := l.spool.marks.get(name, sig).Done; done > 0 && begins > done {
+		if done := l.spool.Position(name, sig).Done; done > 0 && begins > done {
 			log.Warn("spool deleted messages that the local backend has not taken", "messages", begins-done)
 			count(ledger.LocalMissed).Add(float64(begins - done))
 		}
-		body, err := envelope.Decompress(nil, m.Body, m.header.Encoding)
-		if m.header.Encoding == "" {
+		body, err := envelope.Decompress(nil, m.Body, m.Header.Encoding)
+		if m.Header.Encoding == "" {
 			body = bytes.Clone(body) // a transport may read it after an attempt has failed
 		}
 		if err != nil || m.Missing > 0 {
@@ -127,6 +128,6 @@ func (l *local) session(ctx context.Context, st *store, sig otlpwire.Signal, w b
 			return wrote, ctx.Err()
 		}
 		wrote = true
-		l.spool.marks.advance(name, sig, m.Seq, 0)
+		l.spool.Advance(name, sig, m.Seq, 0)
 	}
 }

@@ -1,4 +1,22 @@
-package edge
+// Package forward moves what is spooled to the centre, which is the hub or a router's gateway, and
+// to backends beside the edge.
+//
+//	f, err := forward.New(cfg, spool, led, log)
+//	l := forward.NewLocal(backends, instance, spool, led, log)
+//
+// # Promises
+//
+//   - Per signal the hub gets messages in the order in which they were spooled, but
+//     for one that the hub's own cluster refuses between others (docs/adr/0001).
+//   - A message counts as forwarded when the centre has acknowledged it. A hub that shows that it
+//     has lost some gets all that the spool still holds again.
+//   - A local backend delays nothing: what the spool has deleted before it took it, it misses, and
+//     that is counted.
+//
+// # Not here
+//
+// What is kept, and when it is deleted: package spool.
+package forward
 
 import (
 	"context"
@@ -13,6 +31,8 @@ import (
 
 	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -21,14 +41,18 @@ import (
 	"github.com/penstock/penstock/pkg/wal"
 )
 
-// purgeInterval is how often what the hub has is deleted from the spool when its time
-// is over.
-const purgeInterval = 250 * time.Millisecond
+// Config says where messages go.
+type Config struct {
+	Instance string
+	Hub      bus.Config
+	Central  CentralConfig // when it has an endpoint, Hub is not used
+	Drain    time.Duration // how long a stop may wait for the centre to take what is spooled
+}
 
-// forward moves messages from the spool to the centre, each signal on its own.
-type forward struct {
+// Forward moves messages from the spool to the centre, each signal on its own.
+type Forward struct {
 	cfg   Config
-	spool *spool
+	spool *spool.Spool
 	led   *ledger.Ledger
 	log   *slog.Logger
 	way   way
@@ -62,7 +86,7 @@ type way interface {
 	// session sends messages of a signal, in order, from behind the hub's mark on,
 	// until something breaks or ctx ends. It reports to done what the centre has, in
 	// order, too.
-	session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) error
+	session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, done func(arrived)) error
 	// connected reports whether the centre could be reached last time.
 	connected() bool
 	// ready says why the centre will take nothing until a person has mended something.
@@ -78,11 +102,11 @@ type arrived struct {
 	bytes int64
 }
 
-func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) (*forward, error) {
+func New(cfg Config, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) (*Forward, error) {
 	log = log.With("component", "forward")
-	f := &forward{cfg: cfg, spool: sp, led: led, log: log, centre: "hub"}
+	f := &Forward{cfg: cfg, spool: sp, led: led, log: log, centre: "hub"}
 	if cfg.Central.Endpoint == "" {
-		f.way = &hubWay{instance: cfg.Instance.ID, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}}
+		f.way = &hubWay{instance: cfg.Instance, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}}
 		return f, nil
 	}
 	w, err := newGatewayWay(cfg.Central, sp, led, log)
@@ -91,7 +115,10 @@ func newForward(cfg Config, sp *spool, led *ledger.Ledger, log *slog.Logger) (*f
 	return f, err
 }
 
-func (f *forward) service() services.Service {
+// Ready says why the centre will take nothing until a person has mended something.
+func (f *Forward) Ready() error { return f.way.ready() }
+
+func (f *Forward) Service() services.Service {
 	return app.Service(func(ctx context.Context) error {
 		work, stop := context.WithCancel(context.WithoutCancel(ctx))
 		defer stop()
@@ -112,12 +139,12 @@ func (f *forward) service() services.Service {
 
 // drain waits until the hub has everything, for a while and only while it
 // answers. What is left stays in the spool.
-func (f *forward) drain(ctx context.Context) {
+func (f *Forward) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.Drain)
 	defer cancel()
 	backoff.Until(ctx, func() bool {
 		for _, sig := range otlpwire.Signals {
-			if !f.spool.empty(sig) {
+			if !f.spool.Empty(sig) {
 				return !f.way.connected()
 			}
 		}
@@ -126,18 +153,18 @@ func (f *forward) drain(ctx context.Context) {
 }
 
 // run forwards one signal until ctx ends.
-func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
+func (f *Forward) run(ctx context.Context, sig otlpwire.Signal) {
 	p := &f.progress[sig]
 	for attempt := 1; ; attempt++ {
-		st, err := f.spool.await(ctx)
+		st, err := f.spool.Await(ctx)
 		if err != nil {
 			return
 		}
-		h := &handing{spool: f.spool, store: st, sig: sig, progress: p, counter: f.led.Of(sig).Forwarded.Add}
-		if work, leave, ok := st.enter(ctx); ok {
+		h := &handing{spool: f.spool, sig: sig, progress: p, counter: f.led.Of(sig).Forwarded.Add}
+		if work, leave, ok := st.Enter(ctx); ok {
 			purging, stop := context.WithCancel(work)
 			var wg sync.WaitGroup
-			wg.Go(func() { h.purge(purging, f.log) })
+			wg.Go(func() { f.spool.Purge(purging, st, sig) })
 			err = f.way.session(work, st, sig, h.done)
 			stop()
 			wg.Wait()
@@ -158,10 +185,9 @@ func (f *forward) run(ctx context.Context, sig otlpwire.Signal) {
 	}
 }
 
-// handing takes down what the centre has, and deletes it when its time is over.
+// handing takes down what the centre has.
 type handing struct {
-	spool   *spool
-	store   *store
+	spool   *spool.Spool
 	sig     otlpwire.Signal
 	counter func(float64)
 	any     bool
@@ -175,36 +201,11 @@ func (h *handing) done(a arrived) {
 	h.progress.failed.Store(nil)
 	h.progress.arrived.Add(1)
 	h.counter(float64(a.items))
-	h.spool.marks.advance(hubReader, h.sig, a.seq, a.hub)
-	held := &h.spool.held[h.sig]
-	held.Lock()
-	held.add(h.spool.now(), a.seq, a.bytes)
-	held.Unlock()
-}
-
-func (h *handing) purge(ctx context.Context, log *slog.Logger) {
-	owing := uint64(0) // what is to be deleted
-	for {
-		goOn := backoff.Sleep(ctx, purgeInterval)
-		held := &h.spool.held[h.sig]
-		held.Lock()
-		owing = max(owing, held.expire(h.spool.now()))
-		held.Unlock()
-		if owing > 0 {
-			if err := h.spool.letGo(h.store, h.sig, owing); err == nil {
-				owing = 0
-			} else {
-				log.Debug("spool keeps what the hub already has", "signal", h.sig, "err", err)
-			}
-		}
-		if !goOn {
-			return
-		}
-	}
+	h.spool.Forwarded(h.sig, a.seq, a.hub, a.bytes)
 }
 
 // follow tells of signals of which something is spooled and nothing acknowledged, until ctx ends.
-func (f *forward) follow(ctx context.Context) {
+func (f *Forward) follow(ctx context.Context) {
 	var (
 		stalls [len(otlpwire.Signals)]*stall.Detector
 		seen   [len(otlpwire.Signals)]uint64
@@ -220,7 +221,7 @@ func (f *forward) follow(ctx context.Context) {
 		for _, sig := range otlpwire.Signals {
 			p := &f.progress[sig]
 			n := p.arrived.Load()
-			stalls[sig].Look(time.Now(), n != seen[sig] || f.spool.empty(sig), p.why)
+			stalls[sig].Look(time.Now(), n != seen[sig] || f.spool.Empty(sig), p.why)
 			seen[sig] = n
 		}
 	}
@@ -230,12 +231,13 @@ func (f *forward) follow(ctx context.Context) {
 const sayInterval = time.Minute
 
 // say writes a line now and then while the centre is away.
-func (f *forward) say(ctx context.Context) {
+func (f *Forward) say(ctx context.Context) {
 	for backoff.Sleep(ctx, sayInterval) {
 		if f.way.connected() {
 			continue
 		}
-		f.log.Warn("hub still unreachable, spooling", "spooled_bytes", f.spool.owed.Load(), "of", f.cfg.Spool.MaxBytes)
+		owed, bound := f.spool.Owes()
+		f.log.Warn("hub still unreachable, spooling", "spooled_bytes", owed, "of", bound)
 	}
 }
 

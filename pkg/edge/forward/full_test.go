@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge/edgetest"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -23,14 +24,14 @@ import (
 // find room now and then.
 func TestAFullStreamKeepsTheOrder(t *testing.T) {
 	t.Parallel()
-	hub, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 8 << 20}, quiet)
+	hub, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 8 << 20}, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer hub.Stop()
 	top := bus.DefaultTopology()
 	top.Partitions, top.MaxBytes = 1, 1<<20
-	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", URL: hub.URL()}, top, quiet)
+	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", URL: hub.URL()}, top, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,24 +42,24 @@ func TestAFullStreamKeepsTheOrder(t *testing.T) {
 	if !errors.Is(err, bus.ErrFull) {
 		t.Fatal(err)
 	}
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: hub.URL(), Name: "edge-as-1"}
-	s, _ := startSpool(t, cfg.Spool)
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: hub.URL(), Name: "edge-as-1"}
+	s, _, _ := runSpool(t, cfg.Spool)
 	const n = 24
 	for i := range n {
 		size := 1000
 		if i%2 == 0 {
 			size = 200_000
 		}
-		if err := s.Accept(t.Context(), logBatch(t, i, size)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, size)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	fw, err := newForward(cfg, s, ledger.New(prometheus.NewRegistry()), quiet)
+	fw, err := New(cfg.Forward, s, ledger.New(prometheus.NewRegistry()), silent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fwd := fw.service()
+	fwd := fw.Service()
 	if err := services.StartAndAwaitRunning(t.Context(), fwd); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"context"
@@ -23,23 +23,23 @@ func TestACentreThatStoresNothing(t *testing.T) {
 	for centre, why := range map[string]string{"hub": "no stream stores the subject", "gateway": "connection refused"} {
 		t.Run(centre, func(t *testing.T) {
 			t.Parallel()
-			b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+			b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, silent)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(b.Stop)
-			cfg := testConfig(t, t.TempDir())
-			cfg.Hub, cfg.Drain = bus.Config{InProcess: b, Name: "edge-as-1"}, 0
+			cfg := newConfig(t)
+			cfg.Forward.Hub, cfg.Forward.Drain = bus.Config{InProcess: b, Name: "edge-as-1"}, 0
 			if centre == "gateway" {
-				cfg.Central = CentralConfig{Endpoint: "http://127.0.0.1:1", Token: "x", Protocol: "http", Insecure: true}
+				cfg.Forward.Central = CentralConfig{Endpoint: "http://127.0.0.1:1", Token: "x", Protocol: "http", Insecure: true}
 			}
-			s, _ := startSpool(t, cfg.Spool)
+			s, led, _ := runSpool(t, cfg.Spool)
 			var said logtest.Log
-			fw, err := newForward(cfg, s, s.led, said.Logger(slog.LevelInfo))
+			fw, err := New(cfg.Forward, s, led, said.Logger(slog.LevelInfo))
 			if err != nil {
 				t.Fatal(err)
 			}
-			service := fw.service()
+			service := fw.Service()
 			if err := services.StartAndAwaitRunning(t.Context(), service); err != nil {
 				t.Fatal(err)
 			}
@@ -52,15 +52,15 @@ func TestACentreThatStoresNothing(t *testing.T) {
 					t.Fatalf("%s: never; said %s", what, &said)
 				}
 			}
-			accept(t, s, 0, 1)
-			seconds, stalls := s.led.Stall("logs", "", centre)
+			send(t, s, 0, 1)
+			seconds, stalls := led.Stall("logs", "", centre)
 			until("a stall", func() bool {
 				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "signal=logs", "backend="+centre, why)
 			})
-			if other, _ := s.led.Stall("metrics", "", centre); testutil.ToFloat64(other) > 0 {
+			if other, _ := led.Stall("metrics", "", centre); testutil.ToFloat64(other) > 0 {
 				t.Error("metrics, of which there are none, stand")
 			}
-			if connected := testutil.ToFloat64(s.led.HubConnected) == 1; connected != (centre == "hub") {
+			if connected := testutil.ToFloat64(led.HubConnected) == 1; connected != (centre == "hub") {
 				t.Errorf("connected: %v", connected)
 			}
 			if centre == "gateway" {
@@ -68,13 +68,13 @@ func TestACentreThatStoresNothing(t *testing.T) {
 			}
 			top := bus.DefaultTopology()
 			top.Partitions, top.MaxBytes = 1, 64<<20
-			conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", InProcess: b}, top, quiet)
+			conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", InProcess: b}, top, silent)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
 			until("it goes on", func() bool {
-				return testutil.ToFloat64(seconds) == 0 && s.empty(otlpwire.Logs) && said.Says("no longer stalled", "signal=logs")
+				return testutil.ToFloat64(seconds) == 0 && s.Empty(otlpwire.Logs) && said.Says("no longer stalled", "signal=logs")
 			})
 		})
 	}

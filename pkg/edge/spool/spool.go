@@ -1,4 +1,25 @@
-package edge
+// Package spool keeps what an edge has taken on its disk until the hub has it: a durable first-in,
+// first-out log for each signal.
+//
+//	s := spool.New(cfg, led, log)
+//	err := s.Accept(ctx, batch)           // durable when it returns nil
+//	st, err := s.Await(ctx)               // the files while they are open
+//	r := st.Read(sig, s.Position(spool.Hub, sig).Done)
+//	s.Forwarded(sig, seq, hubSeq, bytes)  // the hub has everything up to seq
+//
+// # Promises
+//
+//   - A message leaves the spool only when the hub has it, and retain_after_ack later, unless the
+//     operator has chosen on_full: drop_oldest; what is dropped is counted.
+//   - Where the disk does not take a write, senders are told to retry, and what was stored is still
+//     read. Damaged files are kept aside; what is whole in them stays, what is gone is counted.
+//   - A sequence is given to one message only, or the ids of messages change: nobody takes two
+//     messages for one.
+//
+// # Not here
+//
+// Who sends messages, and where: package forward. What a file looks like: package wal.
+package spool
 
 import (
 	"bytes"
@@ -16,6 +37,7 @@ import (
 	"github.com/grafana/dskit/services"
 
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
@@ -38,18 +60,18 @@ const (
 	maxReopenPause = 5 * time.Second
 )
 
-// spool is a durable first-in, first-out buffer per signal.
-type spool struct {
-	cfg SpoolConfig
+// Spool is a durable first-in, first-out buffer per signal. It is safe for concurrent use.
+type Spool struct {
+	cfg Config
 	led *ledger.Ledger
 	log *slog.Logger
 	now func() time.Time // the wall clock
 	// clock is that of the streams, in Unix nanoseconds. It runs on the monotonic one: a
 	// step of the wall clock neither stops it nor makes it jump.
-	clock func() int64
-	marks *marks
+	clock     func() int64
+	positions *positions
 
-	current atomic.Pointer[store] // nil while none is open
+	current atomic.Pointer[Store] // nil while none is open
 	broken  chan brokenStore      // capacity 1: one report is enough
 	groups  [len(otlpwire.Signals)]*groups
 	writers [len(otlpwire.Signals)]writer
@@ -76,12 +98,12 @@ type holdBack struct {
 }
 
 type brokenStore struct {
-	*store
+	*Store
 	err error
 }
 
-func newSpool(cfg SpoolConfig, led *ledger.Ledger, log *slog.Logger) *spool {
-	s := &spool{cfg: cfg, led: led, log: log.With("component", "spool"), now: time.Now, broken: make(chan brokenStore, 1)}
+func New(cfg Config, led *ledger.Ledger, log *slog.Logger) *Spool {
+	s := &Spool{cfg: cfg, led: led, log: log.With("component", "spool"), now: time.Now, broken: make(chan brokenStore, 1)}
 	for _, sig := range otlpwire.Signals {
 		s.groups[sig] = newGroups(cfg.MaxItems, cfg.Linger, func(g *group) error { return s.commit(sig, g) })
 		s.held[sig].keep = cfg.Retain
@@ -89,13 +111,13 @@ func newSpool(cfg SpoolConfig, led *ledger.Ledger, log *slog.Logger) *spool {
 	return s
 }
 
-func (s *spool) service() services.Service {
+func (s *Spool) Service() services.Service {
 	if disk.Limits != "" {
 		s.log.Warn("this system cannot do all for a spool", "limits", disk.Limits)
 	}
 	return services.NewBasicService(s.start, s.run, func(error) error {
-		if s.marks != nil {
-			if err := s.marks.save(); err != nil {
+		if s.positions != nil {
+			if err := s.positions.save(); err != nil {
 				s.log.Warn("could not save forward position; messages may be resent after restart", "err", err)
 			}
 		}
@@ -108,9 +130,9 @@ func (s *spool) service() services.Service {
 
 // start opens the spool. A disk that does not write today may tomorrow: meanwhile
 // senders are told to retry.
-func (s *spool) start(context.Context) error {
+func (s *Spool) start(context.Context) error {
 	var err error
-	if s.marks, err = loadMarks(filepath.Join(s.cfg.Dir, "marks")); err != nil {
+	if s.positions, err = loadPositions(filepath.Join(s.cfg.Dir, "marks")); err != nil {
 		s.log.Warn("the spool will send again what the hub may have", "err", err)
 	}
 	opened := s.now()
@@ -127,8 +149,8 @@ func (s *spool) start(context.Context) error {
 	return nil
 }
 
-func (s *spool) open(after error) error {
-	o := opener{cfg: s.cfg, marks: s.marks, log: s.log, lost: func(sig otlpwire.Signal, messages uint64) {
+func (s *Spool) open(after error) error {
+	o := opener{cfg: s.cfg, positions: s.positions, log: s.log, lost: func(sig otlpwire.Signal, messages uint64) {
 		s.led.SpoolLost(sig).Add(float64(messages))
 	}}
 	st, err := o.open(after)
@@ -144,12 +166,12 @@ func (s *spool) open(after error) error {
 }
 
 // holdAgain takes what the hub has had before this store was opened for fresh.
-func (s *spool) holdAgain(st *store, sig otlpwire.Signal) {
+func (s *Spool) holdAgain(st *Store, sig otlpwire.Signal) {
 	h := &s.held[sig]
 	h.Lock()
 	defer h.Unlock()
 	h.forget()
-	done := s.marks.get(hubReader, sig).Done
+	done := s.positions.get(Hub, sig).Done
 	state := st.logs[sig].State()
 	if state.Records() == 0 || done < state.First {
 		return
@@ -159,9 +181,9 @@ func (s *spool) holdAgain(st *store, sig otlpwire.Signal) {
 	h.add(s.now(), done, int64(share*float64(state.Bytes)))
 }
 
-// await returns the open store, when there is one.
-func (s *spool) await(ctx context.Context) (*store, error) {
-	var st *store
+// Await returns the open store, when there is one.
+func (s *Spool) Await(ctx context.Context) (*Store, error) {
+	var st *Store
 	if !backoff.Until(ctx, func() bool { st = s.current.Load(); return st != nil }) {
 		return nil, ctx.Err()
 	}
@@ -169,7 +191,7 @@ func (s *spool) await(ctx context.Context) (*store, error) {
 }
 
 // run watches the disk until ctx ends. Receivers have stopped by then.
-func (s *spool) run(ctx context.Context) error {
+func (s *Spool) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.watchWrites(ctx) })
@@ -185,7 +207,7 @@ func (s *spool) run(ctx context.Context) error {
 				s.report(st, st.refusing())
 			}
 		case b := <-s.broken:
-			if b.store == s.current.Load() { // no other has been opened since
+			if b.Store == s.current.Load() { // no other has been opened since
 				s.log.Error("spool is read-only after a disk error; reopening it, senders are told to retry", "err", b.err)
 				s.reopen(ctx, b)
 			}
@@ -195,8 +217,8 @@ func (s *spool) run(ctx context.Context) error {
 
 // reopen closes a store that does not write and opens others until one does or ctx
 // ends. In between what is spooled is forwarded, and deleted when its time is over.
-func (s *spool) reopen(ctx context.Context, b brokenStore) {
-	st, err := b.store, b.err
+func (s *Spool) reopen(ctx context.Context, b brokenStore) {
+	st, err := b.Store, b.err
 	s.led.SpoolWritable.Set(0)
 	if st != nil {
 		st.refuse(err)
@@ -236,13 +258,13 @@ func (s *spool) reopen(ctx context.Context, b brokenStore) {
 }
 
 // probe reports whether the disk takes a write.
-func (s *spool) probe() error {
+func (s *Spool) probe() error {
 	path := filepath.Join(s.cfg.Dir, "probe")
 	return errors.Join(disk.WriteSynced(path, make([]byte, 64<<10)), os.Remove(path))
 }
 
 // report tells run that a store does not write.
-func (s *spool) report(st *store, err error) {
+func (s *Spool) report(st *Store, err error) {
 	select {
 	case s.broken <- brokenStore{st, err}:
 	default: // it has been told
@@ -250,7 +272,7 @@ func (s *spool) report(st *store, err error) {
 }
 
 // Accept returns when b is durable. The payload is not used any more then.
-func (s *spool) Accept(ctx context.Context, b receive.Batch) error {
+func (s *Spool) Accept(ctx context.Context, b receive.Batch) error {
 	if s.noRoom.Load() {
 		return fmt.Errorf("%w: less than %v free on the spool's disk", receive.ErrFull, s.cfg.Reserve)
 	}
@@ -271,7 +293,7 @@ var (
 )
 
 // commit stores a group. One at a time for each signal.
-func (s *spool) commit(sig otlpwire.Signal, g *group) error {
+func (s *Spool) commit(sig otlpwire.Signal, g *group) error {
 	st := s.current.Load()
 	if st == nil {
 		return errClosed
@@ -306,7 +328,7 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 	if err != nil && sig == otlpwire.Traces {
 		w.meter.Add(w.last, -int64(g.items)) // the sender will try again
 	}
-	s.marks.appended(sig, seq)
+	s.positions.appended(sig, seq)
 	failpoint.Point("after-fsync")
 	switch {
 	case errors.Is(err, wal.ErrFull):
@@ -318,7 +340,7 @@ func (s *spool) commit(sig otlpwire.Signal, g *group) error {
 }
 
 // watch looks at the disk and publishes the spool's size.
-func (s *spool) watch() {
+func (s *Spool) watch() {
 	s.checkDisk()
 	st := s.current.Load()
 	if st == nil {
@@ -331,12 +353,12 @@ func (s *spool) watch() {
 	var owed, held int64
 	for _, sig := range otlpwire.Signals {
 		state := st.logs[sig].State()
-		s.marks.appended(sig, state.Last)
+		s.positions.appended(sig, state.Last)
 		h := &s.held[sig]
 		h.Lock()
 		mine := min(h.held, state.Bytes)
 		h.Unlock()
-		if s.marks.get(hubReader, sig).Done >= state.Last {
+		if s.positions.get(Hub, sig).Done >= state.Last {
 			mine = state.Bytes
 		}
 		held += mine
@@ -345,14 +367,14 @@ func (s *spool) watch() {
 	s.owed.Store(owed)
 	s.led.SpoolBytes.Set(float64(owed))
 	s.led.SpoolHeld.Set(float64(held))
-	if err := s.marks.save(); err != nil {
+	if err := s.positions.save(); err != nil {
 		s.log.Debug("not saved", "err", err)
 	}
 }
 
 // watchWrites looks for one that does not end. It asks the disk for nothing: it would wait,
 // too.
-func (s *spool) watchWrites(ctx context.Context) {
+func (s *Spool) watchWrites(ctx context.Context) {
 	for backoff.Sleep(ctx, watchInterval) {
 		stalled := false
 		for i := range s.writers {
@@ -371,7 +393,7 @@ func (s *spool) watchWrites(ctx context.Context) {
 	}
 }
 
-func (s *spool) checkDisk() {
+func (s *Spool) checkDisk() {
 	free, err := disk.Free(s.cfg.Dir)
 	if err != nil {
 		return
@@ -389,7 +411,7 @@ func (s *spool) checkDisk() {
 }
 
 // writable says whether the spool takes writes.
-func (s *spool) writable(st *store) {
+func (s *Spool) writable(st *Store) {
 	ok := 0.0
 	if st != nil && st.refusing() == nil && !s.noRoom.Load() && !s.stalled.Load() {
 		ok = 1
@@ -397,36 +419,49 @@ func (s *spool) writable(st *store) {
 	s.led.SpoolWritable.Set(ok)
 }
 
-// empty reports whether the hub has everything of a signal.
-func (s *spool) empty(sig otlpwire.Signal) bool {
+// Empty reports whether the hub has everything of a signal.
+func (s *Spool) Empty(sig otlpwire.Signal) bool {
 	st := s.current.Load()
 	if st == nil {
 		return false
 	}
 	state := st.logs[sig].State()
-	return state.Records() == 0 || s.marks.get(hubReader, sig).Done >= state.Last
+	return state.Records() == 0 || s.positions.get(Hub, sig).Done >= state.Last
 }
 
-// damaged tells of messages up to a sequence that were sound when the spool was opened, and
+// Damaged tells of messages up to a sequence that were sound when the spool was opened, and
 // cannot be read: only this process writes it.
-func (s *spool) damaged(sig otlpwire.Signal, messages, upto uint64) {
+func (s *Spool) Damaged(sig otlpwire.Signal, messages, upto uint64) {
 	s.log.Error("spooled messages are damaged and were left out", "signal", sig, "messages", messages, "last", upto)
 	s.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(messages))
 }
 
-// holds reports whether there is anything that could be sent again.
-func (s *spool) holds(sig otlpwire.Signal) bool {
+// Position returns how far a reader is with a signal.
+func (s *Spool) Position(reader string, sig otlpwire.Signal) Position {
+	return s.positions.get(reader, sig)
+}
+
+// Advance moves a reader's position forward; hub is for the hub's reader alone.
+func (s *Spool) Advance(reader string, sig otlpwire.Signal, done, hub uint64) {
+	s.positions.advance(reader, sig, done, hub)
+}
+
+// Owes returns how many bytes the hub does not have, and how many the spool may hold.
+func (s *Spool) Owes() (owed int64, bound config.Bytes) { return s.owed.Load(), s.cfg.MaxBytes }
+
+// Retains reports whether there is anything that could be sent again.
+func (s *Spool) Retains(sig otlpwire.Signal) bool {
 	h := &s.held[sig]
 	h.Lock()
 	defer h.Unlock()
 	return h.held > 0
 }
 
-// rewind makes forwarding begin again with the oldest message there is.
-func (s *spool) rewind(st *store, sig otlpwire.Signal) {
+// Rewind makes forwarding begin again with the oldest message there is.
+func (s *Spool) Rewind(st *Store, sig otlpwire.Signal) {
 	h := &s.held[sig]
 	h.Lock()
 	h.forget()
 	h.Unlock()
-	s.marks.rewind(hubReader, sig, mark{Done: st.logs[sig].State().First - 1})
+	s.positions.rewind(Hub, sig, Position{Done: st.logs[sig].State().First - 1})
 }

@@ -1,9 +1,9 @@
-package edge
+package forward
 
 import (
 	"context"
 	"fmt"
-	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,37 +20,40 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge/edgetest"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
+var silent = slog.New(slog.DiscardHandler)
+
 // TestForwardKeepsOrderAcrossHubRestarts forwards while the hub is stopped and
 // started; the stream holds every message once, in order.
 func TestForwardKeepsOrderAcrossHubRestarts(t *testing.T) {
 	hubCfg := broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: true, MaxPayload: 8 << 20}
-	hub, err := broker.Start(hubCfg, quiet)
+	hub, err := broker.Start(hubCfg, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	hubCfg.Listen = strings.TrimPrefix(hub.URL(), "nats://")
 	top := bus.DefaultTopology()
 	top.Partitions, top.MaxBytes = 1, 256<<20
-	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", URL: hub.URL()}, top, quiet)
+	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "test", URL: hub.URL()}, top, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: "nats://" + hubCfg.Listen, Name: "edge-as-1"}
-	s, _ := startSpool(t, cfg.Spool)
-	led := ledger.New(prometheus.NewRegistry())
-	fw, err := newForward(cfg, s, led, quiet)
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + hubCfg.Listen, Name: "edge-as-1"}
+	s, led, _ := runSpool(t, cfg.Spool)
+	fw, err := New(cfg.Forward, s, led, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fwd := fw.service()
+	fwd := fw.Service()
 	if err := services.StartAndAwaitRunning(t.Context(), fwd); err != nil {
 		t.Fatal(err)
 	}
@@ -60,18 +63,18 @@ func TestForwardKeepsOrderAcrossHubRestarts(t *testing.T) {
 			hub.Stop()
 		}
 		if i%100 == 80 {
-			if hub, err = broker.Start(hubCfg, quiet); err != nil {
+			if hub, err = broker.Start(hubCfg, silent); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 10)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	defer func() { hub.Stop() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	if !backoff.Until(ctx, func() bool { return s.empty(otlpwire.Logs) && conn.Connected() }) {
+	if !backoff.Until(ctx, func() bool { return s.Empty(otlpwire.Logs) && conn.Connected() }) {
 		t.Error("the hub is back, but the spool is not empty")
 	}
 	if err := services.StopAndAwaitTerminated(context.Background(), fwd); err != nil {
@@ -127,7 +130,7 @@ func (h *testHub) start(dir string) {
 	h.t.Helper()
 	var err error
 	h.cfg.Dir = dir
-	if h.broker, err = broker.Start(h.cfg, quiet); err != nil {
+	if h.broker, err = broker.Start(h.cfg, silent); err != nil {
 		h.t.Fatal(err)
 	}
 	h.conn().Close()
@@ -138,7 +141,7 @@ func (h *testHub) conn() *bus.Conn {
 	h.t.Helper()
 	top := bus.DefaultTopology()
 	top.Partitions, top.MaxBytes = 1, 256<<20
-	conn, err := bus.OpenHub(h.t.Context(), bus.Config{Name: "test", URL: h.broker.URL()}, top, quiet)
+	conn, err := bus.OpenHub(h.t.Context(), bus.Config{Name: "test", URL: h.broker.URL()}, top, silent)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -184,7 +187,7 @@ func (h *testHub) logs() (all []int) {
 			h.t.Fatal(err)
 		}
 		for item := range otlpwire.Items(body) {
-			all = append(all, number(item))
+			all = append(all, edgetest.Number(item))
 		}
 		if d.Pending == 0 {
 			return all
@@ -192,14 +195,53 @@ func (h *testHub) logs() (all []int) {
 	}
 }
 
-// startForward forwards from s; it ends with the test or with the function returned.
-func startForward(t *testing.T, cfg Config, s *spool) (stop func()) {
+// setting is that of a spool and of what forwards from it.
+type setting struct {
+	Spool   spool.Config
+	Forward Config
+}
+
+func newConfig(t testing.TB) (c setting) {
 	t.Helper()
-	fw, err := newForward(cfg, s, s.led, quiet)
+	c.Spool = spool.DefaultConfig()
+	c.Spool.Dir, c.Spool.MaxBytes, c.Spool.Reserve = filepath.Join(t.TempDir(), "spool"), 24<<20, 0
+	c.Forward.Instance, c.Forward.Drain = "as-1", 10*time.Second
+	return c
+}
+
+// runSpool returns a spool that runs, and what it counts.
+func runSpool(t testing.TB, cfg spool.Config) (*spool.Spool, *ledger.Ledger, func()) {
+	t.Helper()
+	led := ledger.New(prometheus.NewRegistry())
+	s := spool.New(cfg, led, silent)
+	svc := s.Service()
+	if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	stop := func() { once.Do(func() { _ = services.StopAndAwaitTerminated(context.Background(), svc) }) }
+	t.Cleanup(stop)
+	return s, led, stop
+}
+
+// current is the store that the spool has open.
+func current(t testing.TB, s *spool.Spool) *spool.Store {
+	t.Helper()
+	st, err := s.Await(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc := fw.service()
+	return st
+}
+
+// startForward forwards from s; it ends with the test or with the function returned.
+func startForward(t *testing.T, cfg Config, s *spool.Spool, led *ledger.Ledger) (stop func()) {
+	t.Helper()
+	fw, err := New(cfg, s, led, silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := fw.Service()
 	if err := services.StartAndAwaitRunning(t.Context(), svc); err != nil {
 		t.Fatal(err)
 	}
@@ -209,43 +251,20 @@ func startForward(t *testing.T, cfg Config, s *spool) (stop func()) {
 	return stop
 }
 
-func accept(t *testing.T, s *spool, from, to int) {
+func send(t *testing.T, s *spool.Spool, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
-		if err := s.Accept(t.Context(), logBatch(t, i, 10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 10)); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// TestSpoolIsForItsOwner: what applications say is not for all who have an account on the
-// machine.
-func TestSpoolIsForItsOwner(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "data", "spool")
-	s, stop := startSpool(t, testConfig(t, dir).Spool)
-	accept(t, s, 0, 5)
-	stop()
-	files := 0
-	if err := filepath.WalkDir(filepath.Dir(dir), func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil && info.Mode().Perm()&0o077 != 0 {
-			t.Errorf("%s: %v, want nothing for others", path, info.Mode())
-		}
-		files++
-		return err
-	}); err != nil || files < 4 {
-		t.Errorf("%d files, %v", files, err)
-	}
-}
-
-func drained(t *testing.T, s *spool) {
+func drained(t *testing.T, s *spool.Spool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if !backoff.Until(ctx, func() bool { return s.empty(otlpwire.Logs) }) {
+	if !backoff.Until(ctx, func() bool { return s.Empty(otlpwire.Logs) }) {
 		t.Fatal("the hub is there, but the spool is not empty")
 	}
 }
@@ -271,11 +290,11 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHub(t)
-			cfg := testConfig(t, t.TempDir())
-			cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-			s, _ := startSpool(t, cfg.Spool)
-			startForward(t, cfg, s)
-			accept(t, s, 0, 20)
+			cfg := newConfig(t)
+			cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+			s, led, _ := runSpool(t, cfg.Spool)
+			startForward(t, cfg.Forward, s, led)
+			send(t, s, 0, 20)
 			drained(t, s)
 			// A backup of now.
 			h.broker.Stop()
@@ -284,26 +303,26 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.start(h.cfg.Dir)
-			accept(t, s, 20, 50)
+			send(t, s, 20, 50)
 			drained(t, s)
 			h.broker.Stop()
 			h.start(tc.lose(t, backup))
 			h.others(tc.others)
 			// One more message shows it.
-			accept(t, s, 50, 51)
+			send(t, s, 50, 51)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			found := func() []int { got := h.logs(); slices.Sort(got); return slices.Compact(got) }
 			if !backoff.Until(ctx, func() bool { return len(found()) == 51 }) {
 				t.Fatalf("the hub holds %v of 0 to 50", found())
 			}
-			if n := testutil.ToFloat64(s.led.HubAlarms); n != 1 {
+			if n := testutil.ToFloat64(led.HubAlarms); n != 1 {
 				t.Errorf("%v alarms, want 1", n)
 			}
 			// It goes on in order, and a restart of the edge sends nothing again.
 			drained(t, s)
 			before := len(h.logs())
-			accept(t, s, 51, 60)
+			send(t, s, 51, 60)
 			drained(t, s)
 			if got := h.logs(); len(got) != before+9 || !slices.IsSorted(got[before:]) {
 				t.Errorf("afterwards: %v", got[before:])
@@ -315,16 +334,16 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 // TestRestartSendsNothingAgain: what the hub has is marked, also across a stop.
 func TestRestartSendsNothingAgain(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
 	for round := range 3 {
-		s, stop := startSpool(t, cfg.Spool)
-		stopForward := startForward(t, cfg, s)
-		accept(t, s, round*10, round*10+10)
+		s, led, stop := runSpool(t, cfg.Spool)
+		stopForward := startForward(t, cfg.Forward, s, led)
+		send(t, s, round*10, round*10+10)
 		drained(t, s)
 		stopForward()
 		stop()
-		if got := testutil.ToFloat64(s.led.Of(otlpwire.Logs).Forwarded); got != 10 {
+		if got := testutil.ToFloat64(led.Of(otlpwire.Logs).Forwarded); got != 10 {
 			t.Errorf("round %d: %v forwarded, want 10", round, got)
 		}
 	}
@@ -337,14 +356,14 @@ func TestRestartSendsNothingAgain(t *testing.T) {
 // for a copy of the spool's directory that somebody uses.
 func TestKnownIDsAreAnAlarm(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-	s, _ := startSpool(t, cfg.Spool)
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	s, led, _ := runSpool(t, cfg.Spool)
 	conn := h.conn()
 	defer conn.Close()
-	nonce := s.current.Load().nonce()
+	nonce := current(t, s).Nonce()
 	for seq := 3; seq < 6; seq++ {
-		b := logBatch(t, 100+seq, 10)
+		b := edgetest.Log(t, 100+seq, 10)
 		_, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, "as-1"), Body: b.Payload, Header: envelope.Header{
 			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: fmt.Sprintf("%s-%d", nonce, seq),
 		}})
@@ -352,15 +371,15 @@ func TestKnownIDsAreAnAlarm(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	startForward(t, cfg, s)
-	accept(t, s, 0, 10)
+	startForward(t, cfg.Forward, s, led)
+	send(t, s, 0, 10)
 	drained(t, s)
 	got := h.logs()
 	slices.Sort(got)
 	if got = slices.Compact(got); !slices.Equal(got[:10], want(10)) {
 		t.Errorf("the hub holds %v, want all of 0 to 9", got)
 	}
-	if n := testutil.ToFloat64(s.led.HubAlarms); n != 1 || s.current.Load().nonce() == nonce {
+	if n := testutil.ToFloat64(led.HubAlarms); n != 1 || current(t, s).Nonce() == nonce {
 		t.Errorf("%v alarms, want 1 and a new nonce", n)
 	}
 }
@@ -368,18 +387,18 @@ func TestKnownIDsAreAnAlarm(t *testing.T) {
 // TestDroppedIsNotForwarded drops while the hub is away.
 func TestDroppedIsNotForwarded(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-	cfg.Spool.OnFull = DropOldest
-	s, _ := startSpool(t, cfg.Spool)
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	cfg.Spool.OnFull = spool.DropOldest
+	s, led, _ := runSpool(t, cfg.Spool)
 	for i := range 20 {
-		if err := s.Accept(t.Context(), logBatch(t, i, 900<<10)); err != nil {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 900<<10)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	startForward(t, cfg, s)
+	startForward(t, cfg.Forward, s, led)
 	drained(t, s)
-	dropped := int(testutil.ToFloat64(s.led.Of(otlpwire.Logs).Dropped(ledger.DroppedFull)))
+	dropped := int(testutil.ToFloat64(led.Of(otlpwire.Logs).Dropped(ledger.DroppedFull)))
 	if got := h.logs(); dropped == 0 || !slices.Equal(got, want(20)[dropped:]) {
 		t.Errorf("%d dropped, the hub holds %v", dropped, got)
 	}
@@ -387,17 +406,18 @@ func TestDroppedIsNotForwarded(t *testing.T) {
 
 // lateWay reports what the centre has after its store should have been closed.
 type lateWay struct {
-	spool   *spool
+	spool   *spool.Spool
 	entered chan struct{}
 	once    sync.Once
 }
 
-func (w *lateWay) session(ctx context.Context, st *store, _ otlpwire.Signal, done func(arrived)) error {
+func (w *lateWay) session(ctx context.Context, st *spool.Store, _ otlpwire.Signal, done func(arrived)) error {
 	w.once.Do(func() { close(w.entered) })
 	<-ctx.Done()
 	late, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	backoff.Until(late, func() bool { now := w.spool.current.Load(); return now != nil && now != st })
+	another := func() bool { now, err := w.spool.Await(late); return err == nil && now != st }
+	backoff.Until(late, another)
 	done(arrived{seq: 500})
 	return ctx.Err()
 }
@@ -409,29 +429,30 @@ func (*lateWay) ready() error    { return nil }
 // TestLateAcksDoNotMoveANewStore: a session of a store that was closed reports sequences
 // of that store; in the next one they belong to other messages.
 func TestLateAcksDoNotMoveANewStore(t *testing.T) {
-	cfg := testConfig(t, t.TempDir())
-	s, _ := startSpool(t, cfg.Spool)
-	accept(t, s, 0, 5)
+	cfg := newConfig(t)
+	s, led, _ := runSpool(t, cfg.Spool)
+	send(t, s, 0, 5)
 	w := &lateWay{spool: s, entered: make(chan struct{})}
-	fw := &forward{cfg: cfg, spool: s, led: s.led, log: quiet, way: w}
+	fw := &Forward{cfg: cfg.Forward, spool: s, led: led, log: silent, way: w}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { fw.run(ctx, otlpwire.Logs) })
 	<-w.entered
-	first := s.current.Load()
+	first := current(t, s)
 	if err := os.RemoveAll(cfg.Spool.Dir); err != nil {
 		t.Fatal(err)
 	}
-	s.watch()
-	patience, stop := context.WithTimeout(ctx, 10*time.Second)
+	patience, stop := context.WithTimeout(ctx, 30*time.Second)
 	defer stop()
-	if !backoff.Until(patience, func() bool { st := s.current.Load(); return st != nil && st != first }) {
+	if !backoff.Until(patience, func() bool { return current(t, s) != first }) {
 		t.Fatal("the store was not opened anew")
 	}
-	accept(t, s, 0, 3)
-	state := s.current.Load().logs[otlpwire.Logs].State()
-	if done := s.marks.get(hubReader, otlpwire.Logs).Done; state.Records() != 3 || done >= state.First {
-		t.Errorf("the hub is said to have messages up to %d of a store that holds 3 new ones: %+v", done, state)
+	send(t, s, 0, 3)
+	r := current(t, s).Read(otlpwire.Logs, 0)
+	defer r.Close()
+	m, err := r.Next(patience)
+	if done := s.Position(spool.Hub, otlpwire.Logs).Done; err != nil || done >= m.Seq {
+		t.Errorf("the hub is said to have messages up to %d of a store whose first new one is %d, %v", done, m.Seq, err)
 	}
 	cancel()
 	wg.Wait()
@@ -441,19 +462,19 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 // sent: they are not sent, for they count as lost.
 func TestDropReachesWhatIsRead(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	s, _ := startSpool(t, cfg.Spool)
-	accept(t, s, 0, 20)
-	st := s.current.Load()
-	r := st.read(otlpwire.Logs, 0)
+	cfg := newConfig(t)
+	s, led, _ := runSpool(t, cfg.Spool)
+	send(t, s, 0, 20)
+	st := current(t, s)
+	r := st.Read(otlpwire.Logs, 0)
 	defer r.Close()
-	s.marks.advance(hubReader, otlpwire.Logs, 15, 0) // dropped meanwhile
-	conn, err := bus.Dial(bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, quiet)
+	s.Advance(spool.Hub, otlpwire.Logs, 15, 0) // dropped meanwhile
+	conn, err := bus.Dial(bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	w := &hubWay{instance: "as-1", spool: s, led: s.led, log: quiet}
+	w := &hubWay{instance: "as-1", spool: s, led: led, log: silent}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	flights, first := make(chan flight, window), make(chan struct{})
@@ -473,20 +494,20 @@ func TestDropReachesWhatIsRead(t *testing.T) {
 // on its way, and one more with every answer.
 func TestASlowHubGetsASmallerWindow(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	s, _ := startSpool(t, cfg.Spool)
+	cfg := newConfig(t)
+	s, led, _ := runSpool(t, cfg.Spool)
 	for range 12 {
-		accept(t, s, 0, 1) // a message each
+		send(t, s, 0, 1) // a message each
 	}
-	w := &hubWay{instance: "as-1", spool: s, led: s.led, log: quiet, dialer: dialer{cfg: bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, log: quiet}}
+	w := &hubWay{instance: "as-1", spool: s, led: led, log: silent, dialer: dialer{cfg: bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, log: silent}}
 	defer w.close()
 	w.narrowed[otlpwire.Logs].Store(window - 3)
 	conn, err := w.dialer.dial()
 	if err != nil {
 		t.Fatal(err)
 	}
-	st := s.current.Load()
-	r := st.read(otlpwire.Logs, 0)
+	st := current(t, s)
+	r := st.Read(otlpwire.Logs, 0)
 	defer r.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -528,24 +549,24 @@ func TestASlowHubGetsASmallerWindow(t *testing.T) {
 // instance. That is no alarm.
 func TestTwoPublishersOfASubject(t *testing.T) {
 	h := newHub(t)
-	cfg := testConfig(t, t.TempDir())
-	cfg.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
-	s, _ := startSpool(t, cfg.Spool)
+	cfg := newConfig(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	s, led, _ := runSpool(t, cfg.Spool)
 	conn := h.conn()
 	defer conn.Close()
 	for round := range 4 {
-		stop := startForward(t, cfg, s)
-		accept(t, s, round*10, round*10+10)
+		stop := startForward(t, cfg.Forward, s, led)
+		send(t, s, round*10, round*10+10)
 		drained(t, s)
 		stop()
-		b := logBatch(t, 1000+round, 10)
+		b := edgetest.Log(t, 1000+round, 10)
 		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Logs, "as-1"), Body: b.Payload, Header: envelope.Header{
 			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: fmt.Sprint("gateway-", round),
 		}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := testutil.ToFloat64(s.led.HubAlarms); n != 0 {
+	if n := testutil.ToFloat64(led.HubAlarms); n != 0 {
 		t.Errorf("%v alarms", n)
 	}
 	mine := slices.DeleteFunc(h.logs(), func(n int) bool { return n >= 1000 })

@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"context"
@@ -13,10 +13,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/edge/edgetest"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/wal"
 )
 
 // startGateway serves OTLP to a sender with a token, and returns where.
@@ -31,7 +34,7 @@ func startGateway(t *testing.T, protocol string, maxPayload int, accept func(con
 			}
 			return receive.NewSender(envelope.Instance{ID: "as-1"}), nil
 		},
-		Origin: true, MaxPayload: maxPayload, Ledger: ledger.New(prometheus.NewRegistry()), Log: quiet, Accept: accept,
+		Origin: true, MaxPayload: maxPayload, Ledger: ledger.New(prometheus.NewRegistry()), Log: silent, Accept: accept,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -49,19 +52,19 @@ func startGateway(t *testing.T, protocol string, maxPayload int, accept func(con
 func TestGatewayRefusesAnItem(t *testing.T) {
 	taken := 0
 	addr := startGateway(t, "grpc", 256<<10, func(_ context.Context, b receive.Batch) error { taken += b.Items; return nil })
-	cfg := testConfig(t, t.TempDir())
-	cfg.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: "grpc", Insecure: true}
-	s, _ := startSpool(t, cfg.Spool)
-	accept(t, s, 0, 5)
-	if err := s.Accept(t.Context(), logBatch(t, 5, 600<<10)); err != nil {
+	cfg := newConfig(t)
+	cfg.Forward.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: "grpc", Insecure: true}
+	s, led, _ := runSpool(t, cfg.Spool)
+	send(t, s, 0, 5)
+	if err := s.Accept(t.Context(), edgetest.Log(t, 5, 600<<10)); err != nil {
 		t.Fatal(err)
 	}
-	accept(t, s, 6, 10)
-	stop := startForward(t, cfg, s)
+	send(t, s, 6, 10)
+	stop := startForward(t, cfg.Forward, s, led)
 	drained(t, s)
 	stop()
-	led := s.led.Of(otlpwire.Logs)
-	if lost, forwarded := testutil.ToFloat64(led.Dropped(ledger.DroppedRefused)), testutil.ToFloat64(led.Forwarded); taken != 9 || lost != 1 || forwarded != 9 {
+	logs := led.Of(otlpwire.Logs)
+	if lost, forwarded := testutil.ToFloat64(logs.Dropped(ledger.DroppedRefused)), testutil.ToFloat64(logs.Forwarded); taken != 9 || lost != 1 || forwarded != 9 {
 		t.Errorf("%d taken, %v counted as refused, %v as forwarded; want 9, 1 and 9", taken, lost, forwarded)
 	}
 }
@@ -86,7 +89,7 @@ func TestGatewayWay(t *testing.T) {
 				}
 				if ids[b.Origin.ID]++; ids[b.Origin.ID] == 1 { // the hub stores an id once
 					for item := range otlpwire.Items(b.Payload) {
-						got = append(got, number(item))
+						got = append(got, edgetest.Number(item))
 					}
 				}
 				if fail%5 == 0 {
@@ -94,15 +97,15 @@ func TestGatewayWay(t *testing.T) {
 				}
 				return nil
 			})
-			cfg := testConfig(t, t.TempDir())
-			cfg.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: protocol, Insecure: true}
-			if err := cfg.Validate(); err != nil {
+			cfg := newConfig(t)
+			cfg.Forward.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: protocol, Insecure: true}
+			if err := cfg.Forward.Central.Validate(); err != nil {
 				t.Fatal(err)
 			}
-			s, _ := startSpool(t, cfg.Spool)
-			accept(t, s, 0, 100) // a backlog
-			startForward(t, cfg, s)
-			accept(t, s, 100, 200)
+			s, led, _ := runSpool(t, cfg.Spool)
+			send(t, s, 0, 100) // a backlog
+			startForward(t, cfg.Forward, s, led)
+			send(t, s, 100, 200)
 			drained(t, s)
 			mu.Lock()
 			defer mu.Unlock()
@@ -119,31 +122,33 @@ func TestGatewayWay(t *testing.T) {
 // TestGatewayMergesWhatIsClose: messages that wait become one request, as long as they
 // fit and have arrived within a second; one that does not begins the next.
 func TestGatewayMergesWhatIsClose(t *testing.T) {
-	s, _ := startSpool(t, testConfig(t, t.TempDir()).Spool)
-	st := s.current.Load()
+	var waiting []spool.Message
 	for i, m := range []struct {
 		at   time.Duration
 		size int
 	}{{0, 10}, {time.Second / 2, 10}, {2 * time.Second, 10}, {2 * time.Second, 600 << 10}, {2 * time.Second, 600 << 10}} {
-		head := appendHead(nil, envelope.Header{Items: 1, Arrival: 1_790_000_000_000_000_000 + int64(m.at)})
-		if _, err := st.logs[otlpwire.Logs].Append(head, logBatch(t, i, m.size).Payload); err != nil {
-			t.Fatal(err)
-		}
+		waiting = append(waiting, spool.Message{
+			Record: wal.Record{Seq: uint64(i + 1), Body: edgetest.Log(t, i, m.size).Payload, Behind: uint64(4 - i)},
+			Header: envelope.Header{Items: 1, Arrival: 1_790_000_000_000_000_000 + int64(m.at)},
+		})
 	}
-	r := st.read(otlpwire.Logs, 0)
-	defer r.Close()
-	w := &gatewayWay{spool: s, led: s.led, log: quiet}
+	read := func(context.Context) (m spool.Message, err error) {
+		m, waiting = waiting[0], waiting[1:]
+		return m, nil
+	}
+	s, led, _ := runSpool(t, newConfig(t).Spool)
+	w := &gatewayWay{spool: s, led: led, log: silent}
 	var err error
-	var next *message
+	var next *spool.Message
 	var got [][]int
 	for seq := uint64(0); seq < 5; {
 		var m merged
-		if m, next, err = w.gather(t.Context(), st, otlpwire.Logs, r, next); err != nil {
+		if m, next, err = w.gather(t.Context(), "nonce", otlpwire.Logs, read, next); err != nil {
 			t.Fatal(err)
 		}
 		var ns []int
 		for item := range otlpwire.Items(m.body) {
-			ns = append(ns, number(item))
+			ns = append(ns, edgetest.Number(item))
 		}
 		if m.items != len(ns) || m.seq <= seq || len(m.body) > envelope.MaxPayload {
 			t.Errorf("%d items up to message %d, %d bytes, hold %v", m.items, m.seq, len(m.body), ns)

@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -16,7 +17,7 @@ import (
 // makeRoom deletes from a full log what the hub has, then, with on_full: drop_oldest,
 // what it has not, and tries to append again after each. It returns [wal.ErrFull] when
 // nothing may be deleted.
-func (s *spool) makeRoom(st *store, sig otlpwire.Signal, head, body []byte) (seq uint64, err error) {
+func (s *Spool) makeRoom(st *Store, sig otlpwire.Signal, head, body []byte) (seq uint64, err error) {
 	if err := s.release(st, sig); err != nil {
 		return 0, err
 	}
@@ -35,19 +36,19 @@ func (s *spool) makeRoom(st *store, sig otlpwire.Signal, head, body []byte) (seq
 }
 
 // release deletes what the hub has.
-func (s *spool) release(st *store, sig otlpwire.Signal) error {
+func (s *Spool) release(st *Store, sig otlpwire.Signal) error {
 	h := &s.held[sig]
 	h.Lock()
 	h.forget()
 	h.Unlock()
-	return s.letGo(st, sig, s.marks.get(hubReader, sig).Done)
+	return s.letGo(st, sig, s.positions.get(Hub, sig).Done)
 }
 
-// letGo deletes messages up to one that the marks say is done. That is marked on the disk
+// letGo deletes messages up to one that the hub has. Its position is written to the disk
 // before; on a disk without room for it behind, and so that ids are new ones should the
 // process end in between.
-func (s *spool) letGo(st *store, sig otlpwire.Signal, upto uint64) error {
-	marked := s.marks.save()
+func (s *Spool) letGo(st *Store, sig otlpwire.Signal, upto uint64) error {
+	marked := s.positions.save()
 	if marked != nil {
 		if !disk.NoSpace(marked) {
 			return marked
@@ -56,7 +57,7 @@ func (s *spool) letGo(st *store, sig otlpwire.Signal, upto uint64) error {
 	}
 	err := st.logs[sig].Release(upto)
 	if err == nil && marked != nil {
-		err = s.marks.save()
+		err = s.positions.save()
 	}
 	return err
 }
@@ -67,30 +68,63 @@ const dropTimeout = 5 * time.Second
 // dropOldest deletes messages that the hub does not have, the oldest first, until
 // there is room for need bytes, and counts their items as lost. One that is on its
 // way to the hub at this moment counts, too.
-func (s *spool) dropOldest(st *store, sig otlpwire.Signal, need int64) (messages int, err error) {
+func (s *Spool) dropOldest(st *Store, sig otlpwire.Signal, need int64) (messages int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), dropTimeout)
 	defer cancel()
 	state := st.logs[sig].State()
 	if state.Records() == 0 {
 		return 0, nil
 	}
-	r := reader{st.logs[sig].Read(state.First)}
+	r := Reader{st.logs[sig].Read(state.First)}
 	defer r.Close()
 	// A little more at a time, so that not every group has to do this.
 	need = max(need, int64(s.cfg.share(sig))/64)
 	var last uint64
 	items := 0
 	for freed := int64(0); freed < need && last < state.Last; messages++ {
-		m, err := r.next(ctx)
+		m, err := r.Next(ctx)
 		if err != nil {
 			return 0, err
 		}
 		last = m.Seq
 		freed += int64(len(m.Body))
-		items += max(m.header.Items, int(m.Missing), 1)
+		items += max(m.Header.Items, int(m.Missing), 1)
 	}
 	s.log.Warn("spool full, the oldest is dropped", "signal", sig, "items", items, "messages", messages)
 	s.led.Of(sig).Dropped(ledger.DroppedFull).Add(float64(items))
-	s.marks.advance(hubReader, sig, last, 0)
+	s.positions.advance(Hub, sig, last, 0)
 	return messages, s.letGo(st, sig, last)
+}
+
+// Forwarded notes that the hub has everything of a signal up to a message, bytes more than before; hub is the
+// sequence that the hub's stream gave to it, 0 when that is not known.
+func (s *Spool) Forwarded(sig otlpwire.Signal, seq, hub uint64, bytes int64) {
+	s.Advance(Hub, sig, seq, hub)
+	h := &s.held[sig]
+	h.Lock()
+	h.add(s.now(), seq, bytes)
+	h.Unlock()
+}
+
+// purgeInterval is how often what the hub has is deleted when its time is over.
+const purgeInterval = 250 * time.Millisecond
+
+// Purge deletes what the hub has had for retain_after_ack, until ctx ends.
+func (s *Spool) Purge(ctx context.Context, st *Store, sig otlpwire.Signal) {
+	owing := uint64(0) // what is to be deleted
+	for goOn := true; goOn; {
+		goOn = backoff.Sleep(ctx, purgeInterval)
+		h := &s.held[sig]
+		h.Lock()
+		owing = max(owing, h.expire(s.now()))
+		h.Unlock()
+		if owing == 0 {
+			continue
+		}
+		if err := s.letGo(st, sig, owing); err != nil {
+			s.log.Debug("spool keeps what the hub already has", "signal", sig, "err", err)
+			continue
+		}
+		owing = 0
+	}
 }

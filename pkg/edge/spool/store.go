@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"context"
@@ -21,16 +21,17 @@ import (
 	"github.com/penstock/penstock/pkg/wal"
 )
 
-// store is the spool while its files are open: a log for each signal. After a write
+// Store is the spool while its files are open: a log for each signal. After a write
 // error it is closed and another one opened.
-type store struct {
+type Store struct {
+	dir   string
 	lock  *disk.Lock
 	logs  [len(otlpwire.Signals)]*wal.Log
 	epoch atomic.Pointer[string]
 	// sent is the highest sequence of each signal that may have been sent: at first
 	// all that was there when the store was opened.
 	sent [len(otlpwire.Signals)]atomic.Uint64
-	// users are those who read the store, and move marks by what they read, or write it.
+	// users are those who read the store, and move positions by what they read, or write it.
 	// None is left when it has been closed: the next one may give sequences again.
 	users struct {
 		sync.Mutex
@@ -45,15 +46,15 @@ type store struct {
 
 // opener is what it takes to open a store.
 type opener struct {
-	cfg   SpoolConfig
-	marks *marks
-	log   *slog.Logger
+	cfg       Config
+	positions *positions
+	log       *slog.Logger
 	// lost is told how many messages are gone that were acknowledged.
 	lost func(sig otlpwire.Signal, messages uint64)
 }
 
-// hubReader is the name of the mark of what the hub has.
-const hubReader = "hub"
+// Hub is the reader whose position is what the hub has.
+const Hub = "hub"
 
 // damagedDir is where files are put that were not as they should be.
 const damagedDir = "damaged"
@@ -63,8 +64,8 @@ var errOld = errors.New("holds a spool of an earlier version, in the directory j
 
 // open examines the spool's files and mends what is damaged. after is the write error
 // that closed the store before; nil at a start.
-func (o *opener) open(after error) (st *store, err error) {
-	st = &store{}
+func (o *opener) open(after error) (st *Store, err error) {
+	st = &Store{dir: o.cfg.Dir}
 	st.users.ctx, st.users.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -94,7 +95,7 @@ func (o *opener) open(after error) (st *store, err error) {
 	if st.epoch.Store(&nonce); nonce == "" {
 		return st, err
 	}
-	if err = errors.Join(err, o.marks.save()); err != nil {
+	if err = errors.Join(err, o.positions.save()); err != nil {
 		st.refuse(err) // a full disk: what it holds can be forwarded
 	}
 	return st, nil
@@ -102,9 +103,9 @@ func (o *opener) open(after error) (st *store, err error) {
 
 // openLog opens the log of a signal and tells what was found. It returns how many
 // messages are gone from its end, whose sequences are given again.
-func (o *opener) openLog(st *store, sig otlpwire.Signal, distrust bool) (missing uint64, err error) {
+func (o *opener) openLog(st *Store, sig otlpwire.Signal, distrust bool) (missing uint64, err error) {
 	o.sweep(sig)
-	done := o.marks.get(hubReader, sig).Done
+	done := o.positions.get(Hub, sig).Done
 	dir := filepath.Join(o.cfg.Dir, sig.String())
 	if n := size(dir); n > tellBytes {
 		o.log.Info("reading what the spool holds", "signal", sig, "bytes", n)
@@ -135,24 +136,31 @@ func (o *opener) openLog(st *store, sig otlpwire.Signal, distrust bool) (missing
 			gone += m.To - max(m.From-1, done)
 		}
 	}
-	if o.marks.end(sig) > 0 && state.Records() > 0 && state.First > done+1 {
+	if o.positions.end(sig) > 0 && state.Records() > 0 && state.First > done+1 {
 		gone += state.First - done - 1
-		o.marks.advance(hubReader, sig, state.First-1, 0) // told once
+		o.positions.advance(Hub, sig, state.First-1, 0) // told once
 	}
 	if gone > 0 {
 		o.log.Error("messages are gone from the spool", "signal", sig, "messages", gone)
 		o.lost(sig, gone)
 	}
 	st.sent[sig].Store(state.Last)
-	return o.marks.reconcile(sig, state.Last), nil
+	return o.positions.reconcile(sig, state.Last), nil
 }
 
-// nonce begins the ids of the messages that are sent now.
-func (st *store) nonce() string { return *st.epoch.Load() }
+// Nonce begins the ids of the messages that are sent now.
+func (st *Store) Nonce() string { return *st.epoch.Load() }
 
-// renew makes the ids new ones.
-func (st *store) renew(dir string) error {
-	nonce, err := loadEpoch(dir, true)
+// Sending notes that a message is about to be sent, and reports whether it may have been before.
+func (st *Store) Sending(sig otlpwire.Signal, seq uint64) (again bool) {
+	before := st.sent[sig].Load()
+	st.sent[sig].Store(max(before, seq))
+	return seq <= before
+}
+
+// Renew makes the ids new ones.
+func (st *Store) Renew() error {
+	nonce, err := loadEpoch(st.dir, true)
 	if err == nil {
 		st.epoch.Store(&nonce)
 	}
@@ -160,10 +168,10 @@ func (st *store) renew(dir string) error {
 }
 
 // refuse makes the store one that is read only.
-func (st *store) refuse(err error) { st.refuses.Store(&err) }
+func (st *Store) refuse(err error) { st.refuses.Store(&err) }
 
 // refusing returns why nothing is written, or nil.
-func (st *store) refusing() error {
+func (st *Store) refusing() error {
 	if err := st.refuses.Load(); err != nil {
 		return *err
 	}
@@ -176,7 +184,7 @@ func (st *store) refusing() error {
 }
 
 // hold makes the caller a user, until leave; ok is false when the store is to be closed.
-func (st *store) hold() (leave func(), ok bool) {
+func (st *Store) hold() (leave func(), ok bool) {
 	st.users.Lock()
 	defer st.users.Unlock()
 	if st.users.ctx.Err() != nil {
@@ -186,9 +194,9 @@ func (st *store) hold() (leave func(), ok bool) {
 	return st.users.Done, true
 }
 
-// enter is hold for longer work: the context that it is done under ends with ctx, and
+// Enter is hold for longer work: the context that it is done under ends with ctx, and
 // when the store is to be closed.
-func (st *store) enter(ctx context.Context) (work context.Context, leave func(), ok bool) {
+func (st *Store) Enter(ctx context.Context) (work context.Context, leave func(), ok bool) {
 	done, ok := st.hold()
 	if !ok {
 		return nil, nil, false
@@ -199,7 +207,7 @@ func (st *store) enter(ctx context.Context) (work context.Context, leave func(),
 }
 
 // close waits until nobody uses the store.
-func (st *store) close() {
+func (st *Store) close() {
 	st.users.Lock()
 	st.users.stop()
 	st.users.Unlock()
@@ -214,10 +222,10 @@ func (st *store) close() {
 	}
 }
 
-// message is a group as the spool holds it: what the hub gets, and its place.
-type message struct {
+// Message is a group as the spool holds it: what the hub gets, and its place.
+type Message struct {
 	wal.Record // without the head of the body
-	header     envelope.Header
+	Header     envelope.Header
 }
 
 // A record of the log is arrival(8) items(4) encoding(1) body, in little endian; where
@@ -242,18 +250,18 @@ func appendHead(b []byte, h envelope.Header) []byte {
 }
 
 // parse reads a record. One that no edge has written counts as missing.
-func parse(r wal.Record) message {
-	m := message{Record: r, header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
+func parse(r wal.Record) Message {
+	m := Message{Record: r, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
 	switch {
 	case r.Missing > 0:
 	case len(r.Body) < messageHead || int(r.Body[12]&^hasLoad) >= len(encodings):
 		m.Missing, m.Body = 1, nil
 	default:
-		m.header.Arrival, m.header.Items, m.header.Encoding = int64(le.Uint64(r.Body)), int(le.Uint32(r.Body[8:])), encodings[r.Body[12]&^hasLoad]
+		m.Header.Arrival, m.Header.Items, m.Header.Encoding = int64(le.Uint64(r.Body)), int(le.Uint32(r.Body[8:])), encodings[r.Body[12]&^hasLoad]
 		m.Body = r.Body[messageHead:]
 		ok := true
 		if r.Body[12]&hasLoad != 0 {
-			m.header.Load, m.Body, ok = envelope.NextLoad(m.Body)
+			m.Header.Load, m.Body, ok = envelope.NextLoad(m.Body)
 		}
 		if !ok {
 			m.Missing, m.Body = 1, nil
@@ -262,23 +270,23 @@ func parse(r wal.Record) message {
 	return m
 }
 
-// reader reads messages of a signal.
-type reader struct{ *wal.Reader }
+// Reader reads messages of a signal.
+type Reader struct{ *wal.Reader }
 
 // readPause is how long a reader waits for more when it has read all: at thousands of
 // requests a second, each a message, waking it for each would cost more than reading.
 const readPause = 10 * time.Millisecond
 
-// read begins behind what a reader has read.
-func (st *store) read(sig otlpwire.Signal, done uint64) reader {
+// Read begins behind what a reader has read.
+func (st *Store) Read(sig otlpwire.Signal, done uint64) Reader {
 	r := st.logs[sig].Read(done + 1)
 	r.Pause = readPause
-	return reader{r}
+	return Reader{r}
 }
 
-// next returns the next message; it waits for one until ctx ends.
-func (r reader) next(ctx context.Context) (message, error) {
-	rec, err := r.Next(ctx)
+// Next returns the next message; it waits for one until ctx ends.
+func (r Reader) Next(ctx context.Context) (Message, error) {
+	rec, err := r.Reader.Next(ctx)
 	return parse(rec), err
 }
 

@@ -1,4 +1,4 @@
-package edge
+package forward
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -42,7 +43,7 @@ const minHubPayload = envelope.MaxPayload + 4<<10
 // hubWay publishes into the hub's JetStream.
 type hubWay struct {
 	instance string
-	spool    *spool
+	spool    *spool.Spool
 	led      *ledger.Ledger
 	log      *slog.Logger
 	dialer   dialer
@@ -91,7 +92,7 @@ type flight struct {
 }
 
 // session forwards on one connection until something breaks.
-func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, done func(arrived)) (err error) {
+func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, done func(arrived)) (err error) {
 	conn, err := w.dialer.dial()
 	if err != nil {
 		if errors.Is(err, bus.ErrRefused) {
@@ -112,7 +113,7 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 			conn.Close()
 		}
 	}()
-	r := st.read(sig, w.spool.marks.get(hubReader, sig).Done)
+	r := st.Read(sig, w.spool.Position(spool.Hub, sig).Done)
 	defer r.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -139,20 +140,20 @@ func (w *hubWay) session(ctx context.Context, st *store, sig otlpwire.Signal, do
 // acknowledgement: a hub that has lost its data shows it there. The first message is
 // sent on the condition that the subject's last message is the one that the hub has
 // acknowledged last, for others may have filled up the stream's sequences since.
-func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reader, sig otlpwire.Signal, flights chan<- flight, acked, first <-chan struct{}) error {
+func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r spool.Reader, sig otlpwire.Signal, flights chan<- flight, acked, first <-chan struct{}) error {
 	for sent, under := 0, int32(0); ; {
-		m, err := r.next(ctx)
+		m, err := r.Next(ctx)
 		if err != nil {
 			return err
 		}
 		if failpoint.ForwardSwapped && m.Seq%50 == 7 {
 			m.Body = bytes.Clone(m.Body)
-			if next, err := r.next(ctx); err == nil {
-				next.header.ID = fmt.Sprintf("%s-%d", st.nonce(), next.Seq)
-				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.header, Body: next.Body})
+			if next, err := r.Next(ctx); err == nil {
+				next.Header.ID = fmt.Sprintf("%s-%d", st.Nonce(), next.Seq)
+				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.Header, Body: next.Body})
 			}
 		}
-		if m.Seq <= w.spool.marks.get(hubReader, sig).Done {
+		if m.Seq <= w.spool.Position(spool.Hub, sig).Done {
 			continue // dropped since it was read
 		}
 		if m.Missing > 0 {
@@ -164,8 +165,8 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 			}
 		}
 		var after uint64
-		if sent == 0 && w.spool.holds(sig) && !w.shared[sig].Swap(false) {
-			after = w.spool.marks.get(hubReader, sig).Hub
+		if sent == 0 && w.spool.Retains(sig) && !w.shared[sig].Swap(false) {
+			after = w.spool.Position(spool.Hub, sig).Hub
 		}
 		for under >= w.room(sig, time.Now()) {
 			select {
@@ -176,13 +177,12 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 			}
 		}
 		under++
-		m.header.ID = fmt.Sprintf("%s-%d", st.nonce(), m.Seq)
-		again := m.Seq <= st.sent[sig].Load()
-		st.sent[sig].Store(max(st.sent[sig].Load(), m.Seq))
-		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.header, Body: m.Body, After: after})
+		m.Header.ID = fmt.Sprintf("%s-%d", st.Nonce(), m.Seq)
+		again := st.Sending(sig, m.Seq)
+		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.Header, Body: m.Body, After: after})
 		failpoint.Point("after-forward")
 		select {
-		case flights <- flight{seq: m.Seq, items: m.header.Items, bytes: int64(len(m.Body)), again: again, pending: p}:
+		case flights <- flight{seq: m.Seq, items: m.Header.Items, bytes: int64(len(m.Body)), again: again, pending: p}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -197,7 +197,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *store, r reade
 }
 
 // settle takes the hub's acknowledgements in order.
-func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
+func (w *hubWay) settle(ctx context.Context, st *spool.Store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
 	for opened := false; ; {
 		var f flight
 		select {
@@ -213,7 +213,7 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 			done(arrived{seq: f.seq, items: f.items, bytes: f.bytes})
 		}
 		if f.missing > 0 {
-			w.spool.damaged(sig, f.missing, f.seq)
+			w.spool.Damaged(sig, f.missing, f.seq)
 			done(arrived{seq: f.seq})
 			continue
 		}
@@ -246,8 +246,8 @@ func (w *hubWay) settle(ctx context.Context, st *store, sig otlpwire.Signal, fli
 
 // compare is asked when the last message of our subject is another than the last that
 // the hub has acknowledged: last is its sequence, 0 for none.
-func (w *hubWay) compare(st *store, sig otlpwire.Signal, last uint64) error {
-	before := w.spool.marks.get(hubReader, sig).Hub
+func (w *hubWay) compare(st *spool.Store, sig otlpwire.Signal, last uint64) error {
+	before := w.spool.Position(spool.Hub, sig).Hub
 	if last > before {
 		// Our own, with its acknowledgement lost, or another edge's or a gateway's.
 		w.shared[sig].Store(true)
@@ -255,19 +255,19 @@ func (w *hubWay) compare(st *store, sig otlpwire.Signal, last uint64) error {
 	}
 	w.log.Error("hub lost acknowledged messages (stream recreated, restored or truncated); resending retained messages", "signal", sig, "acknowledged", before, "last", last)
 	w.led.HubAlarms.Inc()
-	w.spool.rewind(st, sig)
+	w.spool.Rewind(st, sig)
 	return errRewind
 }
 
 // check looks for signs that the hub does not have what it has acknowledged: its
 // sequences only rise, unless its stream was made anew or restored from a backup,
 // or has lost its end in a power cut; and it cannot know an id before it is sent.
-func (w *hubWay) check(st *store, sig otlpwire.Signal, f flight, stored bus.Stored) error {
-	before := w.spool.marks.get(hubReader, sig).Hub
+func (w *hubWay) check(st *spool.Store, sig otlpwire.Signal, f flight, stored bus.Stored) error {
+	before := w.spool.Position(spool.Hub, sig).Hub
 	switch {
 	case stored.Duplicate && !f.again:
 		w.log.Error("hub knows the id of a message that was never sent (is a copy of this spool's directory in use?); resending retained messages with new ids", "signal", sig, "seq", f.seq)
-		if err := st.renew(w.spool.cfg.Dir); err != nil {
+		if err := st.Renew(); err != nil {
 			return err
 		}
 	case !stored.Duplicate && stored.Seq <= before:
@@ -276,7 +276,7 @@ func (w *hubWay) check(st *store, sig otlpwire.Signal, f flight, stored bus.Stor
 		return nil
 	}
 	w.led.HubAlarms.Inc()
-	w.spool.rewind(st, sig)
+	w.spool.Rewind(st, sig)
 	return errRewind
 }
 

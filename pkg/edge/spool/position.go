@@ -1,4 +1,4 @@
-package edge
+package spool
 
 import (
 	"encoding/json"
@@ -14,70 +14,70 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// mark is how far a reader of the spool has come with one signal.
-type mark struct {
+// Position is how far a reader of the spool has come with one signal.
+type Position struct {
 	Done uint64 `json:"done"` // sequence of the spool up to which it owes nothing
 	// Hub is the sequence that the hub's stream gave to the last message that it
 	// acknowledged; 0 when none has been, or with other readers.
 	Hub uint64 `json:"hub,omitempty"`
 }
 
-// marks hold the marks of all readers, in a file beside the streams: a checksum, and
+// positions hold those of all readers, in a file beside the streams: a checksum, and
 // the state in JSON. It is written every second. What it says too little is sent again;
 // the hub knows that by its id, unless the machine was booted in between.
-type marks struct {
+type positions struct {
 	path   string
 	saving sync.Mutex // one writer of the file
 
 	mu struct {
 		sync.Mutex
-		state markFile
+		state positionFile
 		dirty bool
 	}
 }
 
-type markFile struct {
+type positionFile struct {
 	// Appended is the last sequence of each signal that was seen in its stream.
 	Appended map[string]uint64 `json:"appended"`
 	// Readers are by name and signal: hub/traces.
-	Readers map[string]mark `json:"readers"`
+	Readers map[string]Position `json:"readers"`
 }
 
-// loadMarks reads the file; what cannot be read counts as not there.
-func loadMarks(path string) (*marks, error) {
-	m := &marks{path: path}
+// loadPositions reads the file; what cannot be read counts as not there.
+func loadPositions(path string) (*positions, error) {
+	m := &positions{path: path}
 	text, err := os.ReadFile(path)
 	if err == nil {
 		sum, state, _ := strings.Cut(string(text), "\n")
 		if sum != fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(state))) {
 			err = errors.New("the checksum does not match")
 		} else if err = json.Unmarshal([]byte(state), &m.mu.state); err != nil {
-			m.mu.state = markFile{}
+			m.mu.state = positionFile{}
 		}
 	}
 	if m.mu.state.Appended == nil {
 		m.mu.state.Appended = map[string]uint64{}
 	}
 	if m.mu.state.Readers == nil {
-		m.mu.state.Readers = map[string]mark{}
+		m.mu.state.Readers = map[string]Position{}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	if err != nil {
-		err = fmt.Errorf("marks of the spool: %w", err)
+		err = fmt.Errorf("positions of the spool: %w", err)
 	}
 	return m, err
 }
 
-func (m *marks) get(reader string, sig otlpwire.Signal) mark {
+func (m *positions) get(reader string, sig otlpwire.Signal) Position {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.mu.state.Readers[reader+"/"+sig.String()]
 }
 
-// advance moves a mark forward, never back.
-func (m *marks) advance(reader string, sig otlpwire.Signal, done, hub uint64) {
+// advance moves a position forward, never back.
+func (m *positions) advance(reader string, sig otlpwire.Signal, done, hub uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := reader + "/" + sig.String()
@@ -89,15 +89,15 @@ func (m *marks) advance(reader string, sig otlpwire.Signal, done, hub uint64) {
 	m.mu.state.Readers[key], m.mu.dirty = now, true
 }
 
-// rewind moves a mark to where it is told.
-func (m *marks) rewind(reader string, sig otlpwire.Signal, to mark) {
+// rewind moves a position to where it is told.
+func (m *positions) rewind(reader string, sig otlpwire.Signal, to Position) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mu.state.Readers[reader+"/"+sig.String()], m.mu.dirty = to, true
 }
 
 // appended notes the last sequence of a stream.
-func (m *marks) appended(sig otlpwire.Signal, seq uint64) {
+func (m *positions) appended(sig otlpwire.Signal, seq uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.mu.state.Appended[sig.String()] < seq {
@@ -106,32 +106,32 @@ func (m *marks) appended(sig otlpwire.Signal, seq uint64) {
 }
 
 // end returns the last sequence that was ever noted.
-func (m *marks) end(sig otlpwire.Signal) uint64 {
+func (m *positions) end(sig otlpwire.Signal) uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.mu.state.Appended[sig.String()]
 }
 
-// reconcile compares the marks with a log that was opened and ends at last. It returns
+// reconcile compares the positions with a log that was opened and ends at last. It returns
 // how many messages were in it once, are gone from its end, and are not with the hub:
-// their sequences will be given to others, so no mark may stand above them. Those of
+// their sequences will be given to others, so no position may be above them. Those of
 // what the hub has will not.
-func (m *marks) reconcile(sig otlpwire.Signal, last uint64) (missing uint64) {
+func (m *positions) reconcile(sig otlpwire.Signal, last uint64) (missing uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	highest := m.mu.state.Appended[sig.String()]
-	last = max(last, m.mu.state.Readers[hubReader+"/"+sig.String()].Done)
+	last = max(last, m.mu.state.Readers[Hub+"/"+sig.String()].Done)
 	for key, mk := range m.of(sig) {
 		highest = max(highest, mk.Done)
-		m.mu.state.Readers[key] = mark{Done: min(mk.Done, last), Hub: mk.Hub}
+		m.mu.state.Readers[key] = Position{Done: min(mk.Done, last), Hub: mk.Hub}
 	}
 	m.mu.state.Appended[sig.String()], m.mu.dirty = last, true
 	return max(highest, last) - last
 }
 
-// of returns the marks of a signal by key.
-func (m *marks) of(sig otlpwire.Signal) map[string]mark {
-	all := map[string]mark{}
+// of returns the positions of a signal by key.
+func (m *positions) of(sig otlpwire.Signal) map[string]Position {
+	all := map[string]Position{}
 	for key, mk := range m.mu.state.Readers {
 		if strings.HasSuffix(key, "/"+sig.String()) {
 			all[key] = mk
@@ -142,7 +142,7 @@ func (m *marks) of(sig otlpwire.Signal) map[string]mark {
 
 // save writes the file when something has changed, and returns when it is on the
 // disk: what is deleted from the spool must be marked before.
-func (m *marks) save() error {
+func (m *positions) save() error {
 	m.saving.Lock()
 	defer m.saving.Unlock()
 	m.mu.Lock()
@@ -160,7 +160,7 @@ func (m *marks) save() error {
 		m.mu.Lock()
 		m.mu.dirty = true
 		m.mu.Unlock()
-		return fmt.Errorf("marks of the spool: %w", err)
+		return fmt.Errorf("positions of the spool: %w", err)
 	}
 	return nil
 }
