@@ -247,24 +247,11 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 	defer r.Close()
 	own := *d // a goroutine of its own
 	own.w, own.log = backend.Session(d.w), d.log.With("instance", instance)
-	var body []byte
-	done, removed := uint64(0), time.Now()
-	remove := func(ctx context.Context) error {
-		removed = time.Now()
-		return d.conn().Remove(ctx, bus.Aside, subject, done)
-	}
-	defer func() {
-		if done > 0 { // the lane is still ours: its owner waits for us
-			last, stop := context.WithTimeout(context.WithoutCancel(ctx), removeInterval)
-			defer stop()
-			_ = remove(last)
-		}
-	}()
+	p := &drained{delivery: &own, subject: subject, removed: time.Now()}
+	defer p.close(ctx)
 	for n := 0; ; n++ {
-		if done > 0 && (r.Left() == 0 || time.Since(removed) > removeInterval) {
-			if err := remove(ctx); err != nil {
-				return err
-			}
+		if err := p.remove(ctx, r.Left() == 0); err != nil {
+			return err
 		}
 		if r.Left() == 0 {
 			if back, err := a.back(ctx, instance); back || err != nil {
@@ -275,27 +262,61 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 		if err != nil {
 			return err
 		}
-		if !d.owned() {
-			return errNotOwner
+		if err := p.deliver(ctx, instance, m, n < maxRepeated); err != nil {
+			return err
 		}
-		if d.sig == otlpwire.Traces {
-			body = nil // a transport may still read the one before
-		}
-		from := origin{stream: bus.Aside, seq: m.Seq, arrival: m.Header.Arrival, again: n < maxRepeated}
-		if m.Refusal != nil {
-			from.first, from.again = m.Refusal.Source, from.again || m.Refusal.Reason == mayRepeat
-		}
-		delivered := false
-		if m.Decompress(&body); m.Err != nil {
-			delivered = own.undecodable(ctx, m, m.Err)
-		} else {
-			delivered = own.send(ctx, instance, m.Body, m.Header.Items, from)
-		}
-		if !delivered {
-			return errNotOwner // or ctx has ended
-		}
-		done = m.Seq
 	}
+}
+
+// drained is what has been delivered of an instance's messages in ASIDE.
+type drained struct {
+	delivery *delivery
+	subject  string
+	body     []byte
+	done     uint64    // the last one that was delivered
+	removed  time.Time // when those were last removed
+}
+
+// deliver brings a message to the backend, or to DEADLETTER.
+func (p *drained) deliver(ctx context.Context, instance string, m bus.Delivery, again bool) error {
+	d := p.delivery
+	if !d.owned() {
+		return errNotOwner
+	}
+	if d.sig == otlpwire.Traces {
+		p.body = nil // a transport may still read the one before
+	}
+	from := origin{stream: bus.Aside, seq: m.Seq, arrival: m.Header.Arrival, again: again}
+	if m.Refusal != nil {
+		from.first, from.again = m.Refusal.Source, again || m.Refusal.Reason == mayRepeat
+	}
+	delivered := false
+	if m.Decompress(&p.body); m.Err != nil {
+		delivered = d.undecodable(ctx, m, m.Err)
+	} else {
+		delivered = d.send(ctx, instance, m.Body, m.Header.Items, from)
+	}
+	if !delivered {
+		return errNotOwner // or ctx has ended
+	}
+	p.done = m.Seq
+	return nil
+}
+
+// remove removes what was delivered, now and then and when nothing is left.
+func (p *drained) remove(ctx context.Context, nothingLeft bool) error {
+	if p.done == 0 || !nothingLeft && time.Since(p.removed) <= removeInterval {
+		return nil
+	}
+	p.removed = time.Now()
+	return p.delivery.conn().Remove(ctx, bus.Aside, p.subject, p.done)
+}
+
+// close removes what was delivered: the lane is still ours, its owner waits for this.
+func (p *drained) close(ctx context.Context) {
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), removeInterval)
+	defer stop()
+	_ = p.remove(last, true)
 }
 
 // back takes an instance of which nothing is left into the lane again.

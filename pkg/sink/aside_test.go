@@ -162,7 +162,7 @@ func (w *asideWorld) own() (stop func()) {
 	go func() {
 		defer close(done)
 		if w.d.sig != otlpwire.Traces {
-			(&directLane{lane: lane, delivery: &own}).run(ctx)
+			_ = newDirectLane(lane, &own).run(ctx)
 			return
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
@@ -170,7 +170,9 @@ func (w *asideWorld) own() (stop func()) {
 		horizon := bus.NewHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.Run(ctx) })
-		(&traceLane{lane: lane, delivery: &own, policies: versions.Fixed(policy.KeepAll(time.Second)), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}).run(ctx)
+		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
+		l.maxBytes = 64 << 20
+		_ = l.run(ctx)
 		wg.Wait()
 	}()
 	return func() {
@@ -490,7 +492,7 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	s.aside = newAside(*s.delivery, lane, 0, 2)
 	go func() {
 		defer close(done)
-		(&directLane{lane: lane, delivery: s.delivery}).run(ctx)
+		_ = newDirectLane(lane, s.delivery).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	sent := 0

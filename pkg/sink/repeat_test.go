@@ -148,8 +148,9 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &traceLane{lane: lane, delivery: d, policies: versions.Fixed(policies), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon}
-			wg.Go(func() { l.run(ctx) })
+			l := newTraceLane(lane, d, versions.Fixed(policies), bus.DecisionsSubject(0), horizon)
+			l.maxBytes = 64 << 20
+			wg.Go(func() { _ = l.run(ctx) })
 			before := k.count()
 			for next < upto {
 				publish(min(next+200, upto))

@@ -81,13 +81,9 @@ func TestReplaysMakeRoom(t *testing.T) {
 	}
 }
 
-// TestExcerptsEnd: behind its last sequence, when the hub has nothing left, and with the
-// last message there is.
+// TestExcerptsEnd: after its last sequence, when the hub has nothing left, and with the
+// last message there is. Live traffic has no end.
 func TestExcerptsEnd(t *testing.T) {
-	var live *excerpt
-	if live.ends(t.Context(), bus.Delivery{Seq: 5, Idle: true}) || live.ended() || live.last(bus.Delivery{Seq: 5}) || live.leavesOut(bus.Delivery{Seq: 5}) || !live.settles() {
-		t.Error("a live lane has an end")
-	}
 	for name, tc := range map[string]struct {
 		d          bus.Delivery
 		has        uint64
@@ -95,26 +91,27 @@ func TestExcerptsEnd(t *testing.T) {
 	}{
 		"in the middle":   {bus.Delivery{Seq: 5, Pending: 3}, 10, false, false},
 		"the last one":    {bus.Delivery{Seq: 10, Pending: 3}, 10, false, false},
-		"behind it":       {bus.Delivery{Seq: 11, Pending: 3}, 10, true, false},
-		"nothing behind":  {bus.Delivery{Seq: 5}, 10, false, true},
+		"after it":        {bus.Delivery{Seq: 11, Pending: 3}, 10, true, false},
+		"nothing after":   {bus.Delivery{Seq: 5}, 10, false, true},
 		"nothing is left": {bus.Delivery{Idle: true, Pending: 1}, 10, true, false},
 		"miscounted":      {bus.Delivery{Idle: true, Pending: 1}, 9, false, false},
 		"not answered":    {bus.Delivery{Idle: true, Pending: 1}, 0, false, false},
-		"claimed":         {bus.Delivery{Claimed: true, Pending: 1}, 10, false, false},
 	} {
-		e := &excerpt{replays: &replays{lanes: &lanes{}, log: slog.New(slog.DiscardHandler)}, job: replay.Status{Job: &replay.Job{}}, lane: replay.Lane{Last: 10}}
+		e := &excerpt{replays: &replays{lanes: &lanes{}, log: slog.New(slog.DiscardHandler), behind: func() uint64 { return 0 }}, job: replay.Status{Job: &replay.Job{}}, lane: replay.Lane{Last: 10}}
 		e.has = func(_ context.Context, _, seq uint64) (bool, error) {
 			if tc.has == 0 {
 				return false, errors.New("no answer")
 			}
 			return tc.has >= seq, nil
 		}
-		if got := e.ends(t.Context(), tc.d); got != tc.ends || e.ended() != tc.ends {
-			t.Errorf("%s: ends %v", name, got)
+		if err := e.next(t.Context(), tc.d); errors.Is(err, errEnd) != tc.ends || err != nil && !tc.ends {
+			t.Errorf("%s: %v", name, err)
 		}
-		e.again()
-		if got := e.last(tc.d); got != tc.last || e.ended() != tc.last {
+		if got := e.last(tc.d); got != tc.last {
 			t.Errorf("%s: last %v", name, got)
+		}
+		if err := (live{}).next(t.Context(), tc.d); err != nil || (live{}).last(tc.d) {
+			t.Errorf("%s: live traffic ends, %v", name, err)
 		}
 	}
 }
@@ -153,16 +150,16 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if err := a.write(ctx); !errors.Is(err, errLost) {
 		t.Errorf("written before the lane is claimed: %v", err)
 	}
-	if !a.claimed(ctx) {
-		t.Fatal("not claimed")
+	if first, err := a.claim(ctx); err != nil || !first {
+		t.Fatalf("claimed: %v, the first one: %v", err, first)
 	}
 	a.delivered(3)
 	if err := errors.Join(a.write(ctx), a.write(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	// B takes over while A has something to say still: B's counts are what stays.
-	if !b.claimed(ctx) || b.progress().Delivered != 3 {
-		t.Fatalf("%+v", b.progress())
+	if first, err := b.claim(ctx); err != nil || first || b.progress().Delivered != 3 {
+		t.Fatalf("%v, the first one: %v, %+v", err, first, b.progress())
 	}
 	if err := a.write(ctx); err != nil {
 		t.Fatal(err)
@@ -197,8 +194,8 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if err := a.write(ctx); !errors.Is(err, errLost) || !stored().Done {
 		t.Errorf("%v, %+v", err, stored())
 	}
-	if c := open("c"); c.claimed(ctx) || !c.over {
-		t.Error("what is done is begun anew")
+	if _, err := open("c").claim(ctx); !errors.Is(err, errEnd) {
+		t.Errorf("what is done is begun again: %v", err)
 	}
 }
 
@@ -208,26 +205,31 @@ func TestOthersAreLeftOut(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	ls := &lanes{log: d.log, led: d.led, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
 	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
-	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces}
+	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{delivery: d, policies: versions.Fixed(set), excerpt: e, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{delivery: d, policies: versions.Fixed(set), source: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})
 	for seq, instance := range []string{"other-1", "shop-1"} {
 		m := bus.Delivery{Seq: uint64(seq + 1), Subject: "otlp.traces.0." + instance, Body: payload, Pending: 5, Header: envelope.Header{Items: 1, Arrival: 1e9}}
-		if !l.take(t.Context(), m) {
-			t.Fatal("ended")
+		if err := l.take(t.Context(), m); err != nil {
+			t.Fatal(err)
 		}
 		if traces, _ := l.sampler.Held(); traces != seq {
 			t.Errorf("%d traces are held after one of %s", traces, instance)
 		}
-		if left := e.leavesOut(m); left != (instance == "other-1") {
-			t.Errorf("%s is left out as it comes: %v", instance, left)
-		}
 	}
 	if n := e.progress().Unchosen; n != 1 {
-		t.Errorf("%d items are not in the range, want 1", n)
+		t.Errorf("%d items are not asked for, want 1", n)
+	}
+	// Where nothing is sampled, the range leaves out, too.
+	e.sampled = false
+	e.job.From, e.job.To = replay.Point{Seq: 5}, replay.Point{Seq: 9}
+	for seq, asked := range map[uint64]bool{4: false, 5: true} {
+		if e.admits(bus.Delivery{Seq: seq, Subject: "otlp.traces.0.shop-1"}) != asked {
+			t.Errorf("message %d is asked for: %v", seq, !asked)
+		}
 	}
 }

@@ -22,27 +22,33 @@ import (
 // the floor.
 type traceLane struct {
 	lane     *bus.Lane
+	source   source
 	delivery *delivery
 	policies *versions.Versions
 	maxBytes int
 	// attribute is the key of the span attribute that names the policy; empty for
 	// none.
 	attribute string
+	// stream has the spans, frames calls visit with those of a message, partitions is over how many
+	// of SPANS they are spread, and in, if not nil, says which are asked for.
+	stream     string
+	frames     func(d bus.Delivery, visit func(envelope.Frame) error) error
+	partitions int
+	in         func(arrival int64, seq uint64) bool
 	// Where the decisions are recorded.
 	journalStream, journalSubject string
 	// gauges is the label of the sampler's gauges; empty for none.
-	gauges  string
-	excerpt *excerpt // nil: live
+	gauges string
 
 	sampler   *sampler.Samplers   // nil: waiting for the lane to be claimed
-	guard     envelope.Guard      // of an excerpt
-	body      []byte              // of the message at hand
+	body      []byte              // of the current message
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool          // once all is sent, begin anew at the floor
+	rewind    bool          // once all is sent, begin again at the floor
+	ended     bool          // everything has been read
 	horizon   *bus.Horizon  // nil: silence does not move the time
 	mark      bus.Watermark // of the horizon, not reached yet
 	idled     time.Time     // when the last one that was reached had been asked for
@@ -73,13 +79,22 @@ const (
 	maxRequest = 1 << 20
 )
 
-func (l *traceLane) run(ctx context.Context) {
+// newTraceLane samples live spans, which routers have put into the partitions of SPANS.
+func newTraceLane(lane *bus.Lane, d *delivery, policies *versions.Versions, journal string, horizon *bus.Horizon) *traceLane {
+	return &traceLane{
+		lane: lane, source: live{d}, delivery: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
+		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon,
+	}
+}
+
+// run reads until ctx ends, the lane is lost or everything has been read: errEnd.
+func (l *traceLane) run(ctx context.Context) error {
 	defer l.lane.Close()
 	deliveries := make(chan bus.Delivery, 16) // hides the hand-over between the goroutines
 	reading, leave := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer leave() // an excerpt has an end
+	defer leave() // what is replayed has an end
 	wg.Go(func() {
 		l.lane.Run(reading, func(d bus.Delivery) bool {
 			select {
@@ -97,39 +112,53 @@ func (l *traceLane) run(ctx context.Context) {
 	defer clock.Stop()
 	defer l.show(0, 0)
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			l.checkpoint(finish)
-			return
+			return ctx.Err()
 		case d := <-deliveries:
-			if !l.take(finish, d) {
-				return
-			}
+			err = l.take(finish, d)
 			// Gather what is waiting before anything is sent.
-			if len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions && ctx.Err() == nil {
+			if err == nil && len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions && ctx.Err() == nil {
 				continue
 			}
 		case <-clock.C:
-			if l.sampler == nil {
-				continue
-			}
-			l.use()
-			if time.Since(l.written) > journalInterval {
-				l.checkpoint(finish)
-			}
-			if failpoint.WallTime {
-				l.note(l.sampler.Idle([]time.Time{time.Now()}, time.Now()))
-			}
-			l.show(l.sampler.Held())
+			l.look(finish)
 		}
-		if !l.flush(finish) {
-			return
+		if err == nil {
+			err = l.flush(finish)
 		}
-		if l.excerpt.ended() {
-			l.excerpt.done()
-			return
+		switch {
+		case errors.Is(err, bus.ErrSuperseded):
+			l.forget(ledger.InterruptedSuperseded) // the lane is to be claimed again
+		case err != nil:
+			return err
+		case l.ended:
+			return errEnd
 		}
 	}
+}
+
+// look does what there is to do without a delivery.
+func (l *traceLane) look(ctx context.Context) {
+	if l.sampler == nil {
+		return
+	}
+	l.use()
+	if time.Since(l.written) > journalInterval {
+		l.checkpoint(ctx)
+	}
+	if failpoint.WallTime {
+		l.note(l.sampler.Idle([]time.Time{time.Now()}, time.Now()))
+	}
+	l.show(l.sampler.Held())
+}
+
+// forget drops what is held; the lane is claimed again, and begins at its floor.
+func (l *traceLane) forget(why string) {
+	l.sampler, l.rewind, l.ended = nil, false, false
+	l.lane.Forget(why)
 }
 
 // show sets the gauges of what is held.
@@ -142,26 +171,10 @@ func (l *traceLane) show(traces, bytes int) {
 	b.Set(float64(bytes))
 }
 
-// newSampler returns what decides: for live spans, which come by partition, one
-// sampler; for an excerpt of TRACES those of all partitions.
-func (l *traceLane) newSampler() *sampler.Samplers {
-	if l.excerpt == nil {
-		return sampler.NewSamplers(l.policies.Base(), 1, l.maxBytes, l.lane.Floor(), nil)
-	}
-	return sampler.NewSamplers(l.policies.Base(), max(l.policies.Base().Partitions, 1), l.maxBytes, l.lane.Floor(), l.excerpt.In)
-}
-
-// frames calls visit with what a message holds.
-func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) error {
+// routed calls visit with the frames of a message of SPANS.
+func routed(d bus.Delivery, visit func(envelope.Frame) error) error {
 	if d.Err != nil {
 		return d.Err
-	}
-	if l.excerpt != nil {
-		payload, _, err := l.guard.Open(otlpwire.Traces, d.Instance(), d.Body)
-		if err != nil {
-			return err
-		}
-		return visit(envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Source: envelope.SourceOf(d.Header.ID), Load: d.Header.Load, Payload: payload})
 	}
 	for body := d.Body; len(body) > 0; {
 		f, rest, err := envelope.NextFrame(body)
@@ -176,29 +189,34 @@ func (l *traceLane) frames(d bus.Delivery, visit func(envelope.Frame) error) err
 	return nil
 }
 
-// claim starts anew at the floor: everything above it comes again, and follows
+// claim begins at the floor: everything above it comes again, and follows
 // the decisions that were recorded. From now on no owner before can record any.
-// It returns false when ctx ended first.
-func (l *traceLane) claim(ctx context.Context) bool {
+func (l *traceLane) claim(ctx context.Context) error {
 	l.lane.Waits(errors.New("the versions of the policies are not known yet"))
 	known := l.policies.Await(ctx)
 	if l.lane.Waits(nil); !known {
-		return false
+		return stopped(ctx)
 	}
-	if !l.excerpt.claimed(ctx) || !l.delivery.aside.claim(ctx) {
-		return false
+	if _, err := l.source.claim(ctx); err != nil {
+		return err
 	}
-	l.decisions, l.exports, l.bytes, l.rewind = l.decisions[:0], l.exports[:0], 0, false
+	if !l.delivery.aside.claim(ctx) {
+		return stopped(ctx)
+	}
+	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = bus.Watermark{}, time.Time{}, time.Now()
-	return l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
-		sampler := l.newSampler()
+	if !l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
+		sampler := sampler.NewSamplers(l.policies.Base(), l.partitions, l.maxBytes, l.lane.Floor(), l.in)
 		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
 		}
 		return err
-	})
+	}) {
+		return stopped(ctx)
+	}
+	return nil
 }
 
 // use tells the sampler of new versions of the policies.
@@ -216,9 +234,9 @@ func (l *traceLane) decisionsMessage(items int) bus.Message {
 }
 
 // record makes the decisions durable: before the first span of a kept trace is
-// sent, and before the floor passes a span of one that was not. It returns false
-// when ctx ended first, or another owner has come: then nothing may be sent.
-func (l *traceLane) record(ctx context.Context) bool {
+// sent, and before the floor passes a span of one that was not. After an error nothing may be
+// sent; [bus.ErrSuperseded]: another owner has come.
+func (l *traceLane) record(ctx context.Context) error {
 	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
@@ -238,21 +256,18 @@ func (l *traceLane) record(ctx context.Context) bool {
 			}
 			return err
 		}) {
-			return false
+			return stopped(ctx)
 		}
 		if superseded {
 			if more, due := l.delivery.said.Due("superseded "+l.journalSubject, time.Now()); due {
 				l.delivery.log.Info("another sink has taken the partition over, its decisions count", "more_since_last_said", more)
 			}
-			l.sampler = nil
-			l.excerpt.again()
-			l.lane.Forget(ledger.InterruptedSuperseded)
-			return false
+			return bus.ErrSuperseded
 		}
 		body, l.written = body[:0], time.Now()
 	}
 	l.decisions = l.decisions[:0]
-	return true
+	return nil
 }
 
 // checkpoint records that everything decided has been sent: whoever reads it again,
@@ -269,51 +284,67 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	}
 }
 
-// take hands one message to the sampler.
-func (l *traceLane) take(ctx context.Context, d bus.Delivery) bool {
-	switch {
-	case d.Claimed:
+// take deals with what the lane has read: a message goes to the sampler.
+func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
+	if d.Claimed {
 		return l.claim(ctx)
-	case l.sampler == nil:
-		return true // from before the claim
-	case l.excerpt.ends(ctx, d):
-		l.note(l.sampler.Finish())
-		return true
-	case d.Seq == 0:
-		reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
-		if err != nil && ctx.Err() == nil {
-			if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
-				l.delivery.log.Warn("the hub does not say whether all spans have come: traces of silent instances wait", "err", err, "more_since_last_said", more)
-			}
-		}
-		l.idle(reached)
-		return true
 	}
-	if !l.excerpt.wait(ctx, d) {
-		return false
+	if l.sampler == nil {
+		return nil // from before the claim
+	}
+	switch err := l.source.next(ctx, d); {
+	case errors.Is(err, errEnd):
+		l.end()
+		return nil
+	case err != nil:
+		return err
+	case d.Seq == 0:
+		l.quiet(ctx, d)
+		return nil
 	}
 	l.use() // a version may have come since the last tick
+	if l.source.admits(d) {
+		if err := l.add(ctx, d); err != nil {
+			return err
+		}
+	}
+	if l.source.last(d) {
+		l.end()
+	}
+	l.idle(d.Seq >= l.mark.Spans)
+	return nil
+}
+
+// end decides what is held: nothing more comes.
+func (l *traceLane) end() {
+	l.note(l.sampler.Finish())
+	l.ended = true
+}
+
+// add hands the spans of a message to the sampler.
+func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 	d.Decompress(&l.body)
-	if !l.excerpt.matches(d) {
-		l.excerpt.unchosen(max(d.Header.Items, 1))
-	} else if err := l.frames(d, func(f envelope.Frame) error {
+	if err := l.frames(d, func(f envelope.Frame) error {
 		out, err := l.sampler.Add(d.Seq, f)
 		if err == nil {
 			l.note(out)
 		}
 		return err
 	}); err != nil {
-		if l.excerpt != nil {
-			l.excerpt.unchosen(max(d.Header.Items, 1)) // it is in DEADLETTER since it was live
-		} else if !l.delivery.undecodable(ctx, d, err) {
-			return false
+		return l.source.unreadable(ctx, d, err)
+	}
+	return nil
+}
+
+// quiet is take for a lane that has nothing left to read.
+func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
+	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
+	if err != nil && ctx.Err() == nil {
+		if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
+			l.delivery.log.Warn("the hub does not say whether all spans have come: traces of silent instances wait", "err", err, "more_since_last_said", more)
 		}
 	}
-	if l.excerpt.last(d) {
-		l.note(l.sampler.Finish())
-	}
-	l.idle(d.Seq >= l.mark.Spans)
-	return true
+	l.idle(reached)
 }
 
 // idle moves the clocks of silent instances on when the mark has been reached:
@@ -386,32 +417,21 @@ func together(exports []sampler.Export) (n, spans, size int) {
 }
 
 // flush records what was decided, exports it, one instance a request, in the
-// order of decision, and moves the floor.
-func (l *traceLane) flush(ctx context.Context) bool {
+// order of decision, and moves the floor. Errors are those of record; or what was to be sent was not.
+func (l *traceLane) flush(ctx context.Context) error {
 	if l.sampler == nil {
-		return true
+		return nil
 	}
-	if !l.record(ctx) {
-		return ctx.Err() == nil
+	if err := l.record(ctx); err != nil {
+		return err
 	}
 	if failpoint.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}
-	from := origin{stream: bus.Spans}
-	if l.excerpt != nil {
-		from.stream = bus.Stream(otlpwire.Traces)
-	}
 	for len(l.exports) > 0 {
-		first := l.exports[0]
-		from.seq = first.Seq
-		n, spans, size := together(l.exports)
-		// Memory of its own: a transport may still read it when an attempt has failed.
-		payload := make([]byte, 0, size)
-		for i := range l.exports[:n] {
-			payload = l.payload(payload, &l.exports[i])
-		}
-		if !l.delivery.write(ctx, first.Instance, payload, spans, from) {
-			return false
+		n, err := l.export(ctx)
+		if err != nil {
+			return err
 		}
 		for _, e := range l.exports[:n] {
 			if !failpoint.AckBeforeExport { // there it was released before
@@ -428,12 +448,25 @@ func (l *traceLane) flush(ctx context.Context) bool {
 	if err := l.lane.Ack(floor); err != nil {
 		l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
-	l.excerpt.reached(floor)
+	l.source.finished(floor)
 	if l.rewind {
 		l.checkpoint(ctx)
-		l.sampler, l.rewind = nil, false
-		l.excerpt.again()
-		l.lane.Forget(ledger.InterruptedFull)
+		l.forget(ledger.InterruptedFull)
 	}
-	return true
+	return nil
+}
+
+// export sends the first exports that go together, and returns how many.
+func (l *traceLane) export(ctx context.Context) (int, error) {
+	first := l.exports[0]
+	n, spans, size := together(l.exports)
+	// Memory of its own: a transport may still read it when an attempt has failed.
+	payload := make([]byte, 0, size)
+	for i := range l.exports[:n] {
+		payload = l.payload(payload, &l.exports[i])
+	}
+	if !l.delivery.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
+		return 0, stopped(ctx)
+	}
+	return n, nil
 }

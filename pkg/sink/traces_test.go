@@ -120,16 +120,15 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	route(1)
 
 	horizon := bus.NewHorizon(hub, d.led, d.log)
-	l := &traceLane{
-		lane: openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"}), delivery: d,
-		policies: versions.Fixed(policy.KeepAll(time.Second)), maxBytes: 64 << 20, journalStream: bus.Decisions, journalSubject: bus.DecisionsSubject(0), horizon: horizon,
-	}
+	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
+	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
+	l.maxBytes = 64 << 20
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { horizon.Run(ctx) })
-	wg.Go(func() { l.run(ctx) })
+	wg.Go(func() { _ = l.run(ctx) })
 	decided := func() []bool {
 		k.mu.Lock()
 		defer k.mu.Unlock()

@@ -1,0 +1,122 @@
+package sink
+
+import (
+	"context"
+
+	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/membership"
+)
+
+// directLane writes payloads as they come, one message after the other: metrics, logs,
+// and spans that are not to be sampled.
+type directLane struct {
+	lane     *bus.Lane
+	source   source
+	delivery *delivery
+	// ackEvery is after how many messages the floor is moved; so many may come twice after a crash.
+	ackEvery int
+	guard    envelope.Guard
+	body     []byte // of the current message
+	// repeats is how many of the next messages the owner before may have written: its last
+	// acks may be lost. None that came to the hub after the claim.
+	repeats int
+	// finished is up to where this reader has written everything before: a hub may lose a floor.
+	finished uint64
+	done     uint64 // the last message that has been dealt with
+	count    int    // of messages that have been
+}
+
+// maxRepeated is how many that can be at the most.
+const maxRepeated = 64
+
+// newDirectLane writes live traffic.
+func newDirectLane(lane *bus.Lane, d *delivery) *directLane {
+	return &directLane{lane: lane, source: live{d}, delivery: d, ackEvery: 1}
+}
+
+// run reads until ctx ends, the lane is lost or everything has been read: errEnd.
+func (l *directLane) run(ctx context.Context) (why error) {
+	defer l.lane.Close()
+	finish, stop := membership.Finish(ctx)
+	defer stop()
+	defer l.delivery.aside.close()
+	defer func() { _ = l.lane.Ack(l.done) }() // what has been put off
+	l.lane.Run(ctx, func(d bus.Delivery) bool {
+		why = l.take(ctx, finish, d)
+		return why == nil
+	})
+	return why
+}
+
+// claim begins again: what was remembered of series is another owner's by now.
+func (l *directLane) claim(ctx context.Context) error {
+	first, err := l.source.claim(ctx)
+	if err != nil {
+		return err
+	}
+	if !l.delivery.aside.claim(ctx) {
+		return stopped(ctx)
+	}
+	if l.repeats = maxRepeated; first {
+		l.repeats = 0
+	}
+	l.delivery.w = backend.Session(l.delivery.w)
+	return nil
+}
+
+// take deals with what the lane has read; what has begun when ctx ends is done under finish.
+func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
+	if d.Claimed {
+		l.finished = d.After
+		return l.claim(finish)
+	}
+	if err := l.source.next(ctx, d); err != nil {
+		return err
+	}
+	if d.Seq == 0 {
+		if d.Idle {
+			l.repeats = 0
+		}
+		return nil
+	}
+	if d.Restamped {
+		l.delivery.tally().restamped()
+	}
+	if l.source.admits(d) {
+		if err := l.write(finish, d); err != nil {
+			return err
+		}
+	}
+	if l.done, l.count = d.Seq, l.count+1; l.count%l.ackEvery == 0 {
+		if err := l.lane.Ack(l.done); err != nil {
+			l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+		}
+	}
+	if d.Pending == 0 {
+		l.repeats = 0 // nothing came after it: what comes now the owner before has not seen
+	}
+	l.source.finished(d.Seq)
+	if l.source.last(d) {
+		return errEnd
+	}
+	return nil
+}
+
+// write brings a message to the backend, and to DEADLETTER what that refuses for good.
+func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
+	if d.Decompress(&l.body); d.Err != nil {
+		return l.source.unreadable(ctx, d, d.Err)
+	}
+	payload, items, err := l.guard.Open(l.delivery.sig, d.Instance(), d.Body)
+	if err != nil {
+		return l.source.unreadable(ctx, d, err)
+	}
+	again := l.repeats > 0 || d.Seq <= l.finished
+	l.repeats--
+	if !l.delivery.write(ctx, d.Instance(), payload, items, origin{stream: bus.Stream(l.delivery.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
+		return stopped(ctx)
+	}
+	return nil
+}

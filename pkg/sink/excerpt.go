@@ -1,0 +1,392 @@
+package sink
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/membership"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
+)
+
+// excerpt is the part of a job in one partition, as its owner runs it.
+type excerpt struct {
+	*replays
+	job     replay.Status
+	lane    replay.Lane
+	sig     otlpwire.Signal
+	backend string
+	owned   func() bool
+	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
+	sampled bool                                                       // spans out of the range decide, too: the sampler leaves them out
+	guard   envelope.Guard
+	due     time.Time // when the next message may be read, by the rate
+
+	mu struct {
+		sync.Mutex
+		// progress counts on from what the bucket has, which is read when the lane is
+		// claimed, and written under the revision that it then has: one who has lost the
+		// lane writes nothing.
+		progress replay.Progress
+		revision uint64
+		known    bool
+		tried    []byte // what was to be written last
+		read     uint64 // the sequence of the last message
+	}
+}
+
+// In reports whether something is in the range.
+func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, seq) }
+
+// run does the work until it is done or ctx ends, and writes down how far it is. When
+// it returns the members begin it anew, if it is still theirs.
+func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
+	e.owned, e.has = lane.Owned, lane.Has
+	report, stop := context.WithCancel(ctx)
+	var reporter sync.WaitGroup
+	reporter.Go(func() {
+		for backoff.Sleep(report, time.Second) {
+			e.report(report)
+		}
+	})
+	own := *e.delivery(e.sig, w, e.lane.Partition)
+	own.owned, own.count, own.log = lane.Owned, e, own.log.With("replay", e.job.ID)
+	err := e.read(ctx, lane, &own)
+	stop()
+	reporter.Wait()
+	last, cancel := membership.Finish(ctx)
+	defer cancel()
+	if !errors.Is(err, errEnd) {
+		_ = e.write(last)
+	} else if e.finish(last) {
+		<-ctx.Done() // until the table says so: the members would begin it again
+	}
+}
+
+// read runs the lane: errEnd when everything has been read and dealt with.
+func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *delivery) error {
+	policies, err := e.decides(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.log.Error("replay lane cannot run", "job", e.job.ID, "err", err)
+			<-ctx.Done()
+		}
+		lane.Close()
+		return err
+	}
+	if policies == nil {
+		return (&directLane{lane: lane, source: e, delivery: own, ackEvery: ackEvery}).run(ctx)
+	}
+	e.sampled = true
+	return (&traceLane{
+		lane: lane, source: e, delivery: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+		stream: bus.Stream(e.sig), frames: e.frames, partitions: max(policies.Base().Partitions, 1), in: e.In,
+		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
+	}).run(ctx)
+}
+
+// frames calls visit with the spans of a message of TRACES.
+func (e *excerpt) frames(d bus.Delivery, visit func(envelope.Frame) error) error {
+	if d.Err != nil {
+		return d.Err
+	}
+	payload, _, err := e.guard.Open(otlpwire.Traces, d.Instance(), d.Body)
+	if err != nil {
+		return err
+	}
+	return visit(envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Source: envelope.SourceOf(d.Header.ID), Load: d.Header.Load, Payload: payload})
+}
+
+// decides returns the policies of the job; nil where nothing is sampled.
+func (e *excerpt) decides(ctx context.Context) (*versions.Versions, error) {
+	if e.sig != otlpwire.Traces || e.job.NoSampling {
+		return nil, nil
+	}
+	if !e.policies.Await(ctx) {
+		return nil, ctx.Err()
+	}
+	return e.policies.Replayed(e.job.Policies)
+}
+
+// claim reads how far the lane was when this sink became its owner.
+func (e *excerpt) claim(ctx context.Context) (first bool, err error) {
+	if !backoff.Retry(ctx, e.log, "read how far a replay is", func() error {
+		b, err := e.hub.OpenBucket(ctx, replay.Bucket)
+		if err != nil {
+			return err
+		}
+		value, revision, err := b.Get(ctx, e.job.LaneKey(e.lane))
+		if err != nil && !errors.Is(err, bus.ErrMissing) {
+			return err
+		}
+		var p replay.Progress
+		if value != nil {
+			if err := json.Unmarshal(value, &p); err != nil {
+				e.log.Error("cannot read progress of a replay; it starts again", "job", e.job.ID, "err", err)
+			}
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		p.Wait = ""
+		e.mu.progress, e.mu.revision, e.mu.known, e.mu.read = p, revision, true, 0
+		return nil
+	}) {
+		return false, stopped(ctx)
+	}
+	before := e.progress()
+	if before.Done {
+		return false, errEnd
+	}
+	return before.Owner == "", nil
+}
+
+// report writes how far the lane is, and notes what the stream has let go of before it
+// was read; other instances' messages may be among that.
+func (e *excerpt) report(ctx context.Context) {
+	e.mu.Lock()
+	known := e.mu.known
+	e.mu.Unlock()
+	if !known {
+		return // not the owner
+	}
+	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
+		e.change(func(p *replay.Progress) {
+			read := max(e.mu.read, p.Floor, e.lane.First-1)
+			if state.FirstSeq > read+1 && read < e.lane.Last {
+				p.Gone += min(state.FirstSeq-1, e.lane.Last) - read
+				e.mu.read = state.FirstSeq - 1
+			}
+		})
+	}
+	if err := e.write(ctx); err != nil && ctx.Err() == nil {
+		e.log.Debug("progress of a replay is not written", "job", e.job.ID, "err", err)
+	}
+}
+
+// finish says that the lane is done, and what came of it. It returns false when ctx
+// ended, or the lane has another owner.
+func (e *excerpt) finish(ctx context.Context) bool {
+	if !e.progress().Done {
+		e.change(func(p *replay.Progress) { p.Done, p.Floor, p.Wait = true, max(p.Floor, e.lane.Last), "" })
+		lost := false
+		if !backoff.Retry(ctx, e.log, "write down that a replay lane is done", func() error {
+			err := e.write(ctx)
+			if lost = errors.Is(err, errLost); lost {
+				return nil
+			}
+			return err
+		}) || lost {
+			return false
+		}
+		counts := e.progress()
+		if err := replay.Record(ctx, e.hub.Conn, replay.Entry{At: time.Now().UTC(), By: counts.Owner, What: "lane finished", Job: e.job.ID, Lane: e.lane.Key(), Counts: &counts}); err != nil {
+			e.log.Warn("end of a replay lane is not in the audit", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+		}
+		e.log.Info("replay lane finished", "job", e.job.ID, "lane", e.lane.Key(), "delivered", counts.Delivered, "sampled_out", counts.SampledOut)
+	}
+	if err := e.hub.Conn.DropLane(ctx, bus.Stream(e.sig), bus.ReplayLane(e.job.Run(), e.lane.Partition)); err != nil {
+		e.log.Warn("consumer of a replay is left behind", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+	}
+	return true
+}
+
+func (e *excerpt) change(do func(*replay.Progress)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	do(&e.mu.progress)
+}
+
+func (e *excerpt) progress() replay.Progress {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.progress
+}
+
+// write stores the progress, unless somebody else has since the lane was claimed.
+func (e *excerpt) write(ctx context.Context) error {
+	e.mu.Lock()
+	e.mu.progress.Owner, e.mu.progress.At = e.members.Self(), time.Now().UTC()
+	value, _ := json.Marshal(e.mu.progress) // cannot fail
+	revision, known, tried := e.mu.revision, e.mu.known, e.mu.tried
+	if known {
+		e.mu.tried = value
+	}
+	e.mu.Unlock()
+	if !known {
+		return errLost
+	}
+	b, err := e.hub.OpenBucket(ctx, replay.Bucket)
+	if err != nil {
+		return err
+	}
+	next, err := b.Store(ctx, e.job.LaneKey(e.lane), value, revision)
+	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
+		var now replay.Progress
+		there, at, readErr := b.Get(ctx, e.job.LaneKey(e.lane))
+		switch {
+		case readErr != nil:
+		case bytes.Equal(there, tried): // ours: its answer was not waited for, or lost
+			next, err = b.Store(ctx, e.job.LaneKey(e.lane), value, at)
+		case json.Unmarshal(there, &now) == nil && !now.Done && e.owned():
+			next = at // the owner before has written once more
+		default:
+			err = errLost
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if next != 0 {
+		e.mu.revision = next
+	}
+	e.mu.known = !errors.Is(err, errLost)
+	return err
+}
+
+// next keeps to the end, the rate of the job, and the room that live lanes need.
+func (e *excerpt) next(ctx context.Context, d bus.Delivery) error {
+	switch {
+	case d.Idle:
+		return e.idle(ctx, d.After)
+	case d.Seq > e.lane.Last:
+		return errEnd
+	case d.Seq > 0 && !e.wait(ctx, d):
+		return stopped(ctx)
+	}
+	return nil
+}
+
+// idle returns errEnd when the lane has nothing left that is to be read; after is the last message
+// that it has read.
+func (e *excerpt) idle(ctx context.Context, after uint64) error {
+	over, err := e.has(ctx, after, e.lane.Last)
+	if err != nil && ctx.Err() == nil {
+		if more, due := e.said.Due("has "+e.job.ID, time.Now()); due {
+			e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err, "more_since_last_said", more)
+		}
+	}
+	if over {
+		return errEnd
+	}
+	return nil
+}
+
+// last: what there is up to
+// the end was in the stream when the job was planned. A copy of the stream on another
+// server may be behind; there the end is where the stream's leader says that nothing is left.
+func (e *excerpt) last(d bus.Delivery) bool {
+	return d.Pending == 0 && (e.cfg.Streams.Replicas <= 1 || d.Seq >= e.lane.Last)
+}
+
+// admits leaves out other instances' messages, which a lane reads where many are asked for, and what is
+// out of the range.
+func (e *excerpt) admits(d bus.Delivery) bool {
+	asked := e.job.Matches(d.Instance()) && (e.sampled || e.In(d.Header.Arrival, d.Seq))
+	if !asked {
+		e.unchosen(max(d.Header.Items, 1))
+	}
+	return asked
+}
+
+// unreadable counts a message that is in DEADLETTER since it was live.
+func (e *excerpt) unreadable(_ context.Context, d bus.Delivery, _ error) error {
+	e.unchosen(max(d.Header.Items, 1))
+	return nil
+}
+
+const (
+	// maxBehind is by how many messages a live lane of this sink may be behind before
+	// replays make room for it.
+	maxBehind = 128
+
+	// yield is how long each message of a replay then waits.
+	yield = 100 * time.Millisecond
+
+	// pacing is how far ahead of its rate a replay may read.
+	pacing = 100 * time.Millisecond
+)
+
+// wait keeps to the rate of the job and makes room for live lanes. It returns false
+// when ctx ended.
+func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
+	e.change(func(p *replay.Progress) {
+		p.Bytes += int64(d.Size)
+		e.mu.read = d.Seq
+	})
+	if e.behind() > maxBehind {
+		e.change(func(p *replay.Progress) { p.Wait = "live traffic is behind" })
+		if !backoff.Sleep(ctx, yield) {
+			return false
+		}
+		e.change(func(p *replay.Progress) { p.Wait = "" })
+	}
+	if e.job.Rate == 0 {
+		return ctx.Err() == nil
+	}
+	now := time.Now()
+	if e.due.Before(now.Add(-pacing)) {
+		e.due = now.Add(-pacing)
+	}
+	e.due = e.due.Add(time.Duration(float64(d.Size) / e.share() * float64(time.Second)))
+	if pause := e.due.Sub(now); pause > 0 {
+		return backoff.Sleep(ctx, pause)
+	}
+	return true
+}
+
+// share returns what of the job's rate this lane may have, in bytes a second.
+func (e *excerpt) share() float64 {
+	e.replays.mu.Lock()
+	defer e.replays.mu.Unlock()
+	left := 0
+	if now, ok := e.table.Status(e.job.ID); ok {
+		for _, l := range now.Lanes {
+			if !l.Done {
+				left++
+			}
+		}
+	}
+	return float64(e.job.Rate) / float64(max(left, 1))
+}
+
+// ackEvery is after how many messages the floor of a replay is moved: so many may come
+// twice after a crash.
+const ackEvery = 32
+
+func (e *excerpt) finished(floor uint64) {
+	e.change(func(p *replay.Progress) { p.Floor = max(p.Floor, floor) })
+}
+
+func (e *excerpt) unchosen(items int) {
+	e.change(func(p *replay.Progress) { p.Unchosen += int64(items) })
+}
+
+func (e *excerpt) delivered(items int) {
+	e.led.Replayed(e.sig, e.backend).Add(float64(items))
+	e.change(func(p *replay.Progress) { p.Delivered += int64(items) })
+}
+
+func (e *excerpt) dead(_ string, items int) {
+	e.change(func(p *replay.Progress) { p.Dead += int64(items) })
+}
+
+func (e *excerpt) restamped() {} // counted when it was live
+
+// filtered counts with what was not asked for.
+func (e *excerpt) filtered(items int) { e.unchosen(items) }
+
+func (e *excerpt) decided(out sampler.Output) {
+	e.change(func(p *replay.Progress) {
+		p.SampledOut += int64(out.SampledOut)
+		p.Unchosen += int64(out.Unchosen)
+	})
+}
