@@ -220,78 +220,75 @@ func (b *builder) build(st settings) *Set {
 // the collector.
 func (b *builder) evaluator(s spec, top bool) evaluator {
 	b.strayed(s)
-	section := func(set bool) bool {
-		if !set {
-			b.fail(s, "type is %s, but there is no section %s", s.Type, s.Type)
-		}
-		return set
-	}
 	switch {
-	case s.Type == "always_sample":
-		return always{}
-	case s.Type == "trace_flags":
-		return traceFlags{}
-	case s.Type == "latency" && section(s.Latency != nil):
-		if u := s.Latency.Upper; s.Latency.Threshold < 0 || (u != 0 && u < s.Latency.Threshold) {
-			b.fail(s, "want 0 <= threshold_ms <= upper_threshold_ms")
-		}
-		return latency{s.Latency.Threshold, s.Latency.Upper}
-	case s.Type == "status_code" && section(s.Status != nil):
-		return b.statusCode(s)
-	case s.Type == "probabilistic" && section(s.Probabilistic != nil):
-		p := s.Probabilistic
-		if !(p.Percentage >= 0 && p.Percentage <= 100) {
-			b.fail(s, "sampling_percentage is %v, want 0 to 100", p.Percentage)
-			return always{}
-		}
-		return newProbabilistic(p.Salt, p.Percentage)
-	case s.Type == "rate_limiting" && section(s.Rate != nil):
-		return rateLimiting{b.bucket(s, "spans_per_second", s.Rate.SpansPerSecond, s.Rate.Burst)}
-	case s.Type == "bytes_limiting" && section(s.Bytes != nil):
-		return bytesLimiting{b.bucket(s, "bytes_per_second", s.Bytes.BytesPerSecond, s.Bytes.Burst)}
-	case s.Type == "span_count" && section(s.SpanCount != nil):
-		if c := s.SpanCount; c.Min < 0 || c.Max < 0 || (c.Max != 0 && c.Max < c.Min) {
-			b.fail(s, "want 0 <= min_spans <= max_spans, or max_spans 0 for no bound")
-		}
-		return spanCount{s.SpanCount.Min, s.SpanCount.Max}
-	case s.Type == "trace_state" && section(s.TraceState != nil):
-		b.present(s, s.TraceState.Key, len(s.TraceState.Values))
-		return traceState{s.TraceState.Key, slices.DeleteFunc(s.TraceState.Values, func(v string) bool { return v == "" })}
-	case s.Type == "string_attribute" && section(s.String != nil):
-		return b.stringAttribute(s)
-	case s.Type == "numeric_attribute" && section(s.Numeric != nil):
-		return b.numericAttribute(s)
-	case s.Type == "boolean_attribute" && section(s.Boolean != nil):
-		b.present(s, s.Boolean.Key, 1)
-		return attribute{b.wanted.add(s.Boolean.Key, matchBool(s.Boolean.Value)), s.Boolean.Invert}
-	case s.Type == "ottl_condition" && section(s.OTTL != nil):
-		return b.ottlCondition(s)
-	case s.Type == "and" && section(s.And != nil):
-		return b.all(s, s.And.Sub, "and_sub_policy")
-	case s.Type == "not" && section(s.Not != nil):
-		if s.Not.Sub == nil {
-			b.fail(s, "not_sub_policy is missing")
-			return always{}
-		}
-		return not{b.evaluator(*s.Not.Sub, false)}
-	case s.Type == "drop" && top && section(s.Drop != nil):
-		return drop{b.all(s, s.Drop.Sub, "drop_sub_policy")}
-	case s.Type == "composite" && top && section(s.Composite != nil):
-		return b.composite(s)
 	case !slices.Contains(knownTypes, s.Type):
 		b.fail(s, "type %q is not supported here; supported: %s", s.Type, strings.Join(knownTypes, ", "))
-	case !top && (s.Type == "drop" || s.Type == "composite"):
+	case !top && slices.Contains(topTypes, s.Type):
 		b.fail(s, "type %s cannot stand inside another policy", s.Type)
+	case !slices.Contains(plainTypes, s.Type) && !slices.Contains(s.sections(), s.Type):
+		b.fail(s, "type is %s, but there is no section %s", s.Type, s.Type)
+	default:
+		return b.ofType(s)
 	}
 	return always{}
 }
 
-// strayed reports sections that the type does not read.
-func (b *builder) strayed(s spec) {
+// ofType builds a policy of a known type, whose section is there. One line a type.
+func (b *builder) ofType(s spec) evaluator { //nolint:gocyclo // a table of the types
+	switch s.Type {
+	case "always_sample":
+		return always{}
+	case "trace_flags":
+		return traceFlags{}
+	case "latency":
+		return b.latency(s)
+	case "status_code":
+		return b.statusCode(s)
+	case "probabilistic":
+		return b.probabilistic(s)
+	case "rate_limiting":
+		return rateLimiting{b.bucket(s, "spans_per_second", s.Rate.SpansPerSecond, s.Rate.Burst)}
+	case "bytes_limiting":
+		return bytesLimiting{b.bucket(s, "bytes_per_second", s.Bytes.BytesPerSecond, s.Bytes.Burst)}
+	case "span_count":
+		return b.spanCount(s)
+	case "trace_state":
+		return b.traceState(s)
+	case "string_attribute":
+		return b.stringAttribute(s)
+	case "numeric_attribute":
+		return b.numericAttribute(s)
+	case "boolean_attribute":
+		return b.booleanAttribute(s)
+	case "ottl_condition":
+		return b.ottlCondition(s)
+	case "and":
+		return b.all(s, s.And.Sub, "and_sub_policy")
+	case "not":
+		return b.opposite(s)
+	case "drop":
+		return drop{b.all(s, s.Drop.Sub, "drop_sub_policy")}
+	case "composite":
+		return b.composite(s)
+	}
+	panic("policy: no builder for type " + s.Type) // a test builds every known type
+}
+
+// sections lists the sections that are there.
+func (s spec) sections() (keys []string) {
 	v := reflect.ValueOf(s)
 	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if key := f.Tag.Get("yaml"); f.Type.Kind() == reflect.Pointer && key != s.Type && !v.Field(i).IsNil() {
+		if f := v.Type().Field(i); f.Type.Kind() == reflect.Pointer && !v.Field(i).IsNil() {
+			keys = append(keys, f.Tag.Get("yaml"))
+		}
+	}
+	return keys
+}
+
+// strayed reports sections that the type does not read.
+func (b *builder) strayed(s spec) {
+	for _, key := range s.sections() {
+		if key != s.Type {
 			b.fail(s, "type is %s, and there is a section %s, which nothing would read", s.Type, key)
 		}
 	}
@@ -301,6 +298,12 @@ var knownTypes = []string{
 	"always_sample", "latency", "numeric_attribute", "probabilistic", "status_code", "string_attribute", "rate_limiting", "bytes_limiting",
 	"span_count", "trace_state", "trace_flags", "boolean_attribute", "ottl_condition", "and", "not", "drop", "composite",
 }
+
+// plainTypes have no section, topTypes cannot stand inside another policy.
+var (
+	plainTypes = []string{"always_sample", "trace_flags"}
+	topTypes   = []string{"drop", "composite"}
+)
 
 func (b *builder) limiter(rate, burst int64) limiter {
 	b.limiters++
@@ -333,6 +336,49 @@ func (b *builder) present(s spec, key string, values int) {
 	if key == "" || values == 0 {
 		b.fail(s, "key and values must be set")
 	}
+}
+
+func (b *builder) latency(s spec) latency {
+	l := s.Latency
+	if l.Threshold < 0 || (l.Upper != 0 && l.Upper < l.Threshold) {
+		b.fail(s, "want 0 <= threshold_ms <= upper_threshold_ms")
+	}
+	return latency{l.Threshold, l.Upper}
+}
+
+func (b *builder) probabilistic(s spec) evaluator {
+	p := s.Probabilistic
+	if !(p.Percentage >= 0 && p.Percentage <= 100) {
+		b.fail(s, "sampling_percentage is %v, want 0 to 100", p.Percentage)
+		return always{}
+	}
+	return newProbabilistic(p.Salt, p.Percentage)
+}
+
+func (b *builder) spanCount(s spec) spanCount {
+	c := s.SpanCount
+	if c.Min < 0 || c.Max < 0 || (c.Max != 0 && c.Max < c.Min) {
+		b.fail(s, "want 0 <= min_spans <= max_spans, or max_spans 0 for no bound")
+	}
+	return spanCount{c.Min, c.Max}
+}
+
+func (b *builder) traceState(s spec) traceState {
+	b.present(s, s.TraceState.Key, len(s.TraceState.Values))
+	return traceState{s.TraceState.Key, slices.DeleteFunc(s.TraceState.Values, func(v string) bool { return v == "" })}
+}
+
+func (b *builder) booleanAttribute(s spec) attribute {
+	b.present(s, s.Boolean.Key, 1)
+	return attribute{b.wanted.add(s.Boolean.Key, matchBool(s.Boolean.Value)), s.Boolean.Invert}
+}
+
+func (b *builder) opposite(s spec) evaluator {
+	if s.Not.Sub == nil {
+		b.fail(s, "not_sub_policy is missing")
+		return always{}
+	}
+	return not{b.evaluator(*s.Not.Sub, false)}
 }
 
 func (b *builder) numericAttribute(s spec) attribute {

@@ -199,14 +199,7 @@ func (s *Set) decide(t *Trace, b *Budgets) Verdict {
 	for _, p := range s.policies {
 		t.chance = settled
 		o := p.eval.evaluate(t, b)
-		switch wants := o == Sampled; {
-		case wants && t.chance == settled:
-			chance = 1
-		case wants && t.chance == unknown && chance < 1:
-			chance = unknown
-		case t.chance > 0 && chance != unknown:
-			chance = max(chance, t.chance) // one hash for all: the larger share holds the smaller
-		}
+		chance = either(chance, t.chance, o == Sampled)
 		if o > highest {
 			highest, by = o, p.name
 		}
@@ -214,15 +207,35 @@ func (s *Set) decide(t *Trace, b *Budgets) Verdict {
 			break
 		}
 	}
-	v := Verdict{Keep: highest == Sampled, By: by}
-	switch {
-	case !v.Keep || chance >= 1:
-	case chance > 0:
-		v.Threshold = otlpwire.Unknown - uint64(chance*float64(otlpwire.Unknown))
-	default:
-		v.Threshold = otlpwire.Unknown
+	if highest != Sampled {
+		return Verdict{By: by}
 	}
-	return v
+	return Verdict{Keep: true, By: by, Threshold: threshold(chance)}
+}
+
+// either is how likely a trace is wanted by those policies that come to chance, or by one
+// more that says of itself how likely it is, and whether it wants this trace.
+func either(chance, more float64, wants bool) float64 {
+	switch {
+	case wants && more == settled:
+		return 1
+	case wants && more == unknown && chance < 1:
+		return unknown
+	case more > 0 && chance != unknown:
+		return max(chance, more) // one hash for all: the larger share holds the smaller
+	}
+	return chance
+}
+
+// threshold is what the trace state says of a trace that was kept with a chance.
+func threshold(chance float64) uint64 {
+	switch {
+	case chance >= 1:
+		return 0
+	case chance > 0:
+		return otlpwire.Unknown - uint64(chance*float64(otlpwire.Unknown))
+	}
+	return otlpwire.Unknown
 }
 
 // always is always_sample.

@@ -210,6 +210,29 @@ func TestErrorsNameFileLineAndPolicy(t *testing.T) {
 	}
 }
 
+// TestEveryKnownTypeIsBuilt: with an empty section each type is built or refused for what its
+// section lacks, and without one it is refused unless it needs none.
+func TestEveryKnownTypeIsBuilt(t *testing.T) {
+	for _, kind := range knownTypes {
+		plain := slices.Contains(plainTypes, kind)
+		_, err := Parse("s.yaml", []byte("policies:\n  - {name: a, type: "+kind+"}"))
+		if missing := err != nil && strings.Contains(err.Error(), "there is no section "+kind); missing == plain {
+			t.Errorf("%s without a section: %v", kind, err)
+		}
+		if plain {
+			continue
+		}
+		_, err = Parse("s.yaml", []byte("policies:\n  - {name: a, type: "+kind+", "+kind+": {}}"))
+		if err != nil && strings.Contains(err.Error(), "section") {
+			t.Errorf("%s with a section: %v", kind, err)
+		}
+	}
+	_, err := Parse("s.yaml", []byte("policies:\n  - {name: a, type: always_sample, latency: {}}"))
+	if want := "there is a section latency, which nothing would read"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a section of another type: %v, want %s", err, want)
+	}
+}
+
 // TestBudgetsNeverGoBack: a trace that is due in a minute that is over spends from the
 // budget of the minute at hand.
 func TestBudgetsNeverGoBack(t *testing.T) {
