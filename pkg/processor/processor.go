@@ -100,8 +100,8 @@ type Rules struct {
 }
 
 type attributes struct {
-	include, exclude *match
-	actions          []action
+	filter
+	actions []action
 }
 
 type filter struct{ include, exclude *match }
@@ -130,7 +130,8 @@ func New(section string, cfg Config) (*Rules, error) {
 			p.fail(key+".actions", "is empty")
 		}
 		r.attributes = append(r.attributes, attributes{
-			include: p.match(key+".include", a.Include), exclude: p.match(key+".exclude", a.Exclude), actions: p.actions(key+".actions", a.Actions),
+			filter:  filter{include: p.match(key+".include", a.Include), exclude: p.match(key+".exclude", a.Exclude)},
+			actions: p.actions(key+".actions", a.Actions),
 		})
 	}
 	for sig, f := range []struct {
@@ -181,40 +182,56 @@ func (p *parser) actions(key string, all []Action) (out []action) {
 		made := action{key: a.Key, do: a.Action, from: a.FromAttribute}
 		switch a.Action {
 		case "insert", "update", "upsert":
-			if a.Key == "" || a.Pattern != "" {
-				p.fail(at, "needs key, and no pattern, to %s", a.Action)
-			}
-			if (a.Value == nil) == (a.FromAttribute == "") {
-				p.fail(at, "needs value or from_attribute to %s", a.Action)
-				continue
-			}
-			if a.Value != nil {
-				var ok bool
-				if made.value, ok = anyValue(a.Value); !ok {
-					p.fail(at+".value", "is %v, want a text, number or boolean", a.Value)
-				}
-			}
+			made.value = p.newValue(at, a)
 		case "delete", "hash":
-			if (a.Key == "") == (a.Pattern == "") {
-				p.fail(at, "needs key or pattern to %s", a.Action)
-			}
-			if a.Value != nil || a.FromAttribute != "" {
-				p.fail(at, "has a value, which %s does not need", a.Action)
-			}
-			if a.Pattern != "" {
-				made.pattern = p.regexp(at+".pattern", a.Pattern)
-				for _, key := range identity {
-					if made.pattern != nil && made.pattern.MatchString(key) {
-						p.fail(at+".pattern", "matches %q: identity is what the credential says, no rule changes it", key)
-					}
-				}
-			}
+			made.pattern = p.keyPattern(at, a)
 		default:
 			p.fail(at+".action", "is %q, want insert, update, upsert, delete or hash", a.Action)
 		}
 		out = append(out, made)
 	}
 	return out
+}
+
+// newValue checks an action that sets an attribute, and returns the AnyValue message it
+// sets, if that is not another attribute's.
+func (p *parser) newValue(at string, a Action) []byte {
+	if a.Key == "" || a.Pattern != "" {
+		p.fail(at, "needs key, and no pattern, to %s", a.Action)
+	}
+	if (a.Value == nil) == (a.FromAttribute == "") {
+		p.fail(at, "needs value or from_attribute to %s", a.Action)
+		return nil
+	}
+	if a.Value == nil {
+		return nil
+	}
+	value, ok := anyValue(a.Value)
+	if !ok {
+		p.fail(at+".value", "is %v, want a text, number or boolean", a.Value)
+	}
+	return value
+}
+
+// keyPattern checks an action on attributes as they are, and returns what their keys match,
+// if it is for more than one key.
+func (p *parser) keyPattern(at string, a Action) *regexp.Regexp {
+	if (a.Key == "") == (a.Pattern == "") {
+		p.fail(at, "needs key or pattern to %s", a.Action)
+	}
+	if a.Value != nil || a.FromAttribute != "" {
+		p.fail(at, "has a value, which %s does not need", a.Action)
+	}
+	if a.Pattern == "" {
+		return nil
+	}
+	pattern := p.regexp(at+".pattern", a.Pattern)
+	for _, key := range identity {
+		if pattern != nil && pattern.MatchString(key) {
+			p.fail(at+".pattern", "matches %q: identity is what the credential says, no rule changes it", key)
+		}
+	}
+	return pattern
 }
 
 // Match says which items are meant. All kinds of conditions that are set must hold; of a

@@ -109,6 +109,7 @@ func TestActions(t *testing.T) {
 		"not this one":           {`attributes: [{exclude: {match_type: regexp, span_names: ["^GET "]}, actions: [{key: n, action: delete}]}]`, ""},
 		"this one":               {`attributes: [{include: {match_type: regexp, services: ["^sh"], span_names: [POST, "GET /."], attributes: [{key: n, value: 5}, {key: keep}], resources: [{key: host.name, value: h1}]}, actions: [{pattern: "^(n|db.*|api.*|user.*)$", action: delete}]}]`, kv("keep", "x")},
 		"no such attribute":      {`attributes: [{include: {match_type: strict, attributes: [{key: n, value: 6}]}, actions: [{key: n, action: delete}]}]`, ""},
+		"no log record":          {`attributes: [{include: {match_type: strict, log_severity_number: {min: 1, match_undefined: true}}, actions: [{key: n, action: delete}]}]`, ""},
 		"nothing to do":          {`attributes: [{actions: [{key: missing, action: delete}]}]`, ""},
 		"each on the one before": {`attributes: [{actions: [{key: a, action: insert, value: x}]}, {include: {match_type: strict, attributes: [{key: a, value: x}]}, actions: [{pattern: "^(a|n|keep|db.*|api.*)$", action: delete}]}]`, kv("user.email", "a@b.c")},
 	} {
@@ -232,6 +233,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		`attributes: [{actions: []}]`:                                                          `attributes[0].actions is empty`,
 		`attributes: [{actions: [{key: a, action: insert}]}]`:                                  `needs value or from_attribute`,
 		`attributes: [{actions: [{key: a, action: insert, value: [1]}]}]`:                      `value is [1], want`,
+		`attributes: [{actions: [{key: a, pattern: b, action: update, value: 1}]}]`:            `needs key, and no pattern, to update`,
+		`attributes: [{actions: [{key: a, action: hash, value: 1}]}]`:                          `has a value, which hash does not need`,
 		`attributes: [{actions: [{action: delete}]}]`:                                          `needs key or pattern`,
 		`resource: [{key: instance.id, action: delete}]`:                                       `identity is what the credential says`,
 		`resource: [{pattern: "^.*$", action: delete}]`:                                        `matches "instance.id"`,

@@ -78,6 +78,7 @@ type rewriter struct {
 
 	resource []byte // of what is at hand
 	name     []byte // of the metric at hand
+	scratch  []byte // the last text
 }
 
 // message appends msg with the changes that rules make, and reports whether it is kept.
@@ -87,7 +88,7 @@ func (w *rewriter) message(dst, msg []byte, n *node) (out []byte, keep bool) {
 		if n.named != 0 {
 			w.name = field(msg, n.named)
 		}
-		if f := &w.rules.filter[w.sig]; f.include != nil && !w.matches(f.include, msg, n) || f.exclude != nil && w.matches(f.exclude, msg, n) {
+		if !w.meant(&w.rules.filter[w.sig], msg, n) {
 			w.changed, w.dropped = true, true
 			return dst, false
 		}
@@ -95,7 +96,7 @@ func (w *rewriter) message(dst, msg []byte, n *node) (out []byte, keep bool) {
 	if n == payloads[w.sig].below[1] {
 		w.resource = otlpwire.Single(msg, 1)
 	}
-	if n.attributes != 0 && (n.item && w.acts(msg, n) || n.resource && len(w.rules.resource) > 0) {
+	if n.attributes != 0 {
 		msg = w.act(msg, n)
 	}
 	for i := 0; i < len(msg); {
@@ -186,76 +187,86 @@ func lookup(msg []byte, num int, key string) (value []byte, ok bool) {
 
 // matches reports whether an item, or a metric, is meant.
 func (w *rewriter) matches(m *match, msg []byte, n *node) bool {
-	var buf [256]byte
-	if m.services != nil {
-		v, _ := lookup(w.resource, 1, "service.name")
-		if !m.services(otlpattr.Append(buf[:0], v)) {
-			return false
-		}
+	return w.ofService(m) && w.named(m) && w.withBody(m, msg, n) && w.severe(m, msg) &&
+		w.haveAll(m.resources, w.resource, 1) && w.haveAll(m.attributes, msg, n.attributes)
+}
+
+func (w *rewriter) ofService(m *match) bool {
+	if m.services == nil {
+		return true
 	}
-	if m.names != nil {
-		if isMetric := w.sig == otlpwire.Metrics; isMetric != (m.of == otlpwire.Metrics) || w.sig == otlpwire.Logs || !m.names(w.name) {
-			return false
-		}
+	v, _ := lookup(w.resource, 1, "service.name")
+	return m.services(w.text(v))
+}
+
+// named reports whether the span or metric has one of the names, if there are any.
+func (w *rewriter) named(m *match) bool {
+	return m.names == nil || w.sig == m.of && m.names(w.name)
+}
+
+func (w *rewriter) withBody(m *match, msg []byte, n *node) bool {
+	return m.bodies == nil || n.body != 0 && m.bodies(w.text(field(msg, n.body)))
+}
+
+func (w *rewriter) severe(m *match, msg []byte) bool {
+	if m.severity == nil {
+		return true
 	}
-	if m.bodies != nil && (n.body == 0 || !m.bodies(otlpattr.Append(buf[:0], field(msg, n.body)))) {
+	if w.sig != otlpwire.Logs {
 		return false
 	}
-	if m.severity != nil {
-		if w.sig != otlpwire.Logs {
-			return false
-		}
-		number := 0
-		for i := 0; i < len(msg); {
-			var f otlpwire.Field
-			if f, i = otlpwire.NextField(msg, i); f.Tag == otlpwire.Tag(2, otlpwire.Varint) {
-				number = int(f.Bits)
-			}
-		}
-		if number == 0 && !m.severity.MatchUndefined || number != 0 && number < m.severity.Min {
-			return false
+	if number := severityNumber(msg); number != 0 {
+		return number >= m.severity.Min
+	}
+	return m.severity.MatchUndefined
+}
+
+// severityNumber is that of a log record, 0 for none.
+func severityNumber(record []byte) (number int) {
+	for i := 0; i < len(record); {
+		var f otlpwire.Field
+		if f, i = otlpwire.NextField(record, i); f.Tag == otlpwire.Tag(2, otlpwire.Varint) {
+			number = int(f.Bits)
 		}
 	}
-	for _, a := range m.resources {
-		if v, ok := lookup(w.resource, 1, a.key); !ok || a.text != nil && !a.text(otlpattr.Append(buf[:0], v)) {
+	return number
+}
+
+// haveAll reports whether the attributes in field num of msg, 0 for none, have all the pairs.
+func (w *rewriter) haveAll(pairs []pair, msg []byte, num int) bool {
+	for _, p := range pairs {
+		if num == 0 {
 			return false
 		}
-	}
-	for _, a := range m.attributes {
-		if n.attributes == 0 {
-			return false
-		}
-		if v, ok := lookup(msg, n.attributes, a.key); !ok || a.text != nil && !a.text(otlpattr.Append(buf[:0], v)) {
+		if v, ok := lookup(msg, num, p.key); !ok || p.text != nil && !p.text(w.text(v)) {
 			return false
 		}
 	}
 	return true
 }
 
-// applies reports whether a rule is for an item.
-func (w *rewriter) applies(a *attributes, msg []byte, n *node) bool {
-	return (a.include == nil || w.matches(a.include, msg, n)) && (a.exclude == nil || !w.matches(a.exclude, msg, n))
+// text returns the text of an attribute's value, until it is called again.
+func (w *rewriter) text(value []byte) []byte {
+	w.scratch = otlpattr.Append(w.scratch[:0], value)
+	return w.scratch
 }
 
-// acts reports whether a rule is for an item.
-func (w *rewriter) acts(msg []byte, n *node) bool {
-	for i := range w.rules.attributes {
-		if w.applies(&w.rules.attributes[i], msg, n) {
-			return true
-		}
-	}
-	return false
+// meant reports whether an item, or a metric, is one of those that a rule is for.
+func (w *rewriter) meant(f *filter, msg []byte, n *node) bool {
+	return (f.include == nil || w.matches(f.include, msg, n)) && (f.exclude == nil || !w.matches(f.exclude, msg, n))
 }
 
 // act returns an item or resource with the actions carried out that are for it; msg itself
 // where they change nothing.
 func (w *rewriter) act(msg []byte, n *node) []byte {
-	if n.resource {
-		return w.carryOut(w.rules.resource, msg, n)
-	}
-	for i := range w.rules.attributes {
-		if a := &w.rules.attributes[i]; w.applies(a, msg, n) {
-			msg = w.carryOut(a.actions, msg, n)
+	switch {
+	case n.resource:
+		msg = w.carryOut(w.rules.resource, msg, n)
+	case n.item:
+		for i := range w.rules.attributes {
+			if rule := &w.rules.attributes[i]; w.meant(&rule.filter, msg, n) {
+				msg = w.carryOut(rule.actions, msg, n)
+			}
 		}
 	}
 	return msg
@@ -270,41 +281,77 @@ func (w *rewriter) carryOut(actions []action, msg []byte, n *node) []byte {
 
 // one carries out one action on the attributes in field num of msg.
 func (w *rewriter) one(a *action, msg []byte, num int) []byte {
-	value := a.value
-	if a.from != "" {
-		var ok bool
-		if value, ok = lookup(msg, num, a.from); !ok {
-			return msg
-		}
-	}
-	tag := otlpwire.Tag(num, otlpwire.Bytes)
-	present := func(kv []byte) bool {
-		key, _ := otlpwire.Attribute(kv)
-		if a.pattern != nil {
-			return a.pattern.Match(key)
-		}
-		return string(key) == a.key
-	}
-	found, all := false, 0
-	for i := 0; i < len(msg) && !found; {
-		var f otlpwire.Field
-		if f, i = otlpwire.NextField(msg, i); f.Tag == tag {
-			all++
-			found = present(f.Bytes)
-		}
-	}
-	if !found && all >= otlpwire.MaxAttributes {
-		return msg // one more, and backends would not have it
-	}
-	if found && a.do == "insert" || !found && a.do != "insert" && a.do != "upsert" {
+	value, ok := a.newValue(msg, num)
+	if !ok {
 		return msg
 	}
-	out := make([]byte, 0, len(msg)+len(a.key)+len(value)+16)
+	found, others := a.find(msg, num)
+	if !a.wanted(found) {
+		return msg
+	}
+	if !found && others >= otlpwire.MaxAttributes {
+		return msg // one more, and backends would not have it
+	}
+	out := a.rewrite(make([]byte, 0, len(msg)+len(a.key)+len(value)+16), msg, num, value)
+	if !found {
+		out = appendAttribute(out, num, []byte(a.key), value)
+	}
+	if !bytes.Equal(out, msg) {
+		w.changed = true
+	}
+	return out
+}
+
+// newValue is what the action sets; there may be no attribute to take it from.
+func (a *action) newValue(msg []byte, num int) (value []byte, ok bool) {
+	if a.from == "" {
+		return a.value, true
+	}
+	return lookup(msg, num, a.from)
+}
+
+// means reports whether the action is for an attribute.
+func (a *action) means(kv []byte) bool {
+	key, _ := otlpwire.Attribute(kv)
+	if a.pattern != nil {
+		return a.pattern.Match(key)
+	}
+	return string(key) == a.key
+}
+
+// find reports whether the action is for one of the attributes, and how many come before it.
+func (a *action) find(msg []byte, num int) (found bool, before int) {
+	for i := 0; i < len(msg); {
+		var f otlpwire.Field
+		if f, i = otlpwire.NextField(msg, i); f.Tag != otlpwire.Tag(num, otlpwire.Bytes) {
+			continue
+		}
+		if a.means(f.Bytes) {
+			return true, before
+		}
+		before++
+	}
+	return false, before
+}
+
+// wanted reports whether there is something to do, where an attribute it is for was found or not.
+func (a *action) wanted(found bool) bool {
+	switch a.do {
+	case "insert":
+		return !found
+	case "upsert":
+		return true
+	}
+	return found
+}
+
+// rewrite appends msg with the attributes changed that the action is for.
+func (a *action) rewrite(out, msg []byte, num int, value []byte) []byte {
 	for i := 0; i < len(msg); {
 		f, next := otlpwire.NextField(msg, i)
 		whole := msg[i:next]
 		i = next
-		if f.Tag != tag || !present(f.Bytes) {
+		if f.Tag != otlpwire.Tag(num, otlpwire.Bytes) || !a.means(f.Bytes) {
 			out = append(out, whole...)
 			continue
 		}
@@ -314,12 +361,6 @@ func (w *rewriter) one(a *action, msg []byte, num int) []byte {
 		case "hash":
 			out = appendAttribute(out, num, key, hash(old))
 		}
-	}
-	if !found {
-		out = appendAttribute(out, num, []byte(a.key), value)
-	}
-	if !bytes.Equal(out, msg) {
-		w.changed = true
 	}
 	return out
 }
