@@ -111,84 +111,117 @@ type examination struct {
 // segment reads one file and mends it.
 func (x *examination) segment(base uint64, youngest bool) error {
 	l := x.log
-	seg := segment{path: filepath.Join(l.cfg.Dir, segmentName(base)), base: base}
-	damaged := func(at int, what string) {
-		x.report.Damage = append(x.report.Damage, Damage{seg.path, int64(at), what})
+	s := &suspect{segment: segment{path: filepath.Join(l.cfg.Dir, segmentName(base)), base: base}, youngest: youngest}
+	s.mend = youngest && l.cfg.Distrust
+	if err := x.load(s); err != nil {
+		return fmt.Errorf("log %s: %w", l.cfg.Dir, err)
 	}
-	mend, keep := youngest && l.cfg.Distrust, false
-	bad, err := x.read(seg.path)
+	before, told := x.last, len(x.report.Missing)
+	x.records(s)
+	empty := s.last == 0
+	if empty {
+		s.last = base - 1
+	}
+	if err := x.mend(s, empty, before); err != nil {
+		_ = l.fail(fmt.Errorf("mend %s: %w", s.path, err))
+		x.report.Missing = x.report.Missing[:told] // a reader tells
+		s.end = max(int64(len(x.buf)), segmentHead)
+	} else if empty {
+		return nil
+	}
+	l.mu.segments = append(l.mu.segments, s.segment)
+	l.mu.total += s.bytes()
+	return nil
+}
+
+// suspect is the segment that is examined.
+type suspect struct {
+	segment
+	youngest bool
+	mend     bool // the file is written again
+	damaged  bool // it is not as it was written: it is put aside and mended
+}
+
+// damaged reports a place where a segment is not as it was written.
+func (x *examination) damaged(s *suspect, at int, what string) {
+	x.report.Damage = append(x.report.Damage, Damage{s.path, int64(at), what})
+	s.damaged = true
+}
+
+// load reads the file and looks at its header. With the oldest segment it learns where the
+// log begins.
+func (x *examination) load(s *suspect) error {
+	bad, err := x.read(s.path)
 	if err != nil {
-		return fmt.Errorf("log %s: %w", l.cfg.Dir, err) // it may be mended
-	}
-	if len(bad) > 0 {
-		damaged(int(bad[0]), fmt.Sprintf("the disk does not give back this place, and %d more", len(bad)-1))
-		keep = true
+		return err // it may be mended
 	}
 	x.report.Bytes += int64(len(x.buf))
-	at := min(segmentHead, len(x.buf))
-	switch err := checkHead(x.buf, base); {
+	if len(bad) > 0 {
+		x.damaged(s, int(bad[0]), fmt.Sprintf("the disk does not give back this place, and %d more", len(bad)-1))
+	}
+	switch err := checkHead(x.buf, s.base); {
 	case errors.Is(err, ErrVersion):
-		return fmt.Errorf("log %s: %s: %w", l.cfg.Dir, segmentName(base), err)
-	case err != nil && youngest && !keep && zeros(x.buf): // made, and not written before a crash
+		return fmt.Errorf("%s: %w", segmentName(s.base), err)
+	case err != nil && s.youngest && !s.damaged && zeros(x.buf): // made, and not written before a crash
 	case err != nil:
-		damaged(0, err.Error())
-		keep = true
+		x.damaged(s, 0, err.Error())
 	}
 	if x.first == 0 {
-		x.last = base - 1
-		if r, _, ok := parseRecord(x.buf[at:], x.last); ok && r.seq == base {
+		x.last = s.base - 1
+		if r, _, ok := parseRecord(x.buf[x.begin():], x.last); ok && r.seq == s.base {
 			x.last -= r.gap
 		}
 		x.first = x.last + 1
 	}
-	before, told := x.last, len(x.report.Missing)
-	seg.end = segmentHead
-	for at < len(x.buf) {
+	return nil
+}
+
+// begin is where the first record of the segment is due in its file.
+func (x *examination) begin() int { return min(segmentHead, len(x.buf)) }
+
+// records goes through the records of a segment: the sound ones are counted, what is
+// between them is damage, or the torn end of the log.
+func (x *examination) records(s *suspect) {
+	s.end = segmentHead
+	for at := x.begin(); at < len(x.buf); {
 		r, _, ok := parseRecord(x.buf[at:], x.last)
 		if !ok {
 			if zeros(x.buf[at:]) {
-				break
+				return
 			}
 			next := find(x.buf, at+1, x.last)
-			if next == len(x.buf) && youngest {
-				x.report.Torn, x.report.TornBytes = seg.path, int64(len(x.buf)-at)
+			if next == len(x.buf) && s.youngest {
+				x.report.Torn, x.report.TornBytes = s.path, int64(len(x.buf)-at)
+				s.damaged = true
 			} else {
-				damaged(at, "no sound record")
+				x.damaged(s, at, "no sound record")
 			}
-			at, keep = next, true
+			at = next
 			continue
 		}
 		if from := r.seq - r.gap; from != x.last+1 {
 			if from > x.last+1 {
 				x.report.Missing = append(x.report.Missing, Range{x.last + 1, from - 1})
 			}
-			mend = true
+			s.mend = true
 		}
 		at += r.size()
-		seg.last, x.last, seg.end = r.seq, r.seq, int64(at)
+		s.last, x.last, s.end = r.seq, r.seq, int64(at)
 		x.report.Records++
 	}
-	empty := seg.last == 0
-	if empty {
-		seg.last = base - 1
-	}
+}
+
+// mend makes the file of a segment what it should be. before is the sequence that it begins
+// behind.
+func (x *examination) mend(s *suspect, empty bool, before uint64) error {
 	switch {
 	case empty:
-		err = x.remove(seg.path, keep)
-	case mend || keep:
-		whole := x.whole(base, before)
-		err = disk.Replace(seg.path, whole, func() error { return x.keep(seg.path, keep) })
-		seg.end = int64(len(whole))
+		return x.remove(s.path, s.damaged)
+	case s.mend || s.damaged:
+		whole := x.whole(s.base, before)
+		s.end = int64(len(whole))
+		return disk.Replace(s.path, whole, func() error { return x.keep(s.path, s.damaged) })
 	}
-	if err != nil {
-		_ = l.fail(fmt.Errorf("mend %s: %w", seg.path, err))
-		x.report.Missing = x.report.Missing[:told] // a reader tells
-		seg.end = max(int64(len(x.buf)), segmentHead)
-	} else if empty {
-		return nil
-	}
-	l.mu.segments = append(l.mu.segments, seg)
-	l.mu.total += seg.bytes()
 	return nil
 }
 
@@ -196,7 +229,7 @@ func (x *examination) segment(base uint64, youngest bool) error {
 // number of those that are missing before it. before is the sequence that it begins behind.
 func (x *examination) whole(base, before uint64) []byte {
 	b := appendHead(make([]byte, 0, len(x.buf)+segmentHead), base)
-	for at := min(segmentHead, len(x.buf)); at < len(x.buf); {
+	for at := x.begin(); at < len(x.buf); {
 		r, _, ok := parseRecord(x.buf[at:], before)
 		if !ok {
 			at = find(x.buf, at+1, before)
