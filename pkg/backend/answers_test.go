@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -242,5 +244,62 @@ func TestAnOwnerThatSlept(t *testing.T) {
 	}}
 	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 1 {
 		t.Errorf("%d writes", w.writes)
+	}
+}
+
+// sequence answers one write after the other, and stores what comes then.
+type sequence struct {
+	answers []error
+	writes  int
+}
+
+func (*sequence) Name() string { return "sequence" }
+func (*sequence) Close() error { return nil }
+
+func (w *sequence) Write(context.Context, string, []byte) (err error) {
+	if w.writes < len(w.answers) {
+		err = w.answers[w.writes]
+	}
+	w.writes++
+	return err
+}
+
+// TestWhatGoesAside: a payload is set aside behind older ones of its instance, or when its sender is
+// refused three times, or for longer than can be waited for; nothing else is.
+func TestWhatGoesAside(t *testing.T) {
+	refused := fault.Sender(fault.After(errors.New("too many"), time.Millisecond))
+	long := fault.Sender(fault.After(errors.New("too many"), time.Minute))
+	for name, tc := range map[string]struct {
+		answers        []error
+		behind, full   bool // older ones wait there, nothing more is taken there
+		ended          bool // what takes it has ended
+		writes, stored int
+		offered        []bool // each time it is offered, whether it may have been written
+		result         bool
+	}{
+		"accepted":             {stored: 1, writes: 1, offered: []bool{false}, result: true},
+		"behind older ones":    {behind: true, offered: []bool{false}, result: true},
+		"sender refused twice": {answers: []error{refused, refused}, writes: 3, stored: 1, offered: []bool{false}, result: true},
+		"three times":          {answers: []error{refused, refused, refused}, writes: 3, offered: []bool{false, true}, result: true},
+		"for a minute":         {answers: []error{long}, writes: 1, offered: []bool{false, true}, result: true},
+		"no room there":        {answers: []error{refused, refused, refused}, full: true, writes: 4, stored: 1, offered: []bool{false, true}, result: true},
+		"another refusal":      {answers: []error{fault.After(errors.New("busy"), time.Millisecond)}, writes: 2, stored: 1, offered: []bool{false}, result: true},
+		"ended":                {answers: []error{long}, ended: true, writes: 1, offered: []bool{false, true}},
+	} {
+		w := &sequence{answers: tc.answers}
+		stored := 0
+		var offered []bool
+		d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(n int) { stored += n }, Paused: func(bool) {}}
+		d.Aside = func(_ context.Context, instance string, _ []byte, again bool, why error) (put, goOn bool) {
+			offered = append(offered, again)
+			if why == nil {
+				return tc.behind, true
+			}
+			return !tc.full && !tc.ended, !tc.ended
+		}
+		result := d.Write(t.Context(), "as-1", nil, 1, false)
+		if result != tc.result || w.writes != tc.writes || stored != tc.stored || !slices.Equal(offered, tc.offered) {
+			t.Errorf("%s: %v after %d writes, %d stored, offered %v", name, result, w.writes, stored, offered)
+		}
 	}
 }

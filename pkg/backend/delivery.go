@@ -90,26 +90,25 @@ func (d *Deliverer) pause(ctx context.Context, wait time.Duration, why error) bo
 	if d.Waits != nil {
 		d.Waits(why)
 	}
-	return backoff.Sleep(ctx, wait) && (d.Owned == nil || d.Owned())
+	return backoff.Sleep(ctx, wait) && d.isOwner()
+}
+
+func (d *Deliverer) isOwner() bool { return d.Owned == nil || d.Owned() }
+
+// arrival is Arrival as a time, the zero time for none.
+func (d *Deliverer) arrival() time.Time {
+	if d.Arrival <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, d.Arrival)
 }
 
 func (d *Deliverer) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
-	paused, said := false, false
-	pause := func(now bool) {
-		if now != paused {
-			paused = now
-			d.Paused(now)
-		}
-	}
-	defer pause(false)
-	var arrival time.Time
-	if d.Arrival > 0 {
-		arrival = time.Unix(0, d.Arrival)
-	}
-	if d.Aside != nil {
-		if put, goOn := d.Aside(ctx, instance, payload, again, nil); put || !goOn {
-			return goOn
-		}
+	p := &delivery{Deliverer: d, instance: instance, payload: payload, items: items, again: again}
+	defer p.setPaused(false)
+	arrival := d.arrival()
+	if done, goOn := p.setAside(ctx, nil); done {
+		return goOn
 	}
 	for attempt := 1; ; attempt++ {
 		d.asked++
@@ -119,60 +118,125 @@ func (d *Deliverer) write(ctx context.Context, instance string, payload []byte, 
 			if attempt > 1 {
 				d.Log.Info("backend takes data again", "attempts", attempt)
 			}
-			for _, p := range parts {
-				if p.Known {
-					d.Deduplicated(p.Items)
-					continue
-				}
-				if items -= p.Items; !d.GiveUp(ctx, instance, p.Payload, p.Reason, p.Err) {
-					return false
-				}
-			}
-			d.refused = 0
-			d.Delivered(items)
-			return true
+			return p.stored(ctx, parts)
 		}
-		if ctx.Err() != nil || (d.Owned != nil && !d.Owned()) {
+		if ctx.Err() != nil || !d.isOwner() {
 			return false
 		}
 		if reason, permanent := fault.Reason(err); permanent {
-			first, second, several := otlpwire.Halve(d.Signal, payload)
-			if several && !fault.IsWhole(err) && d.refused < maxRefused && (again || d.asked < maxAsked) {
-				return d.write(ctx, instance, first, otlpwire.Count(d.Signal, first), again) && d.write(ctx, instance, second, otlpwire.Count(d.Signal, second), again)
-			}
-			// A sample is a part of a series, in order; a line that is too far behind need not be there.
-			if again && !several && reason == ledger.DeadOutOfOrder && d.Signal == otlpwire.Metrics {
-				d.Deduplicated(items)
-				d.Delivered(items)
-				return true
-			}
-			d.refused++
-			return d.GiveUp(ctx, instance, payload, reason, err)
+			return p.refusedForGood(ctx, reason, err)
 		}
-		again = again || !definite(err) // the answer may be lost, and not the request
+		p.again = p.again || !definite(err) // the answer may be lost, and not the request
 		wait := fault.Pause(err, attempt, rand.Float64())
-		if d.Aside != nil && fault.IsSender(err) {
-			if attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err)) {
-				if !d.pause(ctx, min(wait, maxPatience/4), err) {
-					return false
-				}
-				continue
-			}
-			if put, goOn := d.Aside(ctx, instance, payload, again, err); put || !goOn {
+		if d.Aside != nil && fault.IsSender(err) && mayHealSoon(err, attempt, wait) {
+			wait = min(wait, maxPatience/4)
+		} else {
+			if done, goOn := p.setAside(ctx, err); done {
 				return goOn
 			}
-		}
-		was := paused
-		pause(fault.IsConfiguration(err))
-		switch {
-		case paused && !was:
-			d.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
-		case !said:
-			said = true
-			d.Log.Warn("backend does not take data, will try again", "err", err)
+			p.report(err)
 		}
 		if !d.pause(ctx, wait, err) {
 			return false
 		}
+	}
+}
+
+// delivery is one payload, or a part of one, until it is stored, given up or out of the way.
+type delivery struct {
+	*Deliverer
+	instance string
+	payload  []byte
+	items    int
+	again    bool // it may have been written before
+
+	paused bool // for a person
+	warned bool // that the backend does not take it
+}
+
+// setAside has the payload taken out of the way, where there is such a way: before it is
+// tried, with why nil, or for a refusal of its sender. done says that nothing is left to do, and
+// goOn what [Deliverer.Write] returns then.
+func (p *delivery) setAside(ctx context.Context, why error) (done, goOn bool) {
+	if p.Aside == nil || why != nil && !fault.IsSender(why) {
+		return false, true
+	}
+	put, goOn := p.Aside(ctx, p.instance, p.payload, p.again, why)
+	return put || !goOn, goOn
+}
+
+// mayHealSoon reports whether a payload whose sender is refused is tried again before it
+// goes aside.
+func mayHealSoon(err error, attempt int, wait time.Duration) bool {
+	return attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err))
+}
+
+// stored counts the payload as delivered, but for the parts that the backend will never take:
+// they are given up. It returns false when ctx ended first.
+func (p *delivery) stored(ctx context.Context, but fault.Parts) bool {
+	for _, part := range but {
+		if part.Known {
+			p.Deduplicated(part.Items)
+			continue
+		}
+		if p.items -= part.Items; !p.GiveUp(ctx, p.instance, part.Payload, part.Reason, part.Err) {
+			return false
+		}
+	}
+	p.refused = 0
+	p.Delivered(p.items)
+	return true
+}
+
+// refusedForGood brings the halves of a payload that the backend will never take as it is, so
+// that only the culprits are given up.
+func (p *delivery) refusedForGood(ctx context.Context, reason string, err error) bool {
+	first, second, several := otlpwire.Halve(p.Signal, p.payload)
+	switch {
+	case several && !fault.IsWhole(err) && p.mayHalve():
+		return p.half(ctx, first) && p.half(ctx, second)
+	case !several && p.repeated(reason):
+		p.Deduplicated(p.items)
+		p.Delivered(p.items)
+		return true
+	}
+	p.refused++
+	return p.GiveUp(ctx, p.instance, p.payload, reason, err)
+}
+
+// mayHalve reports whether the payload that this one is a part of has not yet cost too much.
+func (p *delivery) mayHalve() bool {
+	return p.refused < maxRefused && (p.again || p.asked < maxAsked)
+}
+
+func (p *delivery) half(ctx context.Context, payload []byte) bool {
+	return p.write(ctx, p.instance, payload, otlpwire.Count(p.Signal, payload), p.again)
+}
+
+// repeated reports whether the backend refuses an item because it has it from an earlier attempt.
+// A sample is a part of a series, in order; a line that is too far behind need not be there.
+func (p *delivery) repeated(reason string) bool {
+	return p.again && reason == ledger.DeadOutOfOrder && p.Signal == otlpwire.Metrics
+}
+
+// setPaused tells when the delivery begins to wait for a person, and when that is over.
+func (p *delivery) setPaused(now bool) {
+	if now != p.paused {
+		p.paused = now
+		p.Paused(now)
+	}
+}
+
+// report says once why the backend does not take the payload, and each time that it takes a
+// person to mend that.
+func (p *delivery) report(err error) {
+	was := p.paused
+	p.setPaused(fault.IsConfiguration(err))
+	switch {
+	case p.paused && !was:
+		p.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
+	case !p.warned:
+		p.warned = true
+		p.Log.Warn("backend does not take data, will try again", "err", err)
 	}
 }
