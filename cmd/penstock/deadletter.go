@@ -304,79 +304,115 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, file st
 		return err
 	}
 	defer func() { _ = writers.Close() }()
-	byName := map[string]backend.Writer{}
-	for _, sig := range otlpwire.Signals {
-		for _, w := range writers[sig] {
-			byName[sig.String()+" "+w.Name()] = backend.Session(w)
-		}
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	var taken, again int
-	passed := map[string]int{} // why, how many
+	r := newResending(writers, out)
 	m := newMeter(os.Stderr)
 	defer m.end()
 	var failure error
 	err = f.letters(ctx, conn, true, func(l bus.Letter) bool {
-		sig, err := otlpwire.ParseSignal(l.Signal)
-		w := byName[l.Signal+" "+l.Backend]
-		if err == nil {
-			_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
-		}
-		if err != nil || l.Err != nil || w == nil || l.Reason == ledger.DeadUndecodable {
-			why := "no backend can take them: they are no OTLP"
-			if w == nil && l.Reason != ledger.DeadUndecodable {
-				why = fmt.Sprintf("this configuration has no backend %s for %s; name it with -config.file or %s", name(l.Backend), l.Signal, backendVariables)
-			}
-			passed[why]++
+		sig, w, why := r.addressee(l)
+		if why != "" {
+			r.passed[why]++
 			return true
 		}
-		refused := 0
-		d := backend.Deliverer{
-			Signal: sig, Writer: w, Log: log, Delivered: func(int) {}, Paused: func(bool) {},
-			Deduplicated: func(items int) { // or it has something newer: who knows
-				refused += items
-				fmt.Fprintf(out, "%d is refused again, %s: the backend has something newer, or the same\n", l.Seq, ledger.DeadOutOfOrder)
-			},
-			GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
-				refused += otlpwire.Count(sig, payload)
-				fmt.Fprintf(out, "%d is refused again, %s: %s\n", l.Seq, reason, line(why.Error(), 300))
-				return true
-			},
-		}
-		if sig == otlpwire.Logs { // a line without a time has that one; what was ahead of its time need not be by now
-			d.Arrival = l.Arrival
-		}
-		if !d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), false) {
+		refused, goOn := r.write(ctx, sig, w, l)
+		if !goOn {
 			return false
 		}
 		if refused > 0 {
-			again++
+			r.again++
 			return true
 		}
-		taken++
-		m.show(fmt.Sprintf("%d taken, %d refused again", taken, again))
+		r.taken++
+		m.show(fmt.Sprintf("%d taken, %d refused again", r.taken, r.again))
 		failure = conn.DropLetter(ctx, l.Seq)
 		return failure == nil
 	})
 	if err = cmp.Or(failure, err, ctx.Err()); err != nil {
-		err = fmt.Errorf("after %d that were taken: %w", taken, err)
+		err = fmt.Errorf("after %d that were taken: %w", r.taken, err)
 	}
-	skipped := 0
-	for _, why := range slices.Sorted(maps.Keys(passed)) {
-		fmt.Fprintf(out, "%d are passed over: %s\n", passed[why], why)
-		skipped += passed[why]
-	}
-	fmt.Fprintf(out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", taken, again, skipped)
-	if taken > 0 {
-		err = errors.Join(err, recordLetters(ctx, conn, "resend", f, taken))
+	skipped := r.summary()
+	if r.taken > 0 {
+		err = errors.Join(err, recordLetters(ctx, conn, "resend", f, r.taken))
 	}
 	switch {
-	case err == nil && again > 0:
-		err = fmt.Errorf("%d were refused again", again)
+	case err == nil && r.again > 0:
+		err = fmt.Errorf("%d were refused again", r.again)
 	case err == nil && skipped > 0:
 		err = fmt.Errorf("%d were passed over", skipped)
 	}
 	return err
+}
+
+// resending brings dead letters to the backends that refused them.
+type resending struct {
+	writers      map[string]backend.Writer // by signal and name
+	out          io.Writer
+	log          *slog.Logger
+	taken, again int
+	passed       map[string]int // why, how many
+}
+
+func newResending(writers sink.Writers, out io.Writer) *resending {
+	r := &resending{
+		writers: map[string]backend.Writer{}, passed: map[string]int{},
+		out: out, log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	for _, sig := range otlpwire.Signals {
+		for _, w := range writers[sig] {
+			r.writers[sig.String()+" "+w.Name()] = backend.Session(w)
+		}
+	}
+	return r
+}
+
+// addressee returns the backend that refused a letter, or why it is passed over.
+func (r *resending) addressee(l bus.Letter) (sig otlpwire.Signal, w backend.Writer, why string) {
+	const noOTLP = "no backend can take them: they are no OTLP"
+	if l.Reason == ledger.DeadUndecodable {
+		return sig, nil, noOTLP
+	}
+	if w = r.writers[l.Signal+" "+l.Backend]; w == nil {
+		return sig, nil, fmt.Sprintf("this configuration has no backend %s for %s; name it with -config.file or %s", name(l.Backend), l.Signal, backendVariables)
+	}
+	sig, err := otlpwire.ParseSignal(l.Signal)
+	if err == nil {
+		_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
+	}
+	if err != nil || l.Err != nil {
+		return sig, nil, noOTLP
+	}
+	return sig, w, ""
+}
+
+// write brings a letter to a backend, and returns how many of its items are refused again.
+func (r *resending) write(ctx context.Context, sig otlpwire.Signal, w backend.Writer, l bus.Letter) (refused int, goOn bool) {
+	d := backend.Deliverer{
+		Signal: sig, Writer: w, Log: r.log, Delivered: func(int) {}, Paused: func(bool) {},
+		Deduplicated: func(items int) { // or it has something newer: who knows
+			refused += items
+			fmt.Fprintf(r.out, "%d is refused again, %s: the backend has something newer, or the same\n", l.Seq, ledger.DeadOutOfOrder)
+		},
+		GiveUp: func(_ context.Context, _ string, payload []byte, reason string, why error) bool {
+			refused += otlpwire.Count(sig, payload)
+			fmt.Fprintf(r.out, "%d is refused again, %s: %s\n", l.Seq, reason, line(why.Error(), 300))
+			return true
+		},
+	}
+	if sig == otlpwire.Logs { // a line without a time has that one; what was ahead of its time need not be by now
+		d.Arrival = l.Arrival
+	}
+	goOn = d.Write(ctx, l.Instance, l.Body, otlpwire.Count(sig, l.Body), false)
+	return refused, goOn
+}
+
+// summary prints what was done, and returns how many were passed over.
+func (r *resending) summary() (skipped int) {
+	for _, why := range slices.Sorted(maps.Keys(r.passed)) {
+		fmt.Fprintf(r.out, "%d are passed over: %s\n", r.passed[why], why)
+		skipped += r.passed[why]
+	}
+	fmt.Fprintf(r.out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", r.taken, r.again, skipped)
+	return skipped
 }
 
 func purgeLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, yes bool) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -99,31 +100,71 @@ func (f *rangeFlags) request(now time.Time) (r replay.Request, err error) {
 	return r, errors.Join(errs[0], errs[1])
 }
 
+// replayFlags say what is asked for, and how it is done.
+type replayFlags struct {
+	span       rangeFlags
+	signals    list
+	backends   list
+	cap        rate
+	file       string
+	noSampling bool
+	acceptLoss bool
+	dryRun     bool
+	detach     bool
+	as         string
+}
+
+func (f *replayFlags) add(fs *flag.FlagSet) {
+	f.cap = defaultRate
+	f.span.add(fs)
+	fs.Var(&f.signals, "signal", "traces, metrics or logs, with commas; default: all")
+	fs.Var(&f.backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): that of several to bring it to; refuse when the sinks have none of that name")
+	fs.Var(&f.cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic leaves room")
+	fs.StringVar(&f.file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies of then")
+	fs.BoolVar(&f.noSampling, "no-sampling", false, "send every span of the range")
+	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "go on though a backend says that it refuses data that old")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "count what the range holds, file nothing")
+	fs.BoolVar(&f.detach, "detach", false, "file the job and do not wait")
+	fs.StringVar(&f.as, "as", "", "`instance` that the credential is of, where it is not an operator's: the sinks are asked for what concerns it")
+}
+
+// confine asks for what concerns the instance of the credential, and takes answers where it
+// may.
+func (f *replayFlags) confine(hub *hubFlags) {
+	if hub.given.InboxPrefix == "" {
+		hub.given.InboxPrefix = "_INBOX_replay-" + f.as
+	}
+	if len(f.span.instances) == 0 {
+		f.span.instances = list{f.as}
+	}
+}
+
+// request returns what is asked for, or every mistake in it.
+func (f *replayFlags) request(now time.Time) (replay.Request, error) {
+	r, err := f.span.request(now)
+	r.Signals, r.Backends, r.NoSampling = f.signals, f.backends, f.noSampling
+	if len(r.Signals) == 0 {
+		for _, sig := range otlpwire.Signals {
+			r.Signals = append(r.Signals, sig.String())
+		}
+	}
+	if f.file != "" {
+		text, readErr := os.ReadFile(f.file)
+		if readErr == nil {
+			_, readErr = policy.Parse(f.file, text)
+		}
+		r.Policies, err = string(text), errors.Join(err, readErr)
+	}
+	return r, errors.Join(err, r.Validate())
+}
+
 func replays(args []string) int {
 	fs := flag.NewFlagSet("penstock replay", flag.ContinueOnError)
 	var (
-		hub        hubFlags
-		span       rangeFlags
-		signals    list
-		backends   list
-		cap        = defaultRate
-		file       string
-		noSampling bool
-		acceptLoss bool
-		dryRun     bool
-		detach     bool
-		as         string
+		hub hubFlags
+		f   replayFlags
 	)
-	span.add(fs)
-	fs.Var(&signals, "signal", "traces, metrics or logs, with commas; default: all")
-	fs.Var(&backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): that of several to bring it to; refuse when the sinks have none of that name")
-	fs.Var(&cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic leaves room")
-	fs.StringVar(&file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies of then")
-	fs.BoolVar(&noSampling, "no-sampling", false, "send every span of the range")
-	fs.BoolVar(&acceptLoss, "accept-loss", false, "go on though a backend says that it refuses data that old")
-	fs.BoolVar(&dryRun, "dry-run", false, "count what the range holds, file nothing")
-	fs.BoolVar(&detach, "detach", false, "file the job and do not wait")
-	fs.StringVar(&as, "as", "", "`instance` that the credential is of, where it is not an operator's: the sinks are asked for what concerns it")
+	f.add(fs)
 	hub.add(fs, "replay")
 	fs.Usage = hub.help(replayUsage)
 	words, err := words(fs, args)
@@ -132,18 +173,13 @@ func replays(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if as != "" {
-		if hub.given.InboxPrefix == "" {
-			hub.given.InboxPrefix = "_INBOX_replay-" + as
-		}
-		if len(span.instances) == 0 {
-			span.instances = list{as}
-		}
-		if dryRun {
+	if f.as != "" {
+		if f.dryRun {
 			return missing("replay", "-dry-run reads telemetry, and a credential of one instance reads none: leave it out")
 		}
+		f.confine(&hub)
 	}
-	c := &replayCommand{hub: &hub, as: as, out: os.Stdout}
+	c := &replayCommand{hub: &hub, as: f.as, out: os.Stdout}
 	if len(words) > 0 {
 		id := []string{"ID of a job, as penstock replay list shows it,"}
 		if !choose("replay", words, map[string][]string{"list": {}, "status": id, "stop": id, "resume": id, "remove": id}) {
@@ -154,53 +190,44 @@ func replays(args []string) int {
 		}
 		return 0
 	}
-	if span.from == "" {
+	if f.span.from == "" {
 		return missing("replay", "--from is not set: where does the range begin? Such as --from -2h")
 	}
 	now := time.Now()
-	r, err := span.request(now)
-	r.Signals, r.Backends, r.NoSampling = signals, backends, noSampling
-	if len(r.Signals) == 0 {
-		for _, sig := range otlpwire.Signals {
-			r.Signals = append(r.Signals, sig.String())
-		}
+	r, err := f.request(now)
+	if err == nil {
+		err = c.open(ctx, func() error {
+			if f.dryRun {
+				return c.count(ctx, r)
+			}
+			return c.file(ctx, &replay.Job{Request: r, Rate: int64(f.cap), AcceptLoss: f.acceptLoss}, f.detach, now)
+		})
 	}
-	if file != "" {
-		text, readErr := os.ReadFile(file)
-		if readErr == nil {
-			_, readErr = policy.Parse(file, text)
-		}
-		r.Policies, err = string(text), errors.Join(err, readErr)
-	}
-	if err = errors.Join(err, r.Validate()); err != nil {
-		return failed("replay", err)
-	}
-	err = c.open(ctx, func() error {
-		if dryRun {
-			return c.count(ctx, r)
-		}
-		job, filed, err := c.jobs.File(ctx, &replay.Job{Request: r, Rate: int64(cap), AcceptLoss: acceptLoss}, caller(), now)
-		if err != nil {
-			return err
-		}
-		if filed {
-			fmt.Fprintf(c.out, "job %s: %s\n", job.ID, summary(r))
-		} else {
-			fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, name(job.By), job.At.Format(time.RFC3339))
-		}
-		if detach {
-			return nil
-		}
-		err = c.follow(ctx, job.ID)
-		if errors.Is(err, errRefused) && filed {
-			err = errors.Join(err, c.jobs.Remove(ctx, job.ID, caller(), time.Now()))
-		}
-		return err
-	})
 	if err != nil {
 		return failed("replay", err)
 	}
 	return 0
+}
+
+// file files a job, and follows it unless that is left to the sinks.
+func (c *replayCommand) file(ctx context.Context, wanted *replay.Job, detach bool, now time.Time) error {
+	job, filed, err := c.jobs.File(ctx, wanted, caller(), now)
+	if err != nil {
+		return err
+	}
+	if filed {
+		fmt.Fprintf(c.out, "job %s: %s\n", job.ID, summary(wanted.Request))
+	} else {
+		fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, name(job.By), job.At.Format(time.RFC3339))
+	}
+	if detach {
+		return nil
+	}
+	err = c.follow(ctx, job.ID)
+	if errors.Is(err, errRefused) && filed {
+		err = errors.Join(err, c.jobs.Remove(ctx, job.ID, caller(), time.Now()))
+	}
+	return err
 }
 
 // errRefused is the end of a job of which nothing was sent.
@@ -390,71 +417,93 @@ const (
 	patience = 15 * time.Second
 )
 
-// follow shows how far a job is until it has ended.
+// follow shows how far a job is until it has ended, and says what came of it.
 func (c *replayCommand) follow(ctx context.Context, id string) error {
 	m := newMeter(c.out)
-	started := time.Now()
-	var first, last replay.Progress
-	var firstShare float64
-	for begun := false; ; {
+	s, err := c.watch(ctx, id, m)
+	m.end()
+	switch {
+	case err != nil && ctx.Err() != nil:
+		fmt.Fprintf(c.out, "detached, the job goes on: penstock replay status %s\n", id)
+		return nil
+	case err != nil:
+		return err
+	case s.Phase() == replay.Refused:
+		hint := ""
+		if s.Plan.Error == "" {
+			hint = "\nchange that and try again, or go on with --accept-loss"
+		}
+		return fmt.Errorf("job %s is %w: %s%s", id, errRefused, plain(strings.Join(s.Refusals(), "; ")), hint)
+	}
+	sum, _ := s.Sum("")
+	fmt.Fprintf(c.out, "job %s is %s: %d items delivered, %d spans sampled out, %d dead-lettered\n", id, s.Phase(), sum.Delivered, sum.SampledOut, sum.Dead)
+	if sum.Gone > 0 {
+		return fmt.Errorf("job %s: %d messages expired from the streams before they were replayed; some of them may have been in the range", id, sum.Gone)
+	}
+	return nil
+}
+
+// watch shows how far a job is, and returns how it ended.
+func (c *replayCommand) watch(ctx context.Context, id string, m *meter) (replay.Status, error) {
+	var p pace
+	for {
 		s, err := c.jobs.Status(ctx, id)
-		if ctx.Err() != nil {
-			m.end()
-			fmt.Fprintf(c.out, "detached, the job goes on: penstock replay status %s\n", id)
-			return nil
+		if err = cmp.Or(ctx.Err(), err); err != nil {
+			return s, err
 		}
-		if err != nil {
-			m.end()
-			return err
-		}
-		sum, share := s.Sum("")
-		if !begun {
-			begun, first, firstShare, started = true, sum, share, time.Now()
-		}
-		took := time.Since(started).Seconds()
-		phase := s.Phase()
-		switch phase {
+		p.begin(s)
+		switch s.Phase() {
 		case replay.Checking:
 			line := "asking the backends whether they take data that old"
-			if time.Since(started) > patience {
+			if time.Since(p.started) > patience {
 				line += "; is a sink running?"
 			}
 			m.show(line)
 		case replay.Refused:
-			m.end()
-			hint := ""
-			if s.Plan.Error == "" {
-				hint = "\nchange that and try again, or go on with --accept-loss"
-			}
-			return fmt.Errorf("job %s is %w: %s%s", id, errRefused, plain(strings.Join(s.Refusals(), "; ")), hint)
+			return s, nil
+		case replay.Done, replay.Stopped:
+			m.show(p.line(s))
+			return s, nil
 		default:
-			line := fmt.Sprintf("%s  %d items  %.0f/s  %s", bar(share), sum.Delivered, float64(sum.Delivered-first.Delivered)/max(took, 1), rateText(int64(float64(sum.Bytes-first.Bytes)/max(took, 1))))
-			if rest := (1 - share) / max(share-firstShare, 1e-9) * took; phase == replay.Running && share > firstShare {
-				line += fmt.Sprintf("  %v left", time.Duration(rest*float64(time.Second)).Round(time.Second))
-			}
-			if phase == replay.Waiting {
-				line += fmt.Sprintf("  (%d jobs run at a time)", replay.MaxRunning)
-			}
-			if wait := waits(s); wait != "" {
-				line += "  (" + wait + ")"
-			}
-			for _, sig := range s.Signals { // the first to go where the terminal is narrow
-				_, part := s.Sum(sig)
-				line += fmt.Sprintf("  %s %.0f %%", sig, 100*part)
-			}
-			m.show(line)
-			last = sum
-		}
-		if phase == replay.Done || phase == replay.Stopped {
-			m.end()
-			fmt.Fprintf(c.out, "job %s is %s: %d items delivered, %d spans sampled out, %d dead-lettered\n", id, phase, last.Delivered, last.SampledOut, last.Dead)
-			if last.Gone > 0 {
-				return fmt.Errorf("job %s: %d messages expired from the streams before they were replayed; some of them may have been in the range", id, last.Gone)
-			}
-			return nil
+			m.show(p.line(s))
 		}
 		backoff.Sleep(ctx, followInterval)
 	}
+}
+
+// pace is how fast a job is, since its status was first seen.
+type pace struct {
+	started time.Time
+	first   replay.Progress
+	share   float64 // that was done then
+}
+
+func (p *pace) begin(s replay.Status) {
+	if p.started.IsZero() {
+		p.started = time.Now()
+		p.first, p.share = s.Sum("")
+	}
+}
+
+// line says how far a job is, and what it waits for.
+func (p *pace) line(s replay.Status) string {
+	sum, share := s.Sum("")
+	took := time.Since(p.started).Seconds()
+	line := fmt.Sprintf("%s  %d items  %.0f/s  %s", bar(share), sum.Delivered, float64(sum.Delivered-p.first.Delivered)/max(took, 1), rateText(int64(float64(sum.Bytes-p.first.Bytes)/max(took, 1))))
+	if rest := (1 - share) / max(share-p.share, 1e-9) * took; s.Phase() == replay.Running && share > p.share {
+		line += fmt.Sprintf("  %v left", time.Duration(rest*float64(time.Second)).Round(time.Second))
+	}
+	if s.Phase() == replay.Waiting {
+		line += fmt.Sprintf("  (%d jobs run at a time)", replay.MaxRunning)
+	}
+	if wait := waits(s); wait != "" {
+		line += "  (" + wait + ")"
+	}
+	for _, sig := range s.Signals { // the first to go where the terminal is narrow
+		_, part := s.Sum(sig)
+		line += fmt.Sprintf("  %s %.0f %%", sig, 100*part)
+	}
+	return line
 }
 
 // waits says what the lanes of a job wait for.
