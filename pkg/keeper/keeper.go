@@ -271,47 +271,21 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	}
 	k.show(s.name, at)
 	if now.Sub(s.agedAt) > min(agedInterval, s.age) {
-		s.agedAt, s.aged = now, 0
-		if old := now.Add(-s.age); state.Messages > 0 && state.FirstTime.Before(old) {
-			next, err := conn.SequenceAt(ctx, s.name, old)
-			if err != nil {
-				return err
-			}
-			s.aged = next - 1
+		if err := s.findAged(ctx, conn, state, now); err != nil {
+			return err
 		}
 		k.age(ctx, s, now, floors)
 	}
 	at.aged, at.done = s.aged, state.LastSeq
-	// What the lanes have finished is asked of the stream, lane by lane: counts and what was found
-	// before are not to be relied on.
-	upTo := at.removable()
-	for _, name := range slices.SortedFunc(maps.Keys(floors), func(a, b string) int { return cmp.Compare(floors[a].Done, floors[b].Done) }) {
-		f := floors[name]
-		if upTo < state.FirstSeq || f.Done >= upTo {
-			break
-		}
-		if failpoint.LaneIgnored && strings.HasPrefix(name, "loki-") {
-			continue
-		}
-		next, _, err := first(ctx, conn, s.name, name, f)
-		if err != nil {
-			return err
-		}
-		if next != 0 {
-			upTo = min(upTo, next-1)
-		}
+	upTo, err := s.unowed(ctx, conn, floors, at.removable())
+	if err != nil {
+		return err
 	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
 		return k.account(ctx, s, state, floors, 0)
 	}
-	// A server that was the stream's leader until just now would not have all of it.
-	switch last, _, err := conn.First(ctx, s.name, "", state.LastSeq); {
-	case err != nil:
+	if err := s.trusted(ctx, conn, now); err != nil {
 		return err
-	case last == 0:
-		return errors.New("the one who answers for the stream does not have its last message")
-	case time.Since(now) > patience:
-		return errors.New("this process was stopped, or the hub was slow")
 	}
 	if failpoint.KeeperTooFar {
 		upTo++
@@ -324,6 +298,57 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	}
 	s.freed = upTo - state.FirstSeq + 1
 	k.led.Removed(s.name).Add(float64(s.freed))
+	return nil
+}
+
+// findAged finds up to where messages are older than they need be kept.
+func (s *kept) findAged(ctx context.Context, conn hub, state bus.StreamState, now time.Time) error {
+	s.agedAt, s.aged = now, 0
+	old := now.Add(-s.age)
+	if state.Messages == 0 || !state.FirstTime.Before(old) {
+		return nil
+	}
+	next, err := conn.SequenceAt(ctx, s.name, old)
+	if err != nil {
+		return err
+	}
+	s.aged = next - 1
+	return nil
+}
+
+// unowed returns up to where, at most upTo, all lanes have finished. That is asked of the stream, lane by
+// lane: counts and what was found before are not to be relied on.
+func (s *kept) unowed(ctx context.Context, conn hub, floors map[string]bus.Floor, upTo uint64) (uint64, error) {
+	for _, name := range slices.SortedFunc(maps.Keys(floors), func(a, b string) int { return cmp.Compare(floors[a].Done, floors[b].Done) }) {
+		f := floors[name]
+		if upTo < s.state.FirstSeq || f.Done >= upTo {
+			break
+		}
+		if failpoint.LaneIgnored && strings.HasPrefix(name, "loki-") {
+			continue
+		}
+		next, _, err := first(ctx, conn, s.name, name, f)
+		if err != nil {
+			return 0, err
+		}
+		if next != 0 {
+			upTo = min(upTo, next-1)
+		}
+	}
+	return upTo, nil
+}
+
+// trusted reports why the answers of a look that began at a time are not enough to remove anything.
+func (s *kept) trusted(ctx context.Context, conn hub, began time.Time) error {
+	// A server that was the stream's leader until just now would not have all of it.
+	switch last, _, err := conn.First(ctx, s.name, "", s.state.LastSeq); {
+	case err != nil:
+		return err
+	case last == 0:
+		return errors.New("the one who answers for the stream does not have its last message")
+	case time.Since(began) > patience:
+		return errors.New("this process was stopped, or the hub was slow")
+	}
 	return nil
 }
 
@@ -471,44 +496,29 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	if first {
 		k.show(bus.Decisions, at)
 		k.tell(&kept{name: bus.Decisions}, state, nil, nil)
-	} else if at.max == 0 || at.room() > at.max/leastRoom {
+	} else if !at.nearlyFull() {
 		return nil
 	}
-	short := at.max > 0 && at.room() < at.max/4
+	short := at.fills()
 	if k.margin /= 2; !short {
 		k.margin = k.decisionsAge
 	}
 	if state.Messages == 0 || state.Forgets != "" || !short && (began.Sub(k.decided) < agedInterval || began.Sub(state.FirstTime) < k.margin) {
 		return nil
 	}
-	unrouted := began
-	if err := k.oldest(ctx, k.streams[otlpwire.Traces], func(_ string, stored time.Time) {
-		if stored.Before(unrouted) {
-			unrouted = stored
-		}
-	}); err != nil {
+	unrouted, err := k.unrouted(ctx, began)
+	if err != nil {
 		return err
 	}
 	var of []error
-	cuts := map[time.Time]uint64{} // lanes that have finished all have the same
+	r := removal{began: began, first: state.FirstSeq, margin: k.margin, cuts: map[time.Time]uint64{}}
 	if err := k.oldest(ctx, k.spans, func(lane string, stored time.Time) {
-		subject := k.journals[lane]
-		if subject == "" {
-			return // nobody's here
-		}
 		if stored.After(unrouted) && !short {
 			stored = unrouted
 		}
-		next, known := cuts[stored]
-		if !known {
-			if next, err = conn.SequenceAt(ctx, bus.Decisions, stored.Add(-k.margin)); err == nil {
-				cuts[stored] = next
-			}
+		if subject := k.journals[lane]; subject != "" { // else nobody's here
+			of = append(of, r.remove(ctx, conn, subject, stored))
 		}
-		if err == nil && next > state.FirstSeq && time.Since(began) < patience {
-			err = conn.Remove(ctx, bus.Decisions, subject, next-1)
-		}
-		of = append(of, err)
 	}); err != nil {
 		return err
 	}
@@ -517,6 +527,41 @@ func (k *Keeper) decisions(ctx context.Context, first bool) error {
 		k.led.Removed(bus.Decisions).Add(float64(state.Messages - min(after.Messages, state.Messages)))
 	}
 	return errors.Join(of...)
+}
+
+// unrouted returns since when the routers have a message that they have not finished; now when they
+// have finished all.
+func (k *Keeper) unrouted(ctx context.Context, now time.Time) (since time.Time, err error) {
+	since = now
+	err = k.oldest(ctx, k.streams[otlpwire.Traces], func(_ string, stored time.Time) {
+		if stored.Before(since) {
+			since = stored
+		}
+	})
+	return since, err
+}
+
+// removal is one removal of decisions, lane by lane.
+type removal struct {
+	began  time.Time
+	first  uint64               // of the stream
+	margin time.Duration        // for how long decisions are kept before the oldest span
+	cuts   map[time.Time]uint64 // by that span's time; lanes that have finished all have the same
+}
+
+// remove removes the decisions of a lane whose oldest span was stored at a time.
+func (r *removal) remove(ctx context.Context, conn hub, subject string, stored time.Time) (err error) {
+	next, known := r.cuts[stored]
+	if !known {
+		if next, err = conn.SequenceAt(ctx, bus.Decisions, stored.Add(-r.margin)); err != nil {
+			return err
+		}
+		r.cuts[stored] = next
+	}
+	if next <= r.first || time.Since(r.began) >= patience {
+		return nil
+	}
+	return conn.Remove(ctx, bus.Decisions, subject, next-1)
 }
 
 // oldest tells of every lane of a stream when the first message was stored that it has not

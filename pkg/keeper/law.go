@@ -35,6 +35,12 @@ func (s stream) owed() uint64 { return min(s.size(s.last-min(s.done, s.last)), s
 // removed.
 func (s stream) room() uint64 { return s.max - min(s.owed(), s.max) }
 
+// fills reports whether a bounded stream has less than a quarter of its room left.
+func (s stream) fills() bool { return s.max > 0 && s.room() < s.max/4 }
+
+// nearlyFull reports whether a bounded stream has no more room left than there should be.
+func (s stream) nearlyFull() bool { return s.max > 0 && s.room() <= s.max/leastRoom }
+
 // removable returns the sequence up to which messages are to be removed, 0 for none: what is old,
 // and what is in the way of what comes. Nothing behind done.
 func (s stream) removable() uint64 {

@@ -88,37 +88,58 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 	if because != "" {
 		losses = append(losses, k.missing(ctx, s, m, state, floors, because)...)
 	}
-	if m.Created.Equal(state.Created.UTC()) {
-		for name, was := range m.Lanes {
-			_, there := floors[name]
-			if _, ours := s.lanes[name]; !there && !ours {
-				losses = append(losses, Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: givenUp})
-			}
-		}
-	}
+	losses = append(losses, s.abandoned(m, state, floors)...)
 	next := remembered(state, floors, upTo)
-	if next.Created.Equal(m.Created) {
-		next.Removed = max(next.Removed, m.Removed)
-	}
-	next.revision, next.stored, next.unsaved = m.revision, m.stored, m.unsaved || !maps.Equal(next.Lanes, m.Lanes)
-	if now.After(k.blind) && (because != "" || len(losses) > 0 || !next.Created.Equal(m.Created) || next.Removed > m.Removed ||
-		next.unsaved && now.Sub(m.stored) > rememberInterval) {
+	next.follow(m)
+	if now.After(k.blind) && (because != "" || len(losses) > 0 || next.urgent(m, now)) {
 		if err := k.store(ctx, s.name, &next, now); err != nil {
 			return k.see(s, err)
 		}
 	}
 	s.memory = next
 	for _, l := range losses { // nobody else has told of them
-		if l.Because == givenUp {
-			k.led.Abandoned(s.name).Add(float64(l.Messages))
-			k.log.Error("lane abandoned with unfinished messages; they are lost for its backend", "stream", s.name, "lanes", l.Lanes)
-		} else {
-			k.led.Lost(s.name).Add(float64(l.Messages))
-			k.log.Error("unfinished messages disappeared from the stream", "stream", s.name, "messages", l.Messages, "lanes", l.Lanes, "because", because)
-		}
+		k.tellLoss(l)
 		k.record(context.WithoutCancel(ctx), l)
 	}
 	return nil
+}
+
+// abandoned returns what lanes were owed that are gone, and are none of those that there should be.
+func (s *kept) abandoned(m memory, state bus.StreamState, floors map[string]bus.Floor) (losses []Loss) {
+	if !m.Created.Equal(state.Created.UTC()) {
+		return nil
+	}
+	for name, was := range m.Lanes {
+		_, there := floors[name]
+		if _, ours := s.lanes[name]; !there && !ours {
+			losses = append(losses, Loss{Stream: s.name, Messages: was.Lag, Lanes: map[string]uint64{name: was.Lag}, Because: givenUp})
+		}
+	}
+	return losses
+}
+
+// follow takes over what stays true of the memory before, and what of it is in the bucket.
+func (m *memory) follow(was memory) {
+	if m.Created.Equal(was.Created) {
+		m.Removed = max(m.Removed, was.Removed)
+	}
+	m.revision, m.stored, m.unsaved = was.revision, was.stored, was.unsaved || !maps.Equal(m.Lanes, was.Lanes)
+}
+
+// urgent reports whether what has changed since the memory before must be in the bucket now.
+func (m *memory) urgent(was memory, now time.Time) bool {
+	return !m.Created.Equal(was.Created) || m.Removed > was.Removed || m.unsaved && now.Sub(was.stored) > rememberInterval
+}
+
+// tellLoss counts a loss and tells of it in the log.
+func (k *Keeper) tellLoss(l Loss) {
+	if l.Because == givenUp {
+		k.led.Abandoned(l.Stream).Add(float64(l.Messages))
+		k.log.Error("lane abandoned with unfinished messages; they are lost for its backend", "stream", l.Stream, "lanes", l.Lanes)
+		return
+	}
+	k.led.Lost(l.Stream).Add(float64(l.Messages))
+	k.log.Error("unfinished messages disappeared from the stream", "stream", l.Stream, "messages", l.Messages, "lanes", l.Lanes, "because", l.Because)
 }
 
 const givenUp = "the lane was abandoned"

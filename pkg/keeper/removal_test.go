@@ -1,0 +1,81 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+)
+
+// scripted is a hub that gives the answers of a test.
+type scripted struct {
+	hub
+	last    uint64 // that First finds
+	err     error  // of First
+	denied  string // what Remove refuses
+	asked   int    // how often SequenceAt was
+	removed map[string]uint64
+}
+
+func (h *scripted) First(context.Context, string, string, uint64) (uint64, time.Time, error) {
+	return h.last, time.Time{}, h.err
+}
+
+func (h *scripted) SequenceAt(context.Context, string, time.Time) (uint64, error) {
+	h.asked++
+	return 11, nil
+}
+
+func (h *scripted) Remove(_ context.Context, _, subject string, upTo uint64) error {
+	if subject == h.denied {
+		return errors.New("denied")
+	}
+	h.removed[subject] = upTo
+	return nil
+}
+
+// TestWhoIsTrusted: nothing is removed on the word of a server that does not have the end of the
+// stream, nor on answers that are old.
+func TestWhoIsTrusted(t *testing.T) {
+	s := &kept{name: "LOGS", state: bus.StreamState{LastSeq: 7}}
+	for name, tc := range map[string]struct {
+		hub   scripted
+		began time.Time
+		want  string
+	}{
+		"sound":     {scripted{last: 7}, time.Now(), ""},
+		"no answer": {scripted{err: errors.New("no responders")}, time.Now(), "no responders"},
+		"behind":    {scripted{}, time.Now(), "does not have its last message"},
+		"slept":     {scripted{last: 7}, time.Now().Add(-2 * patience), "this process was stopped"},
+	} {
+		err := s.trusted(t.Context(), &tc.hub, tc.began)
+		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+}
+
+// TestOneLaneHoldsUpNoOther: decisions of a lane are removed though those of another cannot be, and
+// the hub is asked once for the place of a time.
+func TestOneLaneHoldsUpNoOther(t *testing.T) {
+	at := time.Now()
+	h := &scripted{denied: "d.0", removed: map[string]uint64{}}
+	r := removal{began: at, first: 1, cuts: map[time.Time]uint64{}}
+	if err := r.remove(t.Context(), h, "d.0", at); err == nil {
+		t.Error("no error of the lane that is refused")
+	}
+	if err := r.remove(t.Context(), h, "d.1", at); err != nil || h.removed["d.1"] != 10 || h.asked != 1 {
+		t.Errorf("%v, removed %v, asked %d times", err, h.removed, h.asked)
+	}
+	r.first = 11
+	if err := r.remove(t.Context(), h, "d.2", at); err != nil || len(h.removed) != 1 {
+		t.Errorf("nothing is that old: %v, removed %v", err, h.removed)
+	}
+	r = removal{began: at.Add(-2 * patience), first: 1, cuts: map[time.Time]uint64{}}
+	if err := r.remove(t.Context(), h, "d.2", at); err != nil || len(h.removed) != 1 {
+		t.Errorf("on old answers: %v, removed %v", err, h.removed)
+	}
+}
