@@ -98,48 +98,64 @@ const (
 
 // Validate reports every mistake at once.
 func (r Request) Validate() error {
-	var errs []error
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	var m mistakes
+	r.checkRange(&m)
+	r.checkSignals(&m)
+	r.checkNames(&m)
+	if len(r.Policies) > maxPolicies {
+		m.add("the policies are %d bytes, want at most %d", len(r.Policies), maxPolicies)
+	}
+	if r.NoSampling && r.Policies != "" {
+		m.add("policies and no sampling at all exclude each other")
+	}
+	if r.Late < 0 {
+		m.add("late is %v, want 0 or more", r.Late)
+	}
+	return errors.Join(m...)
+}
+
+// mistakes are what is wrong with a request.
+type mistakes []error
+
+func (m *mistakes) add(format string, args ...any) { *m = append(*m, fmt.Errorf(format, args...)) }
+
+func (r Request) checkRange(m *mistakes) {
 	if (r.From.Seq > 0) != (r.To.Seq > 0) {
-		fail("from is %v, to is %v: want two times or two sequences", r.From, r.To)
+		m.add("from is %v, to is %v: want two times or two sequences", r.From, r.To)
 	}
 	if r.From.Seq > 0 && len(r.Signals) != 1 {
-		fail("from is the sequence %d: every signal has a stream of its own, name one with --signal", r.From.Seq)
+		m.add("from is the sequence %d: every signal has a stream of its own, name one with --signal", r.From.Seq)
 	}
 	if r.From.Seq > 0 && r.From.Seq > r.To.Seq || r.From.Seq == 0 && !r.From.Time.Before(r.To.Time) {
-		fail("the range from %v to %v is empty", r.From, r.To)
+		m.add("the range from %v to %v is empty", r.From, r.To)
 	}
+}
+
+func (r Request) checkSignals(m *mistakes) {
 	if len(r.Signals) == 0 {
-		fail("no signal is named")
+		m.add("no signal is named")
 	}
 	if len(r.Signals) > len(otlpwire.Signals) {
-		fail("%d signals are named, there are %d", len(r.Signals), len(otlpwire.Signals))
-		r.Signals = nil
-	}
-	if len(r.Policies) > maxPolicies {
-		fail("the policies are %d bytes, want at most %d", len(r.Policies), maxPolicies)
+		m.add("%d signals are named, there are %d", len(r.Signals), len(otlpwire.Signals))
+		return
 	}
 	for _, s := range r.Signals {
 		if _, err := otlpwire.ParseSignal(s); err != nil {
-			errs = append(errs, err)
+			*m = append(*m, err)
 		}
 	}
+}
+
+func (r Request) checkNames(m *mistakes) {
 	if len(r.Instances) > maxNames || len(r.Backends) > maxNames {
-		fail("%d instances and %d backends are named, want at most %d: use a glob", len(r.Instances), len(r.Backends), maxNames)
-		r.Instances = nil
+		m.add("%d instances and %d backends are named, want at most %d: use a glob", len(r.Instances), len(r.Backends), maxNames)
+		return
 	}
 	for _, g := range r.Instances {
 		if _, err := path.Match(g, ""); err != nil || g == "" || len(g) > maxName {
-			fail("instance %q is no name and no glob such as shop-*", g)
+			m.add("instance %q is no name and no glob such as shop-*", g)
 		}
 	}
-	if r.NoSampling && r.Policies != "" {
-		fail("policies and no sampling at all exclude each other")
-	}
-	if r.Late < 0 {
-		fail("late is %v, want 0 or more", r.Late)
-	}
-	return errors.Join(errs...)
 }
 
 // Matches reports whether the request names an instance.

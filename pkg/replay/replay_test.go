@@ -50,6 +50,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"exclude each other": func(r *Request) { r.NoSampling, r.Policies = true, "x" },
 		"late is":            func(r *Request) { r.Late = -1 },
 		"at most":            func(r *Request) { r.Backends = make([]string, 65) },
+		"signals are named":  func(r *Request) { r.Signals = make([]string, 4) },
+		"the policies are":   func(r *Request) { r.Policies = strings.Repeat("x", 128<<10+1) },
 	} {
 		if err := request(change).Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", want, err)
