@@ -353,37 +353,71 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		n++
 	}
 	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
-		switch {
-		case seq <= upto:
-			out.Duplicates += n // it was there when the trace was decided, by another sampler
-			return
-		case kept == nil:
-			out.SampledOut += n
+		s.addLate(in, seq, n, kept, upto, g, out)
+		return
+	}
+	t := in.traces[id]
+	if t == nil {
+		if t = s.open(in, seq, id, arrival, out); t == nil {
 			return
 		}
+	}
+	fresh := s.addSpans(in, t, arrival, g)
+	out.Duplicates += n - fresh
+	if fresh == 0 {
+		return
+	}
+	t.spans += fresh
+	t.load.Max(load)
+	t.silent = t.silent || load == (envelope.Load{})
+	s.hold(in, t, g.Fragment(s.fresh), fresh)
+	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
+		s.putBack(in, arrival, out)
+	}
+	if t.place >= 0 && s.tooLarge(t) {
+		out.TooLarge++
+		heap.Remove(&in.queue, t.place)
+		s.conclude(in, t, policy.Verdict{}, out)
+	}
+}
+
+// addLate adds n spans of a trace that is decided: they follow the decision. Of those up to the sequence
+// upto nothing is left to be done.
+func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto uint64, g otlpwire.Group, out *Output) {
+	switch {
+	case seq <= upto:
+		out.Duplicates += n
+	case kept == nil:
+		out.SampledOut += n
+	default:
 		s.held.owed.add(seq)
 		out.Exports = append(out.Exports, Export{
 			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, pieces: []otlpwire.Fragment{g.Fragment(nil)},
 		})
-		return
 	}
-	t := in.traces[id]
-	if t == nil && s.full(in) {
+}
+
+// open begins a trace, unless there is no room: then it is passed over, and nil.
+func (s *Sampler) open(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
+	if s.full(in) {
 		if !in.passed {
 			s.held.owed.add(seq) // for ever: the floor stays below
 			s.passOver(in, arrival, out)
 		}
-		return
+		return nil
 	}
-	if t == nil {
-		t = &trace{id: id, rules: s.rules(seq), first: arrival - in.skew, seq: seq, read: s.now}
-		t.setDue()
-		in.traces[id] = t
-		heap.Push(&in.queue, t)
-		s.held.owed.add(seq)
-		s.take(in, t, traceBytes)
-	}
-	fresh := 0
+	t := &trace{id: id, rules: s.rules(seq), first: arrival - in.skew, seq: seq, read: s.now}
+	t.setDue()
+	in.traces[id] = t
+	heap.Push(&in.queue, t)
+	s.held.owed.add(seq)
+	s.take(in, t, traceBytes)
+	return t
+}
+
+// addSpans notes in s.fresh which spans of g are not held yet, and returns how many. A root span
+// may close the window.
+func (s *Sampler) addSpans(in *instance, t *trace, arrival int64, g otlpwire.Group) (fresh int) {
 	s.fresh = s.fresh[:0]
 	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
 	for item, scope := range g.ItemsIn() {
@@ -401,23 +435,14 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 			heap.Fix(&in.queue, t.place)
 		}
 	}
-	out.Duplicates += n - fresh
-	if fresh == 0 {
-		return
-	}
-	t.spans += fresh
-	t.load.Max(load)
-	t.silent = t.silent || load == (envelope.Load{})
-	s.hold(in, t, g.Fragment(s.fresh), fresh)
-	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
-		s.putBack(in, arrival, out)
-	}
+	return fresh
+}
+
+// tooLarge reports whether a trace takes half of the memory by itself, or more than its policies
+// allow.
+func (s *Sampler) tooLarge(t *trace) bool {
 	own := t.rules.MaxTraceBytes
-	if (t.held > s.maxBytes/2 || own > 0 && t.size > own) && t.place >= 0 {
-		out.TooLarge++
-		heap.Remove(&in.queue, t.place)
-		s.conclude(in, t, policy.Verdict{}, out)
-	}
+	return t.held > s.maxBytes/2 || own > 0 && t.size > own
 }
 
 // digest is a hash of what is in something that has the digest of. A span's is one of its
