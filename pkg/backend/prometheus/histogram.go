@@ -90,34 +90,15 @@ func (h *otlpHistogram) finite() {
 func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) error {
 	h := &t.histogram
 	h.reset()
-	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
-		switch f.Tag {
-		case 6<<3 | otlpwire.Bytes:
-			for b := f.Bytes; len(b) >= 8; b = b[8:] {
-				h.counts = append(h.counts, binary.LittleEndian.Uint64(b))
-			}
-		case 6<<3 | otlpwire.Fixed64:
-			h.counts = append(h.counts, f.Bits)
-		case 7<<3 | otlpwire.Bytes:
-			for b := f.Bytes; len(b) >= 8; b = b[8:] {
-				h.bounds = append(h.bounds, math.Float64frombits(binary.LittleEndian.Uint64(b)))
-			}
-		case 7<<3 | otlpwire.Fixed64:
-			h.bounds = append(h.bounds, f.Double())
-		default:
-			h.total(f)
-		}
-	})
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) { h.readExplicit(f) })
 	h.finite()
-	switch {
-	case err != nil:
-		return err
-	case len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1:
-		return errCounts
-	case !slices.IsSorted(h.bounds):
-		return errBounds
+	if err == nil {
+		err = h.bounded()
 	}
-	if pt, err = t.histogramPoint(m, names, pt); err != nil {
+	if err == nil {
+		pt, err = t.histogramPoint(m, names, pt)
+	}
+	if err != nil {
 		return err
 	}
 	if t.meets(t.at(names.count, label{}, false), pt) {
@@ -127,6 +108,43 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 	if h.summed || pt.ended {
 		t.one(names.sum, label{}, pt, h.sum)
 	}
+	t.bucketSeries(h, names.bucket, pt)
+	return nil
+}
+
+// readExplicit reads the fields that only histograms with bounds have, and those of all.
+func (h *otlpHistogram) readExplicit(f otlpwire.Field) {
+	switch f.Tag {
+	case 6<<3 | otlpwire.Bytes:
+		for b := f.Bytes; len(b) >= 8; b = b[8:] {
+			h.counts = append(h.counts, binary.LittleEndian.Uint64(b))
+		}
+	case 6<<3 | otlpwire.Fixed64:
+		h.counts = append(h.counts, f.Bits)
+	case 7<<3 | otlpwire.Bytes:
+		for b := f.Bytes; len(b) >= 8; b = b[8:] {
+			h.bounds = append(h.bounds, math.Float64frombits(binary.LittleEndian.Uint64(b)))
+		}
+	case 7<<3 | otlpwire.Fixed64:
+		h.bounds = append(h.bounds, f.Double())
+	default:
+		h.total(f)
+	}
+}
+
+// bounded reports what is wrong with the buckets of a histogram with bounds.
+func (h *otlpHistogram) bounded() error {
+	if len(h.counts) > 0 && len(h.counts) != len(h.bounds)+1 {
+		return errCounts
+	}
+	if !slices.IsSorted(h.bounds) {
+		return errBounds
+	}
+	return nil
+}
+
+// bucketSeries adds the series of the buckets, each with the exemplars that are not above its bound.
+func (t *translation) bucketSeries(h *otlpHistogram, name uint32, pt point) {
 	slices.SortStableFunc(t.marks, func(a, b mark) int {
 		if a.value < b.value {
 			return -1
@@ -142,16 +160,15 @@ func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) 
 		if i < len(h.counts) {
 			total += h.counts[i]
 		}
-		s := t.one(names.bucket, label{name: le, value: t.les[i]}, pt, float64(total))
+		s := t.one(name, label{name: le, value: t.les[i]}, pt, float64(total))
 		for ; len(marks) > 0 && !(marks[0].value > h.bounds[i]); marks = marks[1:] {
 			t.attach(s, marks[0].entry)
 		}
 	}
-	s := t.one(names.bucket, label{name: le, value: t.symbols.addString("+Inf")}, pt, float64(h.count))
+	s := t.one(name, label{name: le, value: t.symbols.addString("+Inf")}, pt, float64(h.count))
 	for ; len(marks) > 0; marks = marks[1:] {
 		t.attach(s, marks[0].entry)
 	}
-	return nil
 }
 
 // le makes t.les of bounds, which are mostly those of the point before.
@@ -200,30 +217,9 @@ type span struct {
 func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyNames) error {
 	h := &t.histogram
 	h.reset()
-	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) {
-		switch f.Tag {
-		case 6<<3 | otlpwire.Varint:
-			h.scale = f.Sint32()
-		case 7<<3 | otlpwire.Fixed64:
-			h.zeros = f.Bits
-		case 8<<3 | otlpwire.Bytes:
-			h.positive.read(f.Bytes)
-		case 9<<3 | otlpwire.Bytes:
-			h.negative.read(f.Bytes)
-		case 14<<3 | otlpwire.Fixed64:
-			h.threshold = f.Double()
-		default:
-			h.total(f)
-		}
-	})
-	switch {
-	case err != nil:
-	case !(h.threshold >= 0) || math.IsInf(h.threshold, 1):
-		err = errThreshold
-	case h.scale < minSchema:
-		err = errScale
-	case !pt.ended && !h.counted():
-		err = errCounted
+	pt, err := t.read(p, m.Kind, func(f otlpwire.Field) { h.readExponential(f) })
+	if err == nil {
+		err = h.representable(pt.ended)
 	}
 	if err == nil {
 		pt, err = t.histogramPoint(m, names, pt)
@@ -231,17 +227,7 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 	if err != nil {
 		return err
 	}
-	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema), threshold: h.threshold}
-	if n.threshold == 0 {
-		n.threshold = zeroThreshold
-	}
-	down := uint(h.scale - n.schema)
-	n.positive, n.negative = h.positive.sparse(down), h.negative.sparse(down)
-	if pt.ended {
-		n.count, n.sum = stale, staleNaN
-	} else if h.summed {
-		n.sum = h.sum
-	}
+	n := h.native(pt.ended)
 	s := t.at(names.plain, label{}, true)
 	if t.meets(s, pt) {
 		return errCollides
@@ -252,6 +238,55 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 		t.attach(s, k.entry)
 	}
 	return nil
+}
+
+// readExponential reads the fields that only exponential histograms have, and those of all.
+func (h *otlpHistogram) readExponential(f otlpwire.Field) {
+	switch f.Tag {
+	case 6<<3 | otlpwire.Varint:
+		h.scale = f.Sint32()
+	case 7<<3 | otlpwire.Fixed64:
+		h.zeros = f.Bits
+	case 8<<3 | otlpwire.Bytes:
+		h.positive.read(f.Bytes)
+	case 9<<3 | otlpwire.Bytes:
+		h.negative.read(f.Bytes)
+	case 14<<3 | otlpwire.Fixed64:
+		h.threshold = f.Double()
+	default:
+		h.total(f)
+	}
+}
+
+// representable reports why Prometheus has no native histogram like an exponential one. Of a series
+// that has ended the buckets do not count.
+func (h *otlpHistogram) representable(ended bool) error {
+	switch {
+	case !(h.threshold >= 0) || math.IsInf(h.threshold, 1):
+		return errThreshold
+	case h.scale < minSchema:
+		return errScale
+	case !ended && !h.counted():
+		return errCounted
+	}
+	return nil
+}
+
+// native returns an exponential histogram as a native one, that of a series that has ended as the mark
+// of that.
+func (h *otlpHistogram) native(ended bool) native {
+	n := native{count: h.count, zeros: h.zeros, schema: min(h.scale, maxSchema), threshold: h.threshold}
+	if n.threshold == 0 {
+		n.threshold = zeroThreshold
+	}
+	down := uint(h.scale - n.schema)
+	n.positive, n.negative = h.positive.sparse(down), h.negative.sparse(down)
+	if ended {
+		n.count, n.sum = stale, staleNaN
+	} else if h.summed {
+		n.sum = h.sum
+	}
+	return n
 }
 
 // counted reports whether the buckets of an exponential histogram hold what its count says, as

@@ -428,6 +428,25 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 	if limits.NewSeries == 0 {
 		return nil
 	}
+	g := m.guards[t.instance]
+	if g == nil {
+		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(max(pt.at, t.now-dayNanos), t.now) / minuteNanos)}
+		m.guards[t.instance] = g
+	}
+	g.reach(int64(pt.at / minuteNanos))
+	hash := t.seriesHash(name, shape)
+	if g.knows(hash) {
+		return nil
+	}
+	if err := g.roomFor(t, limits); err != nil {
+		return err
+	}
+	g.enter(t, hash, 1+len(shape))
+	return nil
+}
+
+// seriesHash is a hash of the series of the point at hand.
+func (t *translation) seriesHash(name uint32, shape []float64) uint64 {
 	hash := t.symbols.hashes[name]
 	for _, b := range shape {
 		hash = (hash ^ math.Float64bits(b)) * 0x9e3779b97f4a7c15
@@ -435,25 +454,35 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 	for _, l := range t.labels {
 		hash = (hash^t.symbols.hashes[l.name])*0x9e3779b97f4a7c15 + t.symbols.hashes[l.value]
 	}
-	g := m.guards[t.instance]
-	if g == nil {
-		g = &guard{young: make(map[uint64]struct{}), values: make(map[uint64]map[uint64]struct{}), first: int64(min(max(pt.at, t.now-dayNanos), t.now) / minuteNanos)}
-		m.guards[t.instance] = g
+	return hash
+}
+
+// reach goes on to a minute, if it is later.
+func (g *guard) reach(minute int64) {
+	if minute <= g.minute {
+		return
 	}
-	if minute := int64(pt.at / minuteNanos); minute > g.minute {
-		g.minute, g.fresh = minute, 0
-		if hour := minute / hourMinutes; hour > g.hour {
-			g.hour, g.old, g.young = hour, g.young, make(map[uint64]struct{})
-			clear(g.values)
-		}
+	g.minute, g.fresh = minute, 0
+	if hour := minute / hourMinutes; hour > g.hour {
+		g.hour, g.old, g.young = hour, g.young, make(map[uint64]struct{})
+		clear(g.values)
 	}
+}
+
+// knows reports whether a series has come in this hour or the one before.
+func (g *guard) knows(hash uint64) bool {
 	if _, known := g.young[hash]; known {
-		return nil
+		return true
 	}
 	if _, known := g.old[hash]; known {
 		g.young[hash] = struct{}{}
-		return nil
+		return true
 	}
+	return false
+}
+
+// roomFor reports why the new series of the point at hand is one too many.
+func (g *guard) roomFor(t *translation, limits *Limits) error {
 	most, values := limits.NewSeries, limits.LabelValues
 	if g.minute < g.first+learning {
 		most *= 10
@@ -471,6 +500,11 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 			}
 		}
 	}
+	return nil
+}
+
+// enter takes in the point at hand, which is so many new series.
+func (g *guard) enter(t *translation, hash uint64, series int) {
 	for _, l := range t.own {
 		v := g.values[t.symbols.hashes[l.name]]
 		if v == nil {
@@ -479,7 +513,6 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 		}
 		v[t.symbols.hashes[l.value]] = struct{}{}
 	}
-	g.fresh += 1 + len(shape)
+	g.fresh += series
 	g.young[hash] = struct{}{}
-	return nil
 }

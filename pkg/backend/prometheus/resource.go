@@ -147,29 +147,9 @@ const maxTargetSamples = 24
 // targetInfo adds the samples of target_info for the resource at hand, from its first
 // point to its last, unless it was written a short while ago.
 func (t *translation) targetInfo() {
-	t.attributes, t.target = t.attributes[:0], t.target[:0]
-	otlpwire.EachResourceAttribute(t.about, func(key, value []byte) {
-		if slices.Contains(identifying, string(key)) {
-			return
-		}
-		if _, err := t.names.labelName(key); err == nil {
-			t.attributes = append(t.attributes, attribute{key, value})
-		}
-	})
-	if len(t.attributes) == 0 || len(t.attributes) > maxTarget || t.job == 0 && t.host == 0 {
+	if !t.setTarget() {
 		return
 	}
-	var err error
-	if t.target, err = t.addAttributes(t.target, t.attributes, ""); err != nil {
-		return
-	}
-	if t.job != 0 {
-		t.target = t.claim(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
-	}
-	if t.host != 0 {
-		t.target = t.claim(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
-	}
-	t.target = t.order(t.external(t.target))
 	name := t.symbols.addString("target_info")
 	t.labels = append(t.labels[:0], t.target...)
 	t.place()
@@ -193,4 +173,33 @@ func (t *translation) targetInfo() {
 	}
 	t.put(n, point{at: uint64(end) * 1e6}, 1, none)
 	t.memory.wroteTarget(id, end)
+}
+
+// setTarget makes t.target the labels of target_info for the resource at hand. It returns false where
+// there is nothing to tell, or nobody to tell it of.
+func (t *translation) setTarget() bool {
+	t.attributes, t.target = t.attributes[:0], t.target[:0]
+	otlpwire.EachResourceAttribute(t.about, func(key, value []byte) {
+		if slices.Contains(identifying, string(key)) {
+			return
+		}
+		if _, err := t.names.labelName(key); err == nil {
+			t.attributes = append(t.attributes, attribute{key, value})
+		}
+	})
+	if len(t.attributes) == 0 || len(t.attributes) > maxTarget || t.job == 0 && t.host == 0 {
+		return false
+	}
+	var err error
+	if t.target, err = t.addAttributes(t.target, t.attributes, ""); err != nil {
+		return false
+	}
+	if t.job != 0 {
+		t.target = t.claim(t.target, label{name: t.symbols.addString(jobLabel), value: t.job})
+	}
+	if t.host != 0 {
+		t.target = t.claim(t.target, label{name: t.symbols.addString(instanceLabel), value: t.host})
+	}
+	t.target = t.order(t.external(t.target))
+	return true
 }

@@ -117,6 +117,7 @@ type translation struct {
 	values     []float64
 	sort       []sample
 	histogram  otlpHistogram
+	incoming   otlpExemplar
 }
 
 // mark is an exemplar of the point at hand.
@@ -208,19 +209,43 @@ func (t *translation) metric(m *otlpwire.Metric) {
 	if m.Kind == otlpwire.NoMetric {
 		return
 	}
-	if m.Kind != otlpwire.Gauge && m.Kind != otlpwire.Summary && m.Temporality != otlpwire.Cumulative && m.Temporality != otlpwire.Delta {
-		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errTemporality))
+	var f family
+	err := supported(m)
+	if err == nil {
+		f, t.id = t.names.family(m, t.id)
+		err = f.err
+	}
+	if err != nil {
+		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, err))
 		return
+	}
+	names := t.begin(m, f)
+	for p := range m.Points() {
+		if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
+			return
+		}
+		t.replaces, t.collides = false, false
+		t.settle(m, t.addPoint(m, p, names))
+		t.point++
+	}
+}
+
+// supported reports why Prometheus has no metric like m.
+func supported(m *otlpwire.Metric) error {
+	if m.Kind == otlpwire.Gauge || m.Kind == otlpwire.Summary {
+		return nil
+	}
+	if m.Temporality != otlpwire.Cumulative && m.Temporality != otlpwire.Delta {
+		return errTemporality
 	}
 	if m.Kind == otlpwire.Sum && m.Temporality == otlpwire.Delta && !m.Monotonic {
-		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, errUpDown))
-		return
+		return errUpDown
 	}
-	var f family
-	if f, t.id = t.names.family(m, t.id); f.err != nil {
-		t.refuseAll(m, fmt.Errorf("metric %q: %w", m.Name, f.err))
-		return
-	}
+	return nil
+}
+
+// begin makes the metric that of the points that follow, and returns the names of its series.
+func (t *translation) begin(m *otlpwire.Metric, f family) familyNames {
 	t.family = uint32(len(t.families))
 	t.families = append(t.families, metadata{
 		name: t.symbols.addString(f.name), help: t.symbols.add(m.Description), unit: t.symbols.addString(f.unit), kind: prometheusType(m),
@@ -235,25 +260,22 @@ func (t *translation) metric(m *otlpwire.Metric) {
 		t.reserved = t.symbols.addString(quantileLabel)
 		names.sum, names.count = t.suffixed(f.name, "_sum"), t.suffixed(f.name, "_count")
 	}
-	for p := range m.Points() {
-		if t.large = t.large || len(t.pairs) > maxPairs || len(t.symbols.text) > maxText; t.large {
-			return
-		}
-		var err error
-		t.replaces, t.collides = false, false
-		switch m.Kind {
-		case otlpwire.Gauge, otlpwire.Sum:
-			err = t.number(m, p, names)
-		case otlpwire.Histogram:
-			err = t.explicit(m, p, names)
-		case otlpwire.ExponentialHistogram:
-			err = t.exponential(m, p, names)
-		case otlpwire.Summary:
-			err = t.summary(p, names)
-		}
-		t.settle(m, err)
-		t.point++
+	return names
+}
+
+// addPoint adds a point, or says why not.
+func (t *translation) addPoint(m *otlpwire.Metric, p []byte, names familyNames) error {
+	switch m.Kind {
+	case otlpwire.Gauge, otlpwire.Sum:
+		return t.number(m, p, names)
+	case otlpwire.Histogram:
+		return t.explicit(m, p, names)
+	case otlpwire.ExponentialHistogram:
+		return t.exponential(m, p, names)
+	case otlpwire.Summary:
+		return t.summary(p, names)
 	}
+	return nil
 }
 
 // settle says what became of the point at hand.
