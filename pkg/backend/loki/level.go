@@ -195,31 +195,46 @@ func eachMember(object []byte, visit func(key, value []byte)) {
 
 // jsonValue returns the value that text begins with; nothing when it does not end.
 func jsonValue(text []byte) []byte {
-	depth, quoted := 0, false
+	depth := 0
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
-		case quoted && c == '\\':
-			i++
-			continue
 		case c == '"':
-			quoted = !quoted
-		case quoted:
-			continue
+			if i = closingQuote(text, i); i == len(text) {
+				return nil
+			}
 		case c == '{' || c == '[':
 			depth++
 			continue
-		case depth == 0 && (c == ',' || c == ':' || c == '}' || c == ']' || c <= ' '):
+		case depth == 0 && endsAtom(c):
 			return text[:i]
 		case c == '}' || c == ']':
 			depth--
 		default:
 			continue
 		}
-		if depth == 0 && !quoted {
+		if depth == 0 {
 			return text[:i+1]
 		}
 	}
 	return nil
+}
+
+// closingQuote returns where the string ends that begins at i, len(text) when it does not.
+func closingQuote(text []byte, i int) int {
+	for i++; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case '"':
+			return i
+		}
+	}
+	return len(text)
+}
+
+// endsAtom reports whether c comes behind a number, true, false or null, and is no part of it.
+func endsAtom(c byte) bool {
+	return c == ',' || c == ':' || c == '}' || c == ']' || c <= ' '
 }
 
 const (

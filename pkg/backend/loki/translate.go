@@ -230,97 +230,113 @@ func (b *batch) metadata(dst []byte, name string, value []byte) []byte {
 
 // add1 adds one LogRecord message.
 func (b *batch) add1(rec []byte) {
-	var (
-		at, observed           uint64
-		number, dropped, flags uint64
-		severity, event        []byte
-		body, trace, span      []byte
-		first, attributes      = -1, 0
-	)
-	for i := 0; i < len(rec); {
-		was := i
-		var f otlpwire.Field
-		switch f, i = otlpwire.NextField(rec, i); f.Tag {
-		case 1<<3 | otlpwire.Fixed64:
-			at = f.Bits
-		case 11<<3 | otlpwire.Fixed64:
-			observed = f.Bits
-		case 2<<3 | otlpwire.Varint:
-			number = f.Bits
-		case 3<<3 | otlpwire.Bytes:
-			severity = f.Bytes
-		case 5<<3 | otlpwire.Bytes:
-			body = f.Bytes
-		case 6<<3 | otlpwire.Bytes:
-			if first < 0 {
-				first = was
-			}
-			attributes = i
-		case 7<<3 | otlpwire.Varint:
-			dropped = f.Bits
-		case 8<<3 | otlpwire.Fixed32:
-			flags = f.Bits
-		case 9<<3 | otlpwire.Bytes:
-			trace = f.Bytes
-		case 10<<3 | otlpwire.Bytes:
-			span = f.Bytes
-		case 12<<3 | otlpwire.Bytes:
-			event = f.Bytes
-		}
-	}
-	timed := at != 0
-	if !timed {
-		at = cmp.Or(observed, b.now)
-	}
+	var r record
+	r.read(rec)
 	if len(b.resource)+len(b.scope) > maxShared {
 		b.refused.Add(ledger.DeadTooLarge, errShared, b.record)
 		return
 	}
-	each := func(visit func(key, value []byte)) {
-		for i := max(first, 0); i < attributes; {
-			var f otlpwire.Field
-			if f, i = otlpwire.NextField(rec, i); f.Tag == 6<<3|otlpwire.Bytes {
-				visit(otlpwire.Attribute(f.Bytes))
-			}
-		}
-	}
-	n, ok := b.stream(level(number, severity, body, each))
+	n, ok := b.stream(level(r.number, r.severity, r.body, r.eachAttribute))
 	if !ok {
 		return
 	}
-	m := b.message[:0]
-	b.part = appendNumber(appendNumber(b.part[:0], 1, at/1e9), 2, at%1e9)
-	m = appendBytes(m, 1, b.part)
-	if v := otlpwire.ParseValue(body); v.Kind == otlpwire.String {
-		m = appendBytes(m, 2, v.Str)
-	} else {
-		b.text = otlpattr.Append(b.text[:0], body)
-		m = appendBytes(m, 2, b.text)
+	at := r.at
+	if at == 0 {
+		at = cmp.Or(r.observed, b.now)
 	}
-	each(func(key, value []byte) { m = b.metadata(m, b.name(key), value) })
-	if timed {
-		m = b.number(m, "observed_timestamp", observed)
-	}
-	if number != 0 {
-		b.text = strconv.AppendInt(b.text[:0], int64(int32(number)), 10)
-		m = b.pair(m, "severity_number", b.text)
-	}
-	m = b.pair(m, "severity_text", severity)
-	m = b.number(m, "dropped_attributes_count", dropped)
-	m = b.number(m, "flags", flags)
-	m = b.id(m, "trace_id", trace)
-	m = b.id(m, "span_id", span)
-	m = b.pair(m, "event_name", event)
-	m = append(append(m, b.resource...), b.scope...)
-	b.message = m
-	if len(m) > maxEntry {
+	b.message = b.appendEntry(b.message[:0], &r, at)
+	if len(b.message) > maxEntry {
 		b.refused.Add(ledger.DeadTooLarge, errEntry, b.record)
 		return
 	}
 	s := &b.streams[n]
 	from := len(b.entries)
-	b.entries = appendBytes(b.entries, 2, m)
+	b.entries = appendBytes(b.entries, 2, b.message)
 	s.entries = append(s.entries, entry{at, from, len(b.entries)})
+}
+
+// record has the fields of a LogRecord message.
+type record struct {
+	at, observed           uint64
+	number, dropped, flags uint64
+	severity, event        []byte
+	body, trace, span      []byte
+
+	attributes []byte // part of the message: from the first attribute to the last
+}
+
+func (r *record) read(rec []byte) {
+	first, end := -1, 0
+	for i := 0; i < len(rec); {
+		was := i
+		var f otlpwire.Field
+		switch f, i = otlpwire.NextField(rec, i); f.Tag {
+		case 1<<3 | otlpwire.Fixed64:
+			r.at = f.Bits
+		case 11<<3 | otlpwire.Fixed64:
+			r.observed = f.Bits
+		case 2<<3 | otlpwire.Varint:
+			r.number = f.Bits
+		case 3<<3 | otlpwire.Bytes:
+			r.severity = f.Bytes
+		case 5<<3 | otlpwire.Bytes:
+			r.body = f.Bytes
+		case 6<<3 | otlpwire.Bytes:
+			if first < 0 {
+				first = was
+			}
+			end = i
+		case 7<<3 | otlpwire.Varint:
+			r.dropped = f.Bits
+		case 8<<3 | otlpwire.Fixed32:
+			r.flags = f.Bits
+		case 9<<3 | otlpwire.Bytes:
+			r.trace = f.Bytes
+		case 10<<3 | otlpwire.Bytes:
+			r.span = f.Bytes
+		case 12<<3 | otlpwire.Bytes:
+			r.event = f.Bytes
+		}
+	}
+	r.attributes = rec[max(first, 0):end]
+}
+
+// eachAttribute calls visit with the record's attributes.
+func (r *record) eachAttribute(visit func(key, value []byte)) {
+	for i := 0; i < len(r.attributes); {
+		var f otlpwire.Field
+		if f, i = otlpwire.NextField(r.attributes, i); f.Tag == 6<<3|otlpwire.Bytes {
+			visit(otlpwire.Attribute(f.Bytes))
+		}
+	}
+}
+
+// appendEntry appends a record as Loki has it: its time, its line, and everything else as structured
+// metadata.
+func (b *batch) appendEntry(m []byte, r *record, at uint64) []byte {
+	b.part = appendNumber(appendNumber(b.part[:0], 1, at/1e9), 2, at%1e9)
+	m = appendBytes(m, 1, b.part)
+	if v := otlpwire.ParseValue(r.body); v.Kind == otlpwire.String {
+		m = appendBytes(m, 2, v.Str)
+	} else {
+		b.text = otlpattr.Append(b.text[:0], r.body)
+		m = appendBytes(m, 2, b.text)
+	}
+	r.eachAttribute(func(key, value []byte) { m = b.metadata(m, b.name(key), value) })
+	if r.at != 0 {
+		m = b.number(m, "observed_timestamp", r.observed)
+	}
+	if r.number != 0 {
+		b.text = strconv.AppendInt(b.text[:0], int64(int32(r.number)), 10)
+		m = b.pair(m, "severity_number", b.text)
+	}
+	m = b.pair(m, "severity_text", r.severity)
+	m = b.number(m, "dropped_attributes_count", r.dropped)
+	m = b.number(m, "flags", r.flags)
+	m = b.id(m, "trace_id", r.trace)
+	m = b.id(m, "span_id", r.span)
+	m = b.pair(m, "event_name", r.event)
+	return append(append(m, b.resource...), b.scope...)
 }
 
 func (b *batch) id(dst []byte, name string, id []byte) []byte {
