@@ -1,5 +1,5 @@
-# penstock. `make help` lists what there is; `make run` and `make test` are all
-# a newcomer needs.
+# penstock. `make help` lists the targets; `make run` and `make test` are all that a
+# newcomer needs.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +21,7 @@ build: ## build bin/edge, bin/router, bin/sink and bin/penstock
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
-cross: ## build every command for linux/arm64, darwin/arm64 and windows/amd64, and throw it away
+cross: ## build every command for linux/arm64, darwin/arm64 and windows/amd64, and discard the result
 	@for target in linux/arm64 darwin/arm64 windows/amd64; do \
 		echo "build for $$target"; \
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -o /dev/null ./cmd/... || exit 1; \
@@ -30,7 +30,7 @@ cross: ## build every command for linux/arm64, darwin/arm64 and windows/amd64, a
 run: build ## run everything on this machine, with the traffic of a small shop (RATE=20 checkouts a second)
 	@scripts/run $(RATE)
 
-test: ## run all tests; installs what is missing when it may, and names what it leaves out
+test: ## run all tests; installs missing packages where it may, and reports skipped tests
 	@scripts/test
 
 lint: ## gofmt, go vet and staticcheck over every module
@@ -38,47 +38,47 @@ lint: ## gofmt, go vet and staticcheck over every module
 
 bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay bench-purge ## run all benchmarks
 
-bench-wire: ## OTLP bytes against the collector's pdata and generated protobuf, side by side
+bench-wire: ## compare OTLP bytes with the collector's pdata and generated protobuf
 	@cd bench && $(GO) run ./wire
 
-bench-compress: ## s2 against zstd on messages of the bus
+bench-compress: ## compare s2 with zstd on messages of the bus
 	@cd bench && $(GO) run ./compress
 
-bench-sampler: ## the sampler alone: spans a second, allocations, memory a span
+bench-sampler: ## measure the sampler alone: spans a second, allocations, memory a span
 	@cd bench && $(GO) run ./sampler
 
-bench-writers: ## what the writers do with OTLP bytes, beside what the collector's exporters do
+bench-writers: ## compare the writers' work on OTLP bytes with that of the collector's exporters
 	@cd bench/writers && $(GO) run .
 
-bench-edge: ## the edge beside an OpenTelemetry Collector, answering after the disk, with and without fsync; then an hour without a hub made up for
+bench-edge: ## compare the edge with an OpenTelemetry Collector, answering after the disk, with and without fsync; then catch up on an hour without a hub
 	@cd bench && $(GO) run ./edge && $(GO) run ./edge -backlog
 
-bench-purge: ## for how long a keeper's removal holds up those who publish
+bench-purge: ## measure for how long a keeper's removal delays publishers
 	@cd bench && $(GO) run ./purge
 
-bench-replay: ## replay into a backend that discards, beside reading the stream and no more
+bench-replay: ## compare a replay into a backend that discards with just reading the stream
 	@cd bench && $(GO) run ./replay
 
-docs: ## write docs/reference anew; CI fails when that changes anything
+docs: ## regenerate docs/reference; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
 
 sim: ## run the sampler through 10,000 worlds of crashes, take-overs and duplicates
 	$(GO) test ./pkg/sampling/sampler -run TestSimulation -seeds 10000 -v
 
-chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count what is lost
+chaos: ## kill, pause and scale real processes for FOR=120s by the schedule of SEED=1, and count losses
 	@cd test && $(GO) run ./chaos -seed $(SEED) -for $(FOR) -failpoints '$(FAILPOINTS)'
 
-chaos-edge: ## kill one edge at every point, take its hub away, fill its disk, for FOR=120s by SEED=1, and count what is lost
+chaos-edge: ## kill one edge at every point, stop its hub, fill its disk, for FOR=120s by SEED=1, and count losses
 	@cd test && $(GO) run ./chaosedge -seed $(SEED) -for $(FOR) -failpoints '$(FAILPOINTS)'
 
-hostile: ## attack a hub with an edge's, a replay's, a router's and a gateway's credential, and look after each attempt at what others have
+hostile: ## attack a hub with an edge's, a replay's, a router's and a gateway's credential, and check others' data after each attempt
 	@cd test && $(GO) test ./hostile -count=1 -timeout 60m -v -args -whole
 
-test-oracle: ## metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser; sampling policies against the collector's processor
+test-oracle: ## check metrics and logs against Prometheus's own translation, write handler and PromQL, and Loki's own parser, and sampling policies against the collector's processor
 	@cd test/oracle/loki && $(GO) vet . && $(GO) test -count=1 -v .
 	@cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 ./... && $(GO) run . -metrics 100000 && $(GO) run ./policies -traces 10000
 
-fuzz: ## fuzz the wire path and what travels on the bus, a minute a target
+fuzz: ## fuzz the wire path and the formats of the bus, a minute a target
 	@for target in Header Frame Decision; do \
 		$(GO) test ./pkg/envelope -run '^$$' -fuzz "Fuzz$$target" -fuzztime 60s -fuzzminimizetime 10x || exit 1; done
 	@$(GO) test ./pkg/membership -run '^$$' -fuzz FuzzMember -fuzztime 60s -fuzzminimizetime 10x
