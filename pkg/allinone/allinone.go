@@ -48,18 +48,19 @@ type Config struct {
 
 // Own is what no role has by itself.
 type Own struct {
-	// DataDir is the directory of the hub, and of the spool and the files where
-	// spool.dir and file.dir are not set.
+	// The directory of the hub, and of the spool and the files where spool.dir and file.dir are not
+	// set.
 	DataDir string     `yaml:"data_dir"`
 	NATS    NATSConfig `yaml:"nats"`
-	// Report is how often a line with the state is printed; 0 for never.
+	// How often a line with the state is printed. 0: never.
 	Report time.Duration `yaml:"report_interval"`
 }
 
 // NATSConfig is the embedded hub.
 type NATSConfig struct {
-	Listen string `yaml:"listen"` // host:port where other penstock commands reach the hub
-	// Insecure allows listening beyond loopback: without credentials, in plain text.
+	// The address at which other penstock commands reach the hub, host:port.
+	Listen string `yaml:"listen"`
+	// Allows listening beyond loopback, without credentials and in plain text.
 	Insecure bool `yaml:"insecure"`
 }
 

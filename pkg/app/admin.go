@@ -25,13 +25,16 @@ import (
 
 // AdminConfig says where the admin server listens.
 type AdminConfig struct {
-	Listen string `yaml:"listen"` // host:port; empty for none
-	// Hosts are names by which others may ask, besides addresses, localhost and that of listen:
-	// a page on the internet can give itself a name that leads here.
+	// The address of the admin server, host:port. Empty: there is none.
+	Listen string `yaml:"listen"`
+	// Names under which the admin server may be reached, besides IP addresses, localhost and the
+	// host of listen. Requests to other names are refused, because a website can point its own name
+	// at this address.
 	Hosts []string `yaml:"hosts"`
-	Pprof bool     `yaml:"pprof"` // serve /debug/pprof
-	// Token lets other machines see /config and /debug/pprof, which are for this machine
-	// otherwise: as Authorization: Bearer <token>.
+	// Serves /debug/pprof.
+	Pprof bool `yaml:"pprof"`
+	// Lets other machines read /config and /debug/pprof, with the header Authorization: Bearer
+	// <token>. Without it only this machine may.
 	Token config.Secret `yaml:"token"`
 }
 

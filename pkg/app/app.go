@@ -53,8 +53,10 @@ type Config struct {
 
 // LogConfig says what is logged to standard error, and how.
 type LogConfig struct {
-	Level  slog.Level `yaml:"level"`  // one of debug, info, warn and error
-	Format string     `yaml:"format"` // one of text and json
+	// The lowest level that is logged: debug, info, warn or error.
+	Level slog.Level `yaml:"level"`
+	// The format of the log: text or json.
+	Format string `yaml:"format"`
 }
 
 // DefaultConfig listens for admin requests on the loopback port.

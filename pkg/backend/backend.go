@@ -35,8 +35,8 @@ type Config struct {
 	Prometheus prometheus.Config `yaml:"prometheus"`
 	Loki       loki.Config       `yaml:"loki"`
 	File       file.Config       `yaml:"file"`
-	// Discard counts items and throws them away, whatever else is set: to measure what
-	// everything before a backend costs.
+	// Counts items and discards them, whatever else is set: to measure the cost of everything
+	// before a backend.
 	Discard bool `yaml:"discard"`
 }
 
@@ -131,7 +131,7 @@ func Takes(ctx context.Context, w Writer, since, now time.Time) (ok bool, text s
 
 // Named is a further set of backends.
 type Named struct {
-	// Name stands behind the backends' own: prometheus-site-b.
+	// The name of the set, which is appended to the backends' names: prometheus-site-b.
 	Name   string `yaml:"name"`
 	Config `yaml:",inline"`
 }

@@ -49,22 +49,27 @@ import (
 
 // Config says how to reach the hub.
 type Config struct {
-	// URL is nats:// or tls://, or ws:// or wss:// (WebSocket) where only port 443 is
-	// let out; several are separated by commas.
-	URL   string           `yaml:"url"`
-	Creds string           `yaml:"creds"`    // file with a NATS credential
-	User  string           `yaml:"user"`     // where there are no credential files
-	Pass  config.Secret    `yaml:"password"` // never printed; write ${HUB_PASSWORD}
-	Token config.Secret    `yaml:"token"`    // for a server with authorization.token
+	// Addresses of the hub, as nats:// or tls://, or as ws:// or wss:// (WebSocket) where only port
+	// 443 is open; several are separated by commas.
+	URL string `yaml:"url"`
+	// A file with a NATS credential.
+	Creds string `yaml:"creds"`
+	// The user name, for a hub without credential files.
+	User string `yaml:"user"`
+	// The password of user; it is never printed. Write ${HUB_PASSWORD} and set that in the
+	// environment.
+	Pass config.Secret `yaml:"password"`
+	// The token, for a server with authorization.token.
+	Token config.Secret    `yaml:"token"`
 	TLS   config.ClientTLS `yaml:"tls"`
-	// HandshakeFirst is for a server with tls.handshake_first, which offers no plain
-	// text at all.
+	// Starts TLS before anything else is sent, for a server with tls.handshake_first, which offers
+	// no plain text at all.
 	HandshakeFirst bool `yaml:"tls_handshake_first"`
-	// Insecure allows plain text, nats:// or ws://, to a hub that is not on this machine: others on
-	// the way read the credential and all telemetry.
+	// Allows plain text, nats:// or ws://, to a hub on another machine: anyone on the network path
+	// can read the credential and all telemetry.
 	Insecure bool `yaml:"insecure"`
-	// InboxPrefix is where answers come to; a credential that may only publish
-	// its own subjects has an inbox of its own. Empty: _INBOX_<name>.
+	// The prefix of the subjects on which answers arrive, for a credential that may subscribe to no
+	// other. Empty: _INBOX_<name>.
 	InboxPrefix string `yaml:"inbox_prefix"`
 
 	// Name shows in the server's connection list.

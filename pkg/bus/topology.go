@@ -18,16 +18,17 @@ import (
 
 // Topology says how the hub's streams are made when they are not there.
 type Topology struct {
-	// Partitions is the number of partitions of every stream. It can never be
-	// changed for a stream: a trace would be split.
+	// The number of partitions of every stream. It can never be changed for an existing stream,
+	// because traces would be split.
 	Partitions int `yaml:"partitions"`
-	// Replicas is 1 for a single server and 3 for a cluster.
+	// The number of servers that store each message: 1 for a single server, 3 for a cluster.
 	Replicas int `yaml:"replicas"`
-	// MaxAge is how long TRACES, METRICS and LOGS can be replayed, as far as MaxBytes has room
-	// beside what is owed. What no backend has yet is kept for any time.
+	// How long TRACES, METRICS and LOGS keep messages for replays, as far as max_bytes has room for
+	// them beside what some backend has not stored yet. Messages that a backend has not stored are
+	// kept for any length of time.
 	MaxAge time.Duration `yaml:"max_age"`
-	// MaxBytes bounds each of TRACES, METRICS and LOGS; SPANS has half of it. When what is owed
-	// fills a stream it refuses more, and edges keep it.
+	// The size of each of TRACES, METRICS and LOGS; SPANS has half of it. A stream that is full of
+	// what backends have not stored refuses more, and edges keep it.
 	MaxBytes config.Bytes `yaml:"max_bytes"`
 }
 

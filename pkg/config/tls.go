@@ -14,13 +14,15 @@ import (
 // certificate. A certificate that changes is read again for the next connection, and so are
 // the authorities by those who use LoadFor.
 type ClientTLS struct {
-	CA   string `yaml:"ca_file"`   // who signed the server's certificate; default: the system's roots
-	Cert string `yaml:"cert_file"` // client certificate
-	Key  string `yaml:"key_file"`  // its private key
-	// ServerName is the name that the server's certificate must have, where it is not that
-	// of the address.
+	// A PEM file with the authorities that may sign the server's certificate. Empty: the system's.
+	CA string `yaml:"ca_file"`
+	// A PEM file with the client certificate.
+	Cert string `yaml:"cert_file"`
+	// A PEM file with the client certificate's private key.
+	Key string `yaml:"key_file"`
+	// The name that the server's certificate must have, where it differs from that of the address.
 	ServerName string `yaml:"server_name"`
-	// Insecure disables certificate verification: a man in the middle can read and alter traffic.
+	// Disables certificate verification: a man in the middle can read and alter traffic.
 	Insecure bool `yaml:"insecure_skip_verify"`
 }
 

@@ -54,18 +54,25 @@ type Config struct {
 	// Local are backends beside the edge, which get everything, unsampled, whether the
 	// hub is there or not. None of them holds anything back.
 	Local backend.Config `yaml:"local"`
-	// Drain is how long a stop may wait for the hub to take what is spooled.
-	// What is left stays in the spool.
+	// How long a stop waits for the hub to acknowledge what is spooled. What is left stays in the
+	// spool.
 	Drain time.Duration `yaml:"drain_timeout"`
 }
 
 // InstanceConfig is the identity that is written into every resource.
 type InstanceConfig struct {
-	ID          string `yaml:"id"`                     // a part of NATS subjects: letters, digits, _ and -, up to 128
-	Name        string `yaml:"name"`                   // default: the id
-	Customer    string `yaml:"customer"`               // customer.id; empty removes what a payload claims
-	Namespace   string `yaml:"service_namespace"`      // service.namespace, where the application sets none
-	Environment string `yaml:"deployment_environment"` // deployment.environment, where the application sets neither that nor deployment.environment.name
+	// The instance's id, which is part of its NATS subjects: letters, digits, _ and -, up to 128
+	// characters.
+	ID string `yaml:"id"`
+	// The instance's name, written as instance.name. Empty: the id.
+	Name string `yaml:"name"`
+	// The customer, written as customer.id. Empty: a customer.id in a payload is removed.
+	Customer string `yaml:"customer"`
+	// Written as service.namespace, where the application sets none.
+	Namespace string `yaml:"service_namespace"`
+	// Written as deployment.environment, where the application sets neither that nor
+	// deployment.environment.name.
+	Environment string `yaml:"deployment_environment"`
 }
 
 // Instance returns the identity.

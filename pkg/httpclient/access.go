@@ -20,9 +20,9 @@ import (
 type Access struct {
 	TLS       config.ClientTLS `yaml:"tls"`
 	BasicAuth BasicAuth        `yaml:"basic_auth"`
-	// BearerToken is a file whose content is sent as a bearer token.
+	// A file whose content is sent as a bearer token.
 	BearerToken string `yaml:"bearer_token_file"`
-	// Headers are sent with every request.
+	// Headers that are sent with every request.
 	Headers map[string]config.Secret `yaml:"headers"`
 	Tenant  Tenant                   `yaml:"tenant"`
 
@@ -32,27 +32,29 @@ type Access struct {
 
 // BasicAuth is a name with a password, or a file that holds one.
 type BasicAuth struct {
-	Username     string        `yaml:"username"`      // empty: none
-	Password     config.Secret `yaml:"password"`      // never printed; write ${NAME} and set it in the environment
-	PasswordFile string        `yaml:"password_file"` // holds it in one line
+	// The user name for basic authentication. Empty: none.
+	Username string `yaml:"username"`
+	// The password; it is never printed. Write ${NAME} and set that in the environment.
+	Password config.Secret `yaml:"password"`
+	// A file with the password in one line.
+	PasswordFile string `yaml:"password_file"`
 }
 
 // Tenant says for which tenant a request is sent: in a backend for several each sees its
 // own data only.
 type Tenant struct {
-	// Header is the name of the request header with the tenant; Mimir, Loki and Tempo read X-Scope-OrgID.
+	// The name of the request header with the tenant; Mimir, Loki and Tempo read X-Scope-OrgID.
 	Header string `yaml:"header"`
-	// From is one of instance and customer: the tenant is named by the instance that the data is
-	// of, which its credential says, or by the customer that customers_file says it is of.
-	// Empty: everything is sent for default.
+	// What names the tenant: instance (the instance of the data, as its credential says) or
+	// customer (the instance's customer in customers_file). Empty: everything is sent for default.
 	From string `yaml:"from"`
-	// CustomersFile says in YAML which instance is of which customer, a line each, as-17: acme.
-	// It is read again when it changes. What a payload says of its customer is not believed.
+	// A YAML file with the customer of each instance, one a line, as-17: acme. It is reloaded when
+	// it changes. A customer that a payload names is ignored.
 	CustomersFile string `yaml:"customers_file"`
-	// Map gives instances or customers other names.
+	// Maps instances or customers to other tenant names.
 	Map map[string]string `yaml:"map"`
-	// Default is the tenant of those that are not in map. Empty: they are named as they are,
-	// and those without a name are dead-lettered; without from no header is sent.
+	// The tenant of instances or customers that are not in map. Empty: they keep their own name,
+	// and data without a name is dead-lettered; if from is empty, too, no header is sent.
 	Default string `yaml:"default"`
 }
 

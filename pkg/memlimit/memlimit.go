@@ -24,17 +24,17 @@ import (
 
 // Config is what an operator may set. The names are the collector's.
 type Config struct {
-	// LimitMiB is the hard limit of the heap. Without it and limit_percentage it is
-	// nine tenths of the cgroup's limit, and without one of those there is none.
+	// The hard limit of the heap, in MiB. If neither this nor limit_percentage is set, it is nine
+	// tenths of the cgroup's limit, and without such a limit there is none.
 	LimitMiB int64 `yaml:"limit_mib"`
-	// SpikeMiB is how far below the hard limit new data is refused; default: a fifth
-	// of it.
+	// How far below the hard limit new data is refused, in MiB. 0: a fifth of the hard limit.
 	SpikeMiB int64 `yaml:"spike_limit_mib"`
-	// LimitPercentage is the hard limit in percent of the cgroup's memory, or of the
-	// machine's.
+	// The hard limit, in percent of the memory of the cgroup, or of the machine.
 	LimitPercentage int64 `yaml:"limit_percentage"`
-	SpikePercentage int64 `yaml:"spike_limit_percentage"` // spike_limit_mib in percent of the same
-	// CheckInterval is how often memory is looked at.
+	// How far below the hard limit new data is refused, in percent of the same memory. 0: a fifth
+	// of the hard limit.
+	SpikePercentage int64 `yaml:"spike_limit_percentage"`
+	// How often memory is checked.
 	CheckInterval time.Duration `yaml:"check_interval"`
 }
 

@@ -30,15 +30,14 @@ import (
 
 // Config is what an operator may set. What is empty does nothing.
 type Config struct {
-	// Attributes are rules for the attributes of spans, log records and data points, as the
-	// collector's attributes processor has them; each is carried out on what the one before
-	// has left.
+	// Rules for the attributes of spans, log records and data points, as in the collector's
+	// attributes processor; each is applied to the result of the previous one.
 	Attributes []AttributesConfig `yaml:"attributes"`
-	// Resource are actions on the attributes of resources.
+	// Actions on the attributes of resources.
 	Resource []Action `yaml:"resource"`
 	// Redaction masks what stands in values.
 	Redaction RedactionConfig `yaml:"redaction"`
-	// Filter drops whole items. It is asked first.
+	// Drops whole items. It runs first.
 	Filter FilterConfig `yaml:"filter"`
 }
 
@@ -67,14 +66,13 @@ type Action struct {
 // exemplars, and bodies, are looked through, whatever is nested in them and of whatever type; so are names, descriptions,
 // status messages, trace states and severity texts.
 type RedactionConfig struct {
-	// BlockedValues are regular expressions: what matches is replaced by ****.
+	// Regular expressions: matching text in values is replaced by ****.
 	BlockedValues []string `yaml:"blocked_values"`
-	// BlockedKeys are regular expressions for keys whose values are replaced as a whole.
+	// Regular expressions for keys whose values are replaced as a whole.
 	BlockedKeys []string `yaml:"blocked_key_patterns"`
-	// IgnoredKeys are left as they are.
+	// Keys whose values are never changed.
 	IgnoredKeys []string `yaml:"ignored_keys"`
-	// Allowed are regular expressions for values that are left as they are, though a part is
-	// blocked.
+	// Regular expressions for values that are not changed, although a part of them is blocked.
 	Allowed []string `yaml:"allowed_values"`
 }
 
@@ -87,8 +85,10 @@ type FilterConfig struct {
 
 // Filter drops items.
 type Filter struct {
-	Include *Match `yaml:"include"` // drop those that do not match
-	Exclude *Match `yaml:"exclude"` // drop those that match
+	// Drops the items that do not match.
+	Include *Match `yaml:"include"`
+	// Drops the items that match.
+	Exclude *Match `yaml:"exclude"`
 }
 
 // Rules are ready to be applied. They are safe for concurrent use.

@@ -20,14 +20,19 @@ type LimitsConfig struct {
 // InstanceLimits are for all requests of one instance. What is over them is refused, and
 // its sender told to try again.
 type InstanceLimits struct {
-	Bytes    config.Bytes `yaml:"bytes_per_second"`    // decompressed, a second's worth at once; 0 for no limit
-	Requests int          `yaml:"requests_per_second"` // a second's worth at once; 0 for no limit
+	// How many decompressed bytes a second one instance may send; the amount of one second may come
+	// at once. More is refused with a retryable code. 0: no limit.
+	Bytes config.Bytes `yaml:"bytes_per_second"`
+	// How many requests a second one instance may send; the amount of one second may come at once.
+	// More are refused with a retryable code. 0: no limit.
+	Requests int `yaml:"requests_per_second"`
 }
 
 // AddressLimits are for one IPv4 address or one /64 network of IPv6.
 type AddressLimits struct {
-	// Connections bounds those that are open, of each protocol; 0 for no limit but
-	// max_connections. A new one takes the place of one without a request.
+	// How many connections of each protocol one IPv4 address, or one /64 of IPv6, may have open. A
+	// new one replaces one that has no request in progress; where all have one, the new one is
+	// closed. 0: no limit except max_connections.
 	Connections int `yaml:"connections"`
 }
 

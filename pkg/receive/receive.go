@@ -54,50 +54,59 @@ type Config struct {
 	GRPC GRPCConfig `yaml:"grpc"`
 	HTTP HTTPConfig `yaml:"http"`
 	TLS  TLSConfig  `yaml:"tls"`
-	// Insecure allows listening beyond loopback without TLS.
+	// Allows listening beyond loopback without TLS.
 	Insecure bool `yaml:"insecure"`
-	// MaxRequest bounds one request, compressed and decompressed. The OTLP
+	// The size of one request, both compressed and decompressed; larger ones are refused. The OTLP
 	// specification recommends 64 MiB.
 	MaxRequest config.Bytes `yaml:"max_request_bytes"`
-	// MaxInFlight bounds the decompressed bytes of all requests in progress, with what
-	// their decompressors hold.
+	// The decompressed bytes of all requests in progress, with the memory of their decompressors.
+	// Beyond it requests are refused with a retryable code.
 	MaxInFlight config.Bytes `yaml:"max_in_flight_bytes"`
-	// MaxConnections bounds the open connections of each protocol. A new one takes the place
-	// of one without a request; where all have one, it waits.
+	// How many connections of each protocol may be open. A new one replaces one that has no request
+	// in progress; where all have one, the new one waits.
 	MaxConnections int `yaml:"max_connections"`
 	// Limits bound what one instance and one address may have.
 	Limits LimitsConfig `yaml:"limits"`
-	// RequestTimeout is how long a request may take to arrive and be answered.
+	// How long a request may take to arrive and be answered.
 	RequestTimeout time.Duration `yaml:"request_timeout"`
 }
 
 // GRPCConfig is for OTLP/gRPC.
 type GRPCConfig struct {
-	Listen string `yaml:"listen"` // host:port; empty for none
-	// MaxConnectionAge ends connections after a while, so that clients behind a
-	// load balancer spread again; 0 for never.
+	// The address for OTLP/gRPC, host:port. Empty: none.
+	Listen string `yaml:"listen"`
+	// After this time connections are closed, so that clients behind a load balancer spread again.
+	// 0: never.
 	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 }
 
 // HTTPConfig is for OTLP/HTTP.
 type HTTPConfig struct {
-	Listen string     `yaml:"listen"` // host:port; empty for none
+	// The address for OTLP/HTTP, host:port. Empty: none.
+	Listen string     `yaml:"listen"`
 	CORS   CORSConfig `yaml:"cors"`
 }
 
 // CORSConfig lets browsers send. The names are the collector's.
 type CORSConfig struct {
-	AllowedOrigins []string `yaml:"allowed_origins"` // exact, or with one * as in https://*.example.com; * alone does not allow requests with credentials (sendBeacon, keepalive)
-	AllowedHeaders []string `yaml:"allowed_headers"` // besides Content-Type and Content-Encoding
-	MaxAge         int      `yaml:"max_age"`         // seconds a browser may keep the answer
+	// The origins from which browsers may send: exact, or with one * as in https://*.example.com. *
+	// alone does not allow requests with credentials (sendBeacon, keepalive).
+	AllowedOrigins []string `yaml:"allowed_origins"`
+	// Request headers that browsers may send, besides Content-Type and Content-Encoding.
+	AllowedHeaders []string `yaml:"allowed_headers"`
+	// How long a browser may cache the answer to a preflight request, in seconds.
+	MaxAge int `yaml:"max_age"`
 }
 
 // TLSConfig holds files in PEM, which are read again when they change.
 type TLSConfig struct {
-	Cert string `yaml:"cert_file"` // certificate chain; empty for plain text
-	Key  string `yaml:"key_file"`  // its private key
-	// ClientCA is who signs the certificates of senders; empty for none. At an edge every
-	// sender must have one then. At a gateway a sender may have a token instead.
+	// A PEM file with the certificate chain. Empty: plain text.
+	Cert string `yaml:"cert_file"`
+	// A PEM file with the certificate's private key.
+	Key string `yaml:"key_file"`
+	// A PEM file with the authorities that may sign senders' certificates. At an edge every sender
+	// then needs a certificate; at a gateway it may send a token instead. Empty: no client
+	// certificates.
 	ClientCA string `yaml:"client_ca_file"`
 }
 

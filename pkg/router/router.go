@@ -48,19 +48,22 @@ type Config struct {
 	Hub     bus.Config    `yaml:"hub"`
 	Streams bus.Topology  `yaml:"streams"`
 	Gateway GatewayConfig `yaml:"gateway"`
-	// Member is this process's name among the routers that share the partitions;
-	// unique. Default: the host's name with something random behind.
-	Member   string        `yaml:"member"`
-	Linger   time.Duration `yaml:"linger"`          // how long spans wait for others of their partition
-	Drain    time.Duration `yaml:"drain_timeout"`   // how long a stop may take to route what is there, when no other router takes over
-	MaxBatch config.Bytes  `yaml:"max_batch_bytes"` // how many bytes of spans are gathered at most
+	// The name of this process among the routers that share the partitions; it must be unique.
+	// Empty: the host's name with a random suffix.
+	Member string `yaml:"member"`
+	// How long spans wait for other spans of their partition, to be published in one message.
+	Linger time.Duration `yaml:"linger"`
+	// How long a stop may take to route the remaining spans, when no other router takes over.
+	Drain time.Duration `yaml:"drain_timeout"`
+	// How many bytes of spans are gathered for one message at most.
+	MaxBatch config.Bytes `yaml:"max_batch_bytes"`
 }
 
 // GatewayConfig is the OTLP entrance for services that have no edge.
 type GatewayConfig struct {
-	// TokensFile maps tokens and certificates to instances; without it there is no gateway. It holds
-	// the key tokens and below it the entries that penstock token makes, and is read again
-	// when it changes: what was removed is refused within 5 seconds.
+	// A file that maps tokens and certificates to instances; without it there is no gateway. It has
+	// the key tokens, with the entries that penstock token creates, and is reloaded when it
+	// changes: a removed entry is refused within 5 seconds.
 	TokensFile     string `yaml:"tokens_file"`
 	receive.Config `yaml:",inline"`
 	// Processing is what penstock up has its gateway do; of a router by itself the sinks

@@ -19,8 +19,8 @@ import (
 
 // AsideConfig says how a backend may refuse one instance without holding up the others.
 type AsideConfig struct {
-	// MaxInstances bounds how many instances of each lane are set aside at a time because the
-	// backend refuses them and takes others; beyond it the lane waits. 0 sets none aside.
+	// How many instances of each lane may be set aside at a time because the backend refuses them
+	// and accepts others. When more are refused, the lane waits. 0: none is set aside.
 	MaxInstances int `yaml:"max_instances"`
 }
 

@@ -50,15 +50,15 @@ type Config struct {
 	// Processing changes and drops telemetry on the way to all backends, behind the sampler.
 	Processing processor.Config `yaml:"processing"`
 	Backends   `yaml:",inline"`
-	// Also are further backends: a second site, or the other one of a pair. Each gets all of
-	// the signals it takes, in lanes of its own: one that is slow or away holds up no other.
+	// Further backends: a second site, or the other one of a pair. Each receives all data of its
+	// signals through its own lanes, so that a slow or unavailable one does not delay the others.
 	Also  []backend.Named `yaml:"also"`
 	Aside AsideConfig     `yaml:"aside"`
-	// Member is this process's name among the sinks that share the partitions;
-	// unique. Default: the host's name with something random behind.
+	// The name of this process among the sinks that share the partitions; it must be unique. Empty:
+	// the host's name with a random suffix.
 	Member string `yaml:"member"`
-	// Drain is how long a stop may wait for backends to take what is there, when
-	// there is no other sink to take over.
+	// How long a stop waits for backends to accept the remaining data, when there is no other sink
+	// to take over.
 	Drain time.Duration `yaml:"drain_timeout"`
 
 	// DrainTraces makes a stop wait for the decisions, too. Without it traces

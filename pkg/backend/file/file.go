@@ -24,8 +24,10 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	Dir      string       `yaml:"dir"`       // directory of the files
-	MaxBytes config.Bytes `yaml:"max_bytes"` // of one file; the one before is kept as <name>.1
+	// The directory of the files.
+	Dir string `yaml:"dir"`
+	// The size of a file, at which it is renamed to <name>.1, replacing the previous one.
+	MaxBytes config.Bytes `yaml:"max_bytes"`
 }
 
 // Writer appends the requests of one signal to its file. It is safe for

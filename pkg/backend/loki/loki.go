@@ -39,13 +39,13 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	// URL is where Loki listens; without a path /loki/api/v1/push is added, or
-	// /otlp/v1/logs. Empty: no Loki.
+	// The address of Loki; without a path /loki/api/v1/push is added, or /otlp/v1/logs with mode:
+	// otlp. Empty: no Loki.
 	URL string `yaml:"url"`
-	// Mode is one of push and otlp. With otlp Loki decides what becomes a stream label.
+	// The protocol: push or otlp. With otlp Loki decides what becomes a stream label.
 	Mode string `yaml:"mode"`
-	// Labels are the resource attributes that become stream labels; level is that of the
-	// record. For push only.
+	// The resource attributes that become stream labels; level is the level of the record. For push
+	// only.
 	Labels            []string `yaml:"stream_labels"`
 	Limits            Limits   `yaml:"limits"`
 	httpclient.Access `yaml:",inline"`
@@ -53,8 +53,8 @@ type Config struct {
 
 // Limits keep one instance from filling up Loki's streams.
 type Limits struct {
-	// Streams is how many streams one instance may have in an hour of its records. What is
-	// beyond is dead-lettered. 0: no limit. For push only.
+	// How many streams one instance may have in an hour of its records' time. Records of more
+	// streams are dead-lettered. 0: no limit. For push only.
 	Streams int `yaml:"streams_per_instance"`
 }
 

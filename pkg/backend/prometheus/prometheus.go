@@ -48,23 +48,22 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	// URL is where Prometheus listens; without a path /api/v1/write is added.
-	// Empty: no Prometheus.
+	// The address of Prometheus; without a path /api/v1/write is added. Empty: no Prometheus.
 	URL string `yaml:"url"`
-	// Protocol is one of auto, 2.0 and 1.0: auto falls back to 1.0 where 2.0 is not understood,
-	// and asks again every hour.
+	// The version of remote_write: auto, 2.0 or 1.0. auto falls back to 1.0 where the receiver does
+	// not understand 2.0, and tries 2.0 again every hour.
 	Protocol string `yaml:"protocol"`
-	// Strategy is Prometheus's otlp.translation_strategy.
+	// How names are translated, one of the values of Prometheus's otlp.translation_strategy.
 	Strategy string `yaml:"translation_strategy"`
-	// Labels are the resource attributes that stand on every series; the others are
-	// labels of target_info.
+	// The resource attributes that become labels of every series; the others are labels of
+	// target_info.
 	Labels []string `yaml:"resource_labels"`
-	// External are labels for every series that has none of that name.
+	// Labels that are added to every series which has no label of that name.
 	External map[string]string `yaml:"external_labels"`
-	// ScopeLabels puts otel_scope_name, _version, _schema_url and the scope's attributes
-	// on every series.
+	// Adds otel_scope_name, otel_scope_version, otel_scope_schema_url and the scope's attributes to
+	// every series.
 	ScopeLabels bool `yaml:"scope_labels"`
-	// TargetInfo writes target_info for every resource, once in 2.5 minutes.
+	// Writes target_info for every resource, once in 2.5 minutes.
 	TargetInfo        bool   `yaml:"target_info"`
 	Limits            Limits `yaml:"limits"`
 	httpclient.Access `yaml:",inline"`
@@ -72,15 +71,15 @@ type Config struct {
 
 // Limits keep one instance from filling up Prometheus, and the sink.
 type Limits struct {
-	// NewSeries is how many series one instance may begin in a minute, counted in
-	// metrics with their attributes; ten times as many in the first five minutes. What is beyond
-	// is dead-lettered. 0: no limit.
+	// How many series one instance may create in a minute of its points' time, with the buckets of
+	// histograms and the quantiles of summaries; ten times as many in its first five minutes. More
+	// are dead-lettered. 0: no limit.
 	NewSeries int `yaml:"new_series_per_minute"`
-	// LabelValues is how many values an attribute of one instance's points may have in
-	// an hour. 0: no limit.
+	// How many values an attribute of one instance's points may have in an hour. Points with more
+	// are dead-lettered. 0: no limit.
 	LabelValues int `yaml:"label_values"`
-	// DeltaSeries is for how many series with delta temporality the sum is remembered, per
-	// partition. The sum of one that was forgotten begins at zero again.
+	// How many series with delta temporality have their sum remembered, per partition. Beyond that
+	// the oldest sums are forgotten, and begin at zero again.
 	DeltaSeries int `yaml:"delta_series"`
 }
 

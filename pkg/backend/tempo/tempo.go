@@ -18,15 +18,15 @@ import (
 
 // Config is what an operator may set.
 type Config struct {
-	// Endpoint is host:port or http://host:port for plain text, https://host:port
-	// for TLS. Empty: no Tempo.
+	// The address of Tempo, host:port or http://host:port for plain text, https://host:port for
+	// TLS. Empty: no Tempo.
 	Endpoint string `yaml:"endpoint"`
-	// Protocol is one of grpc and http. With http the endpoint may have a path, before /v1/traces.
+	// The protocol: grpc or http. With http the endpoint may have a path, before /v1/traces.
 	Protocol string `yaml:"protocol"`
-	// Compression is one of gzip and none.
+	// The compression: gzip or none.
 	Compression string `yaml:"compression"`
-	// StatusURL is where Tempo serves HTTP, http://host:3200. A replay asks there how
-	// old spans may be. Empty: it is not asked.
+	// The address of Tempo's HTTP server, http://host:3200. A replay reads there how old spans may
+	// be. Empty: this is not checked.
 	StatusURL         string `yaml:"status_url"`
 	httpclient.Access `yaml:",inline"`
 }

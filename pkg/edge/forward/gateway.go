@@ -25,15 +25,15 @@ import (
 // CentralConfig is the other way to the centre: OTLP to a router's gateway, for
 // networks that let only OTLP out.
 type CentralConfig struct {
-	// Endpoint is https://host:port of the gateway. When it is set, hub is not used.
+	// The address of the gateway, https://host:port. When it is set, hub is not used.
 	Endpoint string `yaml:"endpoint"`
-	// Token is the instance's bearer token, as `penstock token` makes it. With a client
-	// certificate in tls there need not be one.
+	// The instance's bearer token, created by `penstock token`. It is not needed with a client
+	// certificate in tls.
 	Token config.Secret `yaml:"token"`
-	// Protocol is one of grpc and http.
+	// The protocol: grpc or http.
 	Protocol string           `yaml:"protocol"`
 	TLS      config.ClientTLS `yaml:"tls"`
-	// Insecure allows to send token and data in plain text.
+	// Allows sending the token and the data in plain text.
 	Insecure bool `yaml:"insecure"`
 }
 

@@ -12,40 +12,45 @@ import (
 
 // Config bounds the spool.
 type Config struct {
-	Dir string `yaml:"dir"` // one edge, one directory, on a local disk
-	// MaxBytes is for all signals together, with what is held back. At the bound
-	// OnFull says what happens.
+	// The directory of the spool, on a local disk. Every edge needs its own.
+	Dir string `yaml:"dir"`
+	// The size of the spool, for all signals together, with the messages that are held back. When
+	// it is full, on_full decides what happens.
 	MaxBytes config.Bytes `yaml:"max_bytes"`
-	// Shares is how much of MaxBytes each signal has, in percent: a storm of one
-	// does not take the room of the others.
+	// How much of max_bytes each signal has, in percent, so that a burst of one signal does not
+	// take the room of the others.
 	Shares SharesConfig `yaml:"shares"`
-	// Reserve is how much of the disk stays free: below it senders are told to
-	// retry, because a spool that meets a full disk cannot be trusted.
+	// How much of the disk stays free. Below it requests are refused with a retryable code, because
+	// a spool on a full disk cannot be trusted.
 	Reserve config.Bytes `yaml:"disk_reserve"`
-	// OnFull is one of refuse (senders are told to retry, nothing is lost) and drop_oldest
-	// (what is dropped is lost, and counted).
+	// What happens when a signal's share is full: refuse (requests are refused with a retryable
+	// code, nothing is lost) or drop_oldest (the oldest messages are lost, and counted).
 	OnFull string `yaml:"on_full"`
-	// Durability is one of fsync (survives a power cut) and os (survives kill -9).
+	// What an acknowledgement means: fsync (the data survives a power cut) or os (it survives kill
+	// -9).
 	Durability string `yaml:"durability"`
-	// Linger is how long a request waits for others to share its fsync when none are
-	// waiting. They share it anyway while the one before is written.
+	// How long a request waits for others that could share its fsync. Requests that arrive while
+	// the previous group is written share one anyway.
 	Linger time.Duration `yaml:"linger"`
-	// MaxItems bounds the items of a group; a single request may have more.
+	// The most items in a group of requests that share an fsync; a single request may have more.
 	MaxItems int `yaml:"max_group_items"`
-	// Compression is one of s2 (quick) and zstd (a quarter to a third fewer bytes on disk
-	// and on the way to the hub, for three to five times the CPU time).
+	// How messages are compressed: s2 (fast) or zstd (a quarter to a third fewer bytes on disk and
+	// to the hub, for three to five times the CPU time).
 	Compression envelope.Encoding `yaml:"compression"`
-	// Retain is how long messages are kept that the hub has: three times the
-	// sync_interval of its servers, and 0 where they sync always and are never
-	// restored from a backup. They are the first to go when there is no room.
+	// How long messages are kept after the hub has acknowledged them: three times the sync_interval
+	// of its servers, or 0 where they sync always and are never restored from a backup. They are
+	// the first to be deleted when the spool is full.
 	Retain time.Duration `yaml:"retain_after_ack"`
 }
 
 // SharesConfig is in percent of spool.max_bytes.
 type SharesConfig struct {
-	Traces  int64 `yaml:"traces"`  // share of traces, in percent of spool.max_bytes
-	Metrics int64 `yaml:"metrics"` // share of metrics, in percent
-	Logs    int64 `yaml:"logs"`    // share of logs, in percent
+	// Share of traces, in percent of spool.max_bytes.
+	Traces int64 `yaml:"traces"`
+	// Share of metrics, in percent of spool.max_bytes.
+	Metrics int64 `yaml:"metrics"`
+	// Share of logs, in percent of spool.max_bytes.
+	Logs int64 `yaml:"logs"`
 }
 
 // What happens when the spool is full.

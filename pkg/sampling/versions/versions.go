@@ -35,20 +35,20 @@ import (
 
 // Config says which traces are kept.
 type Config struct {
-	// File holds the collector's tail_sampling configuration. Without it every
-	// trace is kept.
+	// A file with the collector's tail_sampling configuration. Empty: every trace is kept.
 	File string `yaml:"file"`
-	// MaxBytes bounds what each partition's sampler holds: spans as on the wire and about
-	// 500 bytes for each trace. The instance that holds most waits first.
+	// The memory of each partition's sampler: spans as on the wire and about 500 bytes for each
+	// trace. At the bound new traces of the instance that holds most stay in the hub and are read
+	// later.
 	MaxBytes config.Bytes `yaml:"max_bytes_per_partition"`
-	// KeptSpans is how many spans a second the backend is meant to take, of all
-	// instances; 0 for no such bound. It is the measure for InstanceShare only.
+	// The rate of spans that the backend is meant to store, a second, of all instances; only
+	// instance_share_percent uses it. 0: no such bound.
 	KeptSpans int64 `yaml:"kept_spans_per_second"`
-	// InstanceShare is how much of KeptSpans one instance may have, in percent,
-	// whatever policies want: a noisy one cannot take it all.
+	// The share of kept_spans_per_second that one instance may use, in percent, whatever policies
+	// want, so that one instance cannot use all of it.
 	InstanceShare int64 `yaml:"instance_share_percent"`
-	// PolicyAttribute is the key of an attribute that names the policy on every span
-	// that was kept, such as tailsampling.policy. Empty for none.
+	// The key of an attribute that is added to every kept span with the name of the policy that
+	// kept it, such as tailsampling.policy. Empty: none.
 	PolicyAttribute string `yaml:"policy_attribute"`
 }
 
