@@ -1,16 +1,13 @@
-// Package ledger counts every item on its way, so that at any time and for
+// Package ledger counts every item on its way through penstock, so that at any time and for
 // every signal
 //
 //	accepted = delivered + sampled_out + filtered + dead_lettered + dropped + in flight
 //
-// where dropped is zero unless an edge was told to drop or its disk or gateway failed it. A
-// signal with several backends has one such line for each of them.
-//
-// All counts are in items: spans, data points, log records. Every label value
-// exists from the start, so that zero is seen as zero.
-//
-// One Ledger serves a whole process; `penstock up` hands the same one to all
-// roles.
+// where dropped is zero unless an edge is configured to drop, or its disk or gateway loses
+// items. For a signal with several backends the equation holds for each of them.
+// All counts are in items: spans, data points, log records. Every label value exists from the
+// start, so that a count of zero is visible.
+// One Ledger serves a whole process; `penstock up` passes the same one to all roles.
 package ledger
 
 import (
@@ -23,51 +20,51 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Why items were refused at the door.
+// Why a receiver refused items.
 const (
-	RefusedMalformed    = "malformed"    // the sender must not try again
+	RefusedMalformed    = "malformed"    // the sender must not retry
 	RefusedTooLarge     = "too_large"    // the sender must not try again
 	RefusedInvalid      = "invalid"      // these items only, for their IDs or buckets; partial success
 	RefusedTimeout      = "timeout"      // the request did not arrive in time
-	RefusedUnauthorized = "unauthorized" // no or a wrong token
-	RefusedFull         = "full"         // spool or disk full; the sender was told to retry
-	RefusedUnavailable  = "unavailable"  // the next stage is not there; told to retry
-	RefusedOverload     = "overload"     // too many bytes in flight; told to retry
-	RefusedRate         = "rate"         // the instance sends more than limits.instance; told to retry
+	RefusedUnauthorized = "unauthorized" // no token, or a wrong one
+	RefusedFull         = "full"         // spool or disk full; retryable
+	RefusedUnavailable  = "unavailable"  // the next stage is not available; retryable
+	RefusedOverload     = "overload"     // too many bytes in flight; retryable
+	RefusedRate         = "rate"         // the instance sends more than limits.instance; retryable
 )
 
 // Why connections were closed.
 const (
-	ClosedFull    = "full"    // max_connections are open: one without a request made room
+	ClosedFull    = "full"    // max_connections are open: one without a request was closed
 	ClosedAddress = "address" // limits.address.connections are open from one address: one of them, or the new one
 )
 
 // Why items were dead-lettered.
 const (
 	DeadRefused     = "refused"      // the backend will never take them
-	DeadUndecodable = "undecodable"  // a message that is no envelope of ours
+	DeadUndecodable = "undecodable"  // a message that is not a valid envelope
 	DeadUnsupported = "unsupported"  // no translation for the backend
 	DeadOutOfOrder  = "out_of_order" // older than what the backend has of the series
-	DeadTooOld      = "too_old"      // older than the backend takes
+	DeadTooOld      = "too_old"      // older than the backend accepts
 	DeadTooNew      = "too_new"      // from the future
-	DeadTooLarge    = "too_large"    // one item that no request may hold, or a line
+	DeadTooLarge    = "too_large"    // one item or line larger than a request may be
 	DeadCardinality = "cardinality"  // too many new series or streams of one instance
 )
 
-// Why an edge lost items that it had acknowledged, and a router or sink messages that no edge
-// sends.
+// Why an edge lost items that it had acknowledged, and why a router or sink dropped messages
+// that no edge sends.
 const (
 	DroppedFull    = "full"    // the spool was full, and spool.on_full is drop_oldest
-	DroppedRefused = "refused" // the gateway will never take them
-	DroppedDamaged = "damaged" // the spool's disk gives back something else
+	DroppedRefused = "refused" // the gateway refuses them for good
+	DroppedDamaged = "damaged" // the spool's disk returns other data than was written
 
-	DroppedUndecodable = "undecodable" // unreadable messages beyond those that are kept as letters
+	DroppedUndecodable = "undecodable" // unreadable messages beyond those that become dead letters
 )
 
 // Why a lane went back to its floor.
 const (
 	InterruptedPin        = "pin"        // another has it, or a message was missing
-	InterruptedHub        = "hub"        // the hub gave no answer, or none that helps
+	InterruptedHub        = "hub"        // the hub gave no answer, or no usable one
 	InterruptedSuperseded = "superseded" // another sink records the decisions
 	InterruptedFull       = "full"       // the sampler had no room
 	InterruptedMoved      = "moved"      // somebody else has moved the floor
@@ -81,11 +78,11 @@ const (
 	HubOther        = "other"
 )
 
-// What became of items for a backend beside an edge.
+// Outcomes of items for an edge's local backend.
 const (
 	LocalDelivered = "delivered"
 	LocalRefused   = "refused" // the backend will never take them
-	LocalMissed    = "missed"  // the spool has let go of them before: in messages, not items
+	LocalMissed    = "missed"  // the spool deleted them before the backend took them; counts messages, not items
 )
 
 // Backends by name; a label of the delivered counter.
@@ -94,13 +91,13 @@ var backends = []string{"tempo", "prometheus", "loki", "file"}
 // Ledger holds the counters. Use the methods of [Ledger.Of].
 type Ledger struct {
 	signals [len(otlpwire.Signals)]Signal
-	// SpoolBytes is what the edge's spool holds and the hub does not have.
+	// SpoolBytes is the size of what the edge's spool holds and the hub has not acknowledged.
 	SpoolBytes prometheus.Gauge
-	// SpoolHeld is what both have: it is sent again should the hub lose it.
+	// SpoolHeld is the size of what both have; it is sent again if the hub loses it.
 	SpoolHeld prometheus.Gauge
-	// SpoolWritable is 1 while the edge's spool takes writes.
+	// SpoolWritable is 1 while the edge's spool accepts writes.
 	SpoolWritable prometheus.Gauge
-	// HubAlarms counts how often a hub showed that it has lost what it acknowledged.
+	// HubAlarms counts how often a hub turned out to have lost what it had acknowledged.
 	HubAlarms prometheus.Counter
 	spoolLost *prometheus.CounterVec
 	closed    *prometheus.CounterVec
@@ -119,14 +116,14 @@ type Ledger struct {
 	interrupted     *prometheus.CounterVec
 	stalled         *prometheus.GaugeVec
 	stalls          *prometheus.CounterVec
-	// HubConnected is 1 while the hub, or an edge's gateway, is reached.
+	// HubConnected is 1 while the hub, or an edge's gateway, can be reached.
 	HubConnected prometheus.Gauge
 	hubErrors    *prometheus.CounterVec
 	heldTraces   *prometheus.GaugeVec
 	heldBytes    *prometheus.GaugeVec
 	decided      *prometheus.CounterVec
 	replayed     *prometheus.CounterVec
-	// Keeper is 1 while this sink removes from the hub's streams what nobody needs.
+	// Keeper is 1 while this sink is the keeper of the hub's streams.
 	Keeper     prometheus.Gauge
 	streamOwed *prometheus.GaugeVec
 	streamRoom *prometheus.GaugeVec
@@ -139,7 +136,7 @@ type Ledger struct {
 	pushed     *prometheus.CounterVec
 
 	mu       sync.Mutex
-	pushedOf map[string]bool // instances that pushed has, by name
+	pushedOf map[string]bool // names of the instances that have a counter in pushed
 }
 
 // Signal is the part of the ledger for one signal.
@@ -167,56 +164,56 @@ func New(reg prometheus.Registerer) *Ledger {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, append([]string{"signal"}, labels...))
 	}
-	accepted := counter("penstock_accepted_items_total", "Items whose sender was told success: they are durable.")
-	refused := counter("penstock_refused_items_total", "Items not taken, by reason. The sender knows; for full, unavailable, overload and rate it was told to retry. A request that could not be read, or in which nothing of its signal was found, counts as one item.", "reason")
-	forwarded := counter("penstock_forwarded_items_total", "Items the hub has acknowledged to an edge.")
-	routed := counter("penstock_routed_items_total", "Items the router has put into the SPANS stream.")
-	delivered := counter("penstock_delivered_items_total", "Items a backend has acknowledged.", "backend")
-	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has them from a try before, whose answer was lost, and points without a sample of their own: deltas that are counted already, several of one stream in a millisecond. They count as delivered.", "backend")
+	accepted := counter("penstock_accepted_items_total", "Items that were acknowledged to their sender: they are durable.")
+	refused := counter("penstock_refused_items_total", "Items that were refused, by reason. The sender received an error; for full, unavailable, overload and rate a retryable one. A request that could not be read, or in which nothing of its signal was found, counts as one item.", "reason")
+	forwarded := counter("penstock_forwarded_items_total", "Items that the hub has acknowledged to an edge.")
+	routed := counter("penstock_routed_items_total", "Items that the router has published to the stream SPANS.")
+	delivered := counter("penstock_delivered_items_total", "Items that a backend has acknowledged.", "backend")
+	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has stored them in an earlier attempt, whose answer was lost, and points without their own sample: deltas that have already been counted, several points of one stream in a millisecond. They count as delivered.", "backend")
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
-	aside := counter("penstock_set_aside_items_total", "Items that were put into the stream ASIDE because the backend refuses their instance. They are in flight until the backend takes them.", "backend")
-	dead := counter("penstock_dead_lettered_items_total", "Items put into the DEADLETTER stream, by reason. Look there.", "reason")
-	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised.")
-	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full with spool.on_full: drop_oldest, refused for good by the gateway, or damaged on its disk. Of undecodable: messages that nobody can read, beyond 100 a minute of an instance, which are dead letters.", "reason")
-	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were no UTF-8 and were mended: '?' for each bad byte, U+FFFD in JSON.")
+	aside := counter("penstock_set_aside_items_total", "Items that were published to the stream ASIDE because the backend refuses their instance. They are in flight until the backend stores them.", "backend")
+	dead := counter("penstock_dead_lettered_items_total", "Items published to the stream DEADLETTER, by reason. penstock deadletter list shows them.", "reason")
+	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised as duplicates.")
+	dropped := counter("penstock_dropped_items_total", "Acknowledged items that an edge has lost, by reason: full, with spool.on_full: drop_oldest; refused, for good, by the gateway; damaged, on the edge's disk. With undecodable it counts unreadable messages of an instance beyond 100 a minute; those up to that are dead letters.", "reason")
+	sanitised := counter("penstock_sanitised_strings_total", "Strings of accepted requests that were not valid UTF-8 and were repaired: each bad byte became '?', in JSON U+FFFD.")
 	filtered := counter("penstock_filtered_items_total", "Items that processing.filter has dropped, at an edge or a sink.")
-	restamped := counter("penstock_restamped_messages_total", "Messages whose arrival stamp was more than an hour ahead of the hub's clock or more than 90 days behind it: the hub's time counts instead. Look at the clock of the edge.")
-	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was cut and added to dropped_attributes_count.")
+	restamped := counter("penstock_restamped_messages_total", "Messages whose arrival stamp was more than an hour ahead of the hub's clock or more than 90 days behind it: the hub's time is used instead. Check the edge's clock.")
+	crowded := counter("penstock_crowded_items_total", "Accepted spans and log records with more than 1024 attributes: the rest was removed and added to dropped_attributes_count.")
 	l := &Ledger{
 		pushedOf:        map[string]bool{},
-		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition had no room for new traces, which then wait in the hub."}),
-		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that new traces are judged by; 0 is the configuration's."}),
-		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; those before stay in force."}),
+		SamplerFull:     f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition's sampler had no room for new traces, which then wait in the hub."}),
+		PoliciesVersion: f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that applies to new traces; 0 is the one of the configuration."}),
+		PoliciesRefused: f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; the previous version stays in force."}),
 		SpoolBytes:      f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),
-		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again should it lose them."}),
-		SpoolWritable:   f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_writable", Help: "1 while the edge's spool takes writes; 0 while its disk fails or has less than spool.disk_reserve free, and senders are told to retry."}),
-		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub showed that it has lost what it had acknowledged, or knew an id that was never sent. The edge sent again what it held."}),
-		closed:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_closed_connections_total", Help: "Connections of senders that were closed for there were too many: full, one without a request made room under max_connections; address, there were limits.address.connections from one address."}, []string{"reason"}),
-		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. What was put aside is under damaged in the spool's directory."),
-		local:           counter("penstock_local_items_total", "Items for backends beside an edge, by outcome; of missed, messages. They go to the hub, too, and are counted there.", "backend", "outcome"),
-		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
-		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "When the lane will have read all that waits for it, at the pace of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
+		SpoolHeld:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_held_bytes", Help: "Bytes in the edge's spool that the hub has acknowledged; they are sent again if it loses them."}),
+		SpoolWritable:   f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_writable", Help: "1 while the edge's spool accepts writes; 0 while its disk fails or has less than spool.disk_reserve free, and requests are refused with a retryable code."}),
+		HubAlarms:       f.NewCounter(prometheus.CounterOpts{Name: "penstock_hub_alarms_total", Help: "How often the hub turned out to have lost what it had acknowledged, or to know an id that was never sent. The edge has sent again what it held."}),
+		closed:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_closed_connections_total", Help: "Connections of senders that were closed because there were too many: full, max_connections were open and one without a request was replaced; address, limits.address.connections were open from one address."}, []string{"reason"}),
+		spoolLost:       counter("penstock_spool_lost_messages_total", "Messages that the edge had acknowledged and its disk has lost: damaged or missing files. Copies of damaged files are under damaged in the spool's directory."),
+		local:           counter("penstock_local_items_total", "Items for an edge's local backends, by outcome; missed counts messages. The items also go to the hub, and are counted there.", "backend", "outcome"),
+		lag:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, from its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
+		eta:             f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "In how many seconds the lane will have read everything that waits for it, at the rate of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
 		paused:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_paused", Help: "How many partitions, and instances that are set aside, wait because the backend's address or a credential is wrong (401, 403, 404, 405, a redirect, a certificate). The data is kept. Alert on more than 0."}, []string{"signal", "backend"}),
-		interrupted:     counter("penstock_lane_interruptions_total", "How often a lane that was read here went back to its floor: pin, another process has it or a message was missing; hub, the hub gave no answer; superseded, another sink records the decisions; full, the sampler had no room; moved, somebody else has moved its floor; gone, its consumer was deleted. A number that rises without end is a lane that makes no progress.", "backend", "reason"),
-		stalled:         f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stalled_seconds", Help: "For how long something that has work has made no progress; 0 while it makes some. A lane: its floor does not move, or nobody reads it. Backend hub or gateway: that takes nothing of what an edge has spooled. Backend horizon: the routers' progress cannot be read. The log says why. Alert on more than 10."}, []string{"signal", "partition", "backend"}),
+		interrupted:     counter("penstock_lane_interruptions_total", "How often a lane that this process read was interrupted and resumed from its floor: pin, another process has it or a message was missing; hub, the hub gave no usable answer; superseded, another sink records the decisions; full, the sampler had no room; moved, somebody else has moved its floor; gone, its consumer was deleted. If it rises continuously, the lane makes no progress.", "backend", "reason"),
+		stalled:         f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stalled_seconds", Help: "For how long something that has work has made no progress; 0 while it makes some. A lane: its floor does not move, or no process reads it. Backend hub or gateway: it accepts nothing of what an edge has spooled. Backend horizon: the routers' progress cannot be read. The log says why. Alert on more than 10."}, []string{"signal", "partition", "backend"}),
 		stalls:          counter("penstock_stalls_total", "How often something that has work has made no progress for more than 8 seconds.", "backend"),
-		HubConnected:    f.NewGauge(prometheus.GaugeOpts{Name: "penstock_hub_connected", Help: "1 while this process is connected to the hub, or an edge's gateway takes data."}),
-		hubErrors:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_hub_errors_total", Help: "Errors of the connection to the hub: slow_consumer, messages came faster than they were read, and some are lost to the reader, which asks again; denied, the credential does not allow something; other. The log says more."}, []string{"kind"}),
+		HubConnected:    f.NewGauge(prometheus.GaugeOpts{Name: "penstock_hub_connected", Help: "1 while this process is connected to the hub, or an edge's gateway accepts data."}),
+		hubErrors:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_hub_errors_total", Help: "Errors of the connection to the hub: slow_consumer, messages arrived faster than they were read, and the reader requests the lost ones again; denied, the credential lacks a permission; other. The log has the details."}, []string{"kind"}),
 		heldTraces:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
-		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Bytes that those traces take, about: their spans as on the wire and what is kept beside each."}, []string{"partition"}),
+		heldBytes:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Approximate size of these traces in bytes: their spans as on the wire and the data kept for each trace."}, []string{"partition"}),
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
-		replayed:        counter("penstock_replayed_items_total", "Items a backend has acknowledged once more, for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
-		asideInstances:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it takes others: their data waits in the stream ASIDE, beside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
-		Keeper:          f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that removes from the hub's streams what nobody needs any more. Of all sinks one has it; without it streams fill and refuse."}),
-		streamOwed:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_owed_bytes", Help: "About how many bytes of a stream of the hub some lane has not finished. Told by the keeper."}, []string{"stream"}),
-		streamRoom:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_bytes", Help: "About how many more bytes a stream of the hub takes before it refuses and edges must keep what they have. Told by the keeper."}, []string{"stream"}),
-		streamLeft:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_seconds", Help: "For how long that room lasts at the rate of now if no lane finishes anything; +Inf while nothing comes. Told by the keeper. Alert on less than an hour."}, []string{"stream"}),
-		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and are of no backend in the configuration: what they have not finished is kept until they are given up (penstock lanes abandon). Told by the keeper. Alert on more than 0."}, []string{"stream"}),
-		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Sequences that the keeper has removed from a stream of the hub: every lane had finished them."}, []string{"stream"}),
-		abandoned:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_abandoned_messages_total", Help: "Messages that lanes had not finished which an operator has given up: they are lost for that backend. Told by the keeper."}, []string{"stream"}),
-		lost:            f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_lost_messages_total", Help: "About how many messages that a lane had not finished are not in the stream any more, and no keeper has removed them: somebody has purged or deleted it, or the hub has lost data. Told by the keeper; the stream AUDIT has the lanes. Alert on any."}, []string{"stream"}),
-		oldest:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_oldest_owed_seconds", Help: "For how long the oldest message that a lane has not finished has been in the hub; 0 when it has finished all. Told by the keeper, once a minute."}, []string{"stream", "lane"}),
-		pushed:          counter("penstock_dead_letters_pushed_out_items_total", "Items of dead letters that were the oldest of a full DEADLETTER and have made room for others: they are lost for good. Told by the keeper; beyond 1000 instances the label is _other. Alert on any.", "instance"),
+		replayed:        counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
+		asideInstances:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it accepts others: their data waits in the stream ASIDE, outside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
+		Keeper:          f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that is the keeper, which removes from the hub's streams what every lane has finished. One of all sinks is the keeper; without one, streams fill and refuse."}),
+		streamOwed:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_owed_bytes", Help: "About how many bytes of a stream of the hub at least one lane has not finished. Reported by the keeper."}, []string{"stream"}),
+		streamRoom:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_bytes", Help: "About how many more bytes fit into a stream of the hub before it refuses and edges must keep what they have. Reported by the keeper."}, []string{"stream"}),
+		streamLeft:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_seconds", Help: "For how long the room in a stream of the hub lasts at the current rate if no lane finishes anything; +Inf while nothing arrives. Reported by the keeper. Alert on less than an hour."}, []string{"stream"}),
+		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and belong to no configured backend: what they have not finished is kept until they are abandoned (penstock lanes abandon). Reported by the keeper. Alert on more than 0."}, []string{"stream"}),
+		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Messages, by sequence, that the keeper has removed from a stream of the hub because every lane had finished them."}, []string{"stream"}),
+		abandoned:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_abandoned_messages_total", Help: "Messages of abandoned lanes (penstock lanes abandon) that these had not finished: they are lost for that backend. Reported by the keeper."}, []string{"stream"}),
+		lost:            f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_lost_messages_total", Help: "About how many messages that a lane had not finished are missing from the stream although no keeper has removed them: the stream was purged or deleted, or the hub has lost data. Reported by the keeper; the stream AUDIT has the lanes. Alert on any."}, []string{"stream"}),
+		oldest:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_oldest_owed_seconds", Help: "How long the oldest message that a lane has not finished has been in the hub; 0 when it has finished everything. Reported by the keeper, once a minute."}, []string{"stream", "lane"}),
+		pushed:          counter("penstock_dead_letters_pushed_out_items_total", "Items of dead letters that were deleted, as the oldest of a full DEADLETTER, to make room for others: they are lost for good. Reported by the keeper; beyond 1000 instances the label is _other. Alert on any.", "instance"),
 		owned:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
 	for _, r := range []string{ClosedFull, ClosedAddress} {
@@ -265,7 +262,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	return l
 }
 
-// Know makes the counters of a backend exist from the start.
+// Know creates the counters of a backend, with the value zero.
 func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	s := l.Of(sig)
 	s.delivered.WithLabelValues(backend)
@@ -279,7 +276,7 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	}
 }
 
-// Of returns the part of one signal.
+// Of returns the part of the ledger for one signal.
 func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
 
 // ClosedConnections returns the counter of connections that were closed for a reason.
@@ -292,7 +289,7 @@ func (l *Ledger) SpoolLost(sig otlpwire.Signal) prometheus.Counter {
 	return l.spoolLost.WithLabelValues(sig.String())
 }
 
-// Local returns the counters, by outcome, of a backend beside an edge.
+// Local returns the counters, by outcome, of an edge's local backend.
 func (l *Ledger) Local(sig otlpwire.Signal, backend string) func(outcome string) prometheus.Counter {
 	return func(outcome string) prometheus.Counter {
 		return l.local.WithLabelValues(sig.String(), backend, outcome)
@@ -307,12 +304,12 @@ func (s *Signal) Delivered(backend string) prometheus.Counter {
 	return s.delivered.WithLabelValues(backend)
 }
 
-// Deduplicated returns the counter of items that a backend had already.
+// Deduplicated returns the counter of items that a backend already had.
 func (s *Signal) Deduplicated(backend string) prometheus.Counter {
 	return s.dedup.WithLabelValues(backend)
 }
 
-// Aside returns the counter of items set aside that a backend refuses.
+// Aside returns the counter of items that are set aside because a backend refuses their instance.
 func (s *Signal) Aside(backend string) prometheus.Counter { return s.aside.WithLabelValues(backend) }
 
 // Dead returns the counter of dead letters for a reason.
@@ -326,8 +323,8 @@ func (l *Ledger) Replayed(sig otlpwire.Signal, backend string) prometheus.Counte
 	return l.replayed.WithLabelValues(sig.String(), backend)
 }
 
-// Lane returns the gauges of one lane: its lag in messages, whether it is owned here,
-// and in how many seconds it has caught up.
+// Lane returns the gauges of one lane: its lag in messages, whether this process owns it, and
+// in how many seconds it will have caught up.
 func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta prometheus.Gauge) {
 	return l.lag.WithLabelValues(signal, partition, backend), l.owned.WithLabelValues(signal, partition, backend), l.eta.WithLabelValues(signal, partition, backend)
 }
@@ -337,21 +334,21 @@ func (l *Ledger) Aside(signal string, partition int, backend string) prometheus.
 	return l.asideInstances.WithLabelValues(signal, strconv.Itoa(partition), backend)
 }
 
-// Interrupted counts that a lane went back to its floor, by reason.
+// Interrupted counts how often a lane went back to its floor, by reason.
 func (l *Ledger) Interrupted(signal, backend string) func(reason string) {
 	return func(reason string) { l.interrupted.WithLabelValues(signal, backend, reason).Inc() }
 }
 
-// Stall returns the gauge of for how long something has not got on, and the counter of how
-// often that was long.
+// Stall returns the gauge of how long something has made no progress, and the counter of how
+// often that took long.
 func (l *Ledger) Stall(signal, partition, backend string) (seconds prometheus.Gauge, stalls prometheus.Counter) {
 	return l.stalled.WithLabelValues(signal, partition, backend), l.stalls.WithLabelValues(signal, backend)
 }
 
-// HubErrors returns the counter of a kind of errors of the connection to the hub.
+// HubErrors returns the counter of one kind of error of the connection to the hub.
 func (l *Ledger) HubErrors(kind string) prometheus.Counter { return l.hubErrors.WithLabelValues(kind) }
 
-// Paused counts a lane among those that wait for a person, or not any longer.
+// Paused returns a function that counts a lane as waiting for an operator, or no longer so.
 func (l *Ledger) Paused(sig otlpwire.Signal, backend string) func(now bool) {
 	g := l.paused.WithLabelValues(sig.String(), backend)
 	return func(now bool) {
@@ -363,36 +360,38 @@ func (l *Ledger) Paused(sig otlpwire.Signal, backend string) func(now bool) {
 	}
 }
 
-// Stream returns the gauges of a stream of the hub: about how many bytes are owed, how many more
-// it takes, and for how many seconds that lasts.
+// Stream returns the gauges of a stream of the hub: about how many bytes are owed, how many
+// more fit, and for how many seconds that lasts.
 func (l *Ledger) Stream(name string) (owed, room, left prometheus.Gauge) {
 	return l.streamOwed.WithLabelValues(name), l.streamRoom.WithLabelValues(name), l.streamLeft.WithLabelValues(name)
 }
 
-// ForgetStreams removes what a keeper tells of streams: another one does.
+// ForgetStreams removes the gauges that a keeper reports of streams, because another sink has
+// become the keeper.
 func (l *Ledger) ForgetStreams() {
 	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread, l.oldest} {
 		g.Reset()
 	}
 }
 
-// Lost returns the counter of what lanes were owed of a stream and is not there any more.
+// Lost returns the counter of messages of a stream that lanes were owed and that are missing.
 func (l *Ledger) Lost(stream string) prometheus.Counter { return l.lost.WithLabelValues(stream) }
 
-// Oldest returns the gauge of for how long a lane of a stream has been owed something, in seconds.
+// Oldest returns the gauge of how long a lane of a stream has been owed something, in seconds.
 func (l *Ledger) Oldest(stream, lane string) prometheus.Gauge {
 	return l.oldest.WithLabelValues(stream, lane)
 }
 
-// ForgetOldest removes those of a stream.
+// ForgetOldest removes the gauges of [Ledger.Oldest] of one stream.
 func (l *Ledger) ForgetOldest(stream string) {
 	l.oldest.DeletePartialMatch(prometheus.Labels{"stream": stream})
 }
 
-// maxPushed is how many instances have a counter of their own.
+// maxPushed is how many instances have their own counter.
 const maxPushed = 1000
 
-// Pushed returns the counter of items of an instance's dead letters that have made room for others.
+// Pushed returns the counter of items of an instance's dead letters that were deleted to make
+// room for others.
 func (l *Ledger) Pushed(signal, instance string) prometheus.Counter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -406,15 +405,15 @@ func (l *Ledger) Pushed(signal, instance string) prometheus.Counter {
 	return l.pushed.WithLabelValues(signal, instance)
 }
 
-// Unread returns the gauge of how many lanes of a stream nobody reads.
+// Unread returns the gauge of how many lanes of a stream no configured backend reads.
 func (l *Ledger) Unread(stream string) prometheus.Gauge { return l.unread.WithLabelValues(stream) }
 
-// Removed returns the counter of what a keeper has removed from a stream.
+// Removed returns the counter of messages that a keeper has removed from a stream.
 func (l *Ledger) Removed(stream string) prometheus.Counter {
 	return l.removed.WithLabelValues(stream)
 }
 
-// Abandoned returns the counter of what was lost with lanes that were given up.
+// Abandoned returns the counter of messages that were lost with abandoned lanes.
 func (l *Ledger) Abandoned(stream string) prometheus.Counter {
 	return l.abandoned.WithLabelValues(stream)
 }
