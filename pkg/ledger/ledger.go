@@ -5,8 +5,10 @@
 //
 // where dropped is zero unless an edge is configured to drop, or its disk or gateway loses
 // items. For a signal with several backends the equation holds for each of them.
+//
 // All counts are in items: spans, data points, log records. Every label value exists from the
 // start, so that a count of zero is visible.
+//
 // One Ledger serves a whole process; `penstock up` passes the same one to all roles.
 package ledger
 
@@ -23,7 +25,7 @@ import (
 // Why a receiver refused items.
 const (
 	RefusedMalformed    = "malformed"    // the sender must not retry
-	RefusedTooLarge     = "too_large"    // the sender must not try again
+	RefusedTooLarge     = "too_large"    // the sender must not retry
 	RefusedInvalid      = "invalid"      // these items only, for their IDs or buckets; partial success
 	RefusedTimeout      = "timeout"      // the request did not arrive in time
 	RefusedUnauthorized = "unauthorized" // no token, or a wrong one
@@ -209,7 +211,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		streamRoom:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_bytes", Help: "About how many more bytes fit into a stream of the hub before it refuses and edges must keep what they have. Reported by the keeper."}, []string{"stream"}),
 		streamLeft:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_seconds", Help: "For how long the room in a stream of the hub lasts at the current rate if no lane finishes anything; +Inf while nothing arrives. Reported by the keeper. Alert on less than an hour."}, []string{"stream"}),
 		unread:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_unread_lanes", Help: "Lanes of a stream that hold messages and belong to no configured backend: what they have not finished is kept until they are abandoned (penstock lanes abandon). Reported by the keeper. Alert on more than 0."}, []string{"stream"}),
-		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Messages, by sequence, that the keeper has removed from a stream of the hub because every lane had finished them."}, []string{"stream"}),
+		removed:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_removed_messages_total", Help: "Sequences that the keeper has removed from a stream of the hub because every lane had finished them."}, []string{"stream"}),
 		abandoned:       f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_abandoned_messages_total", Help: "Messages of abandoned lanes (penstock lanes abandon) that these had not finished: they are lost for that backend. Reported by the keeper."}, []string{"stream"}),
 		lost:            f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_stream_lost_messages_total", Help: "About how many messages that a lane had not finished are missing from the stream although no keeper has removed them: the stream was purged or deleted, or the hub has lost data. Reported by the keeper; the stream AUDIT has the lanes. Alert on any."}, []string{"stream"}),
 		oldest:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_oldest_owed_seconds", Help: "How long the oldest message that a lane has not finished has been in the hub; 0 when it has finished everything. Reported by the keeper, once a minute."}, []string{"stream", "lane"}),
