@@ -13,15 +13,15 @@ import (
 // Report is what was found when a log was opened.
 type Report struct {
 	Records int
-	Bytes   int64 // of the files, read
-	// Damage names every place that is not as it was written.
+	Bytes int64 // size of the files that were read
+	// Damage lists every place that differs from what was written.
 	Damage []Damage
-	// Missing are the sequences known to be gone, but for those of records that were
-	// released, those that an earlier report has named, and those in a file that could
-	// not be mended: readers tell of them.
+	// Missing are the sequences that are known to be lost, except those of records that were
+	// released, those in earlier reports, and those in a file that could not be repaired: readers
+	// report these.
 	Missing []Range
-	// Torn is the youngest file when its end was no whole record: a write that was cut
-	// off, or damage in the last record. TornBytes is how much of it that was.
+	// Torn is the youngest file if its end was not a whole record: an interrupted write, or damage
+	// to the last record. TornBytes is the size of that end.
 	Torn      string
 	TornBytes int64
 }
@@ -37,12 +37,12 @@ func (d Damage) String() string {
 	return fmt.Sprintf("%s at byte %d: %s", filepath.Base(d.File), d.Offset, d.What)
 }
 
-// Range is a row of sequences.
+// Range is an interval of sequences, both ends included.
 type Range struct{ From, To uint64 }
 
-// Open reads every record of a log, mends its files where they are damaged, and takes
-// more. Where the disk does not write, the log is opened all the same and says so
-// ([Log.Err]); an error is what a person has to mend.
+// Open reads every record of a log, repairs damaged files, and makes the log ready for more
+// records. If the disk cannot be written, the log is opened nevertheless, read-only, and
+// [Log.Err] says why; an error of Open is one that an operator has to fix.
 func Open(cfg Config) (*Log, Report, error) {
 	l := &Log{cfg: cfg, sync: disk.SyncData, read: disk.ReadAround, patience: readPatience}
 	if err := disk.MakeDir(cfg.Dir); err != nil {
@@ -56,7 +56,7 @@ func Open(cfg Config) (*Log, Report, error) {
 	for _, e := range entries {
 		if base, ok := baseOf(e.Name()); ok {
 			bases = append(bases, base)
-		} else if _, ok := baseOf(strings.TrimSuffix(e.Name(), ".tmp")); ok { // the process ended while it mended
+		} else if _, ok := baseOf(strings.TrimSuffix(e.Name(), ".tmp")); ok { // the process ended during a repair
 			_ = os.Remove(filepath.Join(cfg.Dir, e.Name()))
 		}
 	}
@@ -85,7 +85,7 @@ func (l *Log) openTail() error {
 		return nil
 	}
 	f, err := os.OpenFile(l.mu.segments[n-1].path, os.O_RDWR, 0)
-	if err == nil && l.cfg.Sync { // the process before may have ended before it did
+	if err == nil && l.cfg.Sync { // the previous process may have ended before it did this
 		err = disk.SyncDir(l.cfg.Dir)
 	}
 	if err != nil {
@@ -95,7 +95,7 @@ func (l *Log) openTail() error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	l.tail.file, l.tail.ready = f, info.Size() // zeros behind the end, as was seen
+	l.tail.file, l.tail.ready = f, info.Size() // zeros after the end, as the examination found
 	return nil
 }
 
@@ -103,12 +103,12 @@ func (l *Log) openTail() error {
 type examination struct {
 	log    *Log
 	report Report
-	first  uint64 // where the log begins, by its oldest record; 0 before that
-	last   uint64 // of the records so far
-	buf    []byte // a segment, file and all
+	first  uint64 // first sequence of the log, known with its oldest record; 0 until then
+	last   uint64 // sequence of the last record so far
+	buf    []byte // a whole segment file
 }
 
-// segment reads one file and mends it.
+// segment reads one file and repairs it.
 func (x *examination) segment(base uint64, youngest bool) error {
 	l := x.log
 	s := &suspect{segment: segment{path: filepath.Join(l.cfg.Dir, segmentName(base)), base: base}, youngest: youngest}
@@ -123,8 +123,8 @@ func (x *examination) segment(base uint64, youngest bool) error {
 		s.last = base - 1
 	}
 	if err := x.mend(s, empty, before); err != nil {
-		_ = l.fail(fmt.Errorf("mend %s: %w", s.path, err))
-		x.report.Missing = x.report.Missing[:told] // a reader tells
+		_ = l.fail(fmt.Errorf("repair %s: %w", s.path, err))
+		x.report.Missing = x.report.Missing[:told] // a reader reports it
 		s.end = max(int64(len(x.buf)), segmentHead)
 	} else if empty {
 		return nil
@@ -153,16 +153,16 @@ func (x *examination) damaged(s *suspect, at int, what string) {
 func (x *examination) load(s *suspect) error {
 	bad, err := x.read(s.path)
 	if err != nil {
-		return err // it may be mended
+		return err // an operator may be able to fix it
 	}
 	x.report.Bytes += int64(len(x.buf))
 	if len(bad) > 0 {
-		x.damaged(s, int(bad[0]), fmt.Sprintf("the disk does not give back this place, and %d more", len(bad)-1))
+		x.damaged(s, int(bad[0]), fmt.Sprintf("cannot be read from the disk, and %d more places", len(bad)-1))
 	}
 	switch err := checkHead(x.buf, s.base); {
 	case errors.Is(err, ErrVersion):
 		return fmt.Errorf("%s: %w", segmentName(s.base), err)
-	case err != nil && s.youngest && !s.damaged && zeros(x.buf): // made, and not written before a crash
+	case err != nil && s.youngest && !s.damaged && zeros(x.buf): // created, and not written before a crash
 	case err != nil:
 		x.damaged(s, 0, err.Error())
 	}
@@ -194,7 +194,7 @@ func (x *examination) records(s *suspect) {
 				x.report.Torn, x.report.TornBytes = s.path, int64(len(x.buf)-at)
 				s.damaged = true
 			} else {
-				x.damaged(s, at, "no sound record")
+				x.damaged(s, at, "no valid record")
 			}
 			at = next
 			continue
@@ -225,8 +225,8 @@ func (x *examination) mend(s *suspect, empty bool, before uint64) error {
 	return nil
 }
 
-// whole returns the segment as it should be: what is whole of it, each record with the
-// number of those that are missing before it. before is the sequence that it begins behind.
+// whole returns the repaired segment: its whole records, each with the number of records that are
+// missing before it. before is the last sequence before the segment.
 func (x *examination) whole(base, before uint64) []byte {
 	b := appendHead(make([]byte, 0, len(x.buf)+segmentHead), base)
 	for at := x.begin(); at < len(x.buf); {
@@ -242,7 +242,7 @@ func (x *examination) whole(base, before uint64) []byte {
 	return b
 }
 
-// remove deletes a segment in which no record is. The next one begins where it is due.
+// remove deletes a segment without records.
 func (x *examination) remove(path string, keep bool) error {
 	if err := x.keep(path, keep); err != nil {
 		return err
@@ -250,7 +250,7 @@ func (x *examination) remove(path string, keep bool) error {
 	return os.Remove(path)
 }
 
-// keep puts a damaged file aside as it is.
+// keep saves an unchanged copy of a damaged file.
 func (x *examination) keep(path string, damaged bool) error {
 	if !damaged || x.log.cfg.Keep == nil {
 		return nil
@@ -258,8 +258,7 @@ func (x *examination) keep(path string, damaged bool) error {
 	return x.log.cfg.Keep(path)
 }
 
-// read reads a file into memory that is used for each. bad are the places of it that the
-// disk does not give back.
+// read reads a file into a buffer that is reused. bad are the offsets that cannot be read.
 func (x *examination) read(path string) (bad []int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -9,38 +9,38 @@ import (
 	"time"
 )
 
-// Record is one that a [Reader] has read.
+// Record is a record that a [Reader] has read.
 type Record struct {
 	Seq    uint64
-	Behind uint64 // how many the log had behind it when it was read
+	Behind uint64 // number of records after it in the log when it was read
 	Body   []byte // valid until the next call of Next
-	// Missing is how many records cannot be read, the last of them Seq: their file was
-	// damaged after the log was opened. There is no body then.
+	// Missing, if not 0, is how many records up to Seq cannot be read, because their file was
+	// damaged after the log was opened. Body is nil then.
 	Missing uint64
 }
 
-// Reader reads a log in order. What is released before it was read is passed over. For
-// one goroutine.
+// Reader reads a log in order. Records that are released before they were read are skipped. A
+// Reader is for one goroutine.
 type Reader struct {
-	// Pause is how long a reader that has read all waits for more than one record: who
-	// appends wakes it seldom then.
+	// Pause is how long a reader that has read everything waits after the first new record for more
+	// records, so that it is not woken for each of them.
 	Pause time.Duration
 
 	log  *Log
 	next uint64   // sequence
-	file *os.File // nil: to be chosen
-	seg  segment  // that file, as it was when last looked at
-	at   int64    // in it, where buf ends
-	buf  []byte   // read and not returned, in chunk
+	file *os.File // nil: none chosen yet
+	seg  segment  // its state when last checked
+	at   int64    // offset in the file at which buf ends
+	buf  []byte   // read and not returned yet, a part of chunk
 	kept *Record  // returned by the next call
 
-	chunk []byte // memory that is used again
+	chunk []byte // reused buffer
 }
 
 // chunkBytes is how much is read at a time.
 const chunkBytes = 256 << 10
 
-// Read returns a reader that begins with a sequence, or with the first behind it.
+// Read returns a reader that begins at a sequence, or at the first one after it.
 func (l *Log) Read(from uint64) *Reader { return &Reader{log: l, next: max(from, 1)} }
 
 // Close ends reading.
@@ -87,13 +87,13 @@ func (r *Reader) Next(ctx context.Context) (Record, error) {
 	}
 }
 
-// left is how many bytes of the segment are not returned.
+// left is how many bytes of the segment have not been returned.
 func (r *Reader) left() int64 { return r.seg.end - r.at + int64(len(r.buf)) }
 
-// found returns a record, or before it how many are missing.
+// found returns a record; if records are missing before it, it first returns their number.
 func (r *Reader) found(rec record) Record {
 	first, last := r.log.bounds()
-	next := max(r.next, first) // what was released is not missing
+	next := max(r.next, first) // released records are not missing
 	out := Record{Seq: rec.seq, Behind: max(last, rec.seq) - rec.seq, Body: rec.body}
 	r.next = rec.seq + 1
 	if from := rec.seq - rec.gap; from > next {
@@ -109,8 +109,8 @@ func (l *Log) bounds() (first, last uint64) {
 	return l.mu.first, l.mu.last
 }
 
-// load reads on, so that size bytes are there, or what is left of the segment. What the
-// disk has not given back for long is zeros: no record.
+// load continues reading, so that buf has size bytes, or the rest of the segment. Places that the
+// disk has failed to read for readPatience are zeros, which are not a record.
 func (r *Reader) load(size int64) error {
 	begin := r.at - int64(len(r.buf))
 	size = min(size, r.seg.end-begin)
@@ -129,15 +129,16 @@ func (r *Reader) load(size int64) error {
 	return nil
 }
 
-// readPatience is how long a file may be one that the disk does not give back until what
-// is in those places counts as gone: a disk may be away for a moment.
+// readPatience is how long reads of a file may fail until the records in the unreadable places
+// count as lost: the failure of a disk may be temporary.
 const readPatience = time.Minute
 
-// ErrUnreadable is what ends a reader of such a file; the next one may be luckier.
+// ErrUnreadable is the error of a reader of such a file; the next reader may succeed.
 var ErrUnreadable = errors.New("segment unreadable (I/O error)")
 
-// unreadable notes whether what was read has bad places. It returns nil where it has had
-// them for long, counted from the first: the segment is kept then, and they are passed over.
+// unreadable records whether a read had bad places. It returns nil when the segment has had them
+// for readPatience, counted from the first: then a copy of the segment is kept, and the places
+// are skipped.
 func (r *Reader) unreadable(begin, size int64, bad []int64) (err error) {
 	seg := &r.seg
 	switch again := begin <= seg.badAt && seg.badAt < begin+size; {
@@ -164,8 +165,8 @@ func (r *Reader) unreadable(begin, size int64, bad []int64) (err error) {
 	return err
 }
 
-// advance looks at the segment again, or goes on to the next one. It waits for a record
-// that was not read; where none can be, it says how many are missing.
+// advance checks the segment for new records, or opens the next one. It waits for a record that
+// has not been read; if records cannot be read at all, it returns how many are missing.
 func (r *Reader) advance(ctx context.Context) (Record, error) {
 	seg, last, err := r.await(ctx)
 	if err != nil {
@@ -184,7 +185,7 @@ func (r *Reader) advance(ctx context.Context) (Record, error) {
 		f, err := os.Open(seg.path)
 		if errors.Is(err, fs.ErrNotExist) {
 			if first, _ := r.log.bounds(); first > seg.last || seg.last < r.next {
-				return Record{}, nil // released since
+				return Record{}, nil // released in the meantime
 			}
 			return missing(seg.last), nil
 		}
@@ -197,8 +198,8 @@ func (r *Reader) advance(ctx context.Context) (Record, error) {
 	return Record{}, nil
 }
 
-// await returns the segment in which there is more to read, when there is, and the last
-// sequence; nil when what was appended is in none.
+// await waits for more records, and returns the segment that has them and the last sequence; nil
+// if no segment has the appended records.
 func (r *Reader) await(ctx context.Context) (*segment, uint64, error) {
 	l := r.log
 	for waited := false; ; {
@@ -234,8 +235,8 @@ func (r *Reader) await(ctx context.Context) (*segment, uint64, error) {
 	}
 }
 
-// choose returns the segment that is open while there is more in it, else the one behind
-// it. The log is locked.
+// choose returns the open segment while it has more records, else the one after it. The log is
+// locked.
 func (r *Reader) choose() *segment {
 	for _, seg := range r.log.mu.segments {
 		if r.file == nil && seg.last >= r.next || r.file != nil && (seg.base > r.seg.base || seg.base == r.seg.base && seg.end > r.at) {

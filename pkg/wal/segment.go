@@ -11,23 +11,22 @@ import (
 	"time"
 )
 
-// A segment is a file <base>.seg: a header, a row of records, and zeros up to where the
-// file has been made ready for more. base is the sequence of its first record, in 20
-// digits.
+// A segment is a file <base>.seg: a header, records, and zeros up to where the file has been
+// extended for more. base is the sequence of its first record, in 20 digits.
 //
 //	header  magic(8) version(4) checksum(4) base(8)
 //	record  length(4) checksum(4) sequence(8) gap(8) body
 //
-// in little endian. Checksums are CRC-32C: the header's of what stands around it, a
-// record's of all but itself, so that a file under another name, or a record at
-// another place, is not taken for what it is not. gap is how many records before this
-// one are known to be missing; the record before has sequence - gap - 1.
+// in little endian. Checksums are CRC-32C: the header's covers the header's other fields, a
+// record's covers everything in the record but itself. With base in the header and the sequence
+// in the record, a file under another name, or a record at another place, is detected. gap is how
+// many records before this one are known to be missing; the record before has sequence - gap - 1.
 const (
 	magic       = "penstock"
 	version     = 1
 	segmentHead = 24
 	recordHead  = 24
-	maxRecord   = 32 << 20 // of a body: more is no record
+	maxRecord   = 32 << 20 // of a body; a larger length is not a valid record
 
 	suffix = ".seg"
 )
@@ -44,12 +43,12 @@ type segment struct {
 	last uint64 // sequence of the last record; base - 1 for none
 	end  int64  // of the last record, in bytes
 
-	badSince time.Time // when the disk did not give back what is at badAt; zero when it does
+	badSince time.Time // since when badAt cannot be read; zero if it can
 	badAt    int64
-	kept     bool // for that, by Config.Keep
+	kept     bool // Config.Keep was called because of that
 }
 
-// bytes are those of its records.
+// bytes is the size of its records.
 func (s segment) bytes() int64 { return s.end - segmentHead }
 
 func segmentName(base uint64) string { return fmt.Sprintf("%020d%s", base, suffix) }
@@ -82,16 +81,16 @@ var ErrVersion = errors.New("written by another version")
 func checkHead(b []byte, base uint64) error {
 	switch {
 	case len(b) < segmentHead || string(b[:8]) != magic || headSum(b) != le.Uint32(b[12:]):
-		return errors.New("no header of a segment")
+		return errors.New("not a segment header")
 	case le.Uint32(b[8:]) != version:
 		return fmt.Errorf("%w: format %d, this is format %d", ErrVersion, le.Uint32(b[8:]), version)
 	case le.Uint64(b[16:]) != base:
-		return fmt.Errorf("the header says that its first record is %d", le.Uint64(b[16:]))
+		return fmt.Errorf("header names %d as the first record", le.Uint64(b[16:]))
 	}
 	return nil
 }
 
-// record is one that was read. Its body lies in the memory that it was read into.
+// record is a parsed record. Its body is a part of the buffer that it was parsed from.
 type record struct {
 	seq, gap uint64
 	body     []byte
@@ -99,7 +98,7 @@ type record struct {
 
 func (r record) size() int { return recordHead + len(r.body) }
 
-// appendRecord appends a record whose body is all parts.
+// appendRecord appends a record whose body is the concatenation of parts.
 func appendRecord(b []byte, seq, gap uint64, parts ...[]byte) []byte {
 	at, size := len(b), 0
 	for _, p := range parts {
@@ -120,9 +119,9 @@ func recordSum(b []byte) uint32 {
 	return crc32.Update(crc32.Checksum(b[:4], table), table, b[8:])
 }
 
-// parseRecord reads the record that b begins with; ok is whether it is one that comes
-// behind the sequence after and matches its checksum. With ok false, more is how many
-// bytes b would need for it to be one; 0 when it is none however it goes on.
+// parseRecord reads the record at the beginning of b; ok is whether its checksum matches and its
+// sequence is greater than after. If ok is false, more is how many bytes b must have for a
+// complete record; 0 when b cannot be the beginning of one.
 func parseRecord(b []byte, after uint64) (r record, more int, ok bool) {
 	if len(b) < recordHead {
 		return r, recordHead, false
@@ -143,11 +142,10 @@ func parseRecord(b []byte, after uint64) (r record, more int, ok bool) {
 	return r, 0, true
 }
 
-// farthest is how far a sequence may be from the one before for a record to be looked
-// for there in a damaged file.
+// farthest is how far a sequence may be from the previous one for find to consider it a record.
 const farthest = 1 << 32
 
-// find returns where the next record begins in b, from at on, len(b) when there is none.
+// find returns where the next record begins in b, from at on; len(b) if there is none.
 func find(b []byte, at int, after uint64) int {
 	for ; at+recordHead <= len(b); at++ {
 		if seq := le.Uint64(b[at+8:]); seq <= after || seq-after > farthest {
@@ -160,7 +158,7 @@ func find(b []byte, at int, after uint64) int {
 	return len(b)
 }
 
-// zeros reports whether there is nothing else.
+// zeros reports whether b has only zero bytes.
 func zeros(b []byte) bool {
 	for len(b) >= 8 {
 		if le.Uint64(b) != 0 {

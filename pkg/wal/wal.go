@@ -1,12 +1,12 @@
-// Package wal is a write-ahead log: records in files, in order, with sequences that
-// only rise. One process appends at its end, lets go of its start, and reads in between
-// as often as it likes.
+// Package wal is a write-ahead log: records in files, in order, with sequences that only rise.
+// One process appends at its end, releases records at its start, and reads what is between as
+// often as it likes.
 //
 //	l, report, err := wal.Open(wal.Config{Dir: dir, MaxBytes: 1 << 30, Sync: true})
 //	seq, err := l.Append(head, body)        // on the disk when it returns
 //	r := l.Read(seq)
-//	rec, err := r.Next(ctx)                 // waits for what is appended later
-//	err = l.Release(seq)                    // the files of what is released are deleted
+//	rec, err := r.Next(ctx)                 // waits for records that are appended later
+//	err = l.Release(seq)                    // deletes files whose records are all released
 //
 // # Promises
 //
@@ -19,12 +19,32 @@
 //   - A sequence is given once, also when records are gone from the end, as far as
 //     Config.Next knows.
 //
-// A sync costs less CPU time and disk where it need not change the file's size, so the
-// file is made longer ahead of small records, with zeros (docs/adr/0010).
+// # Syncs and the torn tail
+//
+// A record is on the disk only after a sync of its file, and in a new file also after a sync of
+// the directory: without that a power cut may take the file's name, and with it every record in
+// it. A sync that fails is final. The kernel may drop the error after reporting it once, and
+// regard the pages that never reached the disk as clean: a second sync of the same file then
+// succeeds and proves nothing, and reading the file returns data that the next power cut takes.
+// That is why a failed log accepts no more records, and why Config.Distrust writes the youngest
+// segment to a new file when it is reopened.
+//
+// A write that a crash interrupts leaves a torn tail: the youngest segment ends in something
+// that is not a whole record. It is cut off; otherwise the next record would be appended
+// after it, and the place would look like damage from then on. With Config.Sync such a write was
+// never acknowledged, so nothing is lost; but damage to the last record looks the same, and the
+// file does not show which of the two it is. It is therefore reported separately (Report.Torn),
+// and a caller that knows which sequence was acknowledged last can tell. In older segments, and
+// between whole records, an unreadable place is always damage: a record is appended only after
+// the write before it has succeeded.
+//
+// A sync costs less CPU time and disk where it need not change the file's size, so the file is
+// extended ahead of small records, with zeros (docs/adr/0010). Zeros at the end are therefore
+// not a torn tail.
 //
 // # Not here
 //
-// What is in a record. Who owns the directory: package disk.
+// The content of records. The lock of the directory: package disk.
 package wal
 
 import (
@@ -39,33 +59,33 @@ import (
 	"github.com/penstock/penstock/pkg/disk"
 )
 
-// Config says what kind of log it is.
+// Config describes a log.
 type Config struct {
-	Dir string // of the segments; made when it is not there
-	// MaxBytes bounds the records that are not released. The files may take two
-	// segments more.
+	Dir string // of the segments; created if it does not exist
+	// MaxBytes bounds the records that are not released. The files may take two more segments.
 	MaxBytes int64
 	// Sync makes Append wait for the disk.
 	Sync bool
-	// Next is the sequence of the next record where fewer are found; 0 is 1.
+	// Next is the least sequence of the next record, for when records are missing at the end; 0
+	// means 1.
 	Next uint64
-	// Distrust writes the youngest segment anew when the log is opened. After a failed
-	// sync the kernel may hold pages that never reached the disk for clean: a later
-	// sync of the same file says nothing about them.
+	// Distrust rewrites the youngest segment when the log is opened. After a failed sync the kernel
+	// may regard pages that never reached the disk as clean: a later sync of the same file says
+	// nothing about them.
 	Distrust bool
-	// Keep is told of a damaged file, before it is replaced or removed. nil for nobody.
+	// Keep, if not nil, is called with the path of a damaged file before it is replaced or removed.
 	Keep func(path string) error
 }
 
 const (
-	// A segment holds a sixteenth of what the log may, between these.
+	// The size of a segment is a sixteenth of MaxBytes, within these bounds.
 	minSegment = 1 << 20
 	maxSegment = 8 << 20
 
-	// ahead is how much is made ready at a time behind a small record, in bytes.
+	// ahead is how many zero bytes are written at a time after a small record.
 	ahead = 256 << 10
-	// small is the size of a record that this is done for: with larger ones a sync is
-	// shared by many, and what is written twice costs more.
+	// small is the size of a record below which this is done: a larger record holds many requests,
+	// which share its sync, and writing its bytes twice costs more.
 	small = 64 << 10
 )
 
@@ -74,47 +94,47 @@ func (c Config) segmentBytes() int64 { return min(max(c.MaxBytes/16, minSegment)
 // ErrFull reports that a record would not fit within Config.MaxBytes.
 var ErrFull = errors.New("log is full")
 
-// Log is an open log. Its methods may be called from many goroutines.
+// Log is an open log. Its methods are safe for concurrent use.
 type Log struct {
 	cfg Config
 
-	// As they are named, but in tests.
+	// The functions and values named here, except in tests.
 	sync     func(*os.File) error                                      // disk.SyncData
 	read     func(io.ReaderAt, []byte, int64) (bad []int64, err error) // disk.ReadAround
 	patience time.Duration                                             // readPatience
 
-	// The end of the youngest segment, for one who appends.
+	// The end of the youngest segment; locked while a record is appended.
 	tail struct {
 		sync.Mutex
 		file  *os.File // nil: the next record begins a segment
 		ready int64    // up to where the file has zeros
-		fresh bool     // its name may not be on the disk
+		fresh bool     // its directory entry may not be on the disk yet
 		buf   []byte
 	}
 
-	releasing sync.Mutex // one at a time deletes files
+	releasing sync.Mutex // held while files are deleted
 
 	mu struct {
 		sync.Mutex
 		segments []segment // the oldest first
 		total    int64     // bytes of their records
-		first    uint64    // the oldest that is not released; last+1 for none
+		first    uint64    // the oldest that is not released; last+1 if there is none
 		last     uint64
-		next     uint64        // the one that is given next; last+1 when none is missing
-		err      error         // why nothing is appended any more
+		next     uint64        // the next one to assign; last+1 unless some are missing
+		err      error         // why the log accepts no more records
 		grown    chan struct{} // closed when the log has grown; nil when nobody waits
 	}
 }
 
 // State is what a log holds.
 type State struct {
-	First, Last uint64 // sequences; First is Last + 1 for nothing
-	// Bytes are those of the records that are not released: within a segment that is
-	// released in part, as if they were all of one size.
+	First, Last uint64 // sequences; First is Last + 1 when the log is empty
+	// Bytes is the size of the records that are not released; in a segment that is released in
+	// part it is estimated, as if all records had the same size.
 	Bytes int64
 }
 
-// Records is how many there are, with those that are missing.
+// Records is the number of records, including missing ones.
 func (s State) Records() uint64 { return s.Last + 1 - s.First }
 
 // State returns what the log holds.
@@ -139,19 +159,19 @@ func (l *Log) State() State {
 	return s
 }
 
-// Err returns why nothing is appended any more; nil for a log that takes records.
+// Err returns why the log accepts no more records; nil while it does.
 func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.err
 }
 
-// fail makes the log one that is only read, and returns why.
+// fail makes the log read-only, and returns the reason.
 func (l *Log) fail(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.mu.err == nil {
-		l.mu.err = fmt.Errorf("log %s takes no records until it is reopened: %w", l.cfg.Dir, err)
+		l.mu.err = fmt.Errorf("log %s accepts no records until it is reopened: %w", l.cfg.Dir, err)
 	}
 	return l.mu.err
 }
@@ -169,7 +189,7 @@ func (l *Log) Append(parts ...[]byte) (seq uint64, err error) {
 		return 0, err
 	}
 	if size > recordHead+maxRecord {
-		return 0, fmt.Errorf("append to log %s: a record of %d bytes, at most %d can be read", l.cfg.Dir, size, maxRecord)
+		return 0, fmt.Errorf("append to log %s: record has %d bytes, more than the %d that can be read", l.cfg.Dir, size, maxRecord)
 	}
 	if l.State().Bytes+size > l.cfg.MaxBytes {
 		return 0, ErrFull
@@ -189,7 +209,7 @@ func (l *Log) Append(parts ...[]byte) (seq uint64, err error) {
 	}
 	t.buf = appendRecord(t.buf, seq, gap, parts...)
 	if err := l.write(at); err != nil {
-		// What is there of it is cut off, as far as possible: no torn write is found then.
+		// Cut off what was written of it, if possible, so that no torn tail is found later.
 		_ = t.file.Truncate(at)
 		return 0, l.fail(err)
 	}
@@ -198,7 +218,7 @@ func (l *Log) Append(parts ...[]byte) (seq uint64, err error) {
 	young := &l.mu.segments[len(l.mu.segments)-1]
 	young.last, young.end = seq, at+int64(len(t.buf))
 	l.mu.total += size
-	if l.mu.first > l.mu.last { // nothing was owed: what is missing is not, either
+	if l.mu.first > l.mu.last { // the log was empty: sequences missing before this record are owed to nobody
 		l.mu.first = seq
 	}
 	l.mu.last, l.mu.next = seq, seq+1
@@ -209,8 +229,8 @@ func (l *Log) Append(parts ...[]byte) (seq uint64, err error) {
 	return seq, nil
 }
 
-// end returns where the youngest segment ends, the sequence that comes next, and how
-// many before it are missing.
+// end returns where the youngest segment ends, the next sequence, and how many sequences before
+// it are missing.
 func (l *Log) end() (at int64, seq, gap uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -220,7 +240,7 @@ func (l *Log) end() (at int64, seq, gap uint64) {
 	return at, l.mu.next, l.mu.next - 1 - l.mu.last
 }
 
-// begin makes a segment.
+// begin creates a segment.
 func (l *Log) begin(base uint64) error {
 	path := filepath.Join(l.cfg.Dir, segmentName(base))
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
@@ -234,7 +254,7 @@ func (l *Log) begin(base uint64) error {
 	return nil
 }
 
-// seal ends the youngest segment: what was made ready for more is given back.
+// seal ends the youngest segment, and cuts off the zeros at its end.
 func (l *Log) seal(end int64) error {
 	t := &l.tail
 	if t.ready > end {
@@ -245,10 +265,10 @@ func (l *Log) seal(end int64) error {
 	return err
 }
 
-// nothing is what a file is made longer with.
+// nothing is the zeros with which a file is extended.
 var nothing [ahead]byte
 
-// write puts the buffer at a place of the youngest segment and, if it should, waits for
+// write writes the buffer at an offset of the youngest segment and, with Config.Sync, waits for
 // the disk.
 func (l *Log) write(at int64) error {
 	t := &l.tail
@@ -279,8 +299,8 @@ func (l *Log) write(at int64) error {
 	return nil
 }
 
-// Release lets go of all records up to a sequence. Their files are deleted when nothing
-// else is in them; the youngest stays, unless nothing is appended to it any more.
+// Release gives up all records up to a sequence. A file is deleted when all its records are
+// released; the youngest one stays, unless the log accepts no more records.
 func (l *Log) Release(upto uint64) error {
 	l.releasing.Lock()
 	defer l.releasing.Unlock()
@@ -296,7 +316,7 @@ func (l *Log) Release(upto uint64) error {
 	return nil
 }
 
-// released returns the file of the oldest segment when it may go.
+// released returns the file of the oldest segment if it may be deleted.
 func (l *Log) released(upto uint64) (path string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -307,7 +327,7 @@ func (l *Log) released(upto uint64) (path string) {
 	return l.mu.segments[0].path
 }
 
-// Close ends the log for those who append; readers may read on.
+// Close ends appending; readers may continue.
 func (l *Log) Close() error {
 	l.tail.Lock()
 	defer l.tail.Unlock()
