@@ -13,7 +13,7 @@ import (
 // Report is what was found when a log was opened.
 type Report struct {
 	Records int
-	Bytes int64 // size of the files that were read
+	Bytes   int64 // size of the files that were read
 	// Damage lists every place that differs from what was written.
 	Damage []Damage
 	// Missing are the sequences that are known to be lost, except those of records that were

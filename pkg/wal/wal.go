@@ -11,13 +11,12 @@
 // # Promises
 //
 //   - With Config.Sync a record is on the disk when Append has returned its sequence.
-//   - After a write or sync error nothing is appended until the log is opened anew: what
-//     the kernel holds may not be what the disk has. It can be read and released.
-//   - What was damaged on the disk is found when the log is opened, and again when it
-//     is read, by a checksum for each record. What is whole around it is read; what is
-//     missing is reported, once.
-//   - A sequence is given once, also when records are gone from the end, as far as
-//     Config.Next knows.
+//   - After a write or sync error nothing is appended until the log is reopened, because the
+//     kernel's copy of the file may differ from the disk's. The log can be read and released.
+//   - Damage on the disk is detected when the log is opened, and again when it is read, by a
+//     checksum for each record. Whole records around it are read; missing ones are reported, once.
+//   - A sequence is assigned only once, also when records are missing at the end, as far as
+//     Config.Next covers them.
 //
 // # Syncs and the torn tail
 //
