@@ -13,17 +13,16 @@ import (
 // Annotation is what a sampler writes into the spans that it has kept.
 type Annotation struct {
 	// Threshold is the rejection threshold of the decision, in 2^-56: a trace like
-	// this is kept with the chance 1 - Threshold/2^56. It is combined with the one
+	// this is kept with the probability 1 - Threshold/2^56. It is combined with the one
 	// that the span has (`th` of the member ot of its trace state: OpenTelemetry,
-	// TraceState: Probability Sampling). 0 leaves the trace state as it is, [Unknown]
-	// takes `th` away.
+	// TraceState: Probability Sampling). 0 leaves the trace state unchanged, [Unknown] removes `th`.
 	Threshold uint64
-	// Key and Value are a string attribute that every span gets; none when Key is
-	// empty. One that is there stays.
+	// Key and Value are a string attribute that every span gets; none when Key is empty. An
+	// existing attribute of this key is kept.
 	Key, Value string
 }
 
-// Unknown is the threshold of a decision whose chance nobody knows.
+// Unknown is the threshold of a decision whose probability is unknown.
 const Unknown = uint64(1) << 56
 
 // Needed reports whether the annotation changes anything.
@@ -35,8 +34,8 @@ func (a Annotation) Append(dst, payload []byte) []byte {
 	return a.rewrite(dst, payload, 0)
 }
 
-// rewrite copies a message of the path request, ResourceSpans, ScopeSpans and
-// rewrites what leads to the spans.
+// rewrite copies a message on the path request, ResourceSpans, ScopeSpans and annotates the spans
+// in it.
 func (a Annotation) rewrite(dst, b []byte, depth int) []byte {
 	down := [...]int{1, 2, 2}[depth] // the field that leads to the spans
 	for i := 0; i < len(b); {
@@ -49,7 +48,7 @@ func (a Annotation) rewrite(dst, b []byte, depth int) []byte {
 			i = end
 			continue
 		}
-		// Room for the length is left as it was, and moved when it changes.
+		// The length is written as it was, and corrected when it has changed.
 		dst = protowire.AppendTag(dst, FieldNumber(num), protowire.BytesType)
 		start := len(dst)
 		if depth == 2 {
@@ -63,7 +62,7 @@ func (a Annotation) rewrite(dst, b []byte, depth int) []byte {
 	return dst
 }
 
-// insertLength puts the length of what begins at start before it.
+// insertLength inserts the length of dst[start:] before it.
 func insertLength(dst []byte, start int) []byte {
 	size := len(dst) - start
 	n := protowire.SizeVarint(uint64(size))
@@ -109,13 +108,12 @@ const (
 	maxValue   = 256
 )
 
-// traceState returns a W3C trace state with the threshold in its member ot, which
-// stands first when it was changed; the last member goes where there are more than 32.
-// A threshold above an explicit randomness (rv) would say that the trace was not kept:
-// then there is none.
+// traceState returns a W3C trace state with the threshold in its member ot, which is first if it
+// was changed; the last member is removed if there would be more than 32. A threshold above an
+// explicit randomness (rv) would mean that the trace was not kept: then none is written.
 func (a Annotation) traceState(state []byte) string {
 	var others []string
-	var ot []string // sub-keys but th
+	var ot []string // sub-keys except th
 	before, random := uint64(0), Unknown
 	for member := range bytes.SplitSeq(state, []byte(",")) {
 		m := strings.TrimSpace(string(member))
@@ -142,7 +140,7 @@ func (a Annotation) traceState(state []byte) string {
 		}
 	}
 	if a.Threshold < Unknown {
-		// Kept by both: the chances are multiplied.
+		// Kept by both: the probabilities are multiplied.
 		high, low := bits.Mul64(Unknown-before, Unknown-a.Threshold)
 		if th := formatThreshold(Unknown - (high<<8 | low>>56)); parseThreshold(th) <= random {
 			ot = append([]string{"th:" + th}, ot...)
@@ -174,8 +172,8 @@ func parseThreshold(s string) uint64 {
 	return v << (4 * (14 - len(s)))
 }
 
-// formatThreshold writes a threshold with four digits behind leading f's, as the
-// collector does by default, and no zeros at the end.
+// formatThreshold writes a threshold with four digits after leading f's, as the collector does by
+// default, and without zeros at the end.
 func formatThreshold(t uint64) string {
 	digits := 4
 	for shift := 52; shift > 0 && t>>shift&0xf == 0xf; shift -= 4 {

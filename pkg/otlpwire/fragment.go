@@ -2,8 +2,8 @@ package otlpwire
 
 import "iter"
 
-// Group is what [Splitter.Groups] has found for one key of one resource. It is
-// valid until the function that got it returns.
+// Group is the items that [Splitter.Groups] has found for one key of one resource. It is valid
+// until the function that received it returns.
 type Group struct {
 	s *Splitter
 	c chain
@@ -20,7 +20,7 @@ func (g Group) Items() iter.Seq[[]byte] {
 	}
 }
 
-// ItemsIn is Items with the fields of their scope but its items.
+// ItemsIn is Items, each with the fields of its scope except its items.
 func (g Group) ItemsIn() iter.Seq2[[]byte, []byte] {
 	return func(yield func(item, scope []byte) bool) {
 		for n := g.c.first; n != 0; n = g.s.runs[n-1].next {
@@ -36,7 +36,7 @@ func (g Group) ItemsIn() iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// Resource returns the fields of the group's resource but its scopes.
+// Resource returns the fields of the group's resource except its scopes.
 func (g Group) Resource() []byte { return g.s.rest }
 
 // Heads is a resource with its scopes, without any item: what the groups of one
@@ -47,7 +47,7 @@ type Heads struct {
 	size   int
 }
 
-// Size returns the bytes that h takes, about.
+// Size returns the approximate size of h in bytes.
 func (h *Heads) Size() int { return h.size }
 
 // Heads returns the heads of the group's resource, a copy that all groups of the
@@ -72,8 +72,8 @@ func (g Group) Heads() *Heads {
 	return h
 }
 
-// Fragment is items of one resource that were copied out of a payload; the heads
-// they stand under are shared with other fragments.
+// Fragment is items of one resource that were copied out of a payload; their heads are shared with
+// other fragments.
 type Fragment struct {
 	Heads *Heads
 	runs  []fragmentRun
@@ -96,7 +96,7 @@ func (g Group) Fragment(keep []bool) Fragment {
 			i++
 		}
 	}
-	f.items, i = make([]byte, 0, size), 0 // no room for what is left out: what is held is what counts
+	f.items, i = make([]byte, 0, size), 0 // exactly as large as needed: Held is counted from it
 	for n := g.c.first; n != 0; n = s.runs[n-1].next {
 		from := len(f.items)
 		for it := s.runs[n-1].first; it != 0; it = s.items[it-1].next {
@@ -112,7 +112,7 @@ func (g Group) Fragment(keep []bool) Fragment {
 	return f
 }
 
-// Held returns the bytes that f holds, without its heads.
+// Held returns the memory of f in bytes, without its heads.
 func (f *Fragment) Held() int { return len(f.items) + 16*len(f.runs) }
 
 // Size returns the bytes that Append appends.

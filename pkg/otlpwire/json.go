@@ -13,17 +13,16 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// FromJSON converts an OTLP/JSON request to protobuf bytes appended to dst, by
-// the rules of the OTLP specification: IDs in hex of either case, enums as
-// integers only, 64-bit integers as decimal strings or numbers, lowerCamelCase
-// names only, unknown fields ignored. sanitised counts the strings in which what
-// is no UTF-8, or a lone surrogate, became U+FFFD. An ID that is no hex becomes
+// FromJSON converts an OTLP/JSON request to protobuf bytes appended to dst, by the rules of the
+// OTLP specification: IDs in hex of either case, enums as integers only, 64-bit integers as decimal
+// strings or numbers, lowerCamelCase names only, unknown fields ignored. sanitised counts the
+// strings in which invalid UTF-8, or a lone surrogate, became U+FFFD. An ID that is not hex becomes
 // one of a wrong length, which Scan reports as invalid.
 //
-// It is stricter than it must be in one point: a known name that stands twice in
-// one object is an error, since readers differ on which one counts. And it is more
-// lenient in one: null in an array, which JavaScript makes of a hole, is passed over,
-// or keeps the place of a value ([jsonReader.null]).
+// It is stricter than the specification in one point: a known name that occurs twice in one object
+// is an error, since readers differ on which one counts. And it is more lenient in one: null in an
+// array, which JavaScript writes for a hole, is skipped, or keeps the place of a value
+// ([jsonReader.null]).
 //
 // It bounds nesting by [MaxDepth], and messages and bytes by lim, and allocates
 // next to nothing beyond dst. Its errors wrap [ErrMalformed] and name the byte
@@ -33,13 +32,13 @@ func FromJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, sani
 	return out, notes.Sanitised, err
 }
 
-// Notes is what ReadJSON says of a request besides its content.
+// Notes is what ReadJSON reports about a request besides its content.
 type Notes struct {
-	Sanitised int    // strings that were mended
-	Unknown   string // the first name that an item, or what leads to items, does not have
+	Sanitised int    // strings that were repaired
+	Unknown   string // the first name that OTLP does not have in an item, or in a message around items
 }
 
-// ReadJSON is FromJSON and says more.
+// ReadJSON is FromJSON with more results.
 func ReadJSON(dst []byte, sig Signal, text []byte, lim Limits) (out []byte, n Notes, err error) {
 	r := jsonReader{text: text, lim: lim, out: dst, maxLen: math.MaxInt}
 	if lim.MaxBytes > 0 {
@@ -82,7 +81,7 @@ func (r *jsonReader) request(m *message) error {
 		return err
 	}
 	if r.peek() != 0 || r.pos < len(r.text) {
-		return errors.New("something follows the request")
+		return errors.New("unexpected data after the request")
 	}
 	return r.bounded()
 }
@@ -121,7 +120,7 @@ func (r *jsonReader) expect(c byte, want string) error {
 	return nil
 }
 
-// next moves on in a list that ends with end: more is false when it has ended.
+// next moves to the next element of a list that ends with end: more is false at its end.
 func (r *jsonReader) next(first bool, end byte, want string) (more bool, err error) {
 	c := r.peek()
 	switch {
@@ -192,8 +191,8 @@ type jsonError struct {
 
 func (e *jsonError) Error() string { return e.path + ": " + e.err.Error() }
 
-// inField puts a name before an error. Only the last few are kept: a hostile
-// request nests deep.
+// inField puts a name before an error. Only the last few names are kept: a hostile request nests
+// deep.
 func inField(f *field, err error) error {
 	const longest = 200
 	if e, ok := errors.AsType[*jsonError](err); ok {
@@ -233,9 +232,9 @@ func (r *jsonReader) member(f *field, deep int) error {
 	}
 }
 
-// null reads a null in an array. An array of values keeps its places, with an empty
-// value there; so do numbers, with 0, or NaN where that is one, which no bound can be.
-// Messages and strings are passed over.
+// null reads a null in an array. In an array of values an empty value takes its place, in an array
+// of numbers 0, or NaN for floating-point numbers, which no bound can be. Among messages and
+// strings it is skipped.
 func (r *jsonReader) null(f *field) error {
 	if err := r.literal("null"); err != nil {
 		return err
@@ -466,7 +465,7 @@ func (r *jsonReader) double() (float64, error) {
 	return v, numberError(s, err)
 }
 
-// numberError words what strconv has refused, which may be long.
+// numberError describes a number that strconv has refused, which may be long.
 func numberError(s []byte, err error) error {
 	switch {
 	case err == nil:

@@ -12,8 +12,8 @@ var (
 	errRaw    = errors.New("control character in a string")
 )
 
-// str reads the string at its '"' and, when it is to be kept, appends its content
-// to out: escapes resolved, and what is no UTF-8 or a lone surrogate as U+FFFD.
+// str reads the string at its '"' and, if keep is true, appends its content to out: escapes
+// resolved, and invalid UTF-8 or a lone surrogate as U+FFFD.
 func (r *jsonReader) str(keep bool) error {
 	if r.peek() != '"' {
 		return r.unexpected("a string")
@@ -21,7 +21,7 @@ func (r *jsonReader) str(keep bool) error {
 	b := r.text
 	mended := false
 	for i := r.pos + 1; i < len(b); {
-		// A stretch of what is copied as it is.
+		// A run of bytes that is copied unchanged.
 		from := i
 		for i < len(b) && b[i] >= ' ' && b[i] < utf8.RuneSelf && b[i] != '"' && b[i] != '\\' {
 			i++
@@ -69,8 +69,8 @@ func (r *jsonReader) str(keep bool) error {
 	return errString
 }
 
-// unescape reads the escape at b[0] and returns its length, 0 when it is none. lone
-// says that it was half of a surrogate pair.
+// unescape reads the escape at b[0] and returns its length, 0 if it is not valid. lone says that it
+// was half of a surrogate pair.
 func unescape(b []byte) (v rune, n int, lone bool) {
 	if len(b) < 2 {
 		return 0, 0, false
@@ -128,7 +128,7 @@ func hex4(b []byte) (v rune, ok bool) {
 	return v, true
 }
 
-// fieldName reads a name. Known ones are short and of plain letters: any other is
+// fieldName reads a name. Known names are short and consist of plain letters: any other name is
 // returned in a form that no field has.
 func (r *jsonReader) fieldName() ([]byte, error) {
 	if r.peek() != '"' {
@@ -148,8 +148,8 @@ func (r *jsonReader) fieldName() ([]byte, error) {
 	return nil, errString
 }
 
-// escapedName reads a short string that is not plain, through the output and
-// back. A long one becomes empty.
+// escapedName reads a short string with escapes, using the output as a buffer. A long one becomes
+// empty.
 func (r *jsonReader) escapedName() ([]byte, error) {
 	from, sanitised := len(r.out), r.sanitised
 	err := r.str(true)

@@ -16,8 +16,8 @@ func AppendJSON(dst []byte, sig Signal, payload []byte) []byte {
 	return appendObject(dst, requests[sig], payload)
 }
 
-// appendObject writes the fields of one message in the order of the schema. A
-// field costs one scan over the tags of the message, lengths are jumped over.
+// appendObject writes the fields of one message in the order of the schema. Each field costs one
+// scan over the tags of the message; contents are skipped.
 func appendObject(dst []byte, m *message, b []byte) []byte {
 	dst = append(dst, '{')
 	open := len(dst)
@@ -39,8 +39,8 @@ func appendObject(dst []byte, m *message, b []byte) []byte {
 	return append(dst, '}')
 }
 
-// lastOfOneof returns the member of m's oneof that counts, the last on the wire,
-// and from where on it counts: what stood before another member is gone.
+// lastOfOneof returns the member of m's oneof that counts, the last on the wire, and the offset
+// from which it counts: earlier occurrences before another member are discarded.
 func lastOfOneof(m *message, b []byte) (chosen *field, from int) {
 	for i := 0; i < len(b); {
 		num, _, _, end := nextField(b, i)

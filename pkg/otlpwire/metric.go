@@ -6,14 +6,13 @@ import (
 	"math"
 )
 
-// Field is one field of a message, for those who read more of an item than the types
-// here have.
+// Field is one field of a message, for callers that read more of an item than the types here have.
 type Field struct {
 	// Tag is the field's number times eight plus its wire type, see [Tag].
 	Tag int
 	// Bytes is the content of a string, a message or packed numbers.
 	Bytes []byte
-	// Bits is the value of a number, of an sint32 as it is on the wire.
+	// Bits is the value of a number; of an sint32 in its wire encoding.
 	Bits uint64
 }
 
@@ -75,7 +74,7 @@ const (
 	Summary
 )
 
-// Temporality says since when the points of a sum or histogram count.
+// Temporality says from which time on the points of a sum or histogram count.
 type Temporality uint8
 
 // The temporalities, as the protocol numbers them.
@@ -132,7 +131,7 @@ func (m *Metric) Parse(item []byte) {
 			continue
 		case kind != m.Kind:
 			m.Kind, m.data, parts = kind, f.Bytes, 1
-		case parts == 1: // two messages, one behind the other, are their union
+		case parts == 1: // two concatenated messages are their union
 			m.data, parts = append(append(make([]byte, 0, len(m.data)+len(f.Bytes)), m.data...), f.Bytes...), 2
 		default:
 			m.data = append(m.data, f.Bytes...)

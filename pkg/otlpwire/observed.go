@@ -8,9 +8,9 @@ const (
 	recordObserved = 11
 )
 
-// Observed gives the records of a logs payload that have no time at all one at which they were observed,
-// so that a backend does not give them another with every attempt. It returns the payload itself where
-// all have one.
+// Observed sets the observed time of those records of a logs payload that have no time at all, so
+// that a backend does not assign another time at every attempt. It returns the payload itself if
+// all records have a time.
 func Observed(payload []byte, at uint64) []byte {
 	for item := range Items(payload) {
 		if !timed(item) {

@@ -12,7 +12,7 @@ type TraceID [16]byte
 // SpanID identifies a span within its trace.
 type SpanID [8]byte
 
-// Resources iterates over the resources of a payload with what they hold: each a
+// Resources iterates over the resources of a payload with their content: each a
 // ResourceSpans, ResourceMetrics or ResourceLogs message. Like all iterators here
 // it stops at the first malformed byte.
 //
@@ -106,7 +106,7 @@ func single(msg []byte, num int) (content []byte) {
 	return content
 }
 
-// Span is what a sampler reads of a span. The slices are parts of the payload.
+// Span is the part of a span that a sampler reads. The slices are parts of the payload.
 type Span struct {
 	TraceID    TraceID
 	SpanID     SpanID
@@ -118,8 +118,8 @@ type Span struct {
 	TraceState []byte
 	Name       []byte
 
-	// attrs and events are stretches of the span from the first such field to
-	// the last; other fields may stand between them.
+	// attrs and events are the parts of the span from the first such field to the last; other
+	// fields may be between them.
 	attrs, events []byte
 }
 
@@ -150,8 +150,8 @@ const (
 	flagsTag2    = 1
 )
 
-// Parse reads a Span message in one pass. What it does not need, it jumps over;
-// of what is there twice the last counts.
+// Parse reads a Span message in one pass. It skips what it does not need; of a repeated field the
+// last occurrence counts.
 func (sp *Span) Parse(item []byte) {
 	*sp = Span{}
 	sp.Root = true
@@ -159,7 +159,7 @@ func (sp *Span) Parse(item []byte) {
 	for i := 0; i < len(item); {
 		num, typ, value, end := int(item[i]>>3), bytesType, i+2, shortField(item, i)
 		if end == 0 {
-			// Kind and times, which every span has, are 20 bytes that need no look.
+			// Kind and times, which every span has, are 20 bytes that need no further check.
 			if item[i] == kindTag && i+20 <= len(item) && item[i+1] < 0x80 && item[i+2] == startTag && item[i+11] == endTag {
 				sp.Kind = int32(item[i+1])
 				sp.Start, sp.End = binary.LittleEndian.Uint64(item[i+3:]), binary.LittleEndian.Uint64(item[i+12:])
@@ -220,7 +220,7 @@ func (sp *Span) Parse(item []byte) {
 	sp.attrs, sp.events = item[attrs.first:attrs.end], item[events.first:events.end]
 }
 
-// stretch is a part of a message, from the first of some fields to the last.
+// stretch is the part of a message from the first of some fields to the last.
 type stretch struct{ first, end int }
 
 func (s *stretch) add(i, end int) {
@@ -230,8 +230,8 @@ func (s *stretch) add(i, end int) {
 	s.end = end
 }
 
-// statusCode returns the code of a Status message, or what it was before: the
-// occurrences of a field that is there twice are merged.
+// statusCode returns the code of a Status message, or before if it has none: the occurrences of a
+// repeated message field are merged.
 func statusCode(status []byte, before int32) int32 {
 	for i := 0; i < len(status); {
 		num, typ, value, end := nextField(status, i)
@@ -246,7 +246,7 @@ func statusCode(status []byte, before int32) int32 {
 }
 
 // SpanTrace returns the trace ID of a Span message: what a router needs, at the
-// cost of one field. ok is false when it is no valid ID. A span with two trace
+// cost of one field. ok is false when the ID is not valid. A span with two trace
 // IDs is invalid, see [Scan].
 func SpanTrace(item []byte) (id TraceID, ok bool) {
 	for i := 0; i < len(item); {
@@ -277,11 +277,11 @@ const (
 	Array
 	Map
 	Binary
-	Other // what only profiles have
+	Other // used only by profiles
 )
 
 // Value is an attribute's value. Str is a part of the payload: the text, the bytes, or
-// the ArrayValue or KeyValueList message, whose field 1 repeats what is in it.
+// the ArrayValue or KeyValueList message, whose repeated field 1 has the elements.
 type Value struct {
 	Kind ValueKind
 	bits uint64
@@ -312,8 +312,8 @@ func EventAttribute(event []byte, key string) (Value, bool) {
 	return find(event, eventAttributes, key)
 }
 
-// EachAttribute calls visit with the key of every attribute of the span and its
-// value, for [ParseValue], in their order.
+// EachAttribute calls visit with the key and the value, for [ParseValue], of every attribute of the
+// span, in order.
 func (sp *Span) EachAttribute(visit func(key, value []byte)) {
 	eachAttribute(sp.attrs, spanAttributes, visit)
 }
@@ -335,7 +335,7 @@ func eachAttribute(msg []byte, num int, visit func(key, value []byte)) {
 	})
 }
 
-// Attribute returns key and AnyValue message, for [ParseValue], of a KeyValue message.
+// Attribute returns the key and the AnyValue message, for [ParseValue], of a KeyValue message.
 func Attribute(kv []byte) (key, value []byte) {
 	// What encoders write: the key, then the value and nothing else.
 	if n := shortField(kv, 0); n != 0 && kv[0] == keyTag {
@@ -346,8 +346,8 @@ func Attribute(kv []byte) (key, value []byte) {
 	return attributeKey(kv), single(kv, 2)
 }
 
-// find looks up a key among the attributes of msg, which are its field num. Of a
-// key that is there twice the last counts.
+// find looks up a key among the attributes of msg, which are its field num. If the key occurs twice,
+// the last one counts.
 func find(msg []byte, num int, key string) (v Value, ok bool) {
 	var val []byte
 	for i := 0; i < len(msg); {

@@ -11,9 +11,8 @@ import (
 )
 
 const (
-	// MaxDepth is how deep array and map values may nest. The generated decoder
-	// would take 10,000 levels; pdata takes any number and dies of stack
-	// overflow (collector issues 15301, 15603).
+	// MaxDepth is how deep array and map values may nest. The generated decoder would accept 10,000
+	// levels; pdata accepts any number and dies of a stack overflow (collector issues 15301, 15603).
 	MaxDepth = 64
 
 	// MaxAttributes is how many attributes of one item are kept; SDKs stop at
@@ -22,8 +21,8 @@ const (
 	// another set of attributes would be another time series.
 	MaxAttributes = 1024
 
-	// The scale of an exponential histogram at which one bucket spans all of
-	// float64, and at which every float64 has a bucket of its own.
+	// The scale of an exponential histogram at which one bucket spans all of float64, and the scale
+	// at which every float64 has its own bucket.
 	minScale, maxScale = -11, 52
 
 	// maxFrames bounds the scanner's own stack: the frame of a request is at
@@ -31,8 +30,8 @@ const (
 	maxFrames = 3*MaxDepth + 10
 )
 
-// ErrMalformed marks every refusal of Scan and FromJSON: the sender must not
-// try again (INVALID_ARGUMENT, 400).
+// ErrMalformed marks every refusal of Scan and FromJSON: the sender must not retry
+// (INVALID_ARGUMENT, 400).
 var ErrMalformed = errors.New("malformed OTLP request")
 
 // Limits bounds what Scan and FromJSON accept in one request.
@@ -41,8 +40,8 @@ type Limits struct {
 	// events and so on) a request may hold. A request of 8,192 spans with 30
 	// attributes each has about 500,000.
 	MaxElements int
-	// MaxBytes is how long what FromJSON writes may become, 0 for no bound: a
-	// number of one digit is eight bytes on the wire.
+	// MaxBytes bounds the output of FromJSON, 0 for no bound: a number of one digit is eight bytes
+	// on the wire.
 	MaxBytes int
 }
 
@@ -54,30 +53,30 @@ var DefaultLimits = Limits{MaxElements: 1 << 19}
 // Report says what Scan found in a payload.
 type Report struct {
 	Items      int // spans, data points or log records, the invalid ones included
-	Invalid    int // items that no backend would take
+	Invalid    int // items that no backend would accept
 	Crowded    int // items with more than MaxAttributes attributes, of those that are valid
-	BadStrings int // strings that are no UTF-8
+	BadStrings int // strings that are not valid UTF-8
 }
 
-// Sound reports whether the payload can stay as it is; else see [Mend].
+// Sound reports whether the payload needs no change; if it does, see [Mend].
 func (r Report) Sound() bool { return r.Invalid == 0 && r.Crowded == 0 && r.BadStrings == 0 }
 
 // scanner is the state of one Scan besides its place in the bytes.
 type scanner struct {
 	rep  Report
-	mend bool // overwrite what is no UTF-8
+	mend bool // overwrite invalid UTF-8
 
-	// Of the item at hand.
+	// State of the current item.
 	bad    bool
 	ids    uint8 // of a span: 1 trace ID, 2 span ID
 	attrs  int
 	bounds int
 	bound  float64 // the last one
-	side   int     // whose buckets are at hand: 0 of a histogram, 1 and 2 of an exponential one
-	counts [3]int  // by side; fields that are there twice are merged
+	side   int     // of the current buckets: 0 of a histogram, 1 and 2 of an exponential one
+	counts [3]int  // by side; repeated message fields are merged
 	offset [3]int64
 
-	// Of the metric at hand.
+	// State of the current metric.
 	data    int // the field that holds its points; the last on the wire counts
 	named   bool
 	points  int
@@ -94,7 +93,7 @@ type scanFrame struct {
 // types, lengths, depth, number of elements, IDs, histograms and UTF-8. It reads
 // every byte once and does not allocate unless it fails.
 //
-// Invalid is an item that a backend would refuse, with all that came with it:
+// An item is invalid if a backend would refuse it, and everything sent with it:
 //
 //   - a span without exactly one trace ID of 16 bytes and one span ID of 8, not
 //     all zero; any other ID whose length is neither right nor zero
@@ -109,8 +108,8 @@ func Scan(sig Signal, p []byte, lim Limits) (Report, error) {
 	return scan(requests[sig], p, lim, false)
 }
 
-// scan is Scan for the bytes of any message. When it mends it overwrites what is
-// no UTF-8 in p with '?', which leaves all lengths as they are.
+// scan is Scan for the bytes of any message. With mend it overwrites invalid UTF-8 in p with '?',
+// which leaves all lengths unchanged.
 func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 	var (
 		s     = scanner{mend: mend}
@@ -119,7 +118,7 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 		elems int
 		pos   int
 
-		end  = len(p) // with msg and deep the frame on top
+		end  = len(p) // together with msg and deep the top frame
 		deep int
 	)
 	for {
@@ -201,7 +200,7 @@ func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
 	}
 }
 
-// enter is called where a message begins, with the field that it stands in.
+// enter is called where a message begins, with the number of its field.
 func (s *scanner) enter(m *message, num int) {
 	switch {
 	case m.role.item():
@@ -275,8 +274,8 @@ func (s *scanner) id(k kind, b []byte) {
 	}
 }
 
-// itemID checks an ID of a span. One that is there twice is invalid, so that
-// whoever reads the first and whoever reads the last agree about the span.
+// itemID checks an ID of a span. A repeated ID is invalid, so that readers that use the first and
+// readers that use the last agree about the span.
 func (s *scanner) itemID(num int, k kind, b []byte) {
 	if s.ids&uint8(num) != 0 || !k.validID(b) {
 		s.bad = true
@@ -284,8 +283,8 @@ func (s *scanner) itemID(num int, k kind, b []byte) {
 	s.ids |= uint8(num)
 }
 
-// numbers checks a repeated number, packed or not, and what a histogram must
-// hold to. It returns false when b is not whole.
+// numbers checks a repeated number, packed or not, and the constraints of a histogram. It returns
+// false if b ends within a number.
 func (s *scanner) numbers(st *step, typ int, k kind, b []byte) bool {
 	n := 1
 	if typ == bytesType && st.pack {
@@ -361,12 +360,11 @@ func (k kind) validID(b []byte) bool {
 // bool, with all their tags and lengths.
 const minAttribute = 8
 
-// plainAttributes passes over a row of attributes that are as every encoder writes
-// most of them: each under the tag at p[pos], a key, then a value of one string or
-// number, in lengths of one byte or two, in valid UTF-8. It returns where the row
-// ends and how many they are. It is a shorter way to the answer that Scan would come
-// to; what follows the row is for Scan to look at. A tag of more bytes than one ends
-// it, too: behind it there is what would be a length of 0.
+// plainAttributes skips consecutive attributes in the form in which encoders write most of them:
+// each under the tag at p[pos], a key, then a value of one string or number, with lengths of one or
+// two bytes, in valid UTF-8. It returns where they end and how many there are. It is a faster way
+// to the result that Scan would have; Scan continues after them. A tag of more than one byte ends
+// them, too: its second byte would be read as a length of 0.
 func plainAttributes(p []byte, pos int) (next, n int) {
 	for tag := p[pos]; pos+minAttribute <= len(p) && p[pos] == tag; n++ {
 		size, at := shortLen(p, pos+1)
@@ -414,8 +412,7 @@ func sanitise(b []byte) {
 	}
 }
 
-// fieldError says what is wrong with the field at b[pos], which nextField has
-// refused.
+// fieldError describes what is wrong with the field at b[pos], which nextField has refused.
 func fieldError(m *message, b []byte, pos int) error {
 	tag, n := protowire.ConsumeVarint(b[pos:])
 	if n < 0 {

@@ -49,7 +49,7 @@ const (
 	point               // an item without IDs
 	histogramPoint      // a point whose buckets must fit its bounds
 	metricRole          // holds points of one kind
-	nest                // an array or a map, which alone can nest without end
+	nest                // an array or a map, the only values that can nest without end
 	attribute           // a key and a value, the bulk of all bytes
 	buckets             // of an exponential histogram
 )
@@ -65,7 +65,7 @@ const (
 	checkMessage       // descend
 	checkString        // UTF-8
 	checkID            // length
-	checkItemID        // of a span: length, not zero, there once
+	checkItemID        // of a span: length, not zero, only once
 	checkName          // of a metric: not empty
 	checkPacked        // whole numbers
 	checkCounts        // of a histogram: how many
@@ -74,7 +74,7 @@ const (
 	checkOffset        // of its buckets: with their number within an int32
 )
 
-// step is what Scan knows of one field, those of a message side by side.
+// step is what Scan knows of one field; those of a message are adjacent.
 type step struct {
 	msg   *message
 	wire  int8 // wire type; unknown where there is no such field
@@ -104,7 +104,7 @@ type message struct {
 	byNum  [maxField + 1]*field
 	byName map[string]*field
 	steps  [maxField + 1]step
-	leads  bool // to items: it is one or holds some
+	leads  bool // to items: it is an item or contains items
 }
 
 // positiveBuckets is the field of an exponential histogram's positive buckets; the

@@ -7,10 +7,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Mend returns a copy of payload without the items that Scan has counted as
-// invalid, with the attributes of crowded ones cut, and with a '?' for every byte
-// of a string that is no UTF-8, so that one bad item does not cost the request
-// the others. The copy is sound.
+// Mend returns a copy of payload without the items that Scan has counted as invalid, with the
+// attributes of crowded ones cut, and with a '?' for every byte of a string that is not valid
+// UTF-8, so that one bad item does not make the request lose the others. The copy is sound.
 func Mend(sig Signal, payload []byte) ([]byte, error) {
 	payload = bytes.Clone(payload)
 	if _, err := scan(requests[sig], payload, Limits{MaxElements: math.MaxInt}, true); err != nil {
@@ -21,9 +20,8 @@ func Mend(sig Signal, payload []byte) ([]byte, error) {
 	return out, err
 }
 
-// Halve cuts a payload into two of about equal numbers of items, so that what
-// does not fit or is refused can be narrowed down. ok is false when there is
-// only one left.
+// Halve splits a payload into two with about equal numbers of items, to narrow down what does not
+// fit or is refused. ok is false if there is only one item.
 func Halve(sig Signal, payload []byte) (first, second []byte, ok bool) {
 	n := Count(sig, payload)
 	if n < 2 {
@@ -37,7 +35,7 @@ func Halve(sig Signal, payload []byte) (first, second []byte, ok bool) {
 	return half(true), half(false), true
 }
 
-// Pick returns a payload with the items of those numbers, which rise.
+// Pick returns a payload with the items of the given numbers, which must be ascending.
 func Pick(sig Signal, payload []byte, items []int) []byte {
 	s := sieve{keep: func(item int) bool {
 		if len(items) == 0 || items[0] != item {
@@ -73,8 +71,7 @@ func count(m *message, b []byte) (n int) {
 	return n
 }
 
-// points returns the field that holds the points of a metric, and from where on
-// it counts.
+// points returns the field that holds the points of a metric, and the offset from which it counts.
 func points(m *message, b []byte) (f *field, from int) {
 	if m.role != metricRole {
 		return nil, 0
@@ -82,7 +79,7 @@ func points(m *message, b []byte) (f *field, from int) {
 	return lastOfOneof(m, b)
 }
 
-// leading returns the field when it is an item or leads to items.
+// leading returns the field if it is an item or contains items.
 func (m *message) leading(num, typ int) *field {
 	f := m.lookup(num)
 	if f == nil || f.msg == nil || typ != bytesType || !f.msg.leads {
@@ -91,8 +88,8 @@ func (m *message) leading(num, typ int) *field {
 	return f
 }
 
-// sieve copies a payload and leaves items out: those that are invalid when it
-// mends, else those whose number is not to be kept.
+// sieve copies a payload and leaves items out: with mend the invalid ones, else those whose number
+// is not listed.
 type sieve struct {
 	mend bool
 	keep func(item int) bool
@@ -201,7 +198,7 @@ func appendUncrowded(dst []byte, m *message, item []byte) []byte {
 	return protowire.AppendVarint(dst, min(before+uint64(n-MaxAttributes), math.MaxUint32))
 }
 
-// prefixLength puts the length of dst[from:] before it.
+// prefixLength inserts the length of dst[from:] before it.
 func prefixLength(dst []byte, from int) []byte {
 	size := len(dst) - from
 	n := protowire.SizeVarint(uint64(size))

@@ -17,11 +17,10 @@
 //
 // # Promises
 //
-//   - What Scan finds sound, and what Mend makes of the rest that Scan accepts, the
-//     generated protobuf decoder accepts, with the same number of items.
-//   - Every function but Scan, Mend and FromJSON may assume a sound payload; on
-//     other bytes they return an error or fewer items, they do not panic and do
-//     not read outside the slice.
+//   - The generated protobuf decoder accepts what Scan finds sound, and what Mend returns for
+//     other payloads that Scan accepts, with the same number of items.
+//   - Every function except Scan, Mend and FromJSON may assume a sound payload; on other bytes they
+//     return an error or fewer items, but do not panic or read outside the slice.
 //   - No function writes to the payload it is given.
 //   - Scan, Stamp, Splitter and everything that reads do not allocate in steady
 //     state.
@@ -30,7 +29,7 @@
 //
 // # Not here
 //
-// No goroutine, no clock, no logger, and no knowledge of instances or buses.
+// Goroutines, clocks and loggers; this package does not know instances or the bus.
 package otlpwire
 
 import "fmt"

@@ -5,13 +5,13 @@ package otlpwire
 // safe for concurrent use.
 type Splitter struct {
 	chains []chain // by key
-	keys   []int   // of the resource at hand, in the order in which they came
+	keys   []int   // of the current resource, in the order in which they came
 	runs   []run
 	items  []item
-	scopes [][]byte // of the resource at hand: every field of a scope but its items
-	rest   []byte   // of the resource at hand: every field but its scopes
+	scopes [][]byte // of the current resource: every field of a scope except its items
+	rest   []byte   // of the current resource: every field except its scopes
 	head   []byte   // backing for scopes
-	heads  *Heads   // of the resource at hand, once somebody wants them
+	heads  *Heads   // of the current resource; nil until they are requested
 	out    []byte
 }
 
@@ -34,11 +34,10 @@ type item struct {
 	next int
 }
 
-// Split calls emit for every key of every resource, in the order in which the
-// keys come up, with a payload that holds the items of that key in their order,
-// under a copy of their resource and scope with schema URLs. keyOf sees the bytes
-// of a span, metric or log record; a negative key leaves the item out. Keys are
-// places in a table: small numbers. The payload that emit gets is valid until
+// Split calls emit for every key of every resource, in the order in which the keys come up, with a
+// payload that holds the items of that key in their order, under a copy of their resource and scope
+// with schema URLs. keyOf sees the bytes of a span, metric or log record; a negative key leaves the
+// item out. Keys are indices of a table: small numbers. The payload that emit gets is valid until
 // emit returns.
 func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(key int, payload []byte)) error {
 	return s.Groups(payload, keyOf, func(key int, g Group) {
@@ -47,7 +46,7 @@ func (s *Splitter) Split(payload []byte, keyOf func(item []byte) int, emit func(
 	})
 }
 
-// Groups is Split for those who keep items: it calls visit where Split calls emit.
+// Groups is Split for callers that keep items: it calls visit where Split calls emit.
 func (s *Splitter) Groups(payload []byte, keyOf func(item []byte) int, visit func(key int, g Group)) error {
 	for i := 0; i < len(payload); {
 		num, typ, value, end := nextField(payload, i)
@@ -110,7 +109,7 @@ func (s *Splitter) collectScope(scope []byte, keyOf func([]byte) int) error {
 		}
 		i = end
 	}
-	// A grown s.head leaves earlier scopes on the old array, which is as good.
+	// When s.head grows, earlier scopes stay in the old array, which remains valid.
 	s.scopes[n] = s.head[from:len(s.head):len(s.head)]
 	return nil
 }

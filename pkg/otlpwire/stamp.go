@@ -18,15 +18,15 @@ type stampAttr struct {
 	overwrite bool
 }
 
-// Overwrite makes key hold val in every resource, whatever the sender set,
-// however often and with whatever type. An empty val removes the key.
+// Overwrite sets key to val in every resource, whatever the sender set, however often and with
+// whatever type. An empty val removes the key.
 func (s *Stamp) Overwrite(key, val string) { s.add(stampAttr{key: key, overwrite: true}, val) }
 
-// Insert makes key hold val in every resource that does not have the key.
+// Insert sets key to val in every resource that does not have the key.
 func (s *Stamp) Insert(key, val string) { s.add(stampAttr{key: key, also: key}, val) }
 
-// InsertUnless is [Stamp.Insert] of a key with another spelling: a resource that has either is left as
-// it is.
+// InsertUnless is [Stamp.Insert] for a key with another spelling: a resource that has either key is
+// not changed.
 func (s *Stamp) InsertUnless(key, other, val string) { s.add(stampAttr{key: key, also: other}, val) }
 
 func (s *Stamp) add(a stampAttr, val string) {
@@ -46,9 +46,9 @@ func AppendStringAttribute(dst []byte, num protowire.Number, key, val string) []
 	return protowire.AppendString(protowire.AppendTag(dst, 1, protowire.BytesType), val)
 }
 
-// Append appends payload to dst with the stamp in every resource. A resource
-// that is missing is made, one that is spread over repeated fields becomes one.
-// Fields that no request has are dropped at its top. It keeps neither slice. An error means payload was not accepted by Scan.
+// Append appends payload to dst with the stamp in every resource. A missing resource is created,
+// one that is spread over repeated fields is merged. Unknown fields of the request itself are
+// dropped. It keeps neither slice. An error means payload was not accepted by Scan.
 func (s *Stamp) Append(dst, payload []byte) ([]byte, error) {
 	for i := 0; i < len(payload); {
 		num, typ, value, end := nextField(payload, i)
@@ -66,9 +66,9 @@ func (s *Stamp) Append(dst, payload []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// Holds reports whether payload has what s overwrites as Append writes it, in one
-// resource each and once: then Append would change no more than the order. It is for
-// stamps that only overwrite.
+// Holds reports whether payload already has the attributes that s overwrites, once in each resource
+// and with the same values: then Append would change only the order. It is for stamps that only
+// overwrite.
 func (s *Stamp) Holds(payload []byte) bool {
 	for i := 0; i < len(payload); {
 		num, typ, value, end := nextField(payload, i)
@@ -113,7 +113,7 @@ func (s *Stamp) holdsResource(body []byte) bool {
 
 // appendResource appends one ResourceSpans, ResourceMetrics or ResourceLogs.
 func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
-	// First pass: how long the resource and the rest become.
+	// First pass: the lengths of the resource and of the rest.
 	var present uint64
 	resourceLen, restLen := 0, 0
 	for i := 0; i < len(body); {
@@ -172,8 +172,7 @@ func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// appendAttributes appends the fields of a resource but those that the stamp
-// overwrites.
+// appendAttributes appends the fields of a resource except those that the stamp overwrites.
 func (s *Stamp) appendAttributes(dst, resource []byte) []byte {
 	for i := 0; i < len(resource); {
 		num, typ, value, end := nextField(resource, i)

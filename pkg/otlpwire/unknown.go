@@ -2,8 +2,8 @@ package otlpwire
 
 import "strings"
 
-// HasUnknown reports whether a payload that Scan has accepted has a field that no item,
-// and nothing that leads to items, has in this signal.
+// HasUnknown reports whether a payload that Scan has accepted has, in an item or in a message around
+// items, a field that this signal does not have.
 func HasUnknown(sig Signal, payload []byte) bool { return unknownIn(requests[sig], payload) }
 
 func unknownIn(m *message, b []byte) bool {
@@ -34,8 +34,8 @@ func SignalOf(name string) (Signal, bool) {
 	return 0, false
 }
 
-// Spelling returns the name that an item, or what leads to items, has in OTLP/JSON, for
-// one that is written otherwise: spanId for span_id, SpanID and the like. "" for none.
+// Spelling returns the OTLP/JSON name of a field of an item, or of a message around items, for
+// another spelling of it: spanId for span_id, SpanID and the like. "" if there is none.
 func Spelling(sig Signal, name string) string {
 	return spelling(requests[sig], fold(name))
 }

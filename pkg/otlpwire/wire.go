@@ -67,10 +67,9 @@ func nextField(b []byte, i int) (num, typ, value, end int) {
 	return num, typ, i, end
 }
 
-// shortField returns the end of the field at b[i] when it is one of the form that
-// most have, else 0: a string or message of less than 128 bytes with a tag of
-// one byte. Its number is b[i]>>3, its value begins at i+2. It is inlined; the
-// loops that all bytes go through ask it before nextField.
+// shortField returns the end of the field at b[i] if it has the most common form, a string or
+// message of less than 128 bytes with a tag of one byte, else 0. Its number is b[i]>>3, its value
+// begins at i+2. It is inlined; loops over all bytes try it before nextField.
 func shortField(b []byte, i int) (end int) {
 	if i+1 < len(b) && b[i]&0x87 == 2 && b[i] != 2 && b[i+1] < 0x80 {
 		if end = i + 2 + int(b[i+1]); end > len(b) {
@@ -115,8 +114,8 @@ func appendLen(dst []byte, num FieldNumber, size int) []byte {
 // of one byte.
 func lenSize(size int) int { return 1 + protowire.SizeBytes(size) }
 
-// shortLen reads the length at b[i], i < len(b), when it has one byte or two, and
-// returns where what it is the length of begins; size is negative when it has more.
+// shortLen reads the length at b[i], i < len(b), if it has one or two bytes, and returns where the
+// content begins; size is negative if it has more.
 func shortLen(b []byte, i int) (size, value int) {
 	if size = int(b[i]); size < 0x80 {
 		return size, i + 1
@@ -127,11 +126,11 @@ func shortLen(b []byte, i int) (size, value int) {
 	return -1, i
 }
 
-// validUTF8 is utf8.Valid, quicker for the short strings that keys are.
+// validUTF8 is utf8.Valid, but faster for short strings such as keys.
 func validUTF8(b []byte) bool { return ascii(b) || utf8.Valid(b) }
 
-// ascii reports whether no byte of b is beyond ASCII. It reads words, the last of
-// which may overlap the one before.
+// ascii reports whether b has only ASCII bytes. It reads words, the last of which may overlap the
+// previous one.
 func ascii(b []byte) bool {
 	const beyond = 0x8080808080808080
 	le := binary.LittleEndian

@@ -18,18 +18,17 @@ import (
 // body is a request's body, decompressed while it is read.
 type body interface {
 	io.Reader
-	close() // gives the decompressor back
+	close() // returns the decompressor to its pool
 }
 
-// readBody reads src, compressed as the encoding says, into buf, within the bounds.
-// size is what is known of its length, -1 for nothing. It returns how many bytes it
-// holds of MaxInFlight, also when it refuses.
+// readBody reads src, which has the given encoding, into buf, within the bounds. size is its
+// length, -1 if unknown. It returns how many bytes of MaxInFlight it holds, also when it refuses.
 func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf *[]byte) (held int, ref *refusal) {
 	limit := int64(r.cfg.MaxRequest)
 	if size > limit {
 		return 0, tooLarge(limit)
 	}
-	// Before anything is read: the first bytes may be long in coming.
+	// Before anything is read: the first bytes may take long to arrive.
 	window := windowOf(encoding)
 	if ref := r.admit(window); ref != nil {
 		return 0, ref
@@ -49,7 +48,7 @@ func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf 
 	return held, nil
 }
 
-// fill reads b to its end into buf, and admits what buf grows by before it does.
+// fill reads b to its end into buf, and admits the bytes by which buf grows before it grows.
 func (r *Receiver) fill(src io.Reader, buf *[]byte) (held int, ref *refusal) {
 	limit := int(r.cfg.MaxRequest)
 	b := (*buf)[:0]
@@ -84,12 +83,12 @@ func (r *Receiver) fill(src io.Reader, buf *[]byte) (held int, ref *refusal) {
 	}
 }
 
-// decodeBlock puts what the snappy block in buf stands for in its place.
+// decodeBlock replaces the snappy block in buf by its decoded content.
 func (r *Receiver) decodeBlock(buf *[]byte, held int) (int, *refusal) {
-	const most = 22 // times as long: three bytes stand for 64 at the most
+	const most = 22 // times as long: three bytes encode at most 64
 	n, err := s2.DecodedLen(*buf)
 	if err == nil && n > most*len(*buf) {
-		err = fmt.Errorf("snappy: %d bytes cannot stand for %d", len(*buf), n)
+		err = fmt.Errorf("snappy: %d bytes cannot decode to %d", len(*buf), n)
 	}
 	if err != nil {
 		return held, bodyError(err)

@@ -13,11 +13,12 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 )
 
-// certificates are those of the listeners and who may sign those of senders. Both are read
-// again when their files change; what is broken then leaves what was before in force.
+// certificates are the listeners' certificate and the authorities that may sign senders'
+// certificates. Both are reloaded when their files change; if a new file is broken, the previous
+// content stays in force.
 type certificates struct {
 	pair     *config.File[*tls.Certificate] // nil for plain text
-	cas      *config.File[*x509.CertPool]   // nil for no certificates of senders
+	cas      *config.File[*x509.CertPool]   // nil if senders have no certificates
 	optional bool                           // a sender may have none
 	log      *slog.Logger
 	said     backoff.Repeats
@@ -47,18 +48,18 @@ func (c TLSConfig) load() (*certificates, error) {
 	return certs, err
 }
 
-// current returns what a file holds, or has held, and logs what is wrong with it.
+// current returns the content of a file, or its last valid content, and logs an error of the file.
 func current[T any](c *certificates, f *config.File[T]) T {
-	value, _, err := f.Look() // it could be read at the start
+	value, _, err := f.Look() // it was read successfully at the start
 	if err != nil {
 		if held, due := c.said.Due(err.Error(), time.Now()); due {
-			c.log.Error("a certificate file cannot be read: what it held before stays in force", "err", err, "held_back", held)
+			c.log.Error("cannot read a certificate file; its previous content stays in force", "err", err, "held_back", held)
 		}
 	}
 	return value
 }
 
-// config returns what a server of a protocol uses, in the name that TLS has for it; nil for
+// config returns the TLS configuration of a server for a protocol, by its ALPN name; nil for
 // plain text.
 func (c *certificates) config(protocol string) *tls.Config {
 	if c.pair == nil {
@@ -71,7 +72,7 @@ func (c *certificates) config(protocol string) *tls.Config {
 	if c.cas == nil {
 		return cfg
 	}
-	// A session that is taken up again is not verified again (CVE-2025-68121).
+	// A resumed session would not be verified again (CVE-2025-68121).
 	cfg.SessionTicketsDisabled = true
 	if cfg.ClientAuth = tls.RequireAndVerifyClientCert; c.optional {
 		cfg.ClientAuth = tls.VerifyClientCertIfGiven
@@ -85,8 +86,8 @@ func (c *certificates) config(protocol string) *tls.Config {
 	return cfg
 }
 
-// of returns the certificate of a connection's other side; nil for none. That it was valid
-// when the connection began does not mean that it is.
+// of returns the certificate of a connection's peer; nil if it has none. It is verified again,
+// because a certificate that was valid when the connection began may not be any more.
 func (c *certificates) of(state *tls.ConnectionState) (*x509.Certificate, error) {
 	if c.cas == nil || state == nil || len(state.PeerCertificates) == 0 {
 		return nil, nil
@@ -114,5 +115,5 @@ func (c *certificates) of(state *tls.ConnectionState) (*x509.Certificate, error)
 	return leaf, nil
 }
 
-// maxVerified bounds the certificates that are known to be signed by those who may.
+// maxVerified bounds the cache of verified certificates.
 const maxVerified = 4096

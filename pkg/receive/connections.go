@@ -11,11 +11,10 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 )
 
-// gate is a listener that bounds the connections that are open: together, and from one
-// address. At either bound a new one takes the place of one without a request at hand: first
-// of those that have sent none yet, then of the others, of the one that has waited longest.
-// Where every connection has a request, a new one waits; over the bound of its address, it
-// is closed.
+// gate is a listener that bounds the open connections, in total and from one address. At either
+// bound a new connection replaces one without a request in progress: first one that has sent no
+// request yet, then one of the others, in both cases the one that has been idle longest. Where
+// every connection has a request, a new one waits; over the bound of its address it is closed.
 type gate struct {
 	net.Listener
 	max, perAddress int // perAddress 0 for no bound
@@ -26,11 +25,11 @@ type gate struct {
 	open      int
 	closed    bool
 	byAddress map[netip.Prefix]int
-	silent    [2]list.List // of *conn without a request at hand: those that never had one, the others
+	silent    [2]list.List // of *conn without a request in progress: those that never had one, and the others
 }
 
-// grace is how long a connection need not make room: after it was let in, so that in a crowd
-// those that send a request get their turn, and after an answer, which may still be on its way.
+// grace is how long a connection is not replaced: after it was accepted, so that under load those
+// that send a request get their turn, and after an answer, which may still be in transit.
 const grace = time.Second / 2
 
 func newGate(ln net.Listener, cfg Config, led *ledger.Ledger) *gate {
@@ -39,22 +38,21 @@ func newGate(ln net.Listener, cfg Config, led *ledger.Ledger) *gate {
 	return g
 }
 
-// conn is a connection that was let in. It is also its remote address, by which servers
-// find it.
+// conn is an accepted connection. Its remote address refers to it, so that servers can find it.
 type conn struct {
 	net.Conn
 	gate *gate
 	from netip.Prefix
 
-	// Of the gate's mu:
-	requests int // at hand
+	// Guarded by the gate's mu:
+	requests int // in progress
 	place    *list.Element
-	list     *list.List // that place is in
-	since    time.Time  // it is there
+	list     *list.List // the list that has place
+	since    time.Time  // when it was put there
 	gone     bool
 }
 
-// address leads from what a server knows of a connection to the connection.
+// address is a remote address that refers to its connection: it is what servers know of it.
 type address struct {
 	net.Addr
 	conn *conn
@@ -62,7 +60,7 @@ type address struct {
 
 func (c *conn) RemoteAddr() net.Addr { return address{c.Conn.RemoteAddr(), c} }
 
-// Accept returns the next connection that is let in.
+// Accept returns the next accepted connection.
 func (g *gate) Accept() (net.Conn, error) {
 	for {
 		raw, err := g.Listener.Accept()
@@ -77,7 +75,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends the listening; connections stay.
+// Close stops listening; connections stay open.
 func (g *gate) Close() error {
 	g.mu.Lock()
 	g.closed = true
@@ -113,13 +111,13 @@ func (g *gate) enter(c *conn) bool {
 	return true
 }
 
-// makeRoomLocked closes a connection without a request, of those that may be closed.
+// makeRoomLocked closes a connection without a request, one of those that may be closed.
 func (g *gate) makeRoomLocked(may func(*conn) bool) bool {
 	for i := range g.silent {
 		for e := g.silent[i].Front(); e != nil; e = e.Next() {
 			c := e.Value.(*conn)
 			if time.Since(c.since) < grace {
-				break // and so are those behind it
+				break // those after it are even younger
 			}
 			if may(c) {
 				c.leaveLocked()
@@ -167,10 +165,10 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// began notes that a connection has one request more at hand; of is its remote address.
+// began records that a connection has one more request in progress; of is its remote address.
 func began(of net.Addr) { count(of, 1) }
 
-// answered notes that it has one less.
+// answered records that it has one less.
 func answered(of net.Addr) { count(of, -1) }
 
 func count(of net.Addr, n int) {
@@ -188,7 +186,7 @@ func count(of net.Addr, n int) {
 	}
 }
 
-// httpState is what net/http tells of its connections.
+// httpState receives net/http's changes of a connection's state.
 func httpState(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateActive: // its header was read
@@ -199,7 +197,8 @@ func httpState(c net.Conn, state http.ConnState) {
 	}
 }
 
-// prefix returns what one sender has of addresses: of IPv4 one, of IPv6 a network of 64 bits.
+// prefix returns the range of addresses that counts as one sender: one IPv4 address, or one /64
+// network of IPv6.
 func prefix(addr net.Addr) netip.Prefix {
 	tcp, is := addr.(*net.TCPAddr)
 	if !is {

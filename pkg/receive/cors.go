@@ -6,16 +6,15 @@ import (
 	"strings"
 )
 
-// allow answers a browser's question whether the page's origin may send, and read the
-// answer. Where the operator has named the origin, the page may send in any mode:
-// sendBeacon and keepalive requests are sent with credentials, whether there are any
-// or not.
+// allow tells the browser whether a page's origin may send, and read the answer. Where the
+// operator has listed the origin, the page may send in any mode: sendBeacon and keepalive requests
+// have the credentials mode, whether there are credentials or not.
 func (c CORSConfig) allow(w http.ResponseWriter, req *http.Request) {
 	if len(c.AllowedOrigins) == 0 {
 		return
 	}
 	h := w.Header()
-	h.Add("Vary", "Origin") // also where the answer is no, or nobody asks
+	h.Add("Vary", "Origin") // also without permission, and without an Origin
 	allowed, named := c.find(req.Header.Get("Origin"))
 	if !allowed {
 		return
@@ -38,8 +37,8 @@ func (c CORSConfig) allow(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// find reports whether an origin may send, and whether that is because a pattern names
-// it, rather than all.
+// find reports whether an origin may send, and whether that is because a pattern names it, and
+// not because every origin may.
 func (c CORSConfig) find(origin string) (allowed, named bool) {
 	if origin == "" {
 		return false, false
@@ -62,15 +61,15 @@ func matchOrigin(pattern, origin string) bool {
 	return len(origin) >= len(before)+len(after) && strings.HasPrefix(origin, before) && strings.HasSuffix(origin, after)
 }
 
-// names reports whether a pattern says how a host ends, so that not everybody can have
-// one that fits: https://*.shop.example and http://localhost:* do; *, https://* and
+// names reports whether a pattern fixes the end of a host, so that not everybody can register one
+// that matches: https://*.shop.example and http://localhost:* do; *, https://* and
 // https://shop.* do not.
 func names(pattern string) bool {
 	before, after, wild := strings.Cut(pattern, "*")
 	if !wild {
-		return !strings.EqualFold(pattern, "null") // what pages without an origin of their own say
+		return !strings.EqualFold(pattern, "null") // sent by pages without an origin
 	}
-	if after == "" { // the port, behind a whole host
+	if after == "" { // the port, after a whole host
 		_, host, _ := strings.Cut(before, "://")
 		return len(host) > 1 && strings.HasSuffix(host, ":")
 	}

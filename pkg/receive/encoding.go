@@ -20,9 +20,8 @@ import (
 // errEncoding is what openBody returns for an encoding that it does not know.
 var errEncoding = errors.New("use gzip, zstd, deflate, snappy or none")
 
-// openBody returns src as its encoding says, by the names of HTTP's Content-Encoding
-// and gRPC's grpc-encoding. A decoded body is refused before it is read where it says
-// that it is longer than limit.
+// openBody returns src decoded, by the names of HTTP's Content-Encoding and gRPC's grpc-encoding.
+// A body that declares a decoded length above limit is refused before it is read.
 func openBody(src io.Reader, encoding string, limit int64) (body, error) {
 	switch encoding {
 	case "", "identity":
@@ -55,7 +54,7 @@ func windowOf(encoding string) int {
 	return 0
 }
 
-// cut says that what ends before it is whole has been cut short.
+// cut turns an end of file within a body into an error that says so.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -63,21 +62,21 @@ func cut(err error) error {
 	return err
 }
 
-// plainBody is one that is not compressed.
+// plainBody is an uncompressed body.
 type plainBody struct{ io.Reader }
 
 func (plainBody) close() {}
 
-// maxMembers of one gzip body: as many as there are blocks of 64 KiB, which is how
-// tools that compress in parallel cut, in four requests of the recommended size. What
-// has more, and little in them, is sent to keep us busy.
+// maxMembers is how many members one gzip body may have: the number of blocks of 64 KiB, the unit of
+// tools that compress in parallel, in four requests of the recommended size. A body of more and
+// smaller members only serves to waste CPU time.
 const maxMembers = 4096
 
-// flateWindow is what an inflater and its input hold.
+// flateWindow is the memory of an inflater and its input.
 const flateWindow = 64 << 10
 
-// gzipBody is a row of gzip members, as RFC 1952 (section 2.2) has it, and the zeros
-// that gzip allows behind the last one.
+// gzipBody is a sequence of gzip members (RFC 1952, section 2.2), with the zeros that gzip allows
+// after the last one.
 type gzipBody struct {
 	gzip.Reader
 	in      bufio.Reader
@@ -97,7 +96,7 @@ func openGzip(src io.Reader) (body, error) {
 	return g, nil
 }
 
-// member begins with the next one.
+// member begins the next member.
 func (g *gzipBody) member() error {
 	if g.members++; g.members > maxMembers {
 		return fmt.Errorf("more than %d gzip members", maxMembers)
@@ -117,7 +116,7 @@ func (g *gzipBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// next goes on behind the end of a member. io.EOF: there is nothing.
+// next continues after the end of a member. io.EOF: there is nothing more.
 func (g *gzipBody) next() error {
 	const first = 0x1f // byte of a member
 	c, err := g.in.ReadByte()
@@ -138,8 +137,8 @@ func (g *gzipBody) close() {
 	gzips.Put(g)
 }
 
-// deflateBody is what HTTP calls deflate: a zlib stream, or, from senders that took
-// the name by its word, the deflate data alone.
+// deflateBody is what HTTP calls deflate: a zlib stream, or, from senders that take the name
+// literally, raw deflate data.
 type deflateBody struct {
 	in        bufio.Reader
 	data      io.Reader // one of the following
@@ -179,9 +178,8 @@ func (d *deflateBody) open() (err error) {
 	return err
 }
 
-// isZlib reports whether data that begin with head are a zlib stream (RFC 1950,
-// section 2.2). Deflate data begin so only where they are padded with other bits than
-// zeros.
+// isZlib reports whether data that begin with head are a zlib stream (RFC 1950, section 2.2).
+// Raw deflate data can begin in this way only if they are padded with bits other than zero.
 func isZlib(head []byte) bool {
 	return head[0]&0x0f == 8 && head[0]>>4 <= 7 && binary.BigEndian.Uint16(head)%31 == 0
 }
@@ -190,7 +188,7 @@ func (d *deflateBody) Read(p []byte) (int, error) {
 	n, err := d.data.Read(p)
 	if errors.Is(err, io.EOF) {
 		if _, err = d.in.ReadByte(); err == nil {
-			err = errors.New("something follows the deflate data")
+			err = errors.New("unexpected data after the deflate data")
 		}
 	}
 	return n, err
@@ -210,7 +208,7 @@ type snappyStream struct {
 	in bufio.Reader
 }
 
-// snappyBlock is one that is not decoded as it is read: it has to be there whole, see
+// snappyBlock is a block that is not decoded while it is read: decoding needs all of it, see
 // [Receiver.decodeBlock].
 type snappyBlock struct{ *snappyStream }
 
@@ -220,8 +218,8 @@ var snappies = sync.Pool{New: func() any {
 	return &snappyStream{Reader: s2.NewReader(nil, s2.ReaderMaxBlockSize(maxSnappyChunk))}
 }}
 
-// openSnappy takes both of snappy's formats, as the collector does: the name means the
-// block, and was long used for the framing format, which gRPC clients also send.
+// openSnappy accepts both of snappy's formats, as the collector does: the name means the block
+// format, but was long used for the framing format, which gRPC clients also send.
 func openSnappy(src io.Reader, limit int64) (body, error) {
 	s := snappies.Get().(*snappyStream)
 	s.in.Reset(src)
@@ -243,7 +241,7 @@ func openSnappy(src io.Reader, limit int64) (body, error) {
 	return nil, err
 }
 
-// blockSize reads the length that a block begins with.
+// blockSize reads the length at the beginning of a block.
 func blockSize(head []byte) (uint64, error) {
 	size, n := binary.Uvarint(head)
 	switch {
@@ -261,11 +259,10 @@ func (s *snappyStream) close() {
 	snappies.Put(s)
 }
 
-// Read returns the block as it came.
+// Read returns the encoded block.
 func (b *snappyBlock) Read(p []byte) (int, error) { return b.in.Read(p) }
 
-// zstdBody allocates the window that a frame claims, within a bound. It has no
-// goroutine that would have to be ended.
+// zstdBody allocates the window that a frame declares, within a bound. It has no goroutine to stop.
 type zstdBody struct{ *zstd.Decoder }
 
 const maxZstdWindow = 8 << 20 // what the zstd specification asks decoders to support

@@ -185,7 +185,7 @@ func TestEncodingsAreBounded(t *testing.T) {
 			t.Errorf("%s, %s over gRPC: %v, want %v", tc.enc, tc.name, code, want)
 		}
 	}
-	if _, out := d.do(t, req{body: claim(1 << 20), enc: "snappy"}); !bytes.Contains(out, []byte("cannot stand for")) {
+	if _, out := d.do(t, req{body: claim(1 << 20), enc: "snappy"}); !bytes.Contains(out, []byte("cannot decode to")) {
 		t.Errorf("a length that nothing can have: %q, want it refused before memory is taken for it", out)
 	}
 	// The whole limit is taken, where it is there.

@@ -7,24 +7,24 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// request is one that has been read.
+// request is a request that has been read.
 type request struct {
 	payload []byte // protobuf
-	size    int    // of the body as it was decompressed
+	size    int    // of the decompressed body
 	json    bool
 	unknown string // see [otlpwire.Notes]
 }
 
-// nouns are what a signal's requests hold.
+// nouns name the items of each signal.
 var nouns = [...]string{otlpwire.Traces: "spans", otlpwire.Metrics: "data points", otlpwire.Logs: "log records"}
 
-// foreign reports whether a request without items has something else instead.
+// foreign reports whether a request has other content instead of items.
 func (in request) foreign(sig otlpwire.Signal) bool {
 	return in.unknown != "" || !in.json && otlpwire.HasUnknown(sig, in.payload)
 }
 
-// nothing is the answer to such a request. Unknown fields have to be ignored, so it is a
-// success, which would be all that its sender hears of what is lost.
+// nothing is the answer to such a request. Unknown fields must be ignored, so it is a success; the
+// message in it is the only way in which the sender learns of the loss.
 func (r *Receiver) nothing(sig otlpwire.Signal, in request) outcome {
 	text := fmt.Sprintf("no %s were found in a body of %d bytes%s", nouns[sig], in.size, in.hint(sig, r.limits))
 	r.deps.Ledger.Of(sig).Refused(ledger.RefusedMalformed).Inc()
@@ -32,8 +32,8 @@ func (r *Receiver) nothing(sig otlpwire.Signal, in request) outcome {
 	return outcome{message: text}
 }
 
-// hint says what is probably wrong with a request of which nothing could be taken; it
-// begins with a semicolon, or is empty.
+// hint describes what is probably wrong with a request without items; it begins with a semicolon,
+// or is empty.
 func (in request) hint(sig otlpwire.Signal, lim otlpwire.Limits) string {
 	if !in.json {
 		return in.readAsAnother(sig, lim)
@@ -50,8 +50,8 @@ func (in request) hint(sig otlpwire.Signal, lim otlpwire.Limits) string {
 	return fmt.Sprintf("; OTLP/JSON has no name %q there", in.unknown)
 }
 
-// readAsAnother says which signal's request it would be a good one of. Items without
-// any field could be of each.
+// readAsAnother says for which other signal the request would be valid. Items without fields
+// could belong to any.
 func (in request) readAsAnother(sig otlpwire.Signal, lim otlpwire.Limits) string {
 	for _, other := range otlpwire.Signals {
 		if other == sig {

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/gzip" // every OTLP server must take gzip
+	_ "google.golang.org/grpc/encoding/gzip" // every OTLP server must accept gzip
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -35,7 +35,7 @@ const (
 	maxConcurrentStreams = 100      // per connection
 	maxHeaderBytes       = 16 << 10 // of metadata
 
-	// readAhead is what a client may send of a request before we read it.
+	// readAhead is how many bytes of a request a client may send before we read it.
 	readAhead = 256 << 10
 
 	// Collectors ping every 10 s by default; grpc-go's own minimum of 5 min
@@ -119,7 +119,8 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	if ref != nil {
 		return outcome{}, ref
 	}
-	// What has come, or may come, before we read is with grpc, and counts until it is read.
+	// Bytes that arrive, or may arrive, before we read are in grpc's buffers, and count until they
+	// are read.
 	ahead := min(readAhead, msg.left)
 	if ref := r.admit(ahead); ref != nil {
 		return outcome{}, ref
@@ -154,15 +155,15 @@ func tlsState(ctx context.Context) *tls.ConnectionState {
 
 // message is the one message of a gRPC request, read from the stream piece by piece
 // and decompressed by [Receiver.readBody], as a body of HTTP is. RecvMsg of grpc-go
-// would read and decompress it whole before we learn how large it is (docs/adr/0006).
+// would read and decompress all of it before its size is known (docs/adr/0006).
 type message struct {
 	stream   wire
 	encoding string
 	left     int // bytes not read yet
 }
 
-// wire is the stream of grpc-go's transport. Its type is internal to grpc-go, its
-// methods are exported; TestGRPCIsAdmittedBeforeItIsRead would notice a change.
+// wire is the stream of grpc-go's transport. Its type is internal to grpc-go, its methods are
+// exported; TestGRPCIsAdmittedBeforeItIsRead fails if they change.
 type wire interface {
 	ReadMessageHeader([]byte) error
 	Read(int) (mem.BufferSlice, error)
@@ -185,7 +186,7 @@ func openMessage(ctx context.Context) (*message, *refusal) {
 		return nil, bodyError(err)
 	}
 	if prefix[0] > 1 {
-		return nil, bodyError(fmt.Errorf("a message prefix that begins with %d, want 0 or 1", prefix[0]))
+		return nil, bodyError(fmt.Errorf("message prefix begins with %d, want 0 or 1", prefix[0]))
 	}
 	if prefix[0] == 1 {
 		if m.encoding = stream.RecvCompress(); m.encoding == "" {
@@ -200,7 +201,7 @@ func (m *message) Read(p []byte) (int, error) {
 	if m.left == 0 {
 		return 0, io.EOF
 	}
-	n := min(len(p), m.left, readAhead/2) // the transport asks the client for as much as we do
+	n := min(len(p), m.left, readAhead/2) // the transport requests from the client as much as we request from it
 	data, err := m.stream.Read(n)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
@@ -220,7 +221,7 @@ func (m *message) Close() error { return nil }
 func (m *message) end() *refusal {
 	var prefix [5]byte
 	if m.left > 0 {
-		return bodyError(errors.New("something follows the compressed data"))
+		return bodyError(errors.New("unexpected data after the compressed data"))
 	}
 	switch err := m.stream.ReadMessageHeader(prefix[:]); {
 	case err == nil:
@@ -243,8 +244,8 @@ func init() {
 	}
 }
 
-// compressor lets gRPC clients send what is not gzip: the collector has zstd and
-// snappy, gRPC for C, Python and others deflate. Answers are compressed likewise.
+// compressor lets gRPC clients use other encodings than gzip: the collector has zstd and snappy,
+// gRPC for C, Python and others deflate. Answers use the encoding of the request.
 type compressor struct {
 	name  string
 	write func(io.Writer) (io.WriteCloser, error)
@@ -254,7 +255,7 @@ func (c compressor) Name() string { return c.name }
 
 func (c compressor) Compress(w io.Writer) (io.WriteCloser, error) { return c.write(w) }
 
-// Decompress serves clients in this process; requests are read by [message].
+// Decompress is for clients in this process; requests are read by [message].
 func (c compressor) Decompress(src io.Reader) (io.Reader, error) {
 	return openBody(src, c.name, math.MaxInt64)
 }

@@ -38,7 +38,7 @@ type httpServer struct {
 }
 
 func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
-	// OTLP/HTTP needs no HTTP/2, and net/http's has been a way in (GO-2026-6617).
+	// OTLP/HTTP needs no HTTP/2, and net/http's has had vulnerabilities (GO-2026-6617).
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &httpServer{tls: tlsConfig != nil, srv: &http.Server{
@@ -55,7 +55,7 @@ func (r *Receiver) newHTTP(tlsConfig *tls.Config) *httpServer {
 	}}
 }
 
-// serverLog takes what net/http has to say: each failed handshake, at debug level, since a
+// serverLog logs net/http's messages, such as each failed handshake, at debug level, since a
 // hostile sender must not fill our log.
 type serverLog struct{ to *slog.Logger }
 
@@ -81,7 +81,7 @@ func (h *httpServer) shutdown(ctx context.Context) {
 	}
 }
 
-// serveHTTP answers one OTLP/HTTP request. Paths are compared as they came:
+// serveHTTP answers one OTLP/HTTP request. Paths are compared without normalisation:
 // //v1/traces and /v1/%2e%2e/ are not found.
 func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
 	name, ok := strings.CutPrefix(req.URL.EscapedPath(), "/v1/")
@@ -97,7 +97,7 @@ func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if req.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		http.Error(w, "OTLP requests are sent with POST", http.StatusMethodNotAllowed)
+		http.Error(w, "method not allowed; OTLP requests use POST", http.StatusMethodNotAllowed)
 		return
 	}
 	ctype, ok := contentType(req)
@@ -169,14 +169,14 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	return r.take(ctx, sig, sender, r.origin(req.Header.Get), in)
 }
 
-// fromJSON converts a body. It returns a name in it that is not known, if any, and how
-// many bytes more it holds of MaxInFlight, also when it refuses.
+// fromJSON converts a body. It returns an unknown name in it, if any, and how many more bytes of
+// MaxInFlight it holds, also when it refuses.
 func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (unknown string, held int, ref *refusal) {
 	*conv = (*conv)[:0]
 	if len(body) == 0 {
 		return "", 0, nil
 	}
-	held = max(cap(*conv), len(body)) // names take more room than lengths and tags
+	held = max(cap(*conv), len(body)) // names are longer than lengths and tags
 	if ref := r.admit(held); ref != nil {
 		return "", 0, ref
 	}
@@ -194,7 +194,7 @@ func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (unk
 }
 
 // appendResponse appends an Export*ServiceResponse; the three have the same
-// fields. partial_success is left out when there is nothing to say.
+// fields. partial_success is left out when it is empty.
 func appendResponse(dst []byte, out outcome) []byte {
 	if out == (outcome{}) {
 		return dst
@@ -222,13 +222,13 @@ func jsonResponse(sig otlpwire.Signal, out outcome) []byte {
 	}})
 }
 
-// asJSON writes v for people: a token stays <token>, since no browser shows it as HTML.
+// asJSON writes v without HTML escapes: <token> stays readable, and no browser shows it as HTML.
 func asJSON(v any) []byte {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		panic("BUG: an answer that is no JSON: " + err.Error())
+		panic("BUG: cannot encode an answer as JSON: " + err.Error())
 	}
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 }

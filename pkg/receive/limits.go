@@ -11,14 +11,14 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 )
 
-// LimitsConfig keeps one sender from taking what is there for all.
+// LimitsConfig keeps one sender from using the capacity of all.
 type LimitsConfig struct {
 	Instance InstanceLimits `yaml:"instance"`
 	Address  AddressLimits  `yaml:"address"`
 }
 
-// InstanceLimits are for all requests of one instance. What is over them is refused, and
-// its sender told to try again.
+// InstanceLimits are for all requests of one instance. What exceeds them is refused with a
+// retryable code.
 type InstanceLimits struct {
 	// How many decompressed bytes a second one instance may send; the amount of one second may come
 	// at once. More is refused with a retryable code. 0: no limit.
@@ -43,13 +43,13 @@ func (c LimitsConfig) validate(section string) error {
 	return nil
 }
 
-// bucket holds a second's worth of something. The zero bucket is full.
+// bucket is a token bucket that holds the amount of one second. The zero bucket is full.
 type bucket struct {
 	level float64
 	at    time.Time
 }
 
-// fill brings the bucket to now, and reports whether there is any of it to take.
+// fill refills the bucket up to now, and reports whether it has a token.
 func (b *bucket) fill(now time.Time, rate float64) bool {
 	switch since := now.Sub(b.at); {
 	case b.at.IsZero():
@@ -60,14 +60,14 @@ func (b *bucket) fill(now time.Time, rate float64) bool {
 	return rate <= 0 || b.level >= 1
 }
 
-// pace is how much an instance has sent of late. The zero pace is ready.
+// pace tracks how much an instance has sent recently. The zero pace is ready to use.
 type pace struct {
 	mu       sync.Mutex
 	bytes    bucket
 	requests bucket
 }
 
-// begin takes a request, or refuses it before it is read.
+// begin counts a request, or refuses it before it is read.
 func (p *pace) begin(l InstanceLimits, now time.Time) *refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,9 +81,9 @@ func (p *pace) begin(l InstanceLimits, now time.Time) *refusal {
 	return nil
 }
 
-// read takes the bytes of a request, or refuses it: others of the instance, read at the
-// same time, have taken what there was. One request may take more than there is, so that the
-// largest passes, and those that follow wait for it.
+// read counts the bytes of a request, or refuses it if concurrent requests of the instance have
+// used up the bucket. One request may take more than is left, so that the largest one passes, and
+// the requests after it wait.
 func (p *pace) read(l InstanceLimits, now time.Time, n int) *refusal {
 	p.mu.Lock()
 	defer p.mu.Unlock()

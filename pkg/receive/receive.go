@@ -1,6 +1,6 @@
-// Package receive is the door: OTLP over gRPC and HTTP, for all three signals.
-// It checks a request, stamps it with the instance of its sender and answers
-// when the next stage has taken it, never before.
+// Package receive is the OTLP receiver, over gRPC and HTTP, for all three signals. It checks a
+// request, stamps it with the instance of its sender and answers only after the next stage has
+// accepted it.
 //
 //	r, err := receive.New(cfg, receive.Deps{Identify: ..., Accept: ..., ...})
 //	stages = append(stages, app.Stage{Name: "receive", Service: r.Service()})
@@ -9,19 +9,19 @@
 //
 //   - Success means that Accept has returned nil for every item that the answer
 //     does not name as rejected.
-//   - The answer's code tells the sender the truth about trying again (OTLP
-//     specification, sections on failures and retries): what may heal is
-//     UNAVAILABLE or 503 with a pause of a second, never INTERNAL or 500.
-//   - A sender that has lost the right to send is refused also on connections that are
-//     open, and for requests that have begun.
-//   - Connections without a request hold up nobody; one instance and one address have no
-//     more than Config.Limits.
-//   - Bodies are bounded as they are read, before and after decompression, and
-//     the bytes of all requests together by Config.MaxInFlight (docs/adr/0006).
+//   - The answer's code says correctly whether a retry can succeed (OTLP specification, sections
+//     on failures and retries): a temporary failure is UNAVAILABLE or 503 with a pause of a
+//     second, never INTERNAL or 500.
+//   - A sender whose right to send is revoked is refused also on open connections, and for
+//     requests in progress.
+//   - Idle connections do not delay other senders; one instance and one address get no more than
+//     Config.Limits.
+//   - Bodies are bounded while they are read, before and after decompression, and the bytes of
+//     all requests together by Config.MaxInFlight (docs/adr/0006).
 //
 // # Not here
 //
-// Who may send (Deps.Identify) and where it goes (Deps.Accept).
+// Authentication (Deps.Identify) and storage (Deps.Accept).
 package receive
 
 import (
@@ -65,7 +65,7 @@ type Config struct {
 	// How many connections of each protocol may be open. A new one replaces one that has no request
 	// in progress; where all have one, the new one waits.
 	MaxConnections int `yaml:"max_connections"`
-	// Limits bound what one instance and one address may have.
+	// Limits bound what one instance and one address may use.
 	Limits LimitsConfig `yaml:"limits"`
 	// How long a request may take to arrive and be answered.
 	RequestTimeout time.Duration `yaml:"request_timeout"`
@@ -98,7 +98,7 @@ type CORSConfig struct {
 	MaxAge int `yaml:"max_age"`
 }
 
-// TLSConfig holds files in PEM, which are read again when they change.
+// TLSConfig names files in PEM, which are reloaded when they change.
 type TLSConfig struct {
 	// A PEM file with the certificate chain. Empty: plain text.
 	Cert string `yaml:"cert_file"`
@@ -110,7 +110,7 @@ type TLSConfig struct {
 	ClientCA string `yaml:"client_ca_file"`
 }
 
-// DefaultConfig listens on loopback, on the ports that every SDK knows.
+// DefaultConfig listens on loopback, on the standard ports of OTLP.
 func DefaultConfig() Config {
 	return Config{
 		GRPC:        GRPCConfig{Listen: "127.0.0.1:4317"},
@@ -126,7 +126,7 @@ func DefaultConfig() Config {
 // maxRequestBytes is the largest that max_request_bytes may be.
 const maxRequestBytes = 1 << 30
 
-// Validate reports every mistake at once; section is the key that c stands under.
+// Validate reports all errors at once; section is the key under which c is configured.
 func (c Config) Validate(section string) error {
 	var errs []error
 	for _, l := range []struct{ key, addr string }{{section + ".grpc.listen", c.GRPC.Listen}, {section + ".http.listen", c.HTTP.Listen}} {
@@ -162,7 +162,7 @@ func (c Config) Validate(section string) error {
 	return errors.Join(append(errs, c.Limits.validate(section+".limits"))...)
 }
 
-// Sender is who a request comes from.
+// Sender is the sender of a request.
 type Sender struct {
 	Instance envelope.Instance
 	Stamp    *otlpwire.Stamp
@@ -172,29 +172,29 @@ type Sender struct {
 // NewSender prepares an instance's stamp.
 func NewSender(i envelope.Instance) *Sender { return &Sender{Instance: i, Stamp: i.Stamp()} }
 
-// Batch is one request, checked and stamped, or a piece of one that was too
-// large for a message.
+// Batch is one request, checked and stamped, or a piece of a request that was too large for a
+// message.
 type Batch struct {
 	Signal   otlpwire.Signal
 	Instance string
 	Items    int
 	Payload  []byte
-	// Origin is what the sender says of the request, where Deps.Origin allows it.
+	// Origin is what the sender says about the request, where Deps.Origin allows it.
 	Origin Origin
 }
 
-// Origin is where a request comes from when its sender is an edge.
+// Origin is the origin of a request whose sender is an edge.
 type Origin struct {
-	ID      string // the same when it is sent again; "" when there is none
-	Arrival int64  // at the edge, in Unix nanoseconds; 0 when there is none
+	ID      string // the same when the request is sent again; "" for none
+	Arrival int64  // at the edge, in Unix nanoseconds; 0 for none
 	Load    envelope.Load
 }
 
-// maxOriginID is longer than the ids that edges make.
+// maxOriginID is longer than the ids that edges generate.
 const maxOriginID = 128
 
-// origin reads the headers of a request. What cannot be is left out: it would harm
-// the sender only, whose instance the credential names.
+// origin reads the headers of a request. Invalid values are ignored: they could only harm the
+// sender itself, because the credential determines its instance.
 func (r *Receiver) origin(get func(string) string) (o Origin) {
 	if !r.deps.Origin {
 		return o
@@ -209,35 +209,34 @@ func (r *Receiver) origin(get func(string) string) (o Origin) {
 	return o
 }
 
-// ErrFull is what Accept wraps when there is no room.
+// ErrFull is wrapped by Accept's errors when there is no room.
 var ErrFull = errors.New("no room")
 
-// Credentials are what shows who sends a request.
+// Credentials identify the sender of a request.
 type Credentials struct {
 	Authorization string            // the header's value; "" for none
 	Certificate   *x509.Certificate // verified; nil for none
 }
 
-// Deps is what code hands in.
+// Deps are the dependencies of a receiver.
 type Deps struct {
-	// Identify names the sender of a request. It is asked when the request begins and
-	// again when it has arrived.
+	// Identify returns the sender of a request. It is called when the request begins and again
+	// when it has arrived.
 	Identify func(Credentials) (*Sender, error)
-	// Tokens says that senders may have a token in place of a certificate.
+	// Tokens says that senders may have a token instead of a certificate.
 	Tokens bool
-	// Accept takes a batch over. It must be durable when Accept returns nil. It
-	// does not keep the payload. Anything but nil makes the sender try again.
+	// Accept stores a batch. The batch must be durable when Accept returns nil. Accept does not
+	// keep the payload. After an error the sender retries.
 	Accept func(context.Context, Batch) error
-	// Process changes a payload before it is stamped, and says how many of its items it has
-	// dropped; their sender is told success. nil for nothing.
+	// Process, if not nil, changes a payload before it is stamped, and returns how many items it
+	// has dropped; these count as a success to the sender.
 	Process func(sig otlpwire.Signal, payload []byte) (out []byte, dropped int)
-	// Origin allows senders to say where a request comes from ([Batch.Origin]).
+	// Origin lets senders declare the origin of a request ([Batch.Origin]).
 	Origin bool
-	// Over reports that memory is short: requests are refused before they are read.
-	// nil for never.
+	// Over, if not nil, reports that memory is short: then requests are refused before they are read.
 	Over func() bool
-	// MaxPayload is the largest payload that Accept takes; larger requests are
-	// cut, and a single item that is larger is rejected.
+	// MaxPayload is the largest payload that Accept takes; larger requests are split, and a single
+	// item that is larger is rejected.
 	MaxPayload int
 	Ledger     *ledger.Ledger
 	Log        *slog.Logger
@@ -273,7 +272,7 @@ func New(cfg Config, deps Deps) (*Receiver, error) {
 	return r, nil
 }
 
-// Service listens, serves, and on stop answers the requests at hand.
+// Service listens and serves; when it stops it first answers the requests in progress.
 func (r *Receiver) Service() services.Service {
 	var grpcLn, httpLn net.Listener
 	start := func(ctx context.Context) (err error) {
@@ -318,8 +317,8 @@ func (r *Receiver) listen(ctx context.Context, what, addr string) (net.Listener,
 	return ln, err
 }
 
-// Addrs returns where the receiver listens: gRPC first, then HTTP, those that
-// are on.
+// Addrs returns the addresses on which the receiver listens: gRPC first, then HTTP, as far as they
+// are enabled.
 func (r *Receiver) Addrs() []string {
 	addrs := make([]string, 0, len(r.lns))
 	for _, ln := range r.lns {
@@ -328,7 +327,7 @@ func (r *Receiver) Addrs() []string {
 	return addrs
 }
 
-// graceTimeout is how long requests at hand may take when the process stops.
+// graceTimeout is how long requests in progress may take when the process stops.
 const graceTimeout = 5 * time.Second
 
 func (r *Receiver) shutdown() {
@@ -344,19 +343,19 @@ func (r *Receiver) shutdown() {
 	wg.Wait()
 }
 
-// refusal is an answer that is no success.
+// refusal is an answer other than success.
 type refusal struct {
 	code   codes.Code
 	status int           // HTTP
-	retry  time.Duration // 0: the sender must not try again
+	retry  time.Duration // 0: the sender must not retry
 	reason string        // of the ledger
 	text   string
 }
 
 func (r *refusal) Error() string { return r.text }
 
-// retryAfter is the pause that a sender is asked for. SDKs give up after 10 s
-// in all; a longer pause makes Python, JavaScript and .NET drop the batch.
+// retryAfter is the pause that a sender is asked to make. SDKs give up after 10 s in total; a
+// longer pause makes Python, JavaScript and .NET drop the batch.
 const retryAfter = time.Second
 
 func refuse(code codes.Code, status int, reason, format string, args ...any) *refusal {
@@ -367,13 +366,13 @@ func busy(reason, text string) *refusal {
 	return &refusal{code: codes.Unavailable, status: 503, retry: retryAfter, reason: reason, text: text}
 }
 
-// outcome of a request that was accepted, perhaps in part.
+// outcome is the result of a request that was accepted, perhaps in part.
 type outcome struct {
 	rejected int
 	message  string
 }
 
-// requirement says what the items of a partial success lacked.
+// requirement says what the rejected items of a partial success violate.
 var requirement = [...]string{
 	otlpwire.Traces: "a span needs one trace ID (16 bytes, not zero) and one span ID (8 bytes, not zero), and other IDs of those lengths",
 	otlpwire.Metrics: fmt.Sprintf("a data point needs a metric with a name, bucket counts one more than the bounds, finite rising bounds, "+
@@ -381,8 +380,7 @@ var requirement = [...]string{
 	otlpwire.Logs: "a log record's trace ID has 16 bytes or none, its span ID 8 or none",
 }
 
-// take is the one way of all requests: check, mend, stamp, cut, accept. It
-// keeps nothing.
+// take handles every request: check, mend, stamp, split, accept. It keeps no reference to it.
 func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender, from Origin, in request) (outcome, *refusal) {
 	led, payload := r.deps.Ledger.Of(sig), in.payload
 	rep, err := otlpwire.Scan(sig, payload, r.limits)
@@ -427,20 +425,20 @@ func (r *Receiver) take(ctx context.Context, sig otlpwire.Signal, sender *Sender
 	return out, nil
 }
 
-// why words a partial success.
+// why returns the message of a partial success.
 func (r *Receiver) why(sig otlpwire.Signal, invalid, large int) string {
 	var parts []string
 	if invalid > 0 {
 		parts = append(parts, fmt.Sprintf("%d rejected: %s", invalid, requirement[sig]))
 	}
 	if large > 0 {
-		parts = append(parts, fmt.Sprintf("%d rejected: larger than %d bytes, or the resource and scope they come with larger than half of that", large, r.deps.MaxPayload))
+		parts = append(parts, fmt.Sprintf("%d rejected: larger than %d bytes, or with a resource and scope larger than half of that", large, r.deps.MaxPayload))
 	}
 	return strings.Join(parts, "; ")
 }
 
-// accept hands b on, cut where it is too large, and counts what is taken. It
-// returns how many items no message can hold.
+// accept passes b to Deps.Accept, split if it is too large, and counts the accepted items. It
+// returns how many items are too large for any message.
 func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, err error) {
 	id, count := b.Origin.ID, 0
 	piece := func(payload []byte, items int) error {
@@ -449,7 +447,7 @@ func (r *Receiver) accept(ctx context.Context, b Batch) (tooLarge int, err error
 		}
 		b.Payload, b.Items = payload, items
 		if count++; id != "" && count > 1 {
-			b.Origin.ID = id + "-" + strconv.Itoa(count) // a request is always cut in the same way
+			b.Origin.ID = id + "-" + strconv.Itoa(count) // a request is always split in the same way
 		}
 		if err := r.deps.Accept(ctx, b); err != nil {
 			return err
@@ -470,8 +468,8 @@ func (r *Receiver) refused(sig otlpwire.Signal, ref *refusal) {
 	r.deps.Log.Debug("refused", "signal", sig, "reason", ref.reason, "err", ref.text)
 }
 
-// maxPooled is the largest buffer that is kept for later: one huge request must
-// not make every small one after it count as huge.
+// maxPooled is the largest buffer that is kept for reuse: one huge request must not make every small
+// one after it count as huge.
 const maxPooled = 1 << 20
 
 func (r *Receiver) buffer() *[]byte { return r.buffers.Get().(*[]byte) }
@@ -482,7 +480,7 @@ func (r *Receiver) recycle(buf *[]byte) {
 	}
 }
 
-// begin refuses a request of which nothing needs to be read.
+// begin refuses a request that need not be read.
 func (r *Receiver) begin(authorization string, state *tls.ConnectionState) *refusal {
 	if r.deps.Over != nil && r.deps.Over() {
 		return busy(ledger.RefusedOverload, "the memory limit is reached")
@@ -494,7 +492,7 @@ func (r *Receiver) begin(authorization string, state *tls.ConnectionState) *refu
 	return ref
 }
 
-// arrived finds the sender of a request that was read, or refuses.
+// arrived identifies the sender of a request that was read, or refuses.
 func (r *Receiver) arrived(authorization string, state *tls.ConnectionState, bytes int) (*Sender, *refusal) {
 	sender, ref := r.sender(authorization, state)
 	if ref == nil {
@@ -503,8 +501,8 @@ func (r *Receiver) arrived(authorization string, state *tls.ConnectionState, byt
 	return sender, ref
 }
 
-// sender finds the sender or refuses. It is asked twice: while a request arrives, which
-// may take RequestTimeout, its sender may have lost the right to send.
+// sender identifies the sender, or refuses. It is called twice: while a request arrives, which may
+// take RequestTimeout, its sender's right to send may be revoked.
 func (r *Receiver) sender(authorization string, state *tls.ConnectionState) (sender *Sender, ref *refusal) {
 	cert, err := r.certs.of(state)
 	if err == nil {

@@ -1,10 +1,9 @@
-// Package badinput holds hostile and broken OTLP requests, each with the answer
-// that a receiver owes it. Tests of the wire path and of the doors share them,
-// and the fuzz targets start from them. A bug found becomes a row.
+// Package badinput holds hostile and broken OTLP requests, each with the answer that a receiver must
+// give. Tests of the wire path and of the receivers share them, and the fuzz targets start from
+// them. Every bug that is found becomes a row.
 //
-// The letters of a row are those of the project's table of bad input: J for
-// OTLP/JSON, P for protobuf. What concerns transports alone (slow clients,
-// HTTP/2 frames, encodings) is tested in package receive.
+// The letters of a row are those of the project's table of bad input: J for OTLP/JSON, P for
+// protobuf. Transports (slow clients, HTTP/2 frames, encodings) are tested in package receive.
 //
 // # Promises
 //
@@ -28,15 +27,14 @@ type Row struct {
 	JSON     bool   // else protobuf
 	Body     func() []byte
 
-	// Refused says that nothing is taken: INVALID_ARGUMENT, 400.
+	// Refused says that the whole request is refused: INVALID_ARGUMENT, 400.
 	Refused bool
-	// Items are taken, Rejected are named in a partial success.
+	// Items are accepted, Rejected are reported in a partial success.
 	Items, Rejected int
-	// Mended are strings that were no UTF-8, Crowded items with attributes cut.
+	// Mended are strings that were not valid UTF-8, Crowded items with attributes removed.
 	Mended, Crowded int
-	// Large says that the row is about memory: megabytes, which a fuzzer cannot
-	// start from. Doors take requests up to 32 MiB for these answers, and
-	// messages up to 256 KiB.
+	// Large says that the row is about memory: it has megabytes, from which a fuzzer cannot start.
+	// These answers assume receivers that accept requests up to 32 MiB, and messages up to 256 KiB.
 	Large bool
 }
 
@@ -46,8 +44,7 @@ const (
 	logs    = "logs"
 )
 
-// maxAttributes is otlpwire.MaxAttributes, written again: the answers are not to
-// follow the code.
+// maxAttributes is a copy of otlpwire.MaxAttributes: the answers must not follow the code.
 const maxAttributes = 1024
 
 // Rows returns all rows.
