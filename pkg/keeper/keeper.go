@@ -1,24 +1,24 @@
-// Package keeper removes from the hub's streams what nobody needs any more. The streams throw
-// nothing away by themselves: what a lane has not finished stays, and a stream that is full of that refuses
-// more, so that routers, gateways and edges hold what they have.
+// Package keeper removes messages from the hub's streams that are not needed any more. The streams
+// discard nothing by themselves: what a lane has not finished stays, and a stream that is full of
+// that refuses more, so that routers, gateways and edges keep what they have.
 //
 // A keeper removes from the front of TRACES, METRICS, LOGS and SPANS what every lane has finished,
-// when it is older than the stream is to go back or in the way of what comes; and from
-// DECISIONS what no span that may come again can ask for. Lanes are those that the configuration
-// names, and all others that the hub knows: one that nobody reads any more holds its stream until an
-// operator gives it up.
+// once it is older than the stream's retention or new messages need the room; and from DECISIONS
+// the decisions that no span which may be delivered again can need. Lanes are those of the
+// configuration, and all others that exist in the hub: one that no sink reads any more keeps its
+// messages in the stream until an operator abandons it.
 //
-// Every sink has a keeper, and the first of the sinks lets its keeper work; the others stand in where it
-// makes no room. Two at once, one that
-// slept, or none do no harm: what was finished at any time stays finished, and without a keeper
-// streams fill and refuse. But when a stream is deleted and made again while a keeper sleeps
-// between its last look and its request, that removes the new stream's first messages.
+// Every sink has a keeper; the one of the first sink works, and the others stand in where it makes
+// no room. Two at once, one whose process was suspended, or none do no harm: a message that was
+// finished once stays finished, and without a keeper streams fill and refuse. There is one
+// exception: when a stream is deleted and recreated while a keeper is suspended between its last
+// check and its request, the request removes the new stream's first messages.
 //
-// Other losses are counted: messages that somebody else removes before all lanes have finished them, messages
-// that the hub loses, and dead letters that are deleted to make room.
+// Losses are counted: messages that somebody else removes before all lanes have finished them,
+// messages that the hub loses, and dead letters that are deleted to make room.
 //
-// What is not here: AUDIT and REPLAYED have bounds of their own, and ASIDE is emptied by
-// the sinks that deliver it.
+// Not here: AUDIT and REPLAYED have their own bounds, and ASIDE is emptied by the sinks that deliver
+// it.
 package keeper
 
 import (
@@ -42,7 +42,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Keeper works for one process.
+// Keeper is the keeper of one sink process.
 type Keeper struct {
 	conn  func() hub
 	first func() bool
@@ -55,11 +55,11 @@ type Keeper struct {
 	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
 	margin       time.Duration        // decisionsAge, or less while decisions fill their stream
-	decided      time.Time            // when it was last looked at decisions
-	failing      map[string]time.Time // by stream: since when looks fail
+	decided      time.Time            // when decisions were last checked
+	failing      map[string]time.Time // by stream: since when it cannot be handled
 
 	topology bus.Topology
-	blind    time.Time // until then the bucket KEEPER is not asked, for want of rights
+	blind    time.Time // until then the bucket KEEPER is not read, because permissions are missing
 	pushed   pushed
 }
 
@@ -78,51 +78,51 @@ type hub interface {
 	DropLetter(ctx context.Context, seq uint64) error
 }
 
-// kept is a stream and what a keeper knows of it.
+// kept is a stream and what a keeper knows about it.
 type kept struct {
 	name  string
-	age   time.Duration     // how far it is to go back
-	lanes map[string]string // the filters of those that the configuration names, by name
+	age   time.Duration     // how long finished messages are retained
+	lanes map[string]string // the filters of the configured lanes, by name
 
-	state  bus.StreamState // of the look before
+	state  bus.StreamState // at the previous look
 	looked time.Time
 	rate   float64
-	agedAt time.Time // when it was last asked how much is too old
+	agedAt time.Time // when aged was last determined
 	aged   uint64
-	stood  map[string]owing // lanes whose floor stands, by name
+	stood  map[string]owing // lanes whose floor has not moved, by name
 	tight  time.Time        // since when the first message is the same and room is short
 	freed  uint64           // how many messages the last look removed
 	memory memory
-	// unknown: something was removed that is not in what keepers have left.
+	// unknown: something was removed that is not in the keepers' memory.
 	unknown bool
 }
 
-// owing is what a lane whose floor stands has not finished.
+// owing is what a lane whose floor has not moved has not finished.
 type owing struct{ floor, first uint64 }
 
 const (
 	interval = 2 * time.Second
 
-	// standIn is for how long a stream may be short of room before the keepers of other sinks
-	// than the first make some, and how often they look.
+	// standIn is how long a stream may be short of room before the keepers of other sinks than the
+	// first make room; they check twice in that time.
 	standIn = 30 * time.Second
 
-	// agedInterval is how often it is asked how much is too old.
+	// agedInterval is how often the keeper determines which messages are too old.
 	agedInterval = time.Minute
 
-	// patience is how long a look may take: what it found is as old.
+	// patience is how long a look may take, and therefore how old its findings may be.
 	patience = 10 * time.Second
 
 	// spansAge is how long spans stay that all lanes have finished.
 	spansAge = 2 * time.Hour
 
-	// decisionsAge is how long before the oldest span that is owed decisions are kept, where there is
-	// room: spans that come late follow them.
+	// decisionsAge is how far back from the oldest span that is owed decisions are kept, while there
+	// is room: late spans follow them.
 	decisionsAge = 2 * time.Hour
 )
 
-// New returns a keeper that works while first says so, and when the first does not. lanes are those
-// of the sinks; those of the routers are known.
+// New returns a keeper that works while first returns true, and that stands in when the first sink's
+// keeper does not work. lanes are those of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membership.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
 	k := &Keeper{topology: t, conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
@@ -192,7 +192,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		works = k.try(ctx, bus.Decisions, func(ctx context.Context) error { return k.decisions(ctx, true) }) && works
 		k.letters(ctx)
-		if state, err := k.conn().State(ctx, bus.Aside); err == nil { // others empty it
+		if state, err := k.conn().State(ctx, bus.Aside); err == nil { // the sinks empty it
 			k.show(bus.Aside, held(state))
 		}
 		if works {
@@ -203,8 +203,8 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// try looks, and reports whether nothing has failed for long: consumers that come and go while they
-// are listed are no trouble.
+// try calls look, and reports false once it has failed for longer than standIn: consumers that are
+// created or deleted while they are listed cause short failures that do not matter.
 func (k *Keeper) try(ctx context.Context, stream string, look func(context.Context) error) bool {
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -219,14 +219,14 @@ func (k *Keeper) try(ctx context.Context, stream string, look func(context.Conte
 	}
 	if ctx.Err() == nil {
 		if more, due := k.said.Due(stream+bus.Kind(err), time.Now()); due {
-			k.log.Warn("nothing can be removed from a stream; when it is full it refuses more", "stream", stream, "err", err, "more_since_last_said", more)
+			k.log.Warn("cannot remove finished messages from a stream; it refuses more when it is full", "stream", stream, "err", err, "more_since_last_said", more)
 		}
 	}
 	return false
 }
 
-// standIn looks at a stream that is short of room for so long that the first of the sinks does
-// not work, or may not: an older version, or one without permissions.
+// standIn handles a stream that has been short of room for so long that the first sink's keeper does
+// not work, or lacks permissions: it may be an older version.
 func (k *Keeper) standIn(ctx context.Context, s *kept) error {
 	now := time.Now()
 	state, err := k.conn().State(ctx, s.name)
@@ -249,7 +249,7 @@ func (k *Keeper) standIn(ctx context.Context, s *kept) error {
 		return err
 	}
 	if more, due := k.said.Due("stands in "+s.name, now); due {
-		k.log.Warn("made room in a stream, for the first of the sinks does not: is it an older version, or without permissions?", "stream", s.name, "more_since_last_said", more)
+		k.log.Warn("made room in a stream because the first sink's keeper does not; it may be an older version, or lack permissions", "stream", s.name, "more_since_last_said", more)
 	}
 	return nil
 }
@@ -301,7 +301,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	return nil
 }
 
-// findAged finds up to where messages are older than they need be kept.
+// findAged finds up to which sequence messages are older than they must be kept.
 func (s *kept) findAged(ctx context.Context, conn hub, state bus.StreamState, now time.Time) error {
 	s.agedAt, s.aged = now, 0
 	old := now.Add(-s.age)
@@ -316,8 +316,9 @@ func (s *kept) findAged(ctx context.Context, conn hub, state bus.StreamState, no
 	return nil
 }
 
-// unowed returns up to where, at most upTo, all lanes have finished. That is asked of the stream, lane by
-// lane: counts and what was found before are not to be relied on.
+// unowed returns up to where, at most upTo, all lanes have finished. The stream itself is asked what
+// each lane has not finished: a consumer's counts, and the result of the previous look, are not reliable
+// enough for a removal.
 func (s *kept) unowed(ctx context.Context, conn hub, floors map[string]bus.Floor, upTo uint64) (uint64, error) {
 	for _, name := range slices.SortedFunc(maps.Keys(floors), func(a, b string) int { return cmp.Compare(floors[a].Done, floors[b].Done) }) {
 		f := floors[name]
@@ -340,25 +341,25 @@ func (s *kept) unowed(ctx context.Context, conn hub, floors map[string]bus.Floor
 
 // trusted reports why the answers of a look that began at a time are not enough to remove anything.
 func (s *kept) trusted(ctx context.Context, conn hub, began time.Time) error {
-	// A server that was the stream's leader until just now would not have all of it.
+	// A server that has just ceased to be the stream's leader may not have all of its messages.
 	switch last, _, err := conn.First(ctx, s.name, "", s.state.LastSeq); {
 	case err != nil:
 		return err
 	case last == 0:
-		return errors.New("the one who answers for the stream does not have its last message")
+		return errors.New("the server that answers for the stream does not have its last message")
 	case time.Since(began) > patience:
-		return errors.New("this process was stopped, or the hub was slow")
+		return errors.New("this process was suspended, or the hub was slow")
 	}
 	return nil
 }
 
 // first returns the first message that a lane has not finished, and when it was stored; 0 for none. A
-// server that cannot read a message says that there is none: where it has counted some, that is
-// no answer.
+// server that cannot read a message answers that there is none: if its own count says otherwise, that
+// answer is an error.
 func first(ctx context.Context, conn hub, stream, lane string, f bus.Floor) (uint64, time.Time, error) {
 	next, stored, err := conn.First(ctx, stream, f.Filter, f.Done+1)
 	if err == nil && next == 0 && f.Lag > 0 && !f.Missing {
-		err = fmt.Errorf("the hub has counted %d messages that lane %s has not finished, and finds none", f.Lag, lane)
+		err = fmt.Errorf("the hub counts %d unfinished messages of lane %s, and finds none", f.Lag, lane)
 	}
 	return next, stored, err
 }
@@ -367,7 +368,7 @@ func held(state bus.StreamState) stream {
 	return stream{first: state.FirstSeq, last: state.LastSeq, messages: state.Messages, bytes: state.Bytes, max: state.MaxBytes, largest: state.MaxMsgSize}
 }
 
-// age tells since when lanes are owed something, where the hub says so.
+// age sets the gauges of how long lanes have been owed something, if the hub answers.
 func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[string]bus.Floor) {
 	ages := map[string]float64{}
 	for name, f := range floors {
@@ -385,20 +386,20 @@ func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[str
 			}
 		}
 	}
-	k.led.ForgetOldest(s.name) // lanes that are gone
+	k.led.ForgetOldest(s.name) // drops lanes that do not exist any more
 	for name, age := range ages {
 		k.led.Oldest(s.name, name).Set(age)
 	}
 }
 
-// take takes in what a stream holds now.
+// take records the current state of a stream.
 func (s *kept) take(now time.Time, state bus.StreamState) stream {
 	at := held(state)
-	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // another one, or it has lost its end
+	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // recreated, or it has lost its end
 		s.state, s.looked, s.rate, s.agedAt = state, now, 0, time.Time{}
 		clear(s.stood)
 	}
-	if took := now.Sub(s.looked).Seconds(); took > 0 { // at once when it is faster, by and by when it is slower
+	if took := now.Sub(s.looked).Seconds(); took > 0 { // follows a higher rate at once, a lower one gradually
 		rate := float64(at.size(at.last-s.state.LastSeq)) / took
 		s.rate = max(rate, s.rate*0.9+rate*0.1)
 	}
@@ -407,8 +408,8 @@ func (s *kept) take(now time.Time, state bus.StreamState) stream {
 	return at
 }
 
-// finished returns up to where all lanes have finished what they have, as far as is known for
-// telling of it: nobody is asked about a lane that gets on, and only once about one that stands.
+// finished returns up to which sequence all lanes have finished, as accurately as the metrics need:
+// the hub is not asked about a lane whose floor moves, and only once about one whose floor does not.
 func (s *kept) finished(ctx context.Context, conn hub, floors map[string]bus.Floor) (uint64, error) {
 	done := s.state.LastSeq
 	for name, f := range floors {
@@ -431,7 +432,7 @@ func (s *kept) finished(ctx context.Context, conn hub, floors map[string]bus.Flo
 	return done, nil
 }
 
-// expect adds the lanes that have read nothing yet, and returns their names.
+// expect adds configured lanes that do not exist in the hub yet, and returns their names.
 func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 	for name, filter := range s.lanes {
 		if _, there := floors[name]; !there {
@@ -442,17 +443,17 @@ func (s *kept) expect(floors map[string]bus.Floor) (missing []string) {
 	return missing
 }
 
-// tell says what keeps a stream from being kept, or for ever.
+// tell logs why nothing can be removed from a stream, or why messages stay for ever.
 func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floor, missing []string) {
 	if state.Forgets != "" {
 		if more, due := k.said.Due("forgets "+s.name, time.Now()); due {
-			k.log.Error("stream throws away its oldest messages whether they are owed or not, or cannot be made room in: see docs/upgrading.md", "stream", s.name, "because", state.Forgets, "more_since_last_said", more)
+			k.log.Error("stream is misconfigured: it discards messages that are owed, or finished ones cannot be removed; see docs/upgrading.md", "stream", s.name, "because", state.Forgets, "more_since_last_said", more)
 		}
 	}
 	if len(missing) > 0 && state.Messages > 0 {
 		slices.Sort(missing)
 		if more, due := k.said.Due("missing "+s.name, time.Now()); due {
-			k.log.Warn("lanes have not begun, everything in the stream is kept for them", "stream", s.name, "lanes", strings.Join(missing, " "), "more_since_last_said", more)
+			k.log.Warn("lanes have not read anything yet; the whole stream is kept for them", "stream", s.name, "lanes", strings.Join(missing, " "), "more_since_last_said", more)
 		}
 	}
 	var unread []string
@@ -465,7 +466,7 @@ func (k *Keeper) tell(s *kept, state bus.StreamState, floors map[string]bus.Floo
 	if len(unread) > 0 {
 		slices.Sort(unread)
 		if more, due := k.said.Due("unread "+s.name, time.Now()); due {
-			k.log.Warn("lanes of backends that are not in the configuration hold messages; to give them up: penstock lanes abandon STREAM/LANE", "stream", s.name, "lanes", strings.Join(unread, " "), "more_since_last_said", more)
+			k.log.Warn("lanes of backends that are not configured hold messages; to abandon them: penstock lanes abandon STREAM/LANE", "stream", s.name, "lanes", strings.Join(unread, " "), "more_since_last_said", more)
 		}
 	}
 }
@@ -481,11 +482,11 @@ func (k *Keeper) show(name string, at stream) {
 	left.Set(seconds)
 }
 
-// decisions removes decisions that no span which may come again can ask for. Those of a lane are
-// needed from the oldest span on that it, or the routers before it, have not finished; and for a
-// while before, since late spans follow them: at each look half as long while they fill their stream,
-// for a lane that cannot record decisions gets nowhere. A keeper that is not the first does
-// nothing before the stream is nearly full.
+// decisions removes decisions that no span which may be delivered again can need. A lane needs the
+// decisions since the oldest span that it, or the routers before it, have not finished; and those of
+// some time before, because late spans follow them. That time is halved at each look while decisions
+// fill their stream, because a lane that cannot record decisions makes no progress. A keeper that is
+// not the first does nothing until the stream is nearly full.
 func (k *Keeper) decisions(ctx context.Context, first bool) error {
 	began, conn := time.Now(), k.conn()
 	state, err := conn.State(ctx, bus.Decisions)
@@ -564,8 +565,8 @@ func (r *removal) remove(ctx context.Context, conn hub, subject string, stored t
 	return conn.Remove(ctx, bus.Decisions, subject, next-1)
 }
 
-// oldest tells of every lane of a stream when the first message was stored that it has not
-// finished; the present when it has finished all.
+// oldest calls tell for every lane of a stream with the time at which the first message was stored
+// that the lane has not finished; the present if it has finished everything.
 func (k *Keeper) oldest(ctx context.Context, s *kept, tell func(lane string, stored time.Time)) error {
 	now := time.Now()
 	floors, _, err := k.conn().Floors(ctx, s.name)

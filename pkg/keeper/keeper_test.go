@@ -293,13 +293,13 @@ func TestLanesOfOthersHold(t *testing.T) {
 	w.read("a-0", n)
 	s := w.stream("LOGS")
 	s.lanes["late-0"] = bus.PartitionFilter(otlpwire.Logs, 0)
-	if first := w.keep(); first != 1 || !w.said.Says("have not begun", "late-0") {
+	if first := w.keep(); first != 1 || !w.said.Says("have not read anything yet", "late-0") {
 		t.Errorf("the first one is %d", first)
 	}
 	delete(s.lanes, "late-0")
 	w.open(bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 0), Name: "gone-0"})
 	w.open(bus.LaneConfig{Stream: "LOGS", Filter: bus.PartitionFilter(otlpwire.Logs, 0), Name: bus.ReplayLane("x", 0)}) // holds nothing
-	if first := w.keep(); first != 1 || !w.said.Says("not in the configuration", "gone-0") || testutil.ToFloat64(w.led.Unread("LOGS")) != 1 {
+	if first := w.keep(); first != 1 || !w.said.Says("not configured", "gone-0") || testutil.ToFloat64(w.led.Unread("LOGS")) != 1 {
 		t.Errorf("the first one is %d, %v lanes are unread", first, testutil.ToFloat64(w.led.Unread("LOGS")))
 	}
 	if err := w.conn.DropLane(w.Context(), "LOGS", "gone-0"); err != nil {

@@ -7,24 +7,25 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 )
 
-// pushed is what has made room in DEADLETTER since it was last recorded.
+// pushed is the letters that were deleted to make room in DEADLETTER since the last record of it.
 type pushed struct {
 	messages uint64
 	items    map[string]uint64 // by signal and instance
 	since    time.Time
-	retry    time.Time // when letters are looked at again, after an error
+	retry    time.Time // when deletion is tried again after an error
 }
 
 const (
-	// maxPushed is how many dead letters go at one look, and of how many instances it is recorded.
+	// maxPushed is how many dead letters are deleted at one look, and for how many instances that is
+	// recorded.
 	maxPushed = 500
 
-	// pushedInterval is how often it is recorded what has gone.
+	// pushedInterval is how often deleted letters are recorded.
 	pushedInterval = time.Minute
 )
 
-// letters makes room in DEADLETTER before the hub does, which tells nobody whose letters
-// go.
+// letters makes room in DEADLETTER before the hub does, because the hub does not report whose
+// letters it discards.
 func (k *Keeper) letters(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -84,7 +85,8 @@ func (k *Keeper) push(ctx context.Context, upTo uint64) error {
 	return nil
 }
 
-// recordPushed says and records what has gone in the last minute; the zero time, now.
+// recordPushed logs and records the letters deleted in the last minute; with the zero time it does so
+// immediately.
 func (k *Keeper) recordPushed(ctx context.Context, now time.Time) {
 	p := k.pushed
 	if p.messages == 0 || !now.IsZero() && now.Sub(p.since) < pushedInterval {

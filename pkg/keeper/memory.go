@@ -12,35 +12,38 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 )
 
-// memory is what keepers leave one another about a stream, in the bucket KEEPER under its name. What
-// is gone from the stream beyond what the memory allows was removed by someone else, or lost by the hub.
+// memory is what keepers store for their successors about a stream, in the bucket KEEPER under its
+// name. If more is missing from the stream than the memory explains, it was removed by someone else,
+// or lost by the hub.
 type memory struct {
 	Created time.Time `json:"created"` // of the stream
-	// Removed: up to here a keeper has removed, or is about to. Nothing of that is owed.
+	// Removed is the sequence up to which a keeper has removed messages, or is about to. None of them
+	// is owed.
 	Removed uint64 `json:"removed"`
-	Last    uint64 `json:"last"`            // the stream's last sequence then
+	Last    uint64 `json:"last"`            // the stream's last sequence at that time
 	Holes   uint64 `json:"holes,omitempty"` // how many are missing between the first and the last
-	// Lanes are those that had not finished all then.
+	// Lanes are those that had not finished everything at that time.
 	Lanes map[string]bus.Floor `json:"lanes,omitempty"`
 
 	revision uint64    // in the bucket; 0 for none
-	stored   time.Time // there
-	unsaved  bool      // the bucket has other lanes
+	stored   time.Time // in the bucket
+	unsaved  bool      // the bucket has older lanes
 }
 
 const (
-	// rememberInterval is how often it is written down what lanes are owed, where nothing is removed
-	// meanwhile. What comes and goes in that time is not counted.
+	// rememberInterval is how often the memory is written if nothing is removed meanwhile. Messages that
+	// arrive and disappear within that time are not counted.
 	rememberInterval = 10 * time.Second
 
 	// rememberPatience is how long a look may wait for the bucket, and for counts.
 	rememberPatience = 3 * time.Second
 
-	// maxCounted is of how many lanes it is counted what is left; of others it is estimated.
+	// maxCounted is for how many lanes the remaining messages are counted; for others they are
+	// estimated.
 	maxCounted = 64
 )
 
-// remembered returns what is to be remembered of a look.
+// remembered returns the memory of a look.
 func remembered(state bus.StreamState, floors map[string]bus.Floor, removed uint64) memory {
 	m := memory{Created: state.Created.UTC(), Removed: max(removed, state.FirstSeq-min(state.FirstSeq, 1)), Last: max(state.LastSeq, state.After), Holes: state.Holes(), Lanes: map[string]bus.Floor{}}
 	for name, f := range floors {
@@ -51,7 +54,7 @@ func remembered(state bus.StreamState, floors map[string]bus.Floor, removed uint
 	return m
 }
 
-// because says why messages that were owed may be missing; empty when none can be.
+// because returns why messages that were owed may be missing; "" if none can be.
 func (m memory) because(state bus.StreamState) string {
 	switch {
 	case m.Created.IsZero():
@@ -65,14 +68,15 @@ func (m memory) because(state bus.StreamState) string {
 	return ""
 }
 
-// gone reports whether something that a lane was owed may be missing.
+// gone reports whether messages that a lane was owed may be missing.
 func (m memory) gone(f bus.Floor, state bus.StreamState) bool {
 	return !m.Created.Equal(state.Created.UTC()) || state.LastSeq < m.Last || f.Done+1 < state.FirstSeq || state.Holes() > m.Holes
 }
 
-// account counts what was owed and is gone from a stream, and writes down what there is now, before messages
-// up to upTo are removed. It returns an error only when another keeper has written meanwhile: nothing may be
-// removed then before that is read. Without the bucket nothing is counted, and removal goes on.
+// account counts messages that were owed and are missing from a stream, and writes the memory of the
+// current state, before messages up to upTo are removed. It returns an error only if another keeper has
+// written meanwhile: its memory must be read before anything may be removed. If the bucket cannot be
+// used, nothing is counted, and removal continues.
 func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, floors map[string]bus.Floor, upTo uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, rememberPatience)
 	defer cancel()
@@ -97,7 +101,7 @@ func (k *Keeper) account(ctx context.Context, s *kept, state bus.StreamState, fl
 		}
 	}
 	s.memory = next
-	for _, l := range losses { // nobody else has told of them
+	for _, l := range losses { // no other keeper has reported them
 		k.tellLoss(l)
 		k.record(context.WithoutCancel(ctx), l)
 	}
@@ -131,7 +135,7 @@ func (m *memory) urgent(was memory, now time.Time) bool {
 	return !m.Created.Equal(was.Created) || m.Removed > was.Removed || m.unsaved && now.Sub(was.stored) > rememberInterval
 }
 
-// tellLoss counts a loss and tells of it in the log.
+// tellLoss counts a loss and writes it to the log.
 func (k *Keeper) tellLoss(l Loss) {
 	if l.Because == givenUp {
 		k.led.Abandoned(l.Stream).Add(float64(l.Messages))
@@ -144,8 +148,8 @@ func (k *Keeper) tellLoss(l Loss) {
 
 const givenUp = "the lane was abandoned"
 
-// judge returns what is known of a stream, and why something may be missing. Before it says so it asks
-// for what other keepers have left since, and for what the stream has behind that.
+// judge returns the memory of a stream, and why something may be missing. Before it concludes that, it
+// reads what other keepers have written since, and then the state of the stream again.
 func (k *Keeper) judge(ctx context.Context, s *kept, state bus.StreamState) (m memory, because string, err error) {
 	m = s.memory
 	if m.revision > 0 && m.because(state) == "" {
@@ -155,17 +159,17 @@ func (k *Keeper) judge(ctx context.Context, s *kept, state bus.StreamState) (m m
 	if err != nil {
 		return m, "", err
 	}
-	if left.revision > m.revision { // else the hub is one of before, from a backup
+	if left.revision > m.revision { // otherwise the hub was restored from a backup
 		m = left
 	}
-	if s.unknown { // what this keeper has removed meanwhile is not in it
+	if s.unknown { // it does not include what this keeper has removed meanwhile
 		s.unknown = false
 		return memory{revision: m.revision}, "", nil
 	}
 	if m.because(state) == "" {
 		return m, "", nil
 	}
-	if state, err = k.conn().State(ctx, s.name); err != nil { // that of the look may be older than the memory
+	if state, err = k.conn().State(ctx, s.name); err != nil { // the look's state may be older than the memory
 		return m, "", err
 	}
 	return m, m.because(state), nil
@@ -174,7 +178,7 @@ func (k *Keeper) judge(ctx context.Context, s *kept, state bus.StreamState) (m m
 // Bucket has what keepers leave one another, a key for each stream.
 var Bucket = bus.BucketConfig{Name: "KEEPER", Description: "what keepers leave one another, a key for each stream"}
 
-// load reads what the keeper before has left; nothing where nobody can read that.
+// load reads the memory of the previous keeper; it is empty if it cannot be decoded.
 func (k *Keeper) load(ctx context.Context, stream string) (m memory, err error) {
 	b, err := k.conn().OpenBucket(ctx, Bucket, k.topology.Replicas)
 	if err != nil {
@@ -205,7 +209,7 @@ func (k *Keeper) store(ctx context.Context, stream string, m *memory, now time.T
 	return err
 }
 
-// see returns err where another keeper has been here; any other is no reason to remove nothing.
+// see returns err if another keeper has written; other errors are logged and do not stop the removal.
 func (k *Keeper) see(s *kept, err error) error {
 	s.memory = memory{}
 	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
@@ -221,7 +225,7 @@ func (k *Keeper) see(s *kept, err error) error {
 	return nil
 }
 
-// missing counts what was owed to lanes and is not in the stream any more.
+// missing counts messages that lanes were owed and that are not in the stream any more.
 func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.StreamState, floors map[string]bus.Floor, because string) []Loss {
 	again := !m.Created.Equal(state.Created.UTC())
 	lost, by := map[string]uint64{}, map[string]uint64{}
@@ -236,7 +240,7 @@ func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.Strea
 			if counted++; counted <= maxCounted {
 				left, err = k.conn().Count(ctx, s.name, was.Filter, from, to)
 			}
-			if counted > maxCounted || err != nil { // as many as of the others
+			if counted > maxCounted || err != nil { // estimated from the other lanes
 				left = uint64(float64(was.Lag) * float64(to-from+1) / float64(m.Last-min(was.Done, m.Last-1)))
 			}
 		}
@@ -252,7 +256,7 @@ func (k *Keeper) missing(ctx context.Context, s *kept, m memory, state bus.Strea
 	return []Loss{{Stream: s.name, Messages: slices.Max(slices.Collect(maps.Values(by))), Lanes: lost, Because: because}}
 }
 
-// record leaves a loss in the audit.
+// record writes a loss to the audit.
 func (k *Keeper) record(ctx context.Context, l Loss) {
 	l.At = time.Now().UTC()
 	entry, err := json.Marshal(l)

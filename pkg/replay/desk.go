@@ -12,16 +12,16 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 )
 
-// Desk deals with the jobs of one instance for whoever has a credential of it: such a
-// credential reaches no table of the hub, only the sinks, under penstock.jobs.<instance>.
-// The instance is the one of the subject, which the credential allows; a request may name no
-// other, and sees no job of another.
+// Desk handles the jobs of one instance for clients with a credential of that instance: such a
+// credential has no access to the hub's table, only to the sinks, under penstock.jobs.<instance>. The
+// instance is taken from the subject, which the credential allows; a request cannot name another one,
+// and does not see its jobs.
 type Desk struct{ jobs *Jobs }
 
 const (
 	deskSubject = "penstock.jobs."
 
-	// DeskSubjects are those that the sinks answer.
+	// DeskSubjects are the subjects that the sinks answer.
 	DeskSubjects = deskSubject + "*.*"
 
 	// maxOwnJobs is how many jobs one instance may have filed at a time.
@@ -31,14 +31,14 @@ const (
 // NewDesk returns a desk that works on the hub's table.
 func NewDesk(jobs *Jobs) *Desk { return &Desk{jobs} }
 
-// question is what is asked of a desk; what it means is the last token of the subject.
+// question is a request to a desk; the last token of the subject is its verb.
 type question struct {
-	By  string `json:"by"` // who asks, as he says
+	By  string `json:"by"` // the user name that the client reports
 	ID  string `json:"id,omitempty"`
 	Job *Job   `json:"job,omitempty"`
 }
 
-// reply is what a desk says.
+// reply is the answer of a desk.
 type reply struct {
 	Error   string            `json:"error,omitempty"`
 	ID      string            `json:"id,omitempty"`
@@ -47,13 +47,13 @@ type reply struct {
 	Entries []Entry           `json:"entries,omitempty"`
 }
 
-// Answer answers one request. Where nothing can be done it says why.
+// Answer answers one request. If it cannot be carried out, the answer says why.
 func (d *Desk) Answer(ctx context.Context, subject string, body []byte) []byte {
 	tokens := strings.Split(strings.TrimPrefix(subject, deskSubject), ".")
 	var (
 		r   reply
 		q   question
-		err = errors.New("no such subject")
+		err = errors.New("unknown subject")
 	)
 	if len(tokens) == 2 {
 		if err = json.Unmarshal(body, &q); err == nil {
@@ -65,7 +65,7 @@ func (d *Desk) Answer(ctx context.Context, subject string, body []byte) []byte {
 	}
 	text, _ := json.Marshal(r) // cannot fail
 	if text, _ = envelope.Compress(nil, text, envelope.S2); len(text) > envelope.MaxPayload {
-		text, _ = json.Marshal(reply{Error: "the answer is larger than a message may be: remove jobs that are done"})
+		text, _ = json.Marshal(reply{Error: "the answer is larger than a message may be: remove finished jobs"})
 	}
 	return text
 }
@@ -100,12 +100,12 @@ func (d *Desk) do(ctx context.Context, instance, what string, q question, r *rep
 		r.Entries, err = d.jobs.Audit(ctx, q.ID)
 		return err
 	}
-	return fmt.Errorf("%q is nothing that can be asked", what)
+	return fmt.Errorf("unknown request %q", what)
 }
 
 func (d *Desk) file(ctx context.Context, instance, by string, j *Job, own ownTable, r *reply, now time.Time) error {
 	if j == nil {
-		return errors.New("no job is given")
+		return errors.New("the request has no job")
 	}
 	if err := j.Validate(); err != nil {
 		return err
@@ -114,7 +114,7 @@ func (d *Desk) file(ctx context.Context, instance, by string, j *Job, own ownTab
 		return fmt.Errorf("the credential is of %s, and the job is for %q: name that one instance", instance, j.Instances)
 	}
 	if !own.has(j.JobID()) && len(own.Jobs()) >= maxOwnJobs {
-		return fmt.Errorf("%s has %d jobs: remove some that are done", instance, maxOwnJobs)
+		return fmt.Errorf("%s has %d jobs, the maximum: remove finished ones", instance, maxOwnJobs)
 	}
 	job, filed, err := d.jobs.File(ctx, j, by, now)
 	if err == nil {
@@ -123,7 +123,7 @@ func (d *Desk) file(ctx context.Context, instance, by string, j *Job, own ownTab
 	return err
 }
 
-// ownTable is the part of the table that is of one instance.
+// ownTable is the part of the table that belongs to one instance.
 type ownTable struct {
 	*Table
 	values map[string][]byte
@@ -134,7 +134,7 @@ func (t ownTable) has(id string) bool {
 	return there
 }
 
-// own returns what the hub's table has of an instance.
+// own returns the part of the hub's table that belongs to an instance.
 func (d *Desk) own(ctx context.Context, instance string) (ownTable, error) {
 	all, err := d.jobs.bucket.All(ctx)
 	if err != nil {
@@ -159,13 +159,13 @@ func (d *Desk) own(ctx context.Context, instance string) (ownTable, error) {
 	return own, nil
 }
 
-// Remote is Jobs for a credential of one instance: the sinks are asked.
+// Remote is Jobs for a credential of one instance: it sends requests to the sinks.
 type Remote struct {
 	conn     *bus.Conn
 	instance string
 }
 
-// OpenRemote returns the jobs of an instance; conn has a credential of it.
+// OpenRemote returns the jobs of an instance, of which conn has a credential.
 func OpenRemote(conn *bus.Conn, instance string) (*Remote, error) {
 	if err := (envelope.Instance{ID: instance}).Validate(); err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ func (c *Remote) Table(ctx context.Context) (*Table, error) {
 	}
 	t := NewTable()
 	for key, value := range r.Values {
-		_ = t.Set(key, value) // the sinks say what is wrong with it
+		_ = t.Set(key, value) // the sinks log what is wrong with it
 	}
 	return t, nil
 }

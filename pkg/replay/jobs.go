@@ -15,30 +15,29 @@ import (
 
 // The margins of a plan; tests shorten them.
 var (
-	// leadIn is how much before a range the traces of its first moments are read, or
-	// four times as long as policies wait: their windows and the budgets of that time
-	// are as they were.
+	// leadIn is how long before a range the traces of its first moments are read, or four times as
+	// long as policies wait: so their windows, and the budgets at that time, are as they were.
 	leadIn = 10 * time.Minute
 
 	// skew is how far the clock of an edge may be ahead of the hub's.
 	skew = 10 * time.Minute
 )
 
-// fewInstances is up to how many the hub is asked for by name.
+// fewInstances is up to how many instances the hub is asked for by name.
 const fewInstances = 64
 
-// Refusal is a request that cannot be met, and why.
+// Refusal says why a request cannot be carried out.
 type Refusal struct{ Text string }
 
 func (r *Refusal) Error() string { return r.Text }
 
 func refusal(format string, args ...any) error { return &Refusal{fmt.Sprintf(format, args...)} }
 
-// MakePlan finds out what a request means for the streams as they are now. A range that
-// begins before the oldest message of a stream that has let go of older ones is a
-// [Refusal] that names that message; so is one that holds nothing.
+// MakePlan determines what a request means for the streams as they are now. It returns a [Refusal] for
+// a range that begins before the oldest message of a stream that has dropped older ones, and names that
+// message; and for a range that has no messages.
 //
-// wait is how long policies may wait for a trace: of that depends where reading begins.
+// wait is how long policies may wait for a trace; where reading begins depends on it.
 func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration, now time.Time) (*Plan, error) {
 	if err := r.Validate(); err != nil {
 		return nil, &Refusal{err.Error()}
@@ -56,7 +55,7 @@ func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration
 	}
 	if len(p.Lanes) == 0 {
 		hold := ""
-		if r.scope() == AllInstances { // who may have one replayed need not know of others
+		if r.scope() == AllInstances { // a user who may replay one instance need not learn of others
 			hold = "; the streams hold " + names(sorted(seen), "no instance")
 		}
 		return nil, refusal("nothing in the range from %v to %v is of %s%s", r.From, r.To, names(r.Instances, "an instance"), hold)
@@ -64,7 +63,7 @@ func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration
 	return p, nil
 }
 
-// names lists a few names.
+// names lists the first few names.
 func names(list []string, none string) string {
 	const few = 20
 	switch {
@@ -76,7 +75,7 @@ func names(list []string, none string) string {
 	return fmt.Sprintf("%q", list)
 }
 
-// signal returns the lanes of one signal, and the instances that its stream has.
+// signal returns the lanes of one signal, and the instances of its stream.
 func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, wait time.Duration) (lanes []Lane, instances []string, err error) {
 	stream := bus.Stream(sig)
 	state, err := conn.State(ctx, stream)
@@ -160,15 +159,14 @@ func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otl
 			return 0, 0, err
 		}
 		first = min(first, lead)
-		if r.From.Seq > 0 { // the windows that are open at the end of the range
+		if r.From.Seq > 0 { // for the windows that are open at the end of the range
 			last = state.LastSeq
 		}
 	}
 	return max(first, state.FirstSeq), last, nil
 }
 
-// arrivalAt returns when the message of a sequence, or the next there is, arrived at
-// its edge.
+// arrivalAt returns when the message of a sequence, or the next existing one, arrived at its edge.
 func arrivalAt(ctx context.Context, conn *bus.Conn, stream string, seq uint64) (time.Time, error) {
 	r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: stream, From: seq, Headers: true})
 	if err != nil {
@@ -184,16 +182,15 @@ func arrivalAt(ctx context.Context, conn *bus.Conn, stream string, seq uint64) (
 	return d.Header.Time(), nil
 }
 
-// Count is what a range holds, of one signal and instance.
+// Count is the content of a range, for one signal and instance.
 type Count struct {
 	Signal, Instance string
 	Messages, Items  int64
 	Bytes            int64 // as stored
 }
 
-// Count reads the headers of everything that the plan of q reads, and counts what is in
-// the range; of traces by the arrival of each message. It calls told now and then with
-// the share that is done.
+// Count reads the headers of all messages that the plan of q reads, and counts those in the range; for
+// traces by the arrival of each message. It calls told from time to time with the share that is done.
 func (p *Plan) Count(ctx context.Context, conn *bus.Conn, q Request, told func(share float64)) ([]Count, error) {
 	counts := map[[2]string]*Count{}
 	for i, l := range p.Lanes {
@@ -262,7 +259,7 @@ type Jobs struct {
 // the jobs of that instance.
 var Bucket = bus.BucketConfig{Name: "REPLAYS", Description: "replay jobs, and how far they are", Fenced: true, MaxBytes: 64 << 20, MaxValue: 512 << 10}
 
-// Open finds the bucket of the hub.
+// Open opens the hub's bucket REPLAYS.
 func Open(ctx context.Context, conn *bus.Conn, t bus.Topology) (*Jobs, error) {
 	b, err := conn.OpenBucket(ctx, Bucket, t.Replicas)
 	if err != nil {
@@ -291,9 +288,8 @@ func Record(ctx context.Context, conn *bus.Conn, e Entry) error {
 	return err
 }
 
-// File stores a job with a valid request. filed is false when it was there before: then
-// that one is returned, told to accept losses if j does. One that was refused is filed
-// anew.
+// File stores a job with a valid request. filed is false if the job already exists: then the existing
+// job is returned, after it was set to accept losses if j does. A job that was refused is filed again.
 func (s *Jobs) File(ctx context.Context, j *Job, by string, now time.Time) (job *Job, filed bool, err error) {
 	j.ID, j.State, j.By, j.At = j.JobID(), Running, by, now.UTC()
 	value, err := json.Marshal(j)
@@ -330,7 +326,7 @@ func (s *Jobs) get(ctx context.Context, id string) (*Job, uint64, error) {
 	}
 	st, ok := t.Status(id)
 	if !ok {
-		return nil, 0, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
+		return nil, 0, fmt.Errorf("there is no job %q; penstock replay list shows the existing ones", id)
 	}
 	value, revision, err := s.bucket.Get(ctx, jobKey(st.scope(), id))
 	if err != nil {
@@ -340,7 +336,7 @@ func (s *Jobs) get(ctx context.Context, id string) (*Job, uint64, error) {
 	return j, revision, err
 }
 
-// change does something to a job, and writes that down.
+// change changes a job, and records it in the audit.
 func (s *Jobs) change(ctx context.Context, id string, e Entry, do func(*Job)) (*Job, error) {
 	for {
 		j, revision, err := s.get(ctx, id)
@@ -362,19 +358,19 @@ func (s *Jobs) change(ctx context.Context, id string, e Entry, do func(*Job)) (*
 	}
 }
 
-// Stop makes the sinks leave a job where it is.
+// Stop makes the sinks stop working on a job.
 func (s *Jobs) Stop(ctx context.Context, id, by string, now time.Time) error {
 	_, err := s.change(ctx, id, Entry{At: now.UTC(), By: by, What: "stopped"}, func(j *Job) { j.State = Stopped })
 	return err
 }
 
-// Resume makes the sinks go on with a job.
+// Resume makes the sinks continue a job.
 func (s *Jobs) Resume(ctx context.Context, id, by string, now time.Time) error {
 	_, err := s.change(ctx, id, Entry{At: now.UTC(), By: by, What: "resumed"}, func(j *Job) { j.State = Running })
 	return err
 }
 
-// Remove deletes a job, and how far it was; the sinks leave it. The audit stays.
+// Remove deletes a job and its progress; the sinks stop working on it. The audit stays.
 func (s *Jobs) Remove(ctx context.Context, id, by string, now time.Time) error {
 	j, _, err := s.get(ctx, id)
 	if err != nil {
@@ -386,7 +382,7 @@ func (s *Jobs) Remove(ctx context.Context, id, by string, now time.Time) error {
 	return Record(ctx, s.conn, Entry{At: now.UTC(), By: by, What: "removed", Job: id})
 }
 
-// Table returns what there is. A job that cannot be read is left out.
+// Table returns all jobs. A job that cannot be read is left out.
 func (s *Jobs) Table(ctx context.Context) (*Table, error) {
 	all, err := s.bucket.All(ctx)
 	if err != nil {
@@ -399,7 +395,7 @@ func (s *Jobs) Table(ctx context.Context) (*Table, error) {
 	return t, nil
 }
 
-// Status returns a job and how far it is.
+// Status returns a job and its progress.
 func (s *Jobs) Status(ctx context.Context, id string) (Status, error) {
 	t, err := s.Table(ctx)
 	if err != nil {

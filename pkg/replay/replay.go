@@ -1,25 +1,24 @@
-// Package replay has the jobs by which people have a stretch of the hub's streams
-// brought to the backends once more: what a job says, how it is filed, and how far it
-// is. A job is a key in the bucket REPLAYS of the hub; the sinks see it and do the
-// work, a lane for each signal and partition.
+// Package replay has the jobs by which operators have a time range of the hub's streams sent to the
+// backends again: the content of a job, how it is filed, and its progress. A job is a key in the hub's
+// bucket REPLAYS; the sinks see it and do the work, in one lane for each signal and partition.
 //
 //	job, filed, err := jobs.File(ctx, job, ...)      // the same request twice is one job
-//	plan, err := replay.MakePlan(ctx, conn, request) // what is there, in sequences; a sink does it
+//	plan, err := replay.MakePlan(ctx, conn, request) // the range in sequences; called by a sink
 //	status, err := jobs.Status(ctx, id)
 //
 // # The range
 //
 // Metrics and logs belong to a range by the arrival of their message at the edge. A
 // trace belongs to the range in which its first span arrived, and is replayed whole:
-// two ranges that follow each other have every trace once. An edge that was cut off
-// delivers late, so reading goes on to the end that the stream had when the job was
-// planned, or to [Request.Late] behind the range.
+// two consecutive ranges have every trace once. An edge that was disconnected delivers late, so reading
+// continues to the end that the stream had when the job was planned, or to [Request.Late] after the
+// range.
 //
 // # Promises
 //
 //   - The same request gives the same job, however often it is filed.
-//   - A job is what its key allows: one in the scope of an instance can name no other.
-//   - Nothing here needs to live on while the job runs.
+//   - A job cannot exceed its key: one in the scope of an instance can name no other instance.
+//   - The process that filed a job need not run while the job does.
 //
 // # Not here
 //
@@ -64,7 +63,7 @@ func ParsePoint(text string, now time.Time) (Point, error) {
 	if t, err := time.Parse(time.RFC3339, text); err == nil {
 		return Point{Time: t}, nil
 	}
-	return Point{}, fmt.Errorf("%q is no point in time: want 2026-01-31T08:00:00Z, -2h for two hours ago, now, or a sequence of the stream", text)
+	return Point{}, fmt.Errorf("%q is not a point in time: want 2026-01-31T08:00:00Z, -2h for two hours ago, now, or a sequence of the stream", text)
 }
 
 func (p Point) String() string {
@@ -74,29 +73,29 @@ func (p Point) String() string {
 	return p.Time.UTC().Format(time.RFC3339)
 }
 
-// Request is what somebody wants. Its fields make the job's id.
+// Request describes what is to be replayed. The job's id is derived from its fields.
 type Request struct {
 	From      Point    `json:"from"`
-	To        Point    `json:"to"`                  // not in the range itself; a sequence is
+	To        Point    `json:"to"`                  // exclusive if it is a time, inclusive if it is a sequence
 	Instances []string `json:"instances,omitempty"` // names or globs; none for all
 	Signals   []string `json:"signals"`
-	Backends  []string `json:"backends,omitempty"` // none for those without a name
-	// Policies, where they are set, decide instead of those that were in force.
+	Backends  []string `json:"backends,omitempty"` // none for the backends without a name
+	// Policies, if set, are used instead of those that were in force.
 	Policies   string `json:"policies,omitempty"`
 	NoSampling bool   `json:"no_sampling,omitempty"` // every span, whatever policies say
-	// Late bounds how long after To the hub may have got what belongs to the range;
-	// 0 for no bound.
+	// Late bounds how long after To the hub may have received what belongs to the range; 0 for no
+	// bound.
 	Late time.Duration `json:"late,omitempty"`
 }
 
-// The bounds of a request: a glob, how many there are, and policies.
+// The bounds of a request: the length of a glob, the number of globs, and the size of policies.
 const (
 	maxName     = 256
 	maxNames    = 64
 	maxPolicies = 128 << 10 // bytes
 )
 
-// Validate reports every mistake at once.
+// Validate reports all errors at once.
 func (r Request) Validate() error {
 	var m mistakes
 	r.checkRange(&m)
@@ -106,7 +105,7 @@ func (r Request) Validate() error {
 		m.add("the policies are %d bytes, want at most %d", len(r.Policies), maxPolicies)
 	}
 	if r.NoSampling && r.Policies != "" {
-		m.add("policies and no sampling at all exclude each other")
+		m.add("policies and no sampling exclude each other: set one")
 	}
 	if r.Late < 0 {
 		m.add("late is %v, want 0 or more", r.Late)
@@ -124,7 +123,7 @@ func (r Request) checkRange(m *mistakes) {
 		m.add("from is %v, to is %v: want two times or two sequences", r.From, r.To)
 	}
 	if r.From.Seq > 0 && len(r.Signals) != 1 {
-		m.add("from is the sequence %d: every signal has a stream of its own, name one with --signal", r.From.Seq)
+		m.add("from is the sequence %d: every signal has its own stream, name one with --signal", r.From.Seq)
 	}
 	if r.From.Seq > 0 && r.From.Seq > r.To.Seq || r.From.Seq == 0 && !r.From.Time.Before(r.To.Time) {
 		m.add("the range from %v to %v is empty", r.From, r.To)
@@ -153,7 +152,7 @@ func (r Request) checkNames(m *mistakes) {
 	}
 	for _, g := range r.Instances {
 		if _, err := path.Match(g, ""); err != nil || g == "" || len(g) > maxName {
-			m.add("instance %q is no name and no glob such as shop-*", g)
+			m.add("instance %q is neither a name nor a glob such as shop-*", g)
 		}
 	}
 }
@@ -179,12 +178,12 @@ func sorted(list []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(list)))
 }
 
-// Run tells this filing of the job from an earlier one that was removed: what sinks know
-// of that does not count for this.
+// Run distinguishes this filing of the job from an earlier one that was removed: the progress of that
+// one does not count for this one.
 func (j *Job) Run() string { return j.ID + "-" + strconv.FormatInt(j.At.UnixMilli(), 36) }
 
-// scope is the token of the job's key that stands for whose data it moves: the
-// instance if there is one, else [AllInstances].
+// scope is the token of the job's key that says whose data it replays: the instance if there is only
+// one, else [AllInstances].
 func (r Request) scope() string {
 	if len(r.Instances) == 1 && (envelope.Instance{ID: r.Instances[0]}).Validate() == nil {
 		return r.Instances[0]
@@ -195,13 +194,13 @@ func (r Request) scope() string {
 // AllInstances is the scope of a job that may touch any instance.
 const AllInstances = "_all"
 
-// The states that people give a job.
+// The states that operators give a job.
 const (
 	Running = "running"
 	Stopped = "stopped"
 )
 
-// Job is a request that somebody has filed.
+// Job is a filed request.
 type Job struct {
 	ID      string `json:"-"`
 	Request `json:"request"`
@@ -210,34 +209,34 @@ type Job struct {
 	At      time.Time `json:"at"`
 	// Rate bounds the whole job, in bytes of messages as stored a second; 0 for none.
 	Rate int64 `json:"rate,omitempty"`
-	// AcceptLoss goes on although a backend may refuse data that old.
+	// AcceptLoss runs the job although a backend may refuse data of that age.
 	AcceptLoss bool `json:"accept_loss,omitempty"`
 }
 
-// Plan is what a request means for the streams as they were at a time.
+// Plan is what a request means for the streams as they were at the time of planning.
 type Plan struct {
 	At time.Time `json:"at"`
-	// Oldest is the arrival of what the range begins with.
+	// Oldest is the arrival of the first message of the range.
 	Oldest time.Time `json:"oldest,omitzero"`
 	Lanes  []Lane    `json:"lanes,omitempty"`
-	// Error says why the request cannot be met; then there are no lanes.
+	// Error says why the request cannot be carried out; then there are no lanes.
 	Error string `json:"error,omitempty"`
 }
 
-// Lane is the part of a job that stands in one partition of a signal's stream.
+// Lane is the part of a job in one partition of a signal's stream.
 type Lane struct {
 	Signal    string `json:"signal"`
 	Partition int    `json:"partition"`
-	// First is where reading begins: for traces so far before the range that budgets
-	// and windows are as they were. Last is where it ends.
+	// First is where reading begins: for traces so early that budgets and windows are as they were at
+	// the beginning of the range. Last is where it ends.
 	First uint64 `json:"first"`
 	Last  uint64 `json:"last"`
-	// Instances are those that match, when they are few; else the reader looks at all.
+	// Instances are the matching ones if they are few; else the reader reads all and filters.
 	Instances []string `json:"instances,omitempty"`
 	Messages  uint64   `json:"messages"` // of those instances, in the whole stream
 }
 
-// Key says which lane it is within its job.
+// Key identifies the lane within its job.
 func (l Lane) Key() string { return l.Signal + "." + strconv.Itoa(l.Partition) }
 
 // In reports whether something with this arrival, in Unix nanoseconds, and sequence
@@ -249,8 +248,9 @@ func (r Request) In(arrival int64, seq uint64) bool {
 	return r.From.Time.UnixNano() <= arrival && arrival < r.To.Time.UnixNano()
 }
 
-// Progress is how far a lane is, as its owner wrote it last. A new owner counts on from
-// there: after a crash what was not written yet is counted again. Once Done it stays.
+// Progress is the progress of a lane, as its owner last wrote it. A new owner continues counting from
+// there: after a crash, what had not been written yet is counted again. Once Done is true it does not
+// change any more.
 type Progress struct {
 	Floor      uint64 `json:"floor"`                   // done up to this sequence
 	Delivered  int64  `json:"delivered"`               // items that the backend has
@@ -258,25 +258,25 @@ type Progress struct {
 	Unchosen   int64  `json:"not_in_range,omitempty"`  // items read that are not in the range
 	Dead       int64  `json:"dead_lettered,omitempty"` // items
 	Bytes      int64  `json:"bytes"`                   // of messages read, as stored
-	// Gone is how many sequences the stream let go of before they were read.
+	// Gone is how many sequences expired from the stream before they were read.
 	Gone  uint64    `json:"gone,omitempty"`
 	Done  bool      `json:"done,omitempty"`
 	Owner string    `json:"owner"`
-	Wait  string    `json:"wait,omitempty"` // what it waits for, if anything
+	Wait  string    `json:"wait,omitempty"` // why it waits, if it does
 	At    time.Time `json:"at"`
 }
 
-// Check is a backend's answer to whether it takes data that old.
+// Check is a backend's answer to whether it accepts data of that age.
 type Check struct {
 	OK      bool      `json:"ok"`
-	Wrong   bool      `json:"wrong,omitempty"` // another backend was asked for
+	Wrong   bool      `json:"wrong,omitempty"` // the request names another backend
 	Backend string    `json:"backend"`
 	Text    string    `json:"text,omitempty"` // what to change, or what to know
 	At      time.Time `json:"at"`
 }
 
 // Keys of the bucket: job.<scope>.<id>, plan.<run>, check.<run>.<signal>,
-// lane.<run>.<signal>.<partition>. People write the first, sinks the others.
+// lane.<run>.<signal>.<partition>. Operators write the first, sinks the others.
 func jobKey(scope, id string) string { return "job." + scope + "." + id }
 
 // PlanKey is the key of a [Plan].
@@ -290,12 +290,12 @@ func (j *Job) LaneKey(l Lane) string { return "lane." + j.Run() + "." + l.Key() 
 
 var idGrammar = regexp.MustCompile(`^[a-z2-7]{10}$`)
 
-// parse reads a job and refuses what its key does not allow: whoever wrote it may have
-// been allowed this one instance only.
+// parse reads a job and refuses what its key does not allow: its writer may have had permission for this
+// one instance only.
 func parse(key string, value []byte) (*Job, error) {
 	tokens := strings.Split(key, ".")
 	if len(tokens) != 3 || tokens[0] != "job" || !idGrammar.MatchString(tokens[2]) {
-		return nil, fmt.Errorf("key %q is none of a job", key)
+		return nil, fmt.Errorf("key %q is not the key of a job", key)
 	}
 	j := &Job{ID: tokens[2]}
 	if err := json.Unmarshal(value, j); err != nil {
@@ -305,13 +305,13 @@ func parse(key string, value []byte) (*Job, error) {
 		return nil, fmt.Errorf("job %s: %w", j.ID, err)
 	}
 	if scope := j.scope(); scope != tokens[1] {
-		return nil, fmt.Errorf("job %s is filed for %s and names %q: it is not run", j.ID, tokens[1], j.Instances)
+		return nil, fmt.Errorf("job %s is filed for %s and names %q; it is not run", j.ID, tokens[1], j.Instances)
 	}
 	if id := j.JobID(); id != j.ID {
-		return nil, fmt.Errorf("job %s says what is job %s: it is not run", j.ID, id)
+		return nil, fmt.Errorf("job %s has the request of job %s; it is not run", j.ID, id)
 	}
 	if j.State != Running && j.State != Stopped {
-		return nil, fmt.Errorf("job %s: state %q is none", j.ID, j.State)
+		return nil, fmt.Errorf("job %s: unknown state %q", j.ID, j.State)
 	}
 	if j.Rate < 0 {
 		return nil, fmt.Errorf("job %s: rate is %d", j.ID, j.Rate)

@@ -8,8 +8,7 @@ import (
 	"strings"
 )
 
-// Table is what the bucket holds, kept up to date by [Table.Set]. It is for one
-// goroutine.
+// Table is the content of the bucket, kept up to date by [Table.Set]. It is for one goroutine.
 type Table struct {
 	jobs   map[string]*Job   // by key
 	unread map[string]string // keys of jobs that cannot be read, and their ids
@@ -23,8 +22,8 @@ func NewTable() *Table {
 	return &Table{jobs: map[string]*Job{}, unread: map[string]string{}, plans: map[string]*Plan{}, checks: map[string]Check{}, lanes: map[string]Progress{}}
 }
 
-// Set takes in a key, nil for one that was deleted. What cannot be read is an error
-// and left out.
+// Set sets the value of a key, nil for a deleted one. A value that cannot be read is an error and is
+// left out.
 func (t *Table) Set(key string, value []byte) error {
 	kind, _, _ := strings.Cut(key, ".")
 	if kind == "job" {
@@ -65,22 +64,22 @@ func (t *Table) Set(key string, value []byte) error {
 	return err
 }
 
-// Status is a job and how far it is.
+// Status is a job and its progress.
 type Status struct {
 	*Job
-	Plan   *Plan            // nil: not made yet
-	Checks map[string]Check // by signal; none while the backend is being asked
+	Plan   *Plan            // nil: not planned yet
+	Checks map[string]Check // by signal; absent while the backend is being queried
 	Lanes  []LaneStatus
 	queued bool
 }
 
-// LaneStatus is a lane and how far it is.
+// LaneStatus is a lane and its progress.
 type LaneStatus struct {
 	Lane
 	Progress
 }
 
-// Jobs returns all of them, the oldest first.
+// Jobs returns all jobs, the oldest first.
 func (t *Table) Jobs() []Status {
 	var all []Status
 	for _, j := range t.jobs {
@@ -97,7 +96,7 @@ func (t *Table) Jobs() []Status {
 		if all[i].Phase() != Running {
 			continue
 		}
-		// One at a time of those who may have one instance replayed: they leave room for others.
+		// Of jobs in the scope of one instance one runs at a time, so that others get their turn.
 		scope := all[i].scope()
 		own := scope != AllInstances
 		if all[i].queued = running >= MaxRunning || own && of[scope]; !all[i].queued {
@@ -108,7 +107,7 @@ func (t *Table) Jobs() []Status {
 	return all
 }
 
-// Status returns a job; ok is false when there is none of this id.
+// Status returns a job; ok is false if there is no job with this id.
 func (t *Table) Status(id string) (s Status, ok bool) {
 	for _, s := range t.Jobs() {
 		if s.ID == id {
@@ -142,8 +141,8 @@ func (t *Table) status(j *Job) Status {
 	return s
 }
 
-// Orphans returns the keys that belong to no job any more. What belongs to one that
-// cannot be read stays: a newer sink may.
+// Orphans returns the keys that belong to no job any more. Keys of a job that cannot be read are not
+// among them: a newer sink may be able to read it.
 func (t *Table) Orphans() (keys []string) {
 	runs := map[string]bool{}
 	for _, j := range t.jobs {
@@ -169,15 +168,15 @@ func (t *Table) Orphans() (keys []string) {
 	return keys
 }
 
-// The phases that a job is in by itself.
+// The phases of a job besides its states.
 const (
-	Checking = "checking" // it is being planned, and backends are being asked
-	Waiting  = "waiting"  // for jobs that were filed before
+	Checking = "checking" // it is being planned, and backends are being queried
+	Waiting  = "waiting"  // for jobs that were filed earlier
 	Refused  = "refused"  // before the first item: see [Status.Refusals]
 	Done     = "done"
 )
 
-// Phase says where a job is: what people have made of it, or what has come of it.
+// Phase returns the phase of a job: the state that an operator gave it, or how far it has come.
 func (s Status) Phase() string {
 	done := s.Plan != nil && s.Plan.Error == ""
 	for _, l := range s.Lanes {
@@ -198,12 +197,12 @@ func (s Status) Phase() string {
 	return Running
 }
 
-// MaxRunning is how many jobs run at a time, those that were filed first; of those that are
-// for one instance, one each.
+// MaxRunning is how many jobs run at a time, those that were filed first; of the jobs in the scope of
+// one instance, only one at a time.
 const MaxRunning = 4
 
-// Unasked returns the signals, among those that have lanes, whose backends have not
-// said yet whether they take data that old.
+// Unasked returns the signals, among those that have lanes, whose backends have not answered yet
+// whether they accept data of that age.
 func (s Status) Unasked() (signals []string) {
 	for _, sig := range s.Signals {
 		has := slices.ContainsFunc(s.Lanes, func(l LaneStatus) bool { return l.Signal == sig })
@@ -214,8 +213,8 @@ func (s Status) Unasked() (signals []string) {
 	return signals
 }
 
-// Refusals returns why the job is not run: what is wrong with the request, or what the
-// backends said, unless losses are accepted.
+// Refusals returns why the job is not run: what is wrong with the request, or the backends' answers,
+// unless losses are accepted.
 func (s Status) Refusals() (why []string) {
 	if s.Plan != nil && s.Plan.Error != "" {
 		return []string{s.Plan.Error}
@@ -228,7 +227,7 @@ func (s Status) Refusals() (why []string) {
 	return why
 }
 
-// Share returns how much of a lane is done, from 0 to 1, and its weight.
+// Share returns the share of a lane that is done, from 0 to 1, and its weight.
 func (l LaneStatus) Share() (share, weight float64) {
 	weight = float64(max(l.Messages, 1))
 	if l.Done || l.Last < l.First {
