@@ -10,8 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Encoding is how a body is compressed, as in the header Content-Encoding; empty
-// for not at all.
+// Encoding is how a body is compressed, as in the header Content-Encoding; empty for no compression.
 type Encoding string
 
 // The encodings. S2 is the default; Zstd makes messages smaller by a quarter to
@@ -27,14 +26,14 @@ const (
 	// for those and for frames.
 	MaxPayload = 1<<20 - 64<<10
 
-	// MaxBody is how large a body may become when it is decompressed, in bytes:
-	// what a sender that keeps to MaxPayload never comes near.
+	// MaxBody is the largest size of a decompressed body, in bytes: far more than a sender that
+	// keeps to MaxPayload needs.
 	MaxBody = 2 * MaxPayload
 )
 
-// MaxRatio is how many times larger than its compressed body a body of more than
-// ratioFrom bytes may be. Spans have identifiers that do not compress, and stay far below; a
-// sender who makes much of a few bytes costs the hub little and everyone behind it a lot.
+// MaxRatio is how many times larger than its compressed form a body of more than ratioFrom bytes may
+// be. Spans have identifiers that do not compress, and stay far below; a few bytes that decompress to
+// very much cost the hub little and every reader a lot.
 const (
 	MaxRatio  = 256
 	ratioFrom = 64 << 10
@@ -45,9 +44,9 @@ func amplified(compressed, body int) bool { return body > ratioFrom && body/MaxR
 // minCompress is the size below which compression is not worth a header.
 const minCompress = 256
 
-// Compress returns body compressed, in dst's memory where that suffices, and the
-// encoding; or body itself and "" where that is not smaller, or smaller than Decompress
-// believes.
+// Compress returns the compressed body, in dst's memory if that is large enough, and the encoding; or
+// body itself and "" if the compressed form is not smaller, or so small that Decompress would refuse
+// it.
 func Compress(dst, body []byte, e Encoding) ([]byte, Encoding) {
 	if len(body) < minCompress {
 		return body, ""
@@ -90,8 +89,7 @@ var ErrTooLarge = errors.New("decompressed body too large")
 
 var errAmplified = fmt.Errorf("%w: more than %d times its compressed size", ErrTooLarge, MaxRatio)
 
-// Decompress undoes Compress, in dst's memory where that suffices. The result may be
-// body itself.
+// Decompress reverses Compress, in dst's memory if that is large enough. The result may be body itself.
 func Decompress(dst, body []byte, e Encoding) ([]byte, error) {
 	switch e {
 	case "":

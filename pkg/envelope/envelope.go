@@ -1,17 +1,17 @@
-// Package envelope defines what travels on the bus: the identity of an
-// instance, the header of a message, its compression, and the frames of the
-// SPANS stream. docs/bus.md states the same for third parties.
+// Package envelope defines the formats of the bus: the identity of an instance, the header of a
+// message, its compression, and the frames of the SPANS stream. docs/bus.md describes them for third
+// parties.
 //
 // # Promises
 //
-//   - Decompress never returns more than [MaxBody], whatever a body claims, and
-//     allocates no more than a few times that.
+//   - Decompress never returns more than [MaxBody], whatever a body declares, and allocates no
+//     more than a few times that.
 //   - An instance id that [Instance.Validate] accepts is exactly one subject
-//     token: no dot, wildcard, space or control character gets through.
+//     token: it has no dot, wildcard, space or control character.
 //
 // # Not here
 //
-// How a message gets on the bus: package bus.
+// Publishing and reading messages: package bus.
 package envelope
 
 import (
@@ -36,7 +36,7 @@ type Instance struct {
 	Environment string // deployment.environment
 }
 
-// Rest calls yield with what else a tokens file says of an instance, by its keys there.
+// Rest calls yield with the other attributes of an instance in a tokens file, by their keys there.
 func (i Instance) Rest() iter.Seq2[string, string] {
 	return func(yield func(key, value string) bool) {
 		for _, field := range [][2]string{
@@ -54,15 +54,14 @@ var idGrammar = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$`)
 // Validate reports whether the id can be a subject token.
 func (i Instance) Validate() error {
 	if !idGrammar.MatchString(i.ID) {
-		return fmt.Errorf("instance id %q: want 1 to 128 letters, digits, '_' or '-', the first a letter or digit: it becomes a part of a NATS subject", i.ID)
+		return fmt.Errorf("instance id %q: want 1 to 128 letters, digits, '_' or '-', the first a letter or digit, because it becomes part of a NATS subject", i.ID)
 	}
 	return nil
 }
 
-// Stamp returns what is written into every resource of the instance. Identity
-// is overwritten, the rest inserted where it is absent. A name that is not set is
-// the id; a customer that is not set is removed, since a payload must not claim
-// one.
+// Stamp returns the attributes that are written into every resource of the instance. The identity is
+// overwritten, the rest inserted where it is absent. Without a name the id is used; without a customer
+// the attribute is removed, since a payload must not claim one.
 func (i Instance) Stamp() *otlpwire.Stamp {
 	if i.Name == "" {
 		i.Name = i.ID
@@ -95,22 +94,22 @@ const (
 	ContentTypeJSON      = "application/json"
 )
 
-// What an edge says of a request that it sends to a gateway, in headers or metadata:
-// the message id, which counts within its own instance, the arrival at the edge in Unix
-// nanoseconds, and its load. Without them the gateway makes its own.
+// What an edge sends with a request to a gateway, in headers or metadata:
+// the message id, which is unique within its instance, the arrival at the edge in Unix
+// nanoseconds, and its load. Without them the gateway generates its own.
 const (
 	OriginID      = "penstock-id"
 	OriginArrival = "penstock-arrival"
 	OriginLoad    = "penstock-load"
 )
 
-// Header is what a message says of its body.
+// Header describes the body of a message.
 type Header struct {
 	ContentType string
 	Encoding    Encoding
 	Items       int    // spans, data points or log records in the body
-	Arrival     int64  // when the sender's spool took it, in Unix nanoseconds: the stream time
-	ID          string // unique, and not to be guessed by another instance
+	Arrival     int64  // when the sender's spool stored it, in Unix nanoseconds: the stream time
+	ID          string // unique, and not predictable by another instance
 	Load        Load   // of its source; traces only
 }
 
@@ -130,17 +129,16 @@ func (h Header) Fields(set func(name, value string)) {
 	}
 }
 
-// What no penstock goes beyond in a header, and a sender of something else may.
+// Bounds of header values, which penstock never exceeds but other senders may.
 const (
-	// MaxItems is how many items a message can hold: each takes two bytes at the least.
+	// MaxItems is how many items a message can hold: each takes at least two bytes.
 	MaxItems = MaxBody / 2
 	// maxID is how long a message id may be, in bytes: an instance id and two numbers.
 	maxID = 256
 )
 
-// ParseHeader reads a header; get returns "" for a field that is not there. It
-// fails on what no penstock writes, so that a message of someone else is found
-// at the door.
+// ParseHeader reads a header; get returns "" for a missing field. It fails on values that penstock
+// never writes, so that foreign messages are detected where they are read.
 func ParseHeader(get func(name string) string) (h Header, err error) {
 	h.ContentType, h.Encoding, h.ID = get(HeaderContentType), Encoding(get(HeaderContentEncoding)), get(HeaderID)
 	if h.ContentType != ContentTypeOTLP && h.ContentType != ContentTypeFrames && h.ContentType != ContentTypeDecisions && h.ContentType != ContentTypeJSON {
@@ -164,7 +162,7 @@ func ParseHeader(get func(name string) string) (h Header, err error) {
 	return h, nil
 }
 
-// wrongField quotes what a sender has written, not all of it.
+// wrongField quotes a bounded part of what a sender has written.
 func wrongField(name, value string) error {
 	const enough = 64
 	if len(value) > enough {
@@ -173,15 +171,15 @@ func wrongField(name, value string) error {
 	return fmt.Errorf("header %s is %q", name, value)
 }
 
-// How far a sender's clock may be off before that of the hub is taken instead. What an edge
-// has kept while its hub was away is as old as that was long.
+// How far a sender's clock may be off before the hub's clock is used instead. What an edge has kept
+// during an outage of its hub is as old as the outage was long.
 const (
 	maxAhead  = time.Hour
 	maxBehind = 90 * 24 * time.Hour
 )
 
-// Place makes stored, when the hub got the message, the arrival of a message whose own is
-// more than an hour later or more than 90 days earlier, and reports whether it was.
+// Place replaces the arrival of a message by stored, the time at which the hub stored it, if the
+// arrival is more than an hour later or more than 90 days earlier, and reports whether it did.
 func (h *Header) Place(stored time.Time) (moved bool) {
 	if at := h.Time(); at.After(stored.Add(maxAhead)) || at.Before(stored.Add(-maxBehind)) {
 		h.Arrival, moved = stored.UnixNano(), true
@@ -192,18 +190,18 @@ func (h *Header) Place(stored time.Time) (moved bool) {
 // Time returns the arrival as a time.
 func (h Header) Time() time.Time { return time.Unix(0, h.Arrival) }
 
-// Frame is a stretch of one instance's spans in a message of the SPANS stream.
+// Frame is a part of a message of the SPANS stream, with spans of one instance.
 type Frame struct {
 	Instance string
 	Arrival  int64  // Unix nanoseconds
 	Seq      uint64 // of the message of TRACES that it comes from
-	Source   uint32 // who published that ([SourceOf]), and what of late
+	Source   uint32 // the publisher of that ([SourceOf]), and its recent load
 	Load     Load
 	Payload  []byte
 }
 
-// A payload in a frame may begin with this field, of a number that OTLP's requests do
-// not have: source (4 bytes big endian) and load. Readers of OTLP skip it.
+// A payload in a frame may begin with this field, whose number OTLP's requests do not use: source
+// (4 bytes big endian) and load. Readers of OTLP skip it.
 const loadField = 15<<3 | 2
 
 // AppendFrame appends a frame: length and bytes of the instance id, arrival as
@@ -223,7 +221,7 @@ func AppendFrame(dst []byte, f Frame) []byte {
 	return append(append(dst, field...), f.Payload...)
 }
 
-// cutLoad takes the field of the load off the payload.
+// cutLoad removes the field of the load from the payload.
 func (f *Frame) cutLoad() bool {
 	if len(f.Payload) < 2 || f.Payload[0] != loadField {
 		return true
@@ -257,8 +255,8 @@ func NextFrame(b []byte) (f Frame, rest []byte, err error) {
 	return f, rest, Instance{ID: f.Instance}.Validate()
 }
 
-// Decision says what became of a trace. One without an instance is a checkpoint:
-// what the same sink has recorded before it, the backend has.
+// Decision is the sampling decision about a trace. One without an instance is a checkpoint: the
+// backend has everything that the same sink has recorded before it.
 type Decision struct {
 	Instance string
 	TraceID  otlpwire.TraceID
@@ -267,20 +265,20 @@ type Decision struct {
 	Upto uint64
 	// Policy, of kept traces, is the policy that wanted it.
 	Policy string
-	// Threshold, of kept traces, is what its spans' trace state says of the chance
-	// to be kept ([otlpwire.Annotation]).
+	// Threshold, of kept traces, is the rejection threshold in its spans' trace state
+	// ([otlpwire.Annotation]).
 	Threshold uint64
-	// Spent is what the decision took out of the instance's budgets for the period
-	// of Due, for the next owner. Due, in Unix nanoseconds of stream time, and
+	// Spent is what the decision took from the instance's budgets for the period of Due; the next
+	// owner needs it. Due, in Unix nanoseconds of stream time, and
 	// Version, of the policies, are recorded only with it.
 	Due     int64
 	Version uint64
 	Spent   []Spend
 }
 
-// Spend is spans or bytes taken out of one budget.
+// Spend is spans or bytes taken from one budget.
 type Spend struct {
-	Limiter int // its place among those of the policies
+	Limiter int // its index among the limiters of the policies
 	Amount  int64
 }
 
@@ -290,10 +288,10 @@ const (
 	decisionSpent = 1 << 1
 )
 
-// AppendDecision appends a decision: length and bytes of the instance id, the
-// trace ID, and a byte of which the lowest bit says that the trace was kept and
-// the next that budgets were spent from. Then Due follows as eight bytes big
-// endian, the number of spends, and limiter and amount of each, as varints.
+// AppendDecision appends a decision: length and bytes of the instance id, the trace ID, and a byte
+// of which the lowest bit says that the trace was kept and the next that budgets were spent. Then
+// Due follows as eight bytes big endian, the number of spends, and limiter and amount of each, as
+// varints.
 func AppendDecision(dst []byte, d Decision) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(d.Instance)))
 	dst = append(dst, d.Instance...)

@@ -7,21 +7,20 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Guard checks what comes over the bus. A credential says which subject its
-// holder may publish to, not what: a hostile edge can put any bytes there. The
-// zero Guard is ready; it is for one goroutine.
+// Guard checks messages from the bus. A credential restricts the subject to which its holder may
+// publish, not the content: a hostile edge can publish any bytes there. The zero Guard is ready to use;
+// it is for one goroutine.
 type Guard struct {
 	stamps map[string]*otlpwire.Stamp
 	buf    []byte
 }
 
-// maxStamps bounds the stamps kept ready, one an instance.
+// maxStamps bounds the cached stamps, one an instance.
 const maxStamps = 4096
 
-// Open returns a payload that is safe to work on, with instance.id as the
-// subject says, whatever the payload claims, and without items that backends
-// would refuse a whole batch for. Items is their number. The payload is valid
-// until the next call.
+// Open returns a payload that is safe to process, with instance.id from the subject, whatever the
+// payload claims, and without items for which backends would refuse a whole batch. items is the number
+// of its items. The payload is valid until the next call.
 func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out []byte, items int, err error) {
 	if err := (Instance{ID: instance}).Validate(); err != nil {
 		return nil, 0, err
@@ -63,14 +62,14 @@ func (g *Guard) Open(sig otlpwire.Signal, instance string, payload []byte) (out 
 	return g.buf, rep.Items, err
 }
 
-// maxWeight bounds what all items come to when each has its resource and its scope to itself,
-// as every backend has them: few bytes on the bus must not be gigabytes behind it. 32 KiB of
-// resource for each of 8,000 items are within it.
+// maxWeight bounds the total size of all items if each has its own copy of its resource and scope, as
+// in every backend: few bytes on the bus must not become gigabytes after it. 32 KiB of resource for
+// each of 8,000 items are within it.
 const maxWeight = 256 << 20
 
-var errWeight = errors.New("no sound sender has so much in common")
+var errWeight = errors.New("no valid sender shares so much among its items")
 
-// weight returns that in bytes.
+// weight returns that size in bytes.
 func weight(payload []byte) (sum int) {
 	for r := range otlpwire.Resources(payload) {
 		items := 0
@@ -91,6 +90,6 @@ var errSize = fmt.Errorf("a payload has at most %d bytes; no edge sends more", M
 
 var errIDs = errors.New("no valid trace and span ID; no edge lets them pass")
 
-// maxElements is more than any message holds that an edge has let pass: the
-// bound of requests is never tighter on this side than at the door.
+// maxElements is more than any message has that an edge accepted: this bound must never be tighter than
+// the one of the receiver.
 const maxElements = 4 << 20

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// Windows are the seconds over which a source says how much it took.
+// Windows are the seconds over which a source reports how much it received.
 var Windows = [...]int64{1, 4, 16, 64}
 
-// Load is how many items a source took in the last [Windows], by the time of their
-// arrival. A partition sees a part of an instance's spans; by this it knows how many there
-// were in all. The zero Load says nothing. A sender may lie in it: nothing that protects
-// others may go by it.
+// Load is how many items a source received in the last [Windows], by the time of their arrival. A
+// partition sees only a part of an instance's spans; from the load it knows how many there were in
+// total. The zero Load means unknown. A sender may lie about it: nothing that protects others may
+// depend on it.
 type Load [len(Windows)]int64
 
 // Max keeps the higher of both, window by window.
@@ -25,7 +25,7 @@ func (l *Load) Max(other Load) {
 	}
 }
 
-// String writes the items of each window, with commas between.
+// String returns the items of each window, separated by commas.
 func (l Load) String() string {
 	var parts []string
 	for _, n := range l {
@@ -48,7 +48,7 @@ func ParseLoad(text string) (l Load, err error) {
 	}
 	for i, part := range parts {
 		if l[i], err = strconv.ParseInt(part, 10, 64); err != nil || l[i] < 0 || l[i] > maxLoad {
-			return Load{}, fmt.Errorf("%q is no amount", part)
+			return Load{}, fmt.Errorf("%q is not a number of items", part)
 		}
 	}
 	return l, nil
@@ -74,7 +74,7 @@ func NextLoad(b []byte) (l Load, rest []byte, ok bool) {
 	return l, b, true
 }
 
-// SourceOf names who gave out a message id: an edge's spool, or a gateway.
+// SourceOf identifies the process that assigned a message id: an edge's spool, or a gateway.
 func SourceOf(id string) uint32 {
 	id = id[strings.LastIndexByte(id, '/')+1:]
 	id, _, _ = strings.Cut(id, "-")
@@ -83,13 +83,13 @@ func SourceOf(id string) uint32 {
 	return h.Sum32()
 }
 
-// Meter measures the load of one source. The zero Meter is ready.
+// Meter measures the load of one source. The zero Meter is ready to use.
 type Meter struct {
 	seconds [64]struct{ second, items int64 }
 }
 
-// Add takes in what arrived at, in Unix nanoseconds, and returns the load up to then. What
-// was not taken after all is added once more, as less than nothing.
+// Add adds items that arrived at the given time, in Unix nanoseconds, and returns the load up to then.
+// Items that were not stored after all are subtracted by a second call with a negative number.
 func (m *Meter) Add(at, items int64) (l Load) {
 	second := at / 1e9
 	now := &m.seconds[second&63]

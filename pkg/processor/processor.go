@@ -1,21 +1,20 @@
-// Package processor changes telemetry on its way, by rules in the terms of the
-// OpenTelemetry Collector's processors: actions on attributes, redaction of what stands in
-// values and bodies, dropping and keeping.
+// Package processor changes telemetry by rules in the terms of the OpenTelemetry Collector's
+// processors: actions on attributes, redaction of values and bodies, and filters.
 //
 //	rules, err := process.New("processing", cfg)
 //	payload, dropped := rules.Apply(otlpwire.Logs, payload)
 //
 // # Promises
 //
-//   - Bytes are touched only where a rule matches: a payload of which none does comes back
-//     as it is, and what does not match in another is copied.
-//   - What comes out is as sound as what went in.
-//   - Rules have no state: the same payload always becomes the same.
+//   - Bytes are changed only where a rule matches: a payload in which none matches is returned
+//     unchanged, and the parts of another that do not match are copied.
+//   - A valid payload stays valid.
+//   - Rules have no state: the same payload always gives the same result.
 //
 // # Not here
 //
-// Identity: edges process before they stamp, sinks after they have checked, and no rule may
-// name instance.id, instance.name or customer.id.
+// The protection of the identity: edges process before they stamp, sinks after they have checked it,
+// and no rule may name instance.id, instance.name or customer.id.
 package processor
 
 import (
@@ -28,14 +27,14 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Config is what an operator may set. What is empty does nothing.
+// Config is what an operator may set. Empty sections do nothing.
 type Config struct {
 	// Rules for the attributes of spans, log records and data points, as in the collector's
 	// attributes processor; each is applied to the result of the previous one.
 	Attributes []AttributesConfig `yaml:"attributes"`
 	// Actions on the attributes of resources.
 	Resource []Action `yaml:"resource"`
-	// Redaction masks what stands in values.
+	// Redaction masks values.
 	Redaction RedactionConfig `yaml:"redaction"`
 	// Drops whole items. It runs first.
 	Filter FilterConfig `yaml:"filter"`
@@ -43,8 +42,8 @@ type Config struct {
 
 // AttributesConfig is a rule for the attributes of some items.
 type AttributesConfig struct {
-	Include *Match   `yaml:"include"` // only those that match
-	Exclude *Match   `yaml:"exclude"` // not those that match
+	Include *Match   `yaml:"include"` // only to items that match
+	Exclude *Match   `yaml:"exclude"` // not to items that match
 	Actions []Action `yaml:"actions"`
 }
 
@@ -56,14 +55,14 @@ type Action struct {
 	Action string `yaml:"action"`
 	// Value is a text, number or boolean.
 	Value any `yaml:"value"`
-	// FromAttribute takes the value of another attribute, where there is one.
+	// FromAttribute uses the value of another attribute, if the item has it.
 	FromAttribute string `yaml:"from_attribute"`
 	// Pattern is a regular expression for the keys to delete or hash.
 	Pattern string `yaml:"pattern"`
 }
 
 // RedactionConfig says what is masked. The attributes of resources, scopes, items, events, links and
-// exemplars, and bodies, are looked through, whatever is nested in them and of whatever type; so are names, descriptions,
+// exemplars, and bodies, are searched, at any depth and of any type; so are names, descriptions,
 // status messages, trace states and severity texts.
 type RedactionConfig struct {
 	// Regular expressions: matching text in values is replaced by ****.
@@ -76,7 +75,7 @@ type RedactionConfig struct {
 	Allowed []string `yaml:"allowed_values"`
 }
 
-// FilterConfig says which items go on.
+// FilterConfig says which items are kept.
 type FilterConfig struct {
 	Spans   Filter `yaml:"spans"`
 	Metrics Filter `yaml:"metrics"`
@@ -91,7 +90,7 @@ type Filter struct {
 	Exclude *Match `yaml:"exclude"`
 }
 
-// Rules are ready to be applied. They are safe for concurrent use.
+// Rules are compiled rules. They are safe for concurrent use.
 type Rules struct {
 	attributes []attributes
 	resource   []action
@@ -116,8 +115,8 @@ type action struct {
 
 var identity = []string{"instance.id", "instance.name", "customer.id"}
 
-// New checks rules and makes them ready. section is the key they stand under; every
-// mistake is reported.
+// New checks and compiles rules. section is the key under which they are configured; all errors are
+// reported.
 func New(section string, cfg Config) (*Rules, error) {
 	p := parser{}
 	r := &Rules{
@@ -147,7 +146,7 @@ func New(section string, cfg Config) (*Rules, error) {
 	return r, errors.Join(p.errs...)
 }
 
-// parser collects mistakes.
+// parser collects errors.
 type parser struct{ errs []error }
 
 func (p *parser) fail(key, format string, args ...any) {
@@ -166,7 +165,7 @@ func (p *parser) regexps(key string, all []string) (out []*regexp.Regexp) {
 func (p *parser) regexp(key, text string) *regexp.Regexp {
 	re, err := regexp.Compile(text)
 	if err != nil {
-		p.fail(key, "is no regular expression (RE2): %v", err)
+		p.fail(key, "is not a regular expression (RE2): %v", err)
 		return nil
 	}
 	return re
@@ -176,7 +175,7 @@ func (p *parser) actions(key string, all []Action) (out []action) {
 	for i, a := range all {
 		at := fmt.Sprintf("%s[%d]", key, i)
 		if slices.Contains(identity, a.Key) {
-			p.fail(at+".key", "is %q: identity is what the credential says, no rule changes it", a.Key)
+			p.fail(at+".key", "is %q: the identity comes from the credential, no rule may change it", a.Key)
 			continue
 		}
 		made := action{key: a.Key, do: a.Action, from: a.FromAttribute}
@@ -228,22 +227,22 @@ func (p *parser) keyPattern(at string, a Action) *regexp.Regexp {
 	pattern := p.regexp(at+".pattern", a.Pattern)
 	for _, key := range identity {
 		if pattern != nil && pattern.MatchString(key) {
-			p.fail(at+".pattern", "matches %q: identity is what the credential says, no rule changes it", key)
+			p.fail(at+".pattern", "matches %q: the identity comes from the credential, no rule may change it", key)
 		}
 	}
 	return pattern
 }
 
-// Match says which items are meant. All kinds of conditions that are set must hold; of a
-// list of names or texts one, of attributes and resources all.
+// Match selects items. All kinds of conditions that are set must match; of a list of names or texts
+// one entry, of attributes and resources all.
 type Match struct {
-	// Type is strict or regexp, for all that follows.
+	// Type is strict or regexp, for all of the following.
 	Type        string   `yaml:"match_type"`
 	Services    []string `yaml:"services"` // service.name of the resource
 	SpanNames   []string `yaml:"span_names"`
 	MetricNames []string `yaml:"metric_names"`
 	LogBodies   []string `yaml:"log_bodies"`
-	// Severity takes records whose severity number is at least this.
+	// Severity matches records whose severity number is at least this.
 	Severity   *Severity `yaml:"log_severity_number"`
 	Attributes []Pair    `yaml:"attributes"` // of the item
 	Resources  []Pair    `yaml:"resources"`  // of the resource
@@ -252,27 +251,27 @@ type Match struct {
 // Severity is a bound for log records.
 type Severity struct {
 	Min int `yaml:"min"` // 1 to 24, see the OpenTelemetry log data model
-	// MatchUndefined says that a record without a number matches.
+	// MatchUndefined says that a record without a severity number matches.
 	MatchUndefined bool `yaml:"match_undefined"`
 }
 
-// Pair is an attribute; without a value it must be there.
+// Pair is an attribute; without a value it must only exist.
 type Pair struct {
 	Key   string `yaml:"key"`
 	Value any    `yaml:"value"`
 }
 
 type match struct {
-	services, names, bodies func(text []byte) bool // nil: not asked
+	services, names, bodies func(text []byte) bool // nil: no condition
 	severity                *Severity
 	attributes, resources   []pair
-	// of is the signal that names are of.
+	// of is the signal to which names apply.
 	of otlpwire.Signal
 }
 
 type pair struct {
 	key  string
-	text func(text []byte) bool // nil: that it is there
+	text func(text []byte) bool // nil: any value
 }
 
 func (p *parser) match(key string, m *Match) *match {
@@ -284,7 +283,7 @@ func (p *parser) match(key string, m *Match) *match {
 		return nil
 	}
 	if len(m.SpanNames) > 0 && len(m.MetricNames) > 0 {
-		p.fail(key, "has span_names and metric_names: nothing is both")
+		p.fail(key, "has span_names and metric_names: no item has both")
 	}
 	out := &match{services: p.texts(key+".services", m.Type, m.Services), bodies: p.texts(key+".log_bodies", m.Type, m.LogBodies), severity: m.Severity}
 	if out.names = p.texts(key+".span_names", m.Type, m.SpanNames); out.names == nil {
@@ -308,13 +307,13 @@ func (p *parser) match(key string, m *Match) *match {
 		}
 	}
 	if out.services == nil && out.names == nil && out.bodies == nil && out.severity == nil && len(out.attributes)+len(out.resources) == 0 {
-		p.fail(key, "names no condition: it would match everything")
+		p.fail(key, "has no condition: it would match everything")
 	}
 	return out
 }
 
-// filters reports conditions that nothing of a signal can meet: an include with one would drop
-// everything.
+// filters reports conditions that no item of a signal can meet: an include with such a condition would
+// drop everything.
 func (p *parser) filters(key string, sig otlpwire.Signal, m *Match) {
 	if m == nil {
 		return
@@ -327,15 +326,15 @@ func (p *parser) filters(key string, sig otlpwire.Signal, m *Match) {
 		"metric_names":        {len(m.MetricNames) > 0, sig == otlpwire.Metrics},
 		"log_bodies":          {len(m.LogBodies) > 0, sig == otlpwire.Logs},
 		"log_severity_number": {m.Severity != nil, sig == otlpwire.Logs},
-		"attributes":          {len(m.Attributes) > 0, sig != otlpwire.Metrics}, // a metric has none, its points have
+		"attributes":          {len(m.Attributes) > 0, sig != otlpwire.Metrics}, // a metric has none, only its points
 	} {
 		if c.set && !c.when {
-			p.fail(key+"."+name, "is no condition for %s", sig)
+			p.fail(key+"."+name, "is not a condition for %s", sig)
 		}
 	}
 }
 
-// texts returns what reports whether a text is one of those that are meant; nil for none.
+// texts returns a function that reports whether a text matches one of all; nil if all is empty.
 func (p *parser) texts(key, kind string, all []string) func([]byte) bool {
 	if len(all) == 0 {
 		return nil
@@ -351,7 +350,7 @@ func (p *parser) texts(key, kind string, all []string) func([]byte) bool {
 	}
 }
 
-// plain writes a value of the configuration as an attribute's text.
+// plain writes a configured value as the text of an attribute.
 func plain(v any) string {
 	switch v := v.(type) {
 	case string:

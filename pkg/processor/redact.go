@@ -10,7 +10,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// mask stands where something was.
+// mask replaces masked text.
 var mask = []byte("****")
 
 type redaction struct {
@@ -20,11 +20,11 @@ type redaction struct {
 	allowed []*regexp.Regexp
 }
 
-// blocked is a regular expression with a text that everything it matches holds: most
-// values do not, and need not be searched.
+// blocked is a regular expression with a text that every match contains: most values do not have it,
+// and need not be searched.
 type blocked struct {
 	re      *regexp.Regexp
-	literal []byte // empty: none is known
+	literal []byte // empty: unknown
 }
 
 func (p *parser) redaction(key string, cfg RedactionConfig) *redaction {
@@ -41,7 +41,7 @@ func (p *parser) redaction(key string, cfg RedactionConfig) *redaction {
 	return r
 }
 
-// literal returns the longest text that stands in everything a regular expression matches.
+// literal returns the longest text that every match of a regular expression contains.
 func literal(re *regexp.Regexp) (longest []byte) {
 	tree, err := syntax.Parse(re.String(), syntax.Perl)
 	if err != nil {
@@ -59,7 +59,7 @@ func literal(re *regexp.Regexp) (longest []byte) {
 	return longest
 }
 
-// pair returns the KeyValue message that is to stand in the place of another.
+// pair returns the replacement of a KeyValue message.
 func (r *redaction) pair(kv []byte) (masked []byte, yes bool) {
 	key, value := otlpwire.Attribute(kv)
 	if masked, yes = r.attribute(key, value); !yes {
@@ -68,7 +68,7 @@ func (r *redaction) pair(kv []byte) (masked []byte, yes bool) {
 	return appendBytes(appendBytes(nil, 1, key), 2, masked), true
 }
 
-// attribute returns the AnyValue message that is to stand in the place of an attribute's.
+// attribute returns the replacement of an attribute's AnyValue message.
 func (r *redaction) attribute(key, value []byte) (masked []byte, yes bool) {
 	if slices.Contains(r.ignored, string(key)) || slices.Contains(identity, string(key)) {
 		return nil, false
@@ -81,7 +81,7 @@ func (r *redaction) attribute(key, value []byte) (masked []byte, yes bool) {
 	return r.value(value)
 }
 
-// value returns the AnyValue message that is to stand in the place of another.
+// value returns the replacement of an AnyValue message.
 func (r *redaction) value(value []byte) (masked []byte, yes bool) {
 	v := otlpwire.ParseValue(value)
 	switch v.Kind {
@@ -102,7 +102,7 @@ func (r *redaction) value(value []byte) (masked []byte, yes bool) {
 	return nil, false
 }
 
-// string returns the AnyValue message of a text with what is blocked masked.
+// string returns the AnyValue message of a text with the blocked parts masked.
 func (r *redaction) string(text []byte) (masked []byte, yes bool) {
 	if text, yes = r.text(text); !yes {
 		return nil, false
@@ -110,8 +110,8 @@ func (r *redaction) string(text []byte) (masked []byte, yes bool) {
 	return appendBytes(nil, 1, text), true
 }
 
-// list masks the messages that field 1 of an ArrayValue or KeyValueList repeats, which is
-// field num of the AnyValue.
+// list masks the elements (field 1) of an ArrayValue or KeyValueList, which is field num of the
+// AnyValue.
 func (r *redaction) list(msg []byte, num int, each func([]byte) ([]byte, bool)) (masked []byte, yes bool) {
 	var out []byte
 	for i := 0; i < len(msg); {
@@ -132,7 +132,7 @@ func (r *redaction) list(msg []byte, num int, each func([]byte) ([]byte, bool)) 
 	return appendBytes(nil, num, out), true
 }
 
-// text masks what is blocked in a text.
+// text masks the blocked parts of a text.
 func (r *redaction) text(text []byte) (masked []byte, yes bool) {
 	for _, b := range r.values {
 		if !bytes.Contains(text, b.literal) || !b.re.Match(text) {

@@ -14,14 +14,15 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// node says what of a message rules can touch: its attributes, its body, and messages below.
+// node describes the parts of a message that rules can change: its attributes, its body, and nested
+// messages.
 type node struct {
 	attributes, body int   // field numbers, 0 for none
-	texts            []int // likewise, of what redaction looks at besides
+	texts            []int // field numbers of further texts that redaction searches
 	below            map[int]*node
 	resource         bool // its attributes are those of a resource
 	item             bool // a span, log record or data point
-	named            int  // the field with the name of what a filter drops: spans, records, metrics
+	named            int  // the field with the name by which a filter selects spans and metrics
 	drops            bool
 }
 
@@ -54,8 +55,8 @@ func points(attributes, exemplars int) *node {
 	return &node{below: map[int]*node{1: point}}
 }
 
-// Apply carries out the rules. It returns the payload itself where none matches, and how
-// many spans, log records or data points were dropped.
+// Apply applies the rules. It returns the payload itself if none matches, and how many spans, log
+// records or data points were dropped.
 func (r *Rules) Apply(sig otlpwire.Signal, payload []byte) (out []byte, dropped int) {
 	if r == nil || len(r.attributes) == 0 && len(r.resource) == 0 && r.redaction == nil && r.filter[sig] == (filter{}) {
 		return payload, 0
@@ -76,8 +77,8 @@ type rewriter struct {
 	sig              otlpwire.Signal
 	changed, dropped bool
 
-	resource []byte // of what is at hand
-	name     []byte // of the metric at hand
+	resource []byte // of the current items
+	name     []byte // of the current metric
 	scratch  []byte // the last text
 }
 
@@ -122,7 +123,7 @@ func (w *rewriter) message(dst, msg []byte, n *node) (out []byte, keep bool) {
 	return dst, true
 }
 
-// redact returns what is to stand in a field of a message.
+// redact returns the replacement of the content of a field.
 func (w *rewriter) redact(n *node, num int, content []byte) (masked []byte, yes bool) {
 	switch r := w.rules.redaction; {
 	case r == nil:
@@ -136,12 +137,12 @@ func (w *rewriter) redact(n *node, num int, content []byte) (masked []byte, yes 
 	return nil, false
 }
 
-// nested appends a message field that write fills in; nothing when it is dropped.
+// nested appends a message field that write fills in; nothing if it is dropped.
 func (w *rewriter) nested(dst []byte, f otlpwire.Field, write func([]byte) ([]byte, bool)) []byte {
 	start := len(dst)
 	dst = protowire.AppendVarint(dst, uint64(f.Tag))
 	from := len(dst)
-	// Room for the length as it was; mostly it stays as long.
+	// Room for the length as it was; usually its size does not change.
 	room := protowire.SizeVarint(uint64(len(f.Bytes)))
 	dst = append(dst, make([]byte, room)...)
 	dst, keep := write(dst)
@@ -160,7 +161,7 @@ func (w *rewriter) nested(dst []byte, f otlpwire.Field, write func([]byte) ([]by
 	return dst
 }
 
-// field returns the content of a field with a text, the last that is there.
+// field returns the content of the last occurrence of a text field.
 func field(msg []byte, num int) (text []byte) {
 	for i := 0; i < len(msg); {
 		var f otlpwire.Field
@@ -171,7 +172,7 @@ func field(msg []byte, num int) (text []byte) {
 	return text
 }
 
-// lookup returns the value of an attribute of a message, the last that is there.
+// lookup returns the value of the last occurrence of an attribute of a message.
 func lookup(msg []byte, num int, key string) (value []byte, ok bool) {
 	for i := 0; i < len(msg); {
 		var f otlpwire.Field
@@ -185,7 +186,7 @@ func lookup(msg []byte, num int, key string) (value []byte, ok bool) {
 	return value, ok
 }
 
-// matches reports whether an item, or a metric, is meant.
+// matches reports whether an item, or a metric, is selected.
 func (w *rewriter) matches(m *match, msg []byte, n *node) bool {
 	return w.ofService(m) && w.named(m) && w.withBody(m, msg, n) && w.severe(m, msg) &&
 		w.haveAll(m.resources, w.resource, 1) && w.haveAll(m.attributes, msg, n.attributes)
@@ -251,13 +252,13 @@ func (w *rewriter) text(value []byte) []byte {
 	return w.scratch
 }
 
-// meant reports whether an item, or a metric, is one of those that a rule is for.
+// meant reports whether a rule applies to an item, or a metric.
 func (w *rewriter) meant(f *filter, msg []byte, n *node) bool {
 	return (f.include == nil || w.matches(f.include, msg, n)) && (f.exclude == nil || !w.matches(f.exclude, msg, n))
 }
 
-// act returns an item or resource with the actions carried out that are for it; msg itself
-// where they change nothing.
+// act returns an item or resource after the actions that apply to it; msg itself if they change
+// nothing.
 func (w *rewriter) act(msg []byte, n *node) []byte {
 	switch {
 	case n.resource:
@@ -279,7 +280,7 @@ func (w *rewriter) carryOut(actions []action, msg []byte, n *node) []byte {
 	return msg
 }
 
-// one carries out one action on the attributes in field num of msg.
+// one applies one action to the attributes in field num of msg.
 func (w *rewriter) one(a *action, msg []byte, num int) []byte {
 	value, ok := a.newValue(msg, num)
 	if !ok {
@@ -290,7 +291,7 @@ func (w *rewriter) one(a *action, msg []byte, num int) []byte {
 		return msg
 	}
 	if !found && others >= otlpwire.MaxAttributes {
-		return msg // one more, and backends would not have it
+		return msg // with one more, backends would refuse it
 	}
 	out := a.rewrite(make([]byte, 0, len(msg)+len(a.key)+len(value)+16), msg, num, value)
 	if !found {
@@ -365,7 +366,7 @@ func (a *action) rewrite(out, msg []byte, num int, value []byte) []byte {
 	return out
 }
 
-// hash returns the SHA-256 of a value as a text, of a number of its eight bytes, as the
+// hash returns the SHA-256 of a value as a text; for a number that of its eight bytes, as the
 // collector's hash action does.
 func hash(value []byte) []byte {
 	v := otlpwire.ParseValue(value)
@@ -395,7 +396,7 @@ func appendAttribute(dst []byte, num int, key, value []byte) []byte {
 	return appendBytes(dst, num, appendBytes(appendBytes(nil, 1, key), 2, value))
 }
 
-// anyValue returns the AnyValue message of a value of the configuration.
+// anyValue returns the AnyValue message of a configured value.
 func anyValue(v any) (msg []byte, ok bool) {
 	switch v := v.(type) {
 	case string:

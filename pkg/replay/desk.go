@@ -87,7 +87,7 @@ func (d *Desk) do(ctx context.Context, instance, what string, q question, r *rep
 		return nil
 	}
 	if !own.has(q.ID) {
-		return fmt.Errorf("there is no job %q of %s; penstock replay -as %s list shows those there are", q.ID, instance, instance)
+		return fmt.Errorf("there is no job %q of %s; penstock replay -as %s list shows the existing ones", q.ID, instance, instance)
 	}
 	switch what {
 	case "stop":

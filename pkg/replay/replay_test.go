@@ -46,7 +46,7 @@ func TestMistakesAreNamed(t *testing.T) {
 		"every signal has":   func(r *Request) { r.From, r.To = Point{Seq: 5}, Point{Seq: 6} },
 		"no signal":          func(r *Request) { r.Signals = nil },
 		"profiles":           func(r *Request) { r.Signals = []string{"profiles"} },
-		"nor a glob":            func(r *Request) { r.Instances = []string{"as-["} },
+		"nor a glob":         func(r *Request) { r.Instances = []string{"as-["} },
 		"exclude each other": func(r *Request) { r.NoSampling, r.Policies = true, "x" },
 		"late is":            func(r *Request) { r.Late = -1 },
 		"at most":            func(r *Request) { r.Backends = make([]string, 65) },

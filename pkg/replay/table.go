@@ -120,7 +120,7 @@ func (t *Table) Status(id string) (s Status, ok bool) {
 func (t *Table) find(id string) (Status, error) {
 	s, ok := t.Status(id)
 	if !ok {
-		return s, fmt.Errorf("there is no job %q; penstock replay list shows those there are", id)
+		return s, fmt.Errorf("there is no job %q; penstock replay list shows the existing ones", id)
 	}
 	return s, nil
 }

@@ -19,10 +19,9 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 )
 
-// route reads all partitions of TRACES, splits payloads by trace ID on the wire
-// and publishes one message a partition and linger to SPANS. One batch is on
-// its way while the next is gathered, so that order is kept and a round trip
-// does not cost throughput.
+// route reads all partitions of TRACES, splits payloads by trace ID on the wire and publishes one
+// message a partition and linger to SPANS. One batch is in flight while the next is gathered, so
+// that order is kept and a round trip does not cost throughput.
 type route struct {
 	cfg     Config
 	hub     *bus.Hub
@@ -79,8 +78,8 @@ func (r *route) service() services.Service {
 	}, nil)
 }
 
-// read hands a lane's messages on until ctx ends, and gives the lane back when
-// they are settled. A message that comes again makes duplicates, no more.
+// read passes a lane's messages on until ctx ends, and closes the lane when they are settled. A
+// message that is delivered again only causes duplicates.
 func (r *route) read(ctx context.Context, lane *bus.Lane) {
 	defer lane.Close()
 	lane.Run(ctx, func(d bus.Delivery) bool {
@@ -99,9 +98,9 @@ func (r *route) read(ctx context.Context, lane *bus.Lane) {
 	lane.Settled(finish)
 }
 
-// batch is what goes out together: the inputs and what was made of them.
+// batch is what is published together: the inputs, and the messages made from them.
 type batch struct {
-	floors map[*bus.Lane]uint64 // of every input lane, the highest sequence
+	floors map[*bus.Lane]uint64 // the highest sequence of every input lane
 	outs   [][]out              // by partition; more than one where a message would be too large
 	items  int
 	bytes  int
@@ -120,7 +119,7 @@ func (r *route) newBatch() *batch {
 
 // run gathers and publishes batches until ctx ends.
 func (r *route) run(ctx context.Context) {
-	batches := make(chan *batch) // no buffer: one on its way, one being gathered
+	batches := make(chan *batch) // no buffer: one in flight, one being gathered
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for b := range batches {
@@ -166,8 +165,7 @@ func (r *route) run(ctx context.Context) {
 	}
 }
 
-// add splits one input into b. A message that is no envelope of ours goes to
-// DEADLETTER at once.
+// add splits one input into b. A message that is not a valid envelope goes to DEADLETTER at once.
 func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bool {
 	in.Decompress(&split.body)
 	err := in.Err
@@ -179,7 +177,7 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 	}
 	if err != nil {
 		if more, due := r.said.Due(in.Subject, time.Now()); due {
-			r.log.Warn("message is no traces, dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err, "letters_since_last_said", more)
+			r.log.Warn("message is not a valid traces request; dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err, "letters_since_last_said", more)
 		}
 		if !r.deadLetter(ctx, in, err) {
 			return false
@@ -190,7 +188,7 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 }
 
 func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
-	const items = 1 // what it holds nobody can count; what its sender says is not believed
+	const items = 1 // its items cannot be counted, and the sender's count is not trusted
 	if !r.quota.Take(in.Instance(), time.Now()) {
 		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(items)
 		return true
@@ -207,10 +205,10 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 	return ok
 }
 
-// send publishes a batch, as often as it takes, and settles its inputs. It
-// returns false when ctx ended first. A partition's messages go one after the other,
-// each when the one before is stored: one that was refused and sent again would come
-// behind a later one, and the sampler takes what comes so for a repetition.
+// send publishes a batch, with as many attempts as it takes, and settles its inputs. It returns false
+// if ctx ended first. A partition's messages are published one at a time, each after the previous one
+// is stored: a message that was refused and sent again would otherwise be stored after a later one,
+// and the sampler would take it for a repetition.
 func (r *route) send(ctx context.Context, b *batch) bool {
 	waits := func(why error) {
 		for lane := range b.floors {
@@ -234,7 +232,7 @@ func (r *route) send(ctx context.Context, b *batch) bool {
 	r.led.Of(otlpwire.Traces).Routed.Add(float64(b.items))
 	for lane, seq := range b.floors {
 		if err := lane.Ack(seq); err != nil {
-			r.log.Debug("ack lost, a later one makes up for it", "err", err)
+			r.log.Debug("ack lost; a later one covers it", "err", err)
 		}
 	}
 	return true
@@ -249,7 +247,8 @@ func (r *route) message(partition int, o out) bus.Message {
 	return m
 }
 
-// publish returns when all messages, one a partition, are stored. waits is told why they are not.
+// publish returns when all messages, one a partition, are stored. It calls waits with the reason
+// while they are not.
 func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why error)) bool {
 	return backoff.Retry(ctx, r.log, "publish spans", func() error {
 		pending := make([]bus.Pending, len(msgs))
@@ -265,7 +264,7 @@ func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why 
 			}
 		}
 		waits(failed)
-		msgs = left // the same id again: the hub stores it once
+		msgs = left // with the same id: the hub stores it once
 		return failed
 	})
 }
@@ -275,8 +274,8 @@ type splitter struct {
 	n     int // partitions
 	guard envelope.Guard
 	wire  otlpwire.Splitter
-	body  []byte   // of the message at hand
-	parts [][]byte // payload by partition, of that
+	body  []byte   // of the current message
+	parts [][]byte // payload by partition, of the current message
 }
 
 func (s *splitter) add(b *batch, in input) error {

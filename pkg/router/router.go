@@ -7,11 +7,11 @@
 // # Promises
 //
 //   - All spans of a trace of an instance go to the same partition, for ever.
-//   - An input message is settled when every message made of it is in SPANS. A
-//     crash in between sends spans again; the sampler knows them by their ids.
+//   - An input message is settled when every message made from it is in SPANS. A crash in between
+//     sends spans again; the sampler recognises them by their ids.
 //   - A gateway's success means that the hub's stream has stored the items.
-//   - A sender is who its token or certificate says, and named as the tokens file says. One that
-//     was taken out of it is refused within five seconds.
+//   - A sender is identified by its token or certificate, and named by the tokens file. A sender
+//     that is removed from that file is refused within five seconds.
 //
 // # Not here
 //
@@ -59,19 +59,19 @@ type Config struct {
 	MaxBatch config.Bytes `yaml:"max_batch_bytes"`
 }
 
-// GatewayConfig is the OTLP entrance for services that have no edge.
+// GatewayConfig configures the OTLP receiver for services that have no edge.
 type GatewayConfig struct {
 	// A file that maps tokens and certificates to instances; without it there is no gateway. It has
 	// the key tokens, with the entries that penstock token creates, and is reloaded when it
 	// changes: a removed entry is refused within 5 seconds.
 	TokensFile     string `yaml:"tokens_file"`
 	receive.Config `yaml:",inline"`
-	// Processing is what penstock up has its gateway do; of a router by itself the sinks
-	// do it.
+	// Processing is used only in penstock up, where the gateway processes data; for a separate
+	// router the sinks do.
 	Processing processor.Config `yaml:"-"`
 }
 
-// DefaultConfig runs with the environment alone.
+// DefaultConfig is enough to run with only environment variables set.
 func DefaultConfig() Config {
 	c := Config{
 		Config:   app.DefaultConfig(9662),
@@ -99,7 +99,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 	config.Env(getenv, "CENTRAL_TOKENS_FILE", &c.Gateway.TokensFile)
 }
 
-// Validate reports every mistake at once.
+// Validate reports all errors at once.
 func (c *Config) Validate() error {
 	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), membership.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
@@ -115,10 +115,10 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// CheckFiles looks at what may come after the start.
+// CheckFiles checks files that may still be missing at the start.
 func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
-// Build makes the stages: hub, route, gateway.
+// Build creates the stages: hub, route, gateway.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "router", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket)
@@ -162,10 +162,10 @@ type gateway struct {
 	seq   atomic.Uint64
 
 	mu     sync.Mutex
-	meters map[string]*envelope.Meter // by instance: those of the tokens
+	meters map[string]*envelope.Meter // by instance of the tokens file
 }
 
-// load is what an instance has sent here of late, without an edge.
+// load is what an instance without an edge has recently sent to this gateway.
 func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope.Load {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -187,22 +187,22 @@ func nonce() string {
 	return hex.EncodeToString(b[:])
 }
 
-// refused says once a minute that the hub does not take a signal, and of whom it was then.
+// refused logs, once a minute, that the hub does not store a signal, and the instance of that request.
 func (g *gateway) refused(b receive.Batch, why error) {
 	if more, due := g.said.Due(b.Signal.String(), time.Now()); due {
-		g.log.Warn("the hub does not store what the gateway takes: senders are told to try again", "signal", b.Signal, "instance", b.Instance, "err", why, "more_since_last_said", more)
+		g.log.Warn("hub does not store a request to the gateway; senders retry", "signal", b.Signal, "instance", b.Instance, "err", why, "more_since_last_said", more)
 	}
 }
 
-// accept returns when the hub has stored b. A failed publish may have been
-// stored after all: the sender tries again, at least once is what is promised.
+// accept returns when the hub has stored b. A failed publish may have been stored after all: the
+// sender retries, and the promise is at least once.
 func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 	msg := bus.Message{Subject: bus.Subject(b.Signal, b.Instance), Header: envelope.Header{
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
 		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
 	}}
 	if b.Origin.ID != "" {
-		msg.Header.ID = b.Instance + "/" + b.Origin.ID // nobody else's: the token names the instance
+		msg.Header.ID = b.Instance + "/" + b.Origin.ID // unique to the instance, which the token names
 	}
 	if b.Origin.Arrival != 0 {
 		msg.Header.Arrival = b.Origin.Arrival

@@ -18,14 +18,14 @@ import (
 	"github.com/penstock/penstock/pkg/receive"
 )
 
-// lookEvery is how often the tokens file is looked at while requests come: what was
-// removed from it is refused a second later.
+// lookEvery is how often the tokens file is checked while requests arrive: a removed entry is refused
+// a second later.
 const lookEvery = time.Second
 
-// Tokens says which instance a sender is, by its token or certificate and a tokens file, which
-// is read again when it changes. One that is broken then leaves what was before in force.
+// Tokens identifies a sender's instance by its token or certificate and a tokens file, which is
+// reloaded when it changes. If the new file is broken, the previous entries stay in force.
 //
-// The file and the memory hold the SHA-256 of a token only: whoever reads them cannot send.
+// File and memory hold only the SHA-256 of a token: reading them does not allow sending.
 type Tokens struct {
 	file *config.File[*table]
 	log  *slog.Logger
@@ -37,19 +37,19 @@ type Tokens struct {
 	table  *table
 }
 
-// table is what a tokens file says.
+// table is the content of a tokens file.
 type table struct {
 	tokens       map[[sha256.Size]byte]entry
 	certificates map[string]entry // by instance
 }
 
-// entry is what a token or a certificate stands for.
+// entry is the sender that a token or a certificate identifies.
 type entry struct {
-	sender   *receive.Sender // one of an instance, however many tokens it has
+	sender   *receive.Sender // the same for all tokens of an instance
 	notAfter time.Time       // zero for never
 }
 
-// tokensFile is what `penstock token` prints an entry of.
+// tokensFile is the format of the file to which `penstock token` adds an entry.
 type tokensFile struct {
 	Tokens []struct {
 		SHA256      string `yaml:"sha256"`
@@ -68,7 +68,7 @@ type tokensFile struct {
 //	tokens:
 //	  - sha256: 64 hex digits, of the token
 //	    instance_id: as-1
-//	    instance_name: Checkout Berlin     # this and what follows may be absent
+//	    instance_name: Checkout Berlin     # this and the following keys are optional
 //	    customer_id: acme
 //	    service_namespace: appserver
 //	    deployment_environment: production
@@ -77,7 +77,7 @@ type tokensFile struct {
 //	  - certificate: true                  # no token: a client certificate names the instance
 //	    instance_id: as-2
 //
-// An instance may have several tokens, so that a new one can take the place of an old one.
+// An instance may have several tokens, so that a new one can replace an old one.
 func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 	t := &Tokens{log: log, now: time.Now}
 	t.file = config.NewFile(path, func(text []byte) (*table, error) { return parseTokens(path, text) })
@@ -86,13 +86,13 @@ func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 		return nil, fmt.Errorf("tokens: %w", err)
 	}
 	if len(t.table.tokens)+len(t.table.certificates) == 0 {
-		return nil, fmt.Errorf("tokens: %s holds no token; `penstock token` makes one", path)
+		return nil, fmt.Errorf("tokens: %s holds no token; `penstock token` creates one", path)
 	}
 	t.looked = t.now()
 	return t, nil
 }
 
-// CheckTokens reports what is wrong with the text of a tokens file; path stands for it.
+// CheckTokens reports what is wrong with the text of a tokens file; path names it in the error.
 func CheckTokens(path string, text []byte) error {
 	_, err := parseTokens(path, text)
 	return err
@@ -104,12 +104,12 @@ func parseTokens(path string, text []byte) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if lines["tokens"] == 0 { // as one that is being written; a list may be empty
-		return nil, fmt.Errorf("%s has no key tokens; `penstock token -file` makes one", path)
+	if lines["tokens"] == 0 { // such as a file that is being written; an empty list is valid
+		return nil, fmt.Errorf("%s has no key tokens; `penstock token -file` creates it", path)
 	}
 	t := &table{tokens: map[[sha256.Size]byte]entry{}, certificates: map[string]entry{}}
 	senders := map[string]*receive.Sender{} // by instance
-	first := map[string]int{}               // the line that named an instance, or a token, first
+	first := map[string]int{}               // the first line with an instance or a token
 	var errs []error
 	for i, e := range file.Tokens {
 		line := lines[fmt.Sprintf("tokens[%d]", i)]
@@ -124,7 +124,7 @@ func parseTokens(path string, text []byte) (*table, error) {
 		if s := senders[inst.ID]; s == nil {
 			senders[inst.ID], first[inst.ID] = receive.NewSender(inst), line
 		} else if s.Instance != inst {
-			wrong("instance %s is another one in line %d: its name, customer, namespace and environment must be the same in both", inst.ID, first[inst.ID])
+			wrong("instance %s differs from line %d: its name, customer, namespace and environment must be the same in both", inst.ID, first[inst.ID])
 		}
 		one := entry{sender: senders[inst.ID]}
 		if e.NotAfter != "" {
@@ -134,7 +134,7 @@ func parseTokens(path string, text []byte) (*table, error) {
 		}
 		if e.Certificate {
 			if _, twice := t.certificates[inst.ID]; twice || e.SHA256 != "" {
-				wrong("certificate: true stands once for an instance, and without sha256: a token has an entry of its own")
+				wrong("certificate: true may occur once for an instance, and without sha256: a token needs its own entry")
 			}
 			t.certificates[inst.ID] = one
 			continue
@@ -145,14 +145,14 @@ func parseTokens(path string, text []byte) (*table, error) {
 			continue
 		}
 		if _, twice := t.tokens[[sha256.Size]byte(hash)]; twice {
-			wrong("the token of line %d again", first[string(hash)])
+			wrong("same token as in line %d", first[string(hash)])
 		}
 		t.tokens[[sha256.Size]byte(hash)], first[string(hash)] = one, line
 	}
 	return t, errors.Join(errs...)
 }
 
-// current looks at the file when it is time to.
+// current returns the table, and checks the file if lookEvery has passed.
 func (t *Tokens) current(now time.Time) *table {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -163,10 +163,10 @@ func (t *Tokens) current(now time.Time) *table {
 	table, _, err := t.file.Look()
 	if err != nil {
 		if held, due := t.said.Due(err.Error(), now); due {
-			t.log.Error("the tokens file cannot be read: what it said before stays in force", "err", err, "held_back", held)
+			t.log.Error("cannot read the tokens file; its previous entries stay in force", "err", err, "held_back", held)
 		}
 	} else if table != t.table {
-		t.log.Info("the tokens file was read again", "tokens", len(table.tokens), "certificates", len(table.certificates))
+		t.log.Info("tokens file reloaded", "tokens", len(table.tokens), "certificates", len(table.certificates))
 	}
 	t.table = table
 	return table
@@ -175,11 +175,11 @@ func (t *Tokens) current(now time.Time) *table {
 var (
 	errToken   = errors.New("no valid bearer token: send the header Authorization: Bearer <token> (in OTEL_EXPORTER_OTLP_HEADERS: authorization=Bearer%20<token>)")
 	errExpired = errors.New("token has expired: ask for a new one")
-	errEnded   = errors.New("the right of this certificate's instance to send has expired (not_after of its entry)")
+	errEnded   = errors.New("the permission of this certificate's instance to send has expired (not_after of its entry)")
 )
 
-// Identify finds the instance that token and certificate stand for. Where there are both,
-// that is the same one.
+// Identify returns the sender that token and certificate identify. If there are both, they must belong
+// to the same instance.
 func (t *Tokens) Identify(c receive.Credentials) (*receive.Sender, error) {
 	now := t.now()
 	table := t.current(now)
@@ -192,13 +192,13 @@ func (t *Tokens) Identify(c receive.Credentials) (*receive.Sender, error) {
 	}
 	other, err := table.byToken(c.Authorization, now)
 	if err == nil && other != sender {
-		err = fmt.Errorf("the client certificate is of instance %s and the token of another one", sender.Instance.ID)
+		err = fmt.Errorf("the client certificate belongs to instance %s and the token to another one", sender.Instance.ID)
 	}
 	return sender, err
 }
 
-// byToken compares tokens by their hashes, whose bytes are no secret: how long it takes
-// says nothing of use.
+// byToken compares tokens by their hashes, whose bytes are not secret: the time that it takes reveals
+// nothing useful.
 func (t *table) byToken(authorization string, now time.Time) (*receive.Sender, error) {
 	scheme, secret, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "bearer") || secret == "" {
@@ -230,8 +230,8 @@ func (e entry) at(now time.Time, ended error) (*receive.Sender, error) {
 	return e.sender, nil
 }
 
-// instanceOf returns what stands behind /instance/ at the end of the path of the one URI
-// that has that, among the certificate's alternative names.
+// instanceOf returns the id after /instance/ at the end of the path of a URI, of which the
+// certificate's alternative names must have exactly one.
 func instanceOf(cert *x509.Certificate) (string, error) {
 	var ids []string
 	for _, u := range cert.URIs {

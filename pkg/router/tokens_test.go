@@ -73,9 +73,9 @@ func TestTokensFileSaysWhereItIsWrong(t *testing.T) {
 		"tokens:\n  - {sha256: " + hash("x") + ", instance: x}":                                           "tokens.yaml:2: tokens[0].instance: unknown key",
 		"tokens:\n  - {sha256: " + hash("x") + ", instance_id: a.b}":                                      "NATS subject",
 		one + ", not_after: soon}":                                                                        `tokens.yaml:2: tokens[0]: not_after is "soon", want a time`,
-		one + "}\n  # a comment\n  - {sha256: " + hash("y") + ", instance_id: as-1, customer_id: other}":  "tokens.yaml:4: tokens[1]: instance as-1 is another one in line 2",
-		one + "}\n  - {sha256: " + hash("y") + ", instance_id: as-1}":                                     "tokens.yaml:3: tokens[1]: instance as-1 is another one in line 2",
-		one + "}\n  - {sha256: " + hash("x") + ", instance_id: as-1, customer_id: acme}":                  "tokens.yaml:3: tokens[1]: the token of line 2 again",
+		one + "}\n  # a comment\n  - {sha256: " + hash("y") + ", instance_id: as-1, customer_id: other}":  "tokens.yaml:4: tokens[1]: instance as-1 differs from line 2",
+		one + "}\n  - {sha256: " + hash("y") + ", instance_id: as-1}":                                     "tokens.yaml:3: tokens[1]: instance as-1 differs from line 2",
+		one + "}\n  - {sha256: " + hash("x") + ", instance_id: as-1, customer_id: acme}":                  "tokens.yaml:3: tokens[1]: same token as in line 2",
 		one + "}\n  - {certificate: true, instance_id: as-2}\n  - {certificate: true, instance_id: as-2}": "tokens.yaml:4: tokens[2]: certificate: true stands once",
 		"tokens:\n  - {certificate: true, sha256: " + hash("x") + ", instance_id: as-1}":                  "tokens.yaml:2: tokens[0]: certificate: true stands",
 		"tokens:\n  - {instance_id: as-1}":                                                                "sha256 must be 64 hex digits",
@@ -131,7 +131,7 @@ func TestCertificatesStandForInstances(t *testing.T) {
 		{[]string{as1, "spiffe://acme.example/host/x"}, "", ""},
 		{[]string{"penstock:///instance/as-1"}, "", ""},
 		{[]string{as1}, "Bearer one", ""},
-		{[]string{as1}, "Bearer two", "of another one"},
+		{[]string{as1}, "Bearer two", "to another one"},
 		{[]string{as1}, "Bearer three", "no valid bearer token"},
 		{[]string{as1}, "nonsense", "no valid bearer token"},
 		{nil, "", "0 of its alternative names"},
@@ -199,7 +199,7 @@ func TestTokensAreReadAgain(t *testing.T) {
 			*now = now.Add(lookEvery)
 			are(what, true, false)
 		}
-		if n := strings.Count(log.String(), "stays in force"); n != 1 {
+		if n := strings.Count(log.String(), "stay in force"); n != 1 {
 			t.Errorf("%s: said %d times in half a minute:\n%s", what, n, log)
 		}
 	}
