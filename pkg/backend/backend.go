@@ -1,15 +1,14 @@
-// Package backend puts the writers of all backends behind one interface, and brings
-// payloads to one of them, whatever it takes. Sinks use it, and edges that have
-// backends of their own.
+// Package backend has one interface for the writers of all backends, and delivers payloads to one of
+// them with retries. Sinks use it, and edges that have local backends.
 //
 // # Promises
 //
-//   - What may heal is tried again for ever; what will not is halved until the
-//     culprits are found, and they alone are given up.
+//   - A temporary failure is retried for ever; a payload that is refused for good is halved until
+//     the refused items are found, and only these are given up.
 //
 // # Not here
 //
-// Where payloads come from, and what becomes of those that are given up.
+// The source of payloads, and what happens to those that are given up.
 package backend
 
 import (
@@ -28,8 +27,8 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Config says where the signals go: traces to Tempo, metrics to Prometheus, logs to
-// Loki, and to files what has no other.
+// Config configures the backends: Tempo for traces, Prometheus for metrics, Loki for logs, and files
+// for signals that have no other backend.
 type Config struct {
 	Tempo      tempo.Config      `yaml:"tempo"`
 	Prometheus prometheus.Config `yaml:"prometheus"`
@@ -40,7 +39,7 @@ type Config struct {
 	Discard bool `yaml:"discard"`
 }
 
-// DefaultConfig has no backend but the labels of those that may be set.
+// DefaultConfig has no backend, only the defaults of those that may be configured.
 func DefaultConfig() Config {
 	return Config{
 		Tempo:      tempo.DefaultConfig(),
@@ -50,8 +49,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every mistake at once; section is the key that c stands under,
-// with a dot behind, or empty.
+// Validate reports all errors at once; section is the key under which c is configured, followed by a
+// dot, or empty.
 func (c Config) Validate(section string) error {
 	var errs []error
 	check := func(w interface{ Close() error }, err error) {
@@ -78,26 +77,26 @@ func (c Config) Validate(section string) error {
 	return errors.Join(errs...)
 }
 
-// Writer writes the payloads of one signal to one backend. One goroutine uses it.
+// Writer writes the payloads of one signal to one backend. It is for one goroutine.
 type Writer interface {
 	// Name is the backend's label.
 	Name() string
 	// Write returns nil when the backend has stored every item of a payload of
 	// one instance, and [fault.Parts] when it has stored all but those named there. It does
-	// not keep the payload. Other errors are marked as package fault says.
+	// not keep the payload. Other errors are marked as described in package fault.
 	Write(ctx context.Context, instance string, payload []byte) error
 	Close() error
 }
 
-// Dated is a [Writer] to which it matters when a payload arrived at its edge. That time stays the
-// same however often, and by whomever, the payload is written.
+// Dated is a [Writer] that uses the time at which a payload arrived at its edge. That time is the same
+// for every attempt and every process that writes the payload.
 type Dated interface {
-	// WriteArrived is Write of a payload with a time of arrival; the zero time means now.
+	// WriteArrived is Write for a payload with a time of arrival; the zero time means now.
 	WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error
 }
 
-// Session returns a writer for another goroutine, which remembers nothing of what w has
-// written. It is not closed.
+// Session returns a writer for another goroutine, which shares no memory of earlier payloads with w.
+// It need not be closed.
 func Session(w Writer) Writer {
 	switch w := w.(type) {
 	case *prometheus.Writer:
@@ -110,15 +109,16 @@ func Session(w Writer) Writer {
 	return w
 }
 
-// Asked is a [Writer] whose backend refuses what is old, and says from when on.
+// Asked is a [Writer] whose backend refuses old items, and can be asked how old they may be.
 type Asked interface {
-	// Takes reports whether the backend takes items from since on, while it is also
-	// fed with those of now; text says what to change, or what to know. An error means
-	// that it gave no answer.
+	// Takes reports whether the backend accepts items from since on while it also receives current
+	// ones; text says which setting to change, or has a remark. An error means that the backend gave
+	// no answer.
 	Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error)
 }
 
-// Takes asks the backend of w, see [Asked]; one that cannot be asked takes everything.
+// Takes asks the backend of w, see [Asked]; a backend that cannot be asked counts as accepting
+// everything.
 func Takes(ctx context.Context, w Writer, since, now time.Time) (ok bool, text string, err error) {
 	if n, is := w.(named); is {
 		w = n.Writer
@@ -136,7 +136,7 @@ type Named struct {
 	Config `yaml:",inline"`
 }
 
-// UnmarshalYAML begins with the defaults of one that is alone.
+// UnmarshalYAML begins with the same defaults as the main set.
 func (n *Named) UnmarshalYAML(node *yaml.Node) error {
 	type plain Named // without this method
 	own := plain{Config: DefaultConfig()}
@@ -149,26 +149,26 @@ func (n *Named) UnmarshalYAML(node *yaml.Node) error {
 
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 
-// ValidateNamed reports every mistake in further sets of backends; section is their key.
+// ValidateNamed reports all errors in further sets of backends; section is their key.
 func ValidateNamed(section string, all []Named) error {
 	var errs []error
 	seen := map[string]bool{}
 	for i, n := range all {
 		key := fmt.Sprintf("%s[%d]", section, i)
 		if !nameForm.MatchString(n.Name) || seen[n.Name] {
-			errs = append(errs, fmt.Errorf("%s.name is %q: want one of its own, up to 32 lower case letters, digits and -", key, n.Name))
+			errs = append(errs, fmt.Errorf("%s.name is %q: want a unique name of up to 32 lower case letters, digits and -", key, n.Name))
 		}
 		seen[n.Name] = true
 		none := n.File.Dir == "" && !n.Discard
 		if none && n.Tempo.Endpoint == "" && n.Prometheus.URL == "" && n.Loki.URL == "" {
-			errs = append(errs, fmt.Errorf("%s.name is %q: it has no backend; set tempo.endpoint, prometheus.url, loki.url or file.dir", key, n.Name))
+			errs = append(errs, fmt.Errorf("%s.name is %q: this set has no backend; set tempo.endpoint, prometheus.url, loki.url or file.dir", key, n.Name))
 		}
 		errs = append(errs, n.Validate(key+"."))
 	}
 	return errors.Join(errs...)
 }
 
-// Open is [Config.Open] of a set with a name.
+// Open is [Config.Open] for a named set.
 func (n Named) Open(sig otlpwire.Signal) (Writer, error) {
 	w, err := n.Config.Open(sig)
 	if w == nil || err != nil || n.Name == "" {
@@ -196,7 +196,7 @@ func writeArrived(ctx context.Context, w Writer, instance string, payload []byte
 	return w.Write(ctx, instance, payload)
 }
 
-// Open returns the writer of a signal; nil when there is none.
+// Open returns the writer of a signal; nil if there is none.
 func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
 	switch {
 	case c.Discard:
@@ -213,7 +213,7 @@ func (c Config) Open(sig otlpwire.Signal) (Writer, error) {
 	return nil, nil
 }
 
-// discard is a writer that has no backend.
+// discard is a writer without a backend.
 type discard struct{}
 
 func (discard) Name() string                                { return "discard" }

@@ -15,63 +15,65 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Deliverer brings payloads of one signal to one backend.
+// Deliverer delivers payloads of one signal to one backend.
 type Deliverer struct {
 	Signal otlpwire.Signal
 	Writer Writer
 	Log    *slog.Logger
-	// Arrival is when what is written arrived at its edge, in Unix nanoseconds; 0: nobody knows.
+	// Arrival is when the payload arrived at its edge, in Unix nanoseconds; 0 if unknown.
 	Arrival int64
 	// Delivered counts items that the backend has.
 	Delivered func(items int)
-	// Deduplicated counts those among them that the backend has refused because it has
-	// them already, as far as can be known.
+	// Deduplicated counts those of them that the backend has refused because it already has them, as
+	// far as this can be known.
 	Deduplicated func(items int)
-	// Paused says whether it waits for a person to mend an address or a credential.
+	// Paused is called with true while the deliverer waits for an operator to correct an address or a
+	// credential.
 	Paused func(bool)
-	// Waits, where it is set, is told when a payload is written, with why that was not done
-	// before each pause, and nil when it is over.
+	// Waits, if set, is called when the writing of a payload begins, before each pause with the reason
+	// for it, and with nil at the end.
 	Waits func(why error)
-	// GiveUp takes a payload that the backend will never take, in which no half is
-	// better than the other. It returns false when ctx ended first.
+	// GiveUp takes a payload that the backend refuses for good and that is not to be halved further. It
+	// returns false if ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
-	// Aside, where it is set, takes a payload out of the way: before it is tried, with why
-	// nil, when older ones of its instance are waiting there, and after some tries with a
-	// refusal marked by [fault.Sender]. again says that the payload may have been written before.
-	// It returns put when it has taken it, and goOn false when ctx ended first. It may change Writer.
+	// Aside, if set, may set a payload aside: before the first attempt, with why nil, if older ones of
+	// its instance wait there, and after some attempts, with a refusal marked by [fault.Sender]. again
+	// says that the payload may have been written before. It returns put true if it has taken the
+	// payload, and goOn false if ctx ended first. It may change Writer.
 	Aside func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool)
-	// refused is how many of the payload at hand were given up one after the other, asked how
-	// often the backend was asked for it.
+	// refused is how many pieces of the current payload were given up in a row, asked how many requests
+	// it has taken.
 	refused, asked int
-	// Owned, where it is set, is asked before something is tried again or given up:
-	// an owner that has slept must not bring old items behind newer ones.
+	// Owned, if set, is called before a retry, and before something is given up: an owner whose process
+	// was suspended must not write old items after newer ones.
 	Owned func() bool
 }
 
-// maxRefused is after how many culprits in a row the rest of a payload that is refused, too, is
-// given up as it is: all of an instance whose clock is wrong must not cost everybody of its
-// partition two requests an item.
+// maxRefused is after how many refused items in a row the rest of a payload, if it is refused, too, is
+// given up as a whole: an instance whose clock is wrong must not cost the others of its partition two
+// requests for each of its items.
 const maxRefused = 256
 
-// maxAsked is after how many requests for one payload what is refused, too, is given up as it is:
-// good and bad ones in turn make two requests an item. What may be a repetition is told apart to the end.
+// maxAsked is after how many requests for one payload a refused part is given up as a whole: valid and
+// invalid items in turn would make two requests an item. A payload that may have been written before
+// is always halved to the end, to find out what the backend has.
 const maxAsked = 512
 
-// asideAfter is how often a backend must refuse who sends a payload before that goes aside, and
-// maxPatience the longest pause for which that waits.
+// asideAfter is how often a backend must refuse the sender of a payload before the payload is set
+// aside, and maxPatience the longest requested pause up to which the deliverer waits for that.
 const (
 	asideAfter  = 3
 	maxPatience = time.Second
 )
 
-// definite reports whether a backend has said that it stored nothing.
+// definite reports whether a backend's answer means that it stored nothing.
 func definite(err error) bool {
 	var answer *httpclient.Error
 	return errors.As(err, &answer) && slices.Contains([]int{401, 403, 404, 405, 429}, answer.Status) && !errors.Is(err, httpclient.ErrBegun)
 }
 
-// Write returns true when every one of a payload's items is stored or given up, and
-// false when ctx ended first. again says that the payload may have been written before.
+// Write returns true when every item of a payload is stored or given up, and false if ctx ended
+// first. again says that the payload may have been written before.
 func (d *Deliverer) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
 	d.refused, d.asked = 0, 0
 	if d.Waits != nil {
@@ -81,11 +83,11 @@ func (d *Deliverer) Write(ctx context.Context, instance string, payload []byte, 
 	return d.write(ctx, instance, payload, items, again)
 }
 
-// errNoAnswer is what a write waits for first.
+// errNoAnswer is the reason to wait until the first attempt is answered.
 var errNoAnswer = errors.New("the backend gives no answer")
 
-// pause waits before the next attempt. It returns false when ctx ended, or another owner may have
-// come meanwhile.
+// pause waits before the next attempt. It returns false if ctx ended, or if the lane may have another
+// owner by then.
 func (d *Deliverer) pause(ctx context.Context, wait time.Duration, why error) bool {
 	if d.Waits != nil {
 		d.Waits(why)
@@ -116,7 +118,7 @@ func (d *Deliverer) write(ctx context.Context, instance string, payload []byte, 
 		var parts fault.Parts
 		if err == nil || errors.As(err, &parts) {
 			if attempt > 1 {
-				d.Log.Info("backend takes data again", "attempts", attempt)
+				d.Log.Info("backend accepts data again", "attempts", attempt)
 			}
 			return p.stored(ctx, parts)
 		}
@@ -126,7 +128,7 @@ func (d *Deliverer) write(ctx context.Context, instance string, payload []byte, 
 		if reason, permanent := fault.Reason(err); permanent {
 			return p.refusedForGood(ctx, reason, err)
 		}
-		p.again = p.again || !definite(err) // the answer may be lost, and not the request
+		p.again = p.again || !definite(err) // perhaps only the answer was lost, not the request
 		wait := fault.Pause(err, attempt, rand.Float64())
 		if d.Aside != nil && fault.IsSender(err) && mayHealSoon(err, attempt, wait) {
 			wait = min(wait, maxPatience/4)
@@ -237,6 +239,6 @@ func (p *delivery) report(err error) {
 		p.Log.Error("lane paused: the backend's address or credential is wrong; the data is kept", "err", err)
 	case !p.warned:
 		p.warned = true
-		p.Log.Warn("backend does not take data, will try again", "err", err)
+		p.Log.Warn("backend does not accept data; retrying", "err", err)
 	}
 }

@@ -5,9 +5,9 @@
 // # Promises
 //
 //   - A write that returned nil has been fsynced.
-//   - Directory and files are made for their owner alone.
-//   - A file that reaches MaxBytes becomes <name>.1, an older <name>.1 is
-//     deleted: a signal takes at most twice MaxBytes.
+//   - Directory and files are accessible only to their owner.
+//   - A file that reaches MaxBytes is renamed to <name>.1, and an older <name>.1 is deleted: a signal
+//     takes at most twice MaxBytes.
 package file
 
 import (
@@ -71,8 +71,8 @@ func (w *Writer) openLocked() error {
 	return w.endLineLocked()
 }
 
-// endLineLocked ends a line that a crash has cut short, so that the next one
-// stands alone. Its items come again: they were not acknowledged.
+// endLineLocked ends a line that a crash has cut short, so that the next one begins on a new line. Its
+// items are delivered again: they were not acknowledged.
 func (w *Writer) endLineLocked() error {
 	if w.mu.size == 0 {
 		return nil
@@ -118,7 +118,7 @@ func (w *Writer) Write(_ context.Context, _ string, payload []byte) error {
 		err = w.mu.f.Sync()
 	}
 	if err != nil {
-		// Half a line must not stand before the next try.
+		// Half a line must not remain before the next attempt.
 		_ = w.mu.f.Truncate(w.mu.size - int64(n))
 		_ = w.mu.f.Close()
 		w.mu.f = nil

@@ -22,10 +22,10 @@ const (
 	fatal
 )
 
-// spellings are the names that loggers give to severities, in lower case and without the digit behind
-// those of the log model (ERROR2). Where that has an example it is followed: syslog's notice is INFO2,
-// FINE of java.util.logging DEBUG2, Verbose of Windows DEBUG, panic of zap ERROR3. Critical is ERROR2 for
-// syslog and FATAL for .NET and Python.
+// spellings are the loggers' names for severities, in lower case and without the digit at the end of
+// those of the log model (ERROR2). Where the log model has an example it is followed: syslog's notice is
+// INFO2, FINE of java.util.logging DEBUG2, Verbose of Windows DEBUG, panic of zap ERROR3. Critical is
+// ERROR2 for syslog and FATAL for .NET and Python.
 var spellings = map[string]int{
 	"trace": trace, "trc": trace, "trce": trace, "t": trace, "finest": trace, "silly": trace,
 	"debug": debug, "dbg": debug, "dbug": debug, "deb": debug, "d": debug, "finer": debug, "fine": debug, "config": debug, "verbose": debug, "verb": debug, "vrb": debug, "v": debug,
@@ -39,9 +39,9 @@ var spellings = map[string]int{
 // separators, the best first: some write it as a text and as a number.
 var levelKeys = []string{"severitytext", "levelname", "level", "severity", "loglevel", "lvl", "@level", "@l", "severitynumber", "levelno"}
 
-// level is the severity of a record as users of Loki know it, as a number of levels plus one: by its
-// number, else by its text, else as an attribute says, else as its body does, else 0, unknown.
-// attributes calls its argument with the record's.
+// level is the severity of a record in Loki's terms, an index of levels plus one: from its number, else
+// from its text, else from an attribute, else from its body, else 0, unknown. attributes calls its
+// argument with the record's attributes.
 func level(number uint64, text, body []byte, attributes func(func(key, value []byte))) int {
 	if l := bySeverityNumber(float64(number)); l != 0 {
 		return l
@@ -63,7 +63,7 @@ func level(number uint64, text, body []byte, attributes func(func(key, value []b
 	return found.level()
 }
 
-// finding is what has been found of a record's severity: a level for each of levelKeys.
+// finding is the severities found in a record: a level for each of levelKeys.
 type finding [10]int
 
 func (f *finding) level() int {
@@ -75,7 +75,7 @@ func (f *finding) level() int {
 	return 0
 }
 
-// set notes the value of a key; the first of several counts.
+// set records the value of a key; the first of several counts.
 func (f *finding) set(key, value []byte) {
 	var buf [16]byte
 	if len(key) > len(buf) {
@@ -105,7 +105,7 @@ func lower(c byte) byte {
 	return c
 }
 
-// add notes an attribute; an inner one is of the map log.
+// add records an attribute; an inner one is in the map log.
 func (f *finding) add(key, value []byte, inner bool) {
 	switch v := otlpwire.ParseValue(value); v.Kind {
 	case otlpwire.String:
@@ -120,7 +120,7 @@ func (f *finding) add(key, value []byte, inner bool) {
 	}
 }
 
-// addMap notes the values of a map's content.
+// addMap records the values of a map.
 func (f *finding) addMap(content []byte, inner bool) {
 	for i := 0; i < len(content); {
 		var kv otlpwire.Field
@@ -131,7 +131,7 @@ func (f *finding) addMap(content []byte, inner bool) {
 	}
 }
 
-// addText notes what a line of JSON, or of key=value pairs, says.
+// addText records the severities in a line of JSON, or of key=value pairs.
 func (f *finding) addText(line []byte) {
 	line = bytes.TrimLeft(line, " \t\r\n")
 	if len(line) > 0 && line[0] == '{' {
@@ -148,13 +148,13 @@ func (f *finding) addText(line []byte) {
 		}
 		key, value, ok := bytes.Cut(word, []byte("="))
 		if !ok && first {
-			return // prose may have level=debug in it, too
+			return // not key=value pairs: prose may contain level=debug, too
 		}
 		f.set(key, bytes.Trim(value, `"`))
 	}
 }
 
-// addJSON notes the values of an object, as far as it can be read; inner ones of log only.
+// addJSON records the values of an object, as far as it can be parsed; nested ones only of log.
 func (f *finding) addJSON(object []byte, inner bool) {
 	eachMember(object, func(key, value []byte) {
 		switch {
@@ -168,8 +168,8 @@ func (f *finding) addJSON(object []byte, inner bool) {
 	})
 }
 
-// eachMember calls visit with the members of a JSON object, as they stand there, until something is no
-// JSON; keys without their quotes.
+// eachMember calls visit with the members of a JSON object, unparsed, until it meets invalid JSON; keys
+// without their quotes.
 func eachMember(object []byte, visit func(key, value []byte)) {
 	const blank = " \t\r\n"
 	rest := object[1:]
@@ -193,7 +193,7 @@ func eachMember(object []byte, visit func(key, value []byte)) {
 	}
 }
 
-// jsonValue returns the value that text begins with; nothing when it does not end.
+// jsonValue returns the value at the beginning of text; nil if it has no end.
 func jsonValue(text []byte) []byte {
 	depth := 0
 	for i := 0; i < len(text); i++ {
@@ -239,7 +239,7 @@ func endsAtom(c byte) bool {
 
 const (
 	maxSpelling  = 64   // bytes of a severity
-	maxPairsText = 1024 // bytes of a line of key=value pairs that are looked through
+	maxPairsText = 1024 // bytes of a line of key=value pairs that are searched
 )
 
 func levelName(level int) string {
@@ -249,8 +249,8 @@ func levelName(level int) string {
 	return levels[level-1]
 }
 
-// known maps the spellings of a severity to its level, and others to 0: a label must not
-// have as many values as customers can think of.
+// known maps the spellings of a severity to its level, and others to 0: the number of a label's values
+// must be bounded.
 func known(text []byte) int {
 	var buf [maxSpelling]byte
 	if text = bytes.Trim(text, " \t\r\n[]()<>:\"'"); len(text) > len(buf) {

@@ -1,20 +1,20 @@
 // Package loki writes logs to Loki, over its push API or its OTLP endpoint.
 //
-// Over the push API (translate.go) stream labels come from a short allow-list, so that
-// streams stay few; trace ID, span ID and every other attribute travel as structured
-// metadata under the names that Loki's own OTLP endpoint gives them, so that links from
-// logs to traces work the same: `make test-oracle` reads them with Loki's parser.
-// Over OTLP the bytes go as they are, and Loki's otlp_config says what becomes a label.
+// Over the push API (translate.go) stream labels come from a short allow list, so that there are few
+// streams; trace ID, span ID and every other attribute become structured metadata under the names that
+// Loki's own OTLP endpoint gives them, so that links from logs to traces work in the same way:
+// `make test-oracle` reads them with Loki's parser. Over OTLP the bytes are sent unchanged, and Loki's
+// otlp_config says what becomes a label.
 //
 // # Promises
 //
-//   - The instance's label is that of the subject its logs came in, whatever they say.
-//   - Records of a stream are sent in the order of time within a request, and requests in
-//     the order in which they came.
+//   - The instance's label comes from the subject of its logs, whatever they claim.
+//   - Records of a stream are sent in the order of time within a request, and requests in the order
+//     of their arrival.
 //
 // # Not here
 //
-// Trying again and looking for culprits: package backend. HTTP: package httpclient.
+// Retries, and finding refused items: package backend. HTTP: package httpclient.
 package loki
 
 import (
@@ -58,7 +58,7 @@ type Limits struct {
 	Streams int `yaml:"streams_per_instance"`
 }
 
-// levelLabel stands for the record's level among the labels.
+// levelLabel is the label of the record's level.
 const levelLabel = "level"
 
 // DefaultConfig has no URL, and keeps the number of streams at instances × services ×
@@ -73,7 +73,7 @@ func (cfg *Config) validate() error {
 		errs = append(errs, fmt.Errorf("loki.mode is %q, want push or otlp", cfg.Mode))
 	}
 	if len(cfg.Labels) > 14 {
-		errs = append(errs, fmt.Errorf("loki.stream_labels has %d labels: Loki takes 15 by default, with service_name, and every one multiplies the streams", len(cfg.Labels)))
+		errs = append(errs, fmt.Errorf("loki.stream_labels has %d labels: Loki accepts 15 by default, with service_name, and every one multiplies the streams", len(cfg.Labels)))
 	}
 	if cfg.Limits.Streams < 0 {
 		errs = append(errs, fmt.Errorf("loki.limits.streams_per_instance is %d, want 0 or more", cfg.Limits.Streams))
@@ -90,7 +90,7 @@ const (
 type Writer struct {
 	cfg        Config
 	client     *httpclient.Client
-	batch      *batch // nil: nothing was written yet, or nothing is translated
+	batch      *batch // nil before the first write, and with mode otlp
 	compressed []byte
 }
 
@@ -114,21 +114,20 @@ func New(cfg Config) (*Writer, error) {
 	return &Writer{cfg: cfg, client: client}, nil
 }
 
-// Session returns a writer for another goroutine that remembers nothing.
+// Session returns a writer for another goroutine, without memory of earlier payloads.
 func (w *Writer) Session() *Writer { return &Writer{cfg: w.cfg, client: w.client} }
 
-// refused knows the words of Loki's distributor and ingester for what is wrong with
-// records.
+// refused recognises the error texts of Loki's distributor and ingester for invalid records.
 func refused(status int, body string) (reason string) {
 	if status != http.StatusBadRequest {
 		return ""
 	}
-	body = strings.ToLower(body) // releases differ in capitals
+	body = strings.ToLower(body) // releases differ in capitalisation
 	says := func(words ...string) bool {
 		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(body, w) })
 	}
 	switch {
-	case says("this feature is disallowed"): // allow_structured_metadata: not what is sent is wrong
+	case says("this feature is disallowed"): // allow_structured_metadata: the configuration is wrong, not the data
 		return httpclient.Misconfigured
 	case says("out of order", "too far behind"):
 		return ledger.DeadOutOfOrder
@@ -142,9 +141,9 @@ func refused(status int, body string) (reason string) {
 	return ""
 }
 
-// Takes asks Loki for its limits: reject_old_samples_max_age, and how far behind the
-// newest record of its stream one may be while newer ones come in, half of
-// ingester.max_chunk_age (Loki, pkg/ingester/stream.go).
+// Takes reads Loki's limits: reject_old_samples_max_age, and half of ingester.max_chunk_age, which is
+// how much older than the newest record of its stream a record may be while newer ones arrive (Loki,
+// pkg/ingester/stream.go).
 func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
 	own := pushPath
 	if w.cfg.Mode == "otlp" {
@@ -179,11 +178,11 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 	old := age.Round(time.Second)
 	switch {
 	case (cfg.Limits.Reject == nil || *cfg.Limits.Reject) && time.Duration(maxAge) < age:
-		return false, fmt.Sprintf("loki takes records that are up to %v old, these are %v old: set limits_config.reject_old_samples_max_age to more", maxAge, old), nil
+		return false, fmt.Sprintf("loki accepts records that are up to %v old, these are %v old: increase limits_config.reject_old_samples_max_age", maxAge, old), nil
 	case cfg.Limits.Unordered != nil && !*cfg.Limits.Unordered:
-		return false, fmt.Sprintf("loki takes no record that is older than the newest of its stream, these are %v old: set limits_config.unordered_writes to true", old), nil
+		return false, fmt.Sprintf("loki accepts no record that is older than the newest of its stream, these are %v old: set limits_config.unordered_writes to true", old), nil
 	case time.Duration(chunk)/2 < age:
-		return false, fmt.Sprintf("loki takes records that are up to %v behind the newest of their stream, half of ingester.max_chunk_age, and these are %v old: set it to more than twice that", model.Duration(chunk/2), old), nil
+		return false, fmt.Sprintf("loki accepts records that are up to %v older than the newest of their stream, half of ingester.max_chunk_age, and these are %v old: set it to more than twice that", model.Duration(chunk/2), old), nil
 	}
 	return true, "", nil
 }
@@ -191,17 +190,17 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 // Name is the backend's label.
 func (w *Writer) Name() string { return "loki" }
 
-// Close does nothing; connections end when they idle.
+// Close does nothing; idle connections time out.
 func (w *Writer) Close() error { return nil }
 
-// Write is [Writer.WriteArrived] of a payload that arrives now.
+// Write is [Writer.WriteArrived] for a payload that arrives now.
 func (w *Writer) Write(ctx context.Context, instance string, payload []byte) error {
 	return w.WriteArrived(ctx, instance, payload, time.Time{})
 }
 
-// WriteArrived returns nil when Loki has stored every record of an OTLP request, and
-// [fault.Parts] when it has stored all but those named there. Records without any time have that of
-// the arrival, whenever they are written; the zero time stands for now.
+// WriteArrived returns nil when Loki has stored every record of an OTLP request, and [fault.Parts]
+// when it has stored all but those named there. Records without any time get that of the arrival,
+// whenever they are written; the zero time means now.
 func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
 	if arrival.IsZero() {
 		arrival = time.Now()
@@ -222,14 +221,13 @@ func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []by
 	for body := b.request(); body != nil; body = b.request() {
 		w.compressed = snappy.Encode(w.compressed[:cap(w.compressed)], body)
 		if _, _, err := w.client.Send(ctx, instance, w.compressed, nil); err != nil {
-			return err // what comes twice is one line to Loki
+			return err // Loki keeps a line that it gets twice only once
 		}
 	}
 	return b.refused.Parts(func(records []int) []byte { return otlpwire.Pick(otlpwire.Logs, payload, records) })
 }
 
-// Translate calls visit with the pushes that a payload becomes, not compressed: for those
-// who measure.
+// Translate calls visit with the uncompressed pushes of a payload; it is for benchmarks.
 func (w *Writer) Translate(instance string, payload []byte, visit func(push []byte)) {
 	if w.batch == nil {
 		w.batch = newBatch(&w.cfg)

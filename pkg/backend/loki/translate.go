@@ -22,8 +22,8 @@ import (
 
 const instanceID = "instance.id"
 
-// batch turns one OTLP request after the other into pushes. It is the pure part: the time is
-// an argument.
+// batch turns OTLP requests into pushes, one after the other. It has no side effects: the time is an
+// argument.
 type batch struct {
 	cfg      *Config
 	instance string
@@ -36,9 +36,9 @@ type batch struct {
 	entries []byte // of all streams, encoded
 	refused fault.Rejections
 	record  int  // number of the next one
-	large   bool // more than a writer should hold: nothing of it counts
+	large   bool // more than a writer should hold: its result is not used
 
-	// Of the resource and scope at hand.
+	// Of the current resource and scope.
 	labels   []pair
 	byLevel  [len(levels) + 1]int // number of the stream + 1
 	resource []byte               // metadata, encoded
@@ -57,7 +57,7 @@ type stream struct {
 	sent    int
 }
 
-// entry is one line: where it stands in batch.entries.
+// entry is one line: its position in batch.entries.
 type entry struct {
 	at       uint64 // Unix nanoseconds
 	from, to int
@@ -73,26 +73,26 @@ func (b *batch) reset(instance string, now time.Time) {
 	b.streams, b.entries, b.refused, b.record, b.large, b.sent = b.streams[:0], b.entries[:0], b.refused[:0], 0, false, 0
 }
 
-// maxNames bounds what is remembered of names, over all requests, and maxName how long, in
-// bytes, each may be; Loki takes no longer label.
+// maxNames bounds the cache of names over all requests, and maxName the length of each in bytes; Loki
+// accepts no longer label.
 const (
 	maxNames = 4096
 	maxName  = 1024
 )
 
-// maxEntries is how many bytes the entries of one payload may have, and maxEntry each: what stands on
-// a resource stands on every line, and a name on all that is nested in it.
+// maxEntries is how many bytes the entries of one payload may have, and maxEntry each of them: the
+// attributes of a resource are repeated on every line, and a name in everything nested in it.
 const (
 	maxEntries = 64 << 20
 	maxEntry   = 4 << 20
 
-	// maxShared is how much metadata a resource and a scope may give each line; Loki takes
-	// 64 KiB by default.
+	// maxShared is how much metadata a resource and a scope may add to each line; Loki accepts 64 KiB
+	// by default.
 	maxShared = 256 << 10
 )
 
-// name turns an attribute's key into a label name, as Loki does; one that cannot be
-// one is unnamed.
+// name turns an attribute's key into a label name, as Loki does; a key that cannot become one is called
+// unnamed.
 func (b *batch) name(key []byte) string {
 	if n, ok := b.names[string(key)]; ok {
 		return n
@@ -112,7 +112,7 @@ func (b *batch) name(key []byte) string {
 	return n
 }
 
-// add translates an OTLP request, whose bytes must be sound.
+// add translates an OTLP request, which must be valid.
 func (b *batch) add(payload []byte) {
 	for r := range otlpwire.Resources(payload) {
 		b.setResource(r.Resource())
@@ -136,7 +136,7 @@ func (b *batch) setResource(resource []byte) {
 	otlpwire.EachResourceAttribute(resource, func(key, value []byte) {
 		switch {
 		case string(key) == instanceID:
-		case string(key) == levelLabel: // the record's is the label
+		case string(key) == levelLabel: // the label is the record's level
 			b.resource = b.metadata(b.resource, levelLabel, value)
 		case slices.Contains(b.cfg.Labels, string(key)):
 			b.label(b.name(key), value)
@@ -156,7 +156,7 @@ func (b *batch) setResource(resource []byte) {
 	})
 	if slices.Contains(b.cfg.Labels, instanceID) {
 		b.labels = slices.DeleteFunc(b.labels, func(p pair) bool { return p.name == "instance_id" })
-		b.labels = append(b.labels, pair{"instance_id", b.instance}) // as the subject says
+		b.labels = append(b.labels, pair{"instance_id", b.instance}) // from the subject
 	} else {
 		b.resource = b.pair(b.resource, "instance_id", []byte(b.instance))
 	}
@@ -165,7 +165,7 @@ func (b *batch) setResource(resource []byte) {
 	}
 }
 
-// label adds a label; the first of a name counts, as it does in Loki.
+// label adds a label; of several with the same name the first counts, as in Loki.
 func (b *batch) label(name string, value []byte) {
 	b.text = otlpattr.Append(b.text[:0], value)
 	if len(b.text) > 0 && !slices.ContainsFunc(b.labels, func(p pair) bool { return p.name == name }) {
@@ -189,7 +189,7 @@ func (b *batch) setScope(scope []byte) {
 	}
 }
 
-// pair appends a pair of structured metadata; none without a value.
+// pair appends a pair of structured metadata; nothing if it has no value.
 func (b *batch) pair(dst []byte, name string, value []byte) []byte {
 	if len(value) == 0 {
 		return dst
@@ -349,8 +349,8 @@ func (b *batch) id(dst []byte, name string, id []byte) []byte {
 	return dst
 }
 
-// stream returns the number of the stream of the resource at hand and a level. ok is false
-// when the instance has too many.
+// stream returns the number of the stream of the current resource and a level. ok is false if the
+// instance has too many.
 func (b *batch) stream(level int) (n int, ok bool) {
 	if !slices.Contains(b.cfg.Labels, levelLabel) {
 		level = 0
@@ -370,7 +370,7 @@ func (b *batch) stream(level int) (n int, ok bool) {
 			return 0, false
 		}
 		n = len(b.streams)
-		if n < cap(b.streams) { // its room for entries is used again
+		if n < cap(b.streams) { // reuse its memory for entries
 			b.streams = b.streams[:n+1]
 			b.streams[n] = stream{labels: labels, entries: b.streams[n].entries[:0]}
 		} else {
@@ -399,8 +399,8 @@ func labelString(ls []pair) string {
 	return sb.String()
 }
 
-// maxRequest is after how many bytes a push is closed: Loki takes no more than a tenant's
-// burst at once, 6 MB by default, and asks to try a larger one again for ever.
+// maxRequest is after how many bytes a push is closed: Loki accepts at most a tenant's burst at once,
+// 6 MB by default, and answers a larger one with a retryable code for ever.
 const maxRequest = 1 << 20
 
 // request returns the next logproto.PushRequest: streams = 1 {labels = 1, entries = 2
@@ -454,7 +454,7 @@ const hourNanos = 3600e9
 
 var seed = maphash.MakeSeed()
 
-// admit refuses a stream that is new when the instance has too many.
+// admit refuses a new stream if the instance has too many.
 func (b *batch) admit(labels string) error {
 	most := b.cfg.Limits.Streams
 	if most == 0 {
@@ -465,7 +465,7 @@ func (b *batch) admit(labels string) error {
 		g = &guard{streams: make(map[uint64]struct{})}
 		b.guards[b.instance] = g
 	}
-	if hour := b.now / hourNanos; hour > g.hour { // the time is the sender's, and may go to and fro
+	if hour := b.now / hourNanos; hour > g.hour { // the time comes from the sender, and may jump back and forth
 		g.hour = hour
 		clear(g.streams)
 	}

@@ -6,20 +6,20 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// encoder writes what a translation holds as requests of one version of remote_write.
-// Its slices are used again.
+// encoder writes a translation's series as requests of one version of remote_write. Its slices are
+// reused.
 type encoder struct {
 	out, message, part []byte
 	series             int // number of the next one
 	samples, histogram int // in the request
 }
 
-// maxRequest is after how many bytes of series a request is closed: the receiver of Prometheus
-// takes 32 MiB, others often less.
+// maxRequest is after how many bytes of series a request is closed: Prometheus accepts 32 MiB, other
+// receivers often less.
 const maxRequest = 4 << 20
 
 // next returns the next request, uncompressed, and how many samples and histograms it
-// has; nil when all series have been written. A series is in one request, whole.
+// has; nil when all series have been written. A series is never split between requests.
 func (e *encoder) next(t *translation, version int) []byte {
 	if e.series == len(t.series) {
 		return nil
@@ -61,7 +61,7 @@ func appendNumber(dst []byte, num protowire.Number, v uint64) []byte {
 	return protowire.AppendVarint(append(dst, byte(num<<3)|byte(protowire.VarintType)), v)
 }
 
-// appendDouble writes zero, too: but for minus zero nobody would miss it.
+// appendDouble writes zero, too: otherwise minus zero would be lost.
 func appendDouble(dst []byte, num protowire.Number, v float64) []byte {
 	return protowire.AppendFixed64(append(dst, byte(num<<3)|byte(protowire.Fixed64Type)), math.Float64bits(v))
 }
@@ -159,11 +159,11 @@ func (e *encoder) metadataV1(t *translation, first int) {
 	}
 }
 
-// nativeV writes a Histogram, which both versions have alike but for the start of its
-// counting: num is its field, 0 for none.
+// nativeV writes a Histogram, which is the same in both versions except for the start timestamp: num is
+// its field, 0 for none.
 func (e *encoder) nativeV(t *translation, v *sample, num protowire.Number) []byte {
 	h := &t.native[v.histogram]
-	p := append(e.part[:0], 1<<3|byte(protowire.VarintType)) // of a oneof: zero is written, too
+	p := append(e.part[:0], 1<<3|byte(protowire.VarintType)) // in a oneof: zero is written, too
 	p = protowire.AppendVarint(p, h.count)
 	p = appendDouble(p, 3, h.sum)
 	p = appendNumber(p, 4, protowire.EncodeZigZag(int64(h.schema)))
@@ -179,7 +179,7 @@ func (e *encoder) nativeV(t *translation, v *sample, num protowire.Number) []byt
 	return p
 }
 
-// append writes spans in field num and deltas in the one behind it.
+// append writes spans in field num and deltas in the next one.
 func (b *sparse) append(dst []byte, num protowire.Number) []byte {
 	for _, s := range b.spans {
 		offset := protowire.EncodeZigZag(int64(s.offset))

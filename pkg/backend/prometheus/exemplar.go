@@ -12,11 +12,11 @@ import (
 // maxExemplarRunes is how long the labels of an exemplar may be together (OpenMetrics).
 const maxExemplarRunes = 128
 
-// exemplar reads one of the point at hand; one without a value is left out.
+// exemplar reads an exemplar of the current point; one without a value is left out.
 func (t *translation) exemplar(b []byte) {
 	w := &t.incoming
 	w.read(b)
-	if !w.valued || t.ahead(uint64(max(w.at, 0))*1e6) { // ahead of its time it would keep later ones out
+	if !w.valued || t.ahead(uint64(max(w.at, 0))*1e6) { // one from the future would keep later ones out
 		return
 	}
 	e := exemplar{next: none, at: w.at, value: w.value, labels: uint32(len(t.pairs))}
@@ -100,7 +100,7 @@ func allZero(b []byte) bool {
 	return true
 }
 
-// attach gives a series an exemplar.
+// attach adds an exemplar to a series.
 func (t *translation) attach(n int, entry int32) {
 	s := &t.series[n]
 	if s.lastSeen == none {

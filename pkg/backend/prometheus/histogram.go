@@ -10,20 +10,19 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// otlpHistogram is a point of an explicit or exponential histogram. Its slices are used
-// again.
+// otlpHistogram is a point of an explicit or exponential histogram. Its slices are reused.
 type otlpHistogram struct {
 	count  uint64
 	sum    float64
 	summed bool
 
 	bounds []float64 // explicit
-	counts []uint64  // likewise, not cumulative
+	counts []uint64  // explicit, not cumulative
 
 	exponential        bool
 	scale              int32
 	zeros              uint64
-	threshold          float64 // of the zero bucket; 0: none was said
+	threshold          float64 // of the zero bucket; 0 if not given
 	positive, negative buckets
 }
 
@@ -48,7 +47,7 @@ func (h *otlpHistogram) total(f otlpwire.Field) {
 	}
 }
 
-// histogramPoint makes t.histogram cumulative, and asks the guard.
+// histogramPoint makes t.histogram cumulative, and checks the cardinality.
 func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt point) (point, error) {
 	h := &t.histogram
 	if len(h.counts) > maxBuckets+1 || len(h.bounds) > maxBuckets || len(h.positive.counts) > maxBuckets || len(h.negative.counts) > maxBuckets {
@@ -65,8 +64,8 @@ func (t *translation) histogramPoint(m *otlpwire.Metric, names familyNames, pt p
 	return pt, err
 }
 
-// finite leaves out bounds that are infinite: above positive infinity there is nothing, and the bucket
-// of the largest series has no bound anyway.
+// finite removes infinite bounds: there is nothing above positive infinity, and the last bucket has no
+// bound anyway.
 func (h *otlpHistogram) finite() {
 	n := len(h.bounds)
 	if n > 0 && math.IsInf(h.bounds[n-1], 1) {
@@ -85,8 +84,8 @@ func (h *otlpHistogram) finite() {
 	}
 }
 
-// explicit adds a point of a histogram with bounds: a series for each bucket, one for
-// the count and, where there is one, the sum.
+// explicit adds a point of a histogram with bounds: a series for each bucket, one for the count and, if
+// the point has it, one for the sum.
 func (t *translation) explicit(m *otlpwire.Metric, p []byte, names familyNames) error {
 	h := &t.histogram
 	h.reset()
@@ -171,7 +170,7 @@ func (t *translation) bucketSeries(h *otlpHistogram, name uint32, pt point) {
 	}
 }
 
-// le makes t.les of bounds, which are mostly those of the point before.
+// le fills t.les from bounds, which are usually those of the previous point.
 func (t *translation) le(bounds []float64) {
 	if len(t.les) == len(bounds) && slices.Equal(t.bounds, bounds) {
 		return
@@ -188,8 +187,8 @@ const (
 	maxSchema = 8
 )
 
-// zeroThreshold is the one that Prometheus gives histograms from OTLP. Ours have it where their own
-// is zero.
+// zeroThreshold is the zero threshold that Prometheus gives histograms from OTLP. It is used for those
+// whose own threshold is zero.
 const zeroThreshold = 1e-128
 
 // native is a native histogram.
@@ -200,14 +199,14 @@ type native struct {
 	positive, negative sparse
 }
 
-// sparse are the buckets of one side: those that spans name, each by its difference
-// from the one before.
+// sparse are the buckets of one side: those listed by spans, each as its difference from the previous
+// one.
 type sparse struct {
 	spans  []span
 	deltas []int64
 }
 
-// span is length buckets, offset behind the span before; that of the first is its index.
+// span is a run of length buckets, offset after the previous span; the offset of the first is its index.
 type span struct {
 	offset int32
 	length uint32
@@ -289,9 +288,9 @@ func (h *otlpHistogram) native(ended bool) native {
 	return n
 }
 
-// counted reports whether the buckets of an exponential histogram hold what its count says, as
-// Prometheus wants them to: of one with a sum that is no number they may hold less. Releases
-// differ in what they answer to others, and for some it is 500.
+// counted reports whether the buckets of an exponential histogram add up to its count, as Prometheus
+// requires; if its sum is NaN they may add up to less. Releases differ in their answer to other
+// histograms, and some answer 500.
 func (h *otlpHistogram) counted() bool {
 	total := float64(h.zeros)
 	for _, side := range [][]uint64{h.positive.counts, h.negative.counts} {
@@ -305,7 +304,7 @@ func (h *otlpHistogram) counted() bool {
 	return total == float64(h.count) && total < math.MaxInt64
 }
 
-// read reads a Buckets message; of one that is there twice the numbers follow each other.
+// read reads a Buckets message; the numbers of a repeated one are concatenated.
 func (b *buckets) read(msg []byte) {
 	for i := 0; i < len(msg); {
 		var f otlpwire.Field
@@ -327,7 +326,7 @@ func (b *buckets) read(msg []byte) {
 	}
 }
 
-// maxGap is how many empty buckets may stand in a span: beyond it a new one is shorter.
+// maxGap is how many empty buckets a span may contain: for more a new span is shorter.
 const maxGap = 2
 
 // sparse returns the buckets as a native histogram has them, 2^down of them in one. The

@@ -12,20 +12,19 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// label is a pair of symbols. weak ones give way to an attribute of the same name.
+// label is a pair of symbols. A weak one is replaced by an attribute of the same name.
 type label struct {
 	name, value uint32
 	weak        bool
 }
 
-// maxNames bounds what is remembered of names, over all requests, and maxName how long, in
-// bytes, each may be.
+// maxNames bounds the cache of names over all requests, and maxName the length of each in bytes.
 const (
 	maxNames = 4096
 	maxName  = 256
 )
 
-// names builds label and metric names by a strategy, and remembers them.
+// names builds label and metric names by a strategy, and caches them.
 type names struct {
 	metric otlptranslator.MetricNamer
 	label  otlptranslator.LabelNamer
@@ -38,7 +37,7 @@ type names struct {
 
 // family is what the samples of a metric have in common.
 type family struct {
-	name string // empty: none can be built
+	name string // empty: no valid name can be built
 	unit string
 	err  error
 }
@@ -47,7 +46,7 @@ func newNames(strategy otlptranslator.TranslationStrategyOption) *names {
 	escape := strategy.ShouldEscape()
 	return &names{
 		metric: otlptranslator.NewMetricNamer("", strategy),
-		// As Prometheus has them by default: otlp.label_name_underscore_sanitization and
+		// Prometheus's defaults of otlp.label_name_underscore_sanitization and
 		// otlp.label_name_preserve_multiple_underscores.
 		//lint:ignore SA1019 Prometheus 3 still has it, and series must have the same names
 		label:    otlptranslator.LabelNamer{UTF8Allowed: !escape, UnderscoreLabelSanitization: true, PreserveMultipleUnderscores: true},
@@ -68,7 +67,7 @@ func (n *names) labelName(key []byte) (string, error) {
 		return "", err
 	}
 	if strings.HasPrefix(name, "__") {
-		name = "key" + name // those are Prometheus's own
+		name = "key" + name // reserved for Prometheus
 	}
 	if len(n.labels) >= maxNames {
 		clear(n.labels)
@@ -79,7 +78,7 @@ func (n *names) labelName(key []byte) (string, error) {
 	return name, nil
 }
 
-// family returns the names of a metric; id is room to work in.
+// family returns the names of a metric; id is a scratch buffer.
 func (n *names) family(m *otlpwire.Metric, id []byte) (family, []byte) {
 	kind := byte(m.Kind)
 	if m.Monotonic {
@@ -128,13 +127,13 @@ const (
 	quantileLabel = "quantile"
 )
 
-// identifying are the resource attributes that job and instance are made of.
+// identifying are the resource attributes from which job and instance are built.
 var identifying = []string{"service.namespace", "service.name", "service.instance.id"}
 
-// attribute is one of those at hand: where it stands in the payload.
+// attribute is a current attribute: slices of the payload.
 type attribute struct{ key, value []byte }
 
-// byKey sorts attributes, as Prometheus does before it merges those whose names become one.
+// byKey sorts attributes, as Prometheus does before it merges those whose names become equal.
 func byKey(as []attribute) {
 	cmp := func(a, b attribute) int { return bytes.Compare(a.key, b.key) }
 	if !slices.IsSortedFunc(as, cmp) {
@@ -142,7 +141,7 @@ func byKey(as []attribute) {
 	}
 }
 
-// text returns an attribute's value, in t.scratch where it is no string.
+// text returns an attribute's value, in t.scratch if it is not a string.
 func (t *translation) text(value []byte) []byte {
 	if v := otlpwire.ParseValue(value); v.Kind == otlpwire.String {
 		return v.Str
@@ -151,11 +150,11 @@ func (t *translation) text(value []byte) []byte {
 	return t.scratch
 }
 
-// maxJoined is how long the value of attributes with one label may be before another joins.
+// maxJoined is how long the joined value of a label may be before another attribute is added.
 const maxJoined = 4096
 
-// addAttributes appends the labels of attributes to ls, which has none yet. Those whose
-// names become one are joined with ';', in the order of their keys.
+// addAttributes appends the labels of attributes to ls, which has none yet. Those whose names become
+// equal are joined with ';', in the order of their keys.
 func (t *translation) addAttributes(ls []label, as []attribute, prefix string) ([]label, error) {
 	byKey(as)
 	for _, a := range as {
@@ -177,7 +176,7 @@ func (t *translation) addAttributes(ls []label, as []attribute, prefix string) (
 			ls = append(ls, label{name: n, value: v})
 		case ls[i].value != 0 && t.names.escape:
 			if len(t.symbols.get(ls[i].value)) > maxJoined {
-				return ls, fmt.Errorf("attributes that become the label %s: more than %d bytes together", name, maxJoined)
+				return ls, fmt.Errorf("attributes that become the label %s have more than %d bytes together", name, maxJoined)
 			}
 			joined := append(append([]byte(nil), t.symbols.get(ls[i].value)...), ';')
 			ls[i].value = t.symbols.add(append(joined, t.symbols.get(v)...))
@@ -188,7 +187,7 @@ func (t *translation) addAttributes(ls []label, as []attribute, prefix string) (
 	return ls, nil
 }
 
-// set gives a label a value in ls, which is in no order.
+// set sets the value of a label in ls, which is unordered.
 func set(ls []label, l label) []label {
 	i := slices.IndexFunc(ls, func(have label) bool { return have.name == l.name })
 	if i < 0 {
@@ -198,7 +197,7 @@ func set(ls []label, l label) []label {
 	return ls
 }
 
-// claim is set for a label that must stand there: another of its name is exported.
+// claim is set for a label that must be present: another one of its name is renamed to exported_….
 func (t *translation) claim(ls []label, l label) []label {
 	if i := slices.IndexFunc(ls, func(have label) bool { return have.name == l.name && have.value != 0 }); i >= 0 {
 		ls[i].name = t.export(l.name, func(name uint32) bool {
@@ -208,7 +207,7 @@ func (t *translation) claim(ls []label, l label) []label {
 	return set(ls, l)
 }
 
-// export returns the first name that is not taken with exported before it.
+// export returns the first free name with exported_ before it.
 func (t *translation) export(name uint32, taken func(uint32) bool) uint32 {
 	for text := string(t.symbols.get(name)); taken(name); {
 		text = exported + text
@@ -225,7 +224,7 @@ func (t *translation) order(ls []label) []label {
 			out = append(out, l)
 		}
 	}
-	for i := 1; i < len(out); i++ { // few, and nearly in order
+	for i := 1; i < len(out); i++ { // few, and nearly sorted
 		for j := i; j > 0 && t.before(out[j].name, out[j-1].name); j-- {
 			out[j], out[j-1] = out[j-1], out[j]
 		}
@@ -237,12 +236,11 @@ func (t *translation) before(a, b uint32) bool {
 	return bytes.Compare(t.symbols.get(a), t.symbols.get(b)) < 0
 }
 
-// exported stands before the name of a point's label that another takes the place of, as where
-// Prometheus scrapes.
+// exported is the prefix of a point's label whose name another label takes, as in Prometheus's scrapes.
 const exported = "exported_"
 
-// giveWay renames the labels of the point at hand that the resource's would overwrite, or one that
-// its series have of their own: no customer can forge instance_id, and nothing of the point is lost.
+// giveWay renames the labels of the current point that the resource's labels would overwrite, or a
+// label that its series need themselves: no customer can forge instance_id, and no label is lost.
 func (t *translation) giveWay() {
 	moved := false
 	for i := range t.own {
@@ -257,13 +255,13 @@ func (t *translation) giveWay() {
 	}
 }
 
-// overwritten reports whether a label of the resource, or of the series, stands above one of the point.
+// overwritten reports whether a label of the resource, or of the series, overrides one of the point.
 func (t *translation) overwritten(name uint32) bool {
 	return name == t.reserved || slices.ContainsFunc(t.resource, func(l label) bool { return l.name == name && !l.weak })
 }
 
-// merge puts the labels of a point and of its resource together, both in order, into
-// t.labels. Weak ones of the resource give way.
+// merge merges the labels of a point and of its resource, both sorted, into t.labels. Weak ones of the
+// resource are replaced.
 func (t *translation) merge(point, resource []label) {
 	out := t.labels[:0]
 	for len(point) > 0 && len(resource) > 0 {

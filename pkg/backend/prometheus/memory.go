@@ -7,15 +7,34 @@ import (
 	"slices"
 )
 
-// identity tells series apart, over all requests of a process: two hashes of 64 bits.
+// identity identifies a series over all requests of a process: two hashes of 64 bits.
 type identity struct{ first, second uint64 }
 
-// memory is what a translation remembers from one request to the next. Everything in it
-// is bounded, and lost when another sink takes over: see docs/backends.md for what that
-// means to deltas.
+// memory is what a translation remembers from one request to the next, because one request alone does
+// not determine what has to be written:
 //
-// What is older is in old, what is younger in young: when young is full it becomes old,
-// and what was old is forgotten.
+//   - deltas, the sum of each series with delta temporality. Prometheus stores running totals;
+//     without the sum every delta would look like a counter that has restarted.
+//   - lasts, the time of each stream's last delta. Messages are delivered at least once, and a
+//     delta that is in the sum already must not be added a second time.
+//   - shapes, the buckets or quantiles of each series. A point that ends a series need not name
+//     them, but every one of their series has to end.
+//   - targets and doubts, when target_info was last written, and when it was refused: it is not
+//     repeated with every request.
+//   - guards, the known series of each instance: only new ones count against the limits.
+//
+// What a request changes in deltas, lasts and targets is staged, and committed only when the backend
+// has stored the request. A request that fails is translated again for the next attempt; if its deltas
+// were in the sums by then, they would be left out as repetitions, or counted twice. When a request
+// with deltas is refused, it is not known which of them the backend has stored; their sums are dropped
+// (forget), because a sum that begins at zero again is a counter reset, which Prometheus handles, and
+// a wrong sum would remain wrong for good.
+//
+// Everything in it is bounded, and lost when another sink takes over: docs/backends.md describes what
+// that means for deltas.
+//
+// Newer entries are in young, older ones in old: when young is full it becomes old, and the previous
+// old is discarded.
 type memory struct {
 	deltas  generations[delta]
 	lasts   generations[uint64]    // the time of a stream's last delta, in nanoseconds
@@ -28,12 +47,12 @@ type memory struct {
 	staged  map[identity]delta
 	counted map[identity]uint64 // of lasts
 	written map[identity]int64
-	shape   []float64 // the one that was noted last: most series share it
+	shape   []float64 // the last one that was recorded: most series share it
 }
 
 type generations[T any] struct {
 	young, old map[identity]T
-	most       int // of each
+	most       int // entries in each
 }
 
 func newGenerations[T any](most int) generations[T] {
@@ -59,11 +78,11 @@ func (g *generations[T]) set(id identity, v T) {
 	g.young[id] = v
 }
 
-// maxTargets is about how many resources are known to have a target_info.
+// maxTargets is about how many resources are remembered to have a target_info.
 const maxTargets = 1 << 16
 
-// maxShapes is of about how many histograms and summaries it is known what series they have, and maxShape
-// how many these are at the most.
+// maxShapes is for about how many histograms and summaries the shape is remembered, and maxShape how
+// many buckets or quantiles such a shape may have.
 const (
 	maxShapes = 1 << 14
 	maxShape  = 256
@@ -78,14 +97,14 @@ func newMemory(cfg *Config) *memory {
 	}
 }
 
-// reset forgets what the request before would have changed.
+// reset discards the staged changes of the previous request.
 func (m *memory) reset() {
 	clear(m.staged)
 	clear(m.counted)
 	clear(m.written)
 }
 
-// forget begins the series again whose deltas were refused: nobody knows what of them the
+// forget drops the sums of the series whose deltas were refused: it is not known which of these the
 // backend has.
 func (m *memory) forget() {
 	for id := range m.staged {
@@ -108,8 +127,8 @@ func (m *memory) commit() {
 	m.reset()
 }
 
-// ends returns the bounds or quantiles of a series that ends, of which its last point need say
-// nothing; of others it notes them.
+// ends returns the bounds or quantiles of a series that ends, which its last point need not have; for
+// other points it remembers them.
 func (m *memory) ends(id identity, ended bool, shape []float64) []float64 {
 	switch known, _ := m.shapes.get(id); {
 	case ended && len(shape) == 0:
@@ -133,11 +152,11 @@ func (m *memory) target(id identity) (at int64, ok bool) {
 
 func (m *memory) wroteTarget(id identity, at int64) { m.written[id] = at }
 
-// hour is how long a target_info is left out that was refused.
+// hour is how long a refused target_info is left out.
 const hour = 3600_000 // milliseconds
 
-// doubt notes that one of the target_info series of a request was refused. Each is tried alone next time;
-// one that was alone is left out for an hour.
+// doubt records that one of the target_info series of a request was refused. Each is tried alone next
+// time; one that was already alone is left out for an hour.
 func (m *memory) doubt(ids []identity, now int64) {
 	for _, id := range ids {
 		until := int64(0)
@@ -154,21 +173,22 @@ type delta struct {
 	start, last uint64 // nanoseconds; last is that of the newest sample
 	value       float64
 	histogram   *otlpHistogram // nil: a number
-	stream      uint64         // whose shape the histogram has
+	stream      uint64         // the stream whose shape the histogram has
 }
 
-// idle is after how long without a delta a histogram may have another shape.
+// idle is after how long without a delta a histogram may get another shape.
 const idle = 300e9 // nanoseconds
 
-// replaced reports whether a delta that cannot be added to a sum is of what has taken its place:
-// the same stream that has changed, or another that began behind it. Two that go on side by side
-// must not begin their sum again and again.
+// replaced reports whether a delta that cannot be added to a sum comes from its successor: the same
+// stream with another shape, or another stream that began after it. Two concurrent streams must not
+// reset each other's sum again and again.
 func (d *delta) replaced(stream uint64, pt point) bool {
 	return d.stream == stream || max(pt.start, pt.at-min(pt.at, idle)) >= d.last
 }
 
-// next returns the sum that a delta of a stream is to be added to, and when its series has the result:
-// never before what is there already, which may be of another stream. fresh says that it begins here.
+// next returns the sum to which a delta of a stream is added, and the time of the resulting sample:
+// never before the series' newest sample, which may come from another stream. fresh says that the sum
+// begins with this delta.
 func (m *memory) next(id, stream identity, pt point) (d delta, at uint64, fresh bool, err error) {
 	last, counting := m.counted[stream]
 	known := counting
@@ -178,7 +198,7 @@ func (m *memory) next(id, stream identity, pt point) (d delta, at uint64, fresh 
 	switch {
 	case known && pt.at < last:
 		return d, 0, false, errOld
-	case known && pt.at == last && !counting: // of two in one request both count
+	case known && pt.at == last && !counting: // two in one request both count
 		return d, 0, false, errKnown
 	}
 	d, staged := m.staged[id]
@@ -200,16 +220,16 @@ func (m *memory) next(id, stream identity, pt point) (d delta, at uint64, fresh 
 	return d, max(d.last/milli*milli+milli, pt.at), false, nil
 }
 
-// keep remembers a sum whose sample stands at a time, and that a delta is in it.
+// keep stages a sum with the time of its sample, and the time of the delta that is now in it.
 func (m *memory) keep(id, stream identity, d delta, at uint64, pt point) {
 	d.last = at
 	m.staged[id], m.counted[stream] = d, pt.at
 }
 
-// summed is the stream of the samples that are sums: those of one series belong together.
+// summed is the stream of samples that are sums, so that those of one series belong together.
 const summed = 1
 
-// sum adds a delta to the sum of its series, and returns what is to be written.
+// sum adds a delta to the sum of its series, and returns the sample to write.
 func (t *translation) sum(name uint32, pt point, v float64) (float64, point, error) {
 	stream := identity{t.stream, 0}
 	if t.stream = summed; pt.ended {
@@ -228,15 +248,15 @@ func (t *translation) sum(name uint32, pt point, v float64) (float64, point, err
 	}
 	d.value += v
 	if math.IsInf(d.value, 0) {
-		d = delta{start: pt.start, value: v} // as a counter that begins again
+		d = delta{start: pt.start, value: v} // like a counter that restarts
 	}
 	t.memory.keep(id, stream, d, at, pt)
 	pt.at, pt.start = at, d.start
 	return d.value, pt, nil
 }
 
-// sumHistogram adds what was before to t.histogram, and returns the point that is to be written. One that
-// cannot be added to what was before begins again.
+// sumHistogram adds the previous sum to t.histogram, and returns the point to write. If the two cannot
+// be added, the sum restarts.
 func (t *translation) sumHistogram(name uint32, pt point) (point, error) {
 	stream, h := identity{t.stream, 0}, &t.histogram
 	if t.stream = summed; pt.ended {
@@ -245,12 +265,12 @@ func (t *translation) sumHistogram(name uint32, pt point) (point, error) {
 	if math.IsNaN(h.sum) || math.IsInf(h.sum, 0) {
 		return pt, errFinite
 	}
-	if h.exponential && !h.add(&otlpHistogram{exponential: true, scale: h.scale, threshold: h.threshold}) { // as coarse as it must be
+	if h.exponential && !h.add(&otlpHistogram{exponential: true, scale: h.scale, threshold: h.threshold}) { // makes it as coarse as necessary
 		return pt, errBuckets
 	}
 	id := t.identity(name)
 	if h.exponential {
-		id.second++ // in Prometheus another series than those of one with bounds
+		id.second++ // in Prometheus a different series than that of one with bounds
 	}
 	d, at, fresh, err := t.memory.next(id, stream, pt)
 	if err != nil {
@@ -276,12 +296,12 @@ func (h *otlpHistogram) clone() *otlpHistogram {
 	return &c
 }
 
-// maxSum is how many buckets a side of a sum of exponential histograms has at the most:
-// what SDKs bound theirs to. With more its resolution is halved.
+// maxSum is the most buckets that a side of a sum of exponential histograms may have, the bound of SDKs.
+// With more its resolution is halved.
 const maxSum = 160
 
-// add adds what was before to h, and reports whether that can be done: not with other bounds
-// or another kind, nor where an exponential one would have too many buckets.
+// add adds before to h, and reports whether that is possible: not with different bounds or of another
+// kind, and not if an exponential one would have too many buckets.
 func (h *otlpHistogram) add(before *otlpHistogram) bool {
 	if h.exponential && before.exponential {
 		h, before = h.sameZero(before)
@@ -316,8 +336,8 @@ func (h *otlpHistogram) add(before *otlpHistogram) bool {
 	return true
 }
 
-// sameZero gives two exponential histograms the wider one of their zero buckets, and returns them; of
-// before a copy, where it changes.
+// sameZero gives two exponential histograms the wider of their zero buckets, and returns them; before
+// is copied if it changes.
 func (h *otlpHistogram) sameZero(before *otlpHistogram) (*otlpHistogram, *otlpHistogram) {
 	if h.threshold == before.threshold {
 		return h, before
@@ -331,7 +351,7 @@ func (h *otlpHistogram) sameZero(before *otlpHistogram) (*otlpHistogram, *otlpHi
 	return h, before
 }
 
-// widen lets the zero bucket hold what is up to a threshold, and the rest of the bucket that this is in.
+// widen extends the zero bucket up to a threshold, and to the end of the bucket in which that is.
 func (h *otlpHistogram) widen(threshold float64) {
 	h.threshold = max(h.threshold, threshold)
 	for _, b := range []*buckets{&h.positive, &h.negative} {
@@ -345,7 +365,7 @@ func (h *otlpHistogram) widen(threshold float64) {
 	}
 }
 
-// bound is the lower one of the bucket of an index.
+// bound is the lower bound of the bucket with an index.
 func (h *otlpHistogram) bound(index int32) float64 {
 	return math.Exp2(math.Ldexp(float64(index), -int(h.scale)))
 }
@@ -353,7 +373,7 @@ func (h *otlpHistogram) bound(index int32) float64 {
 func positive(h *otlpHistogram) *buckets { return &h.positive }
 func negative(h *otlpHistogram) *buckets { return &h.negative }
 
-// reach returns the first and the last index of buckets with 2^down of them in one.
+// reach returns the first and the last index of the buckets if 2^down of them are merged into one.
 func (b *buckets) reach(down uint) (first, last int32, any bool) {
 	if len(b.counts) == 0 {
 		return 0, 0, false
@@ -402,7 +422,7 @@ var errCardinality = errors.New("too many new series")
 // guard counts the new series of one instance, by the time of its own points.
 type guard struct {
 	minute, hour, first int64 // of the points
-	fresh               int   // new in this minute
+	fresh               int   // new series in this minute
 	young, old          map[uint64]struct{}
 	values              map[uint64]map[uint64]struct{} // of the labels of points, by name, in this hour
 }
@@ -411,18 +431,18 @@ const (
 	minuteNanos = 60e9
 	hourMinutes = 60
 	dayNanos    = 24 * 3600e9 // older points do not say when an instance began
-	ahead       = 10          // minutes that Prometheus takes points before their time
+	ahead       = 10          // minutes by which a point may be ahead of its arrival
 
-	// learning is how many minutes long an instance that is new here may have ten
-	// times as many new series: to a sink that has just taken it over all are new.
+	// learning is for how many minutes an instance that is new to this sink may have ten times as many
+	// new series: after a take-over all of them are new.
 	learning = 5
 
 	// maxLabels is how many names the labels of an instance's points may have in an hour.
 	maxLabels = 1024
 )
 
-// admit refuses the point at hand when its series is new and there are too many.
-// shape are its bounds or quantiles, each of which makes a series.
+// admit refuses the current point if its series is new and there are too many. shape are its bounds or
+// quantiles, each of which is a series.
 func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) error {
 	limits := &m.cfg.Limits
 	if limits.NewSeries == 0 {
@@ -492,7 +512,7 @@ func (g *guard) roomFor(t *translation, limits *Limits) error {
 	}
 	for _, l := range t.own {
 		if len(g.values) >= maxLabels && g.values[t.symbols.hashes[l.name]] == nil {
-			return fmt.Errorf("%w of instance %s: more than %d names of labels in an hour", errCardinality, t.instance, maxLabels)
+			return fmt.Errorf("%w of instance %s: more than %d label names in an hour", errCardinality, t.instance, maxLabels)
 		}
 		if v := g.values[t.symbols.hashes[l.name]]; values > 0 && len(v) >= values {
 			if _, known := v[t.symbols.hashes[l.value]]; !known {

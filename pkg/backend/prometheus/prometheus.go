@@ -1,23 +1,23 @@
-// Package prometheus writes metrics to Prometheus over remote_write 2.0, or 1.0 where
-// the receiver knows no other.
+// Package prometheus writes metrics to Prometheus over remote_write 2.0, or 1.0 if the receiver does
+// not know 2.0.
 //
-// OTLP bytes become series without an intermediate form (translate.go), with the names
-// that otlptranslator gives them by one of four strategies, and as Prometheus's own
-// translation makes them: `make test-oracle` compares the two. Exponential histograms
-// become native ones, deltas are added up, exemplars, start times, metadata and the
-// ends of series go along, and each resource has its target_info.
+// OTLP bytes become series without an intermediate form (translate.go), with the names that
+// otlptranslator gives them by one of four strategies, and as Prometheus's own translation makes
+// them: `make test-oracle` compares the two. Exponential histograms become native ones, deltas are
+// added up, exemplars, start times, metadata and the ends of series are sent, too, and each
+// resource has its target_info.
 //
 // # Promises
 //
 //   - Identity wins over data point attributes of the same name: a customer cannot
 //     forge instance_id.
-//   - Samples of a series are sent in the order in which they came, one request at a time.
-//   - A request that failed is made of the same samples when it is tried again.
-//   - Of a payload with points that Prometheus cannot have, the others are stored.
+//   - Samples of a series are sent in the order of their arrival, one request at a time.
+//   - A request that failed has the same samples when it is retried.
+//   - If Prometheus cannot store some points of a payload, the others are stored.
 //
 // # Not here
 //
-// Trying again and looking for culprits: package backend. HTTP: package httpclient.
+// Retries, and finding refused items: package backend. HTTP: package httpclient.
 package prometheus
 
 import (
@@ -87,7 +87,7 @@ type Limits struct {
 func DefaultConfig() Config {
 	return Config{
 		Protocol: "auto", Strategy: string(otlptranslator.UnderscoreEscapingWithSuffixes), TargetInfo: true,
-		// They tell instances and services apart.
+		// They distinguish instances and services.
 		Labels: []string{"instance.id", "instance.name", "customer.id", "deployment.environment", "service.name", "service.namespace"},
 		Limits: Limits{NewSeries: 20_000, LabelValues: 10_000, DeltaSeries: 100_000},
 	}
@@ -111,7 +111,7 @@ func (cfg *Config) validate() error {
 	}
 	for name := range cfg.External {
 		if !labelName.MatchString(name) || strings.HasPrefix(name, "__") {
-			errs = append(errs, fmt.Errorf("prometheus.external_labels: %q is no name for a label", name))
+			errs = append(errs, fmt.Errorf("prometheus.external_labels: %q is not a label name", name))
 		}
 	}
 	if l := cfg.Limits; l.NewSeries < 0 || l.LabelValues < 0 || l.DeltaSeries < 1 {
@@ -125,23 +125,23 @@ const writePath = "/api/v1/write"
 // Writer sends to one Prometheus.
 type Writer struct {
 	*receiver
-	translation *translation // nil: nothing was written yet
+	translation *translation // nil before the first write
 	encoder     encoder
 	compressed  []byte
-	refused     piece // what was refused last: its halves go without target_info
+	refused     piece // what was refused last: its halves are written without target_info
 }
 
-// piece tells the parts of what arrived together.
+// piece identifies the parts of one payload.
 type piece struct {
 	instance string
 	arrival  time.Time
 }
 
-// receiver is what the writers to one Prometheus share.
+// receiver is the state that the writers to one Prometheus share.
 type receiver struct {
 	cfg    Config
 	client *httpclient.Client
-	// fallback is when 2.0 was not understood, in Unix seconds; 0: it was, or was not tried.
+	// fallback is when 2.0 was not understood, in Unix seconds; 0 if it was, or was not tried.
 	fallback atomic.Int64
 	// confirmed says that 2.0 is understood.
 	confirmed atomic.Bool
@@ -163,12 +163,12 @@ func New(cfg Config) (*Writer, error) {
 	return &Writer{receiver: &receiver{cfg: cfg, client: client}}, nil
 }
 
-// Session returns a writer for another goroutine that remembers nothing.
+// Session returns a writer for another goroutine, without memory of earlier payloads.
 func (w *Writer) Session() *Writer { return &Writer{receiver: w.receiver} }
 
-// refused knows the words of Prometheus and those who are like it for samples that come
-// too late. Prometheus 2.42 answers 500 to one that is too old: by the book that would be
-// tried again for ever.
+// refused recognises the error texts of Prometheus and compatible receivers for samples that are
+// refused for good. Prometheus 2.42 answers 500 to one that is too old, which would otherwise be
+// retried for ever.
 func refused(status int, body string) (reason string) {
 	if status != http.StatusBadRequest && status != http.StatusInternalServerError && status != http.StatusConflict {
 		return ""
@@ -183,16 +183,16 @@ func refused(status int, body string) (reason string) {
 		return ledger.DeadTooOld
 	case strings.Contains(body, "observations found in buckets"): // a histogram; some releases answer 500
 		return ledger.DeadRefused
-	case strings.Contains(body, "native histograms are disabled"): // likewise, and not what is sent is wrong
+	case strings.Contains(body, "native histograms are disabled"): // also 500 in some releases; the configuration is wrong, not the data
 		return httpclient.Misconfigured
-	case status == http.StatusConflict: // Thanos: there is another, or a newer one
+	case status == http.StatusConflict: // Thanos: there is another sample, or a newer one
 		return ledger.DeadOutOfOrder
 	}
 	return ""
 }
 
-// Takes asks Prometheus how far back it takes samples while newer ones come in: as far
-// as storage.tsdb.out_of_order_time_window says, which is not at all by default.
+// Takes asks Prometheus how old samples may be while newer ones arrive: as old as
+// storage.tsdb.out_of_order_time_window says, which is 0 by default.
 func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
 	page, err := w.client.Get(ctx, writePath, "/api/v1/status/config")
 	if err != nil {
@@ -223,7 +223,7 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 		}
 	}
 	if age := now.Sub(since); time.Duration(window) < age {
-		return false, fmt.Sprintf("prometheus takes samples that are up to %v old while newer ones come in, these are %v old: set storage.tsdb.out_of_order_time_window to %v or more and reload it",
+		return false, fmt.Sprintf("prometheus accepts samples that are up to %v old while newer ones arrive, these are %v old: set storage.tsdb.out_of_order_time_window to %v or more and reload it",
 			window, age.Round(time.Second), model.Duration(age.Truncate(time.Hour)+2*time.Hour)), nil
 	}
 	return true, "", nil
@@ -232,17 +232,17 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 // Name is the backend's label.
 func (w *Writer) Name() string { return "prometheus" }
 
-// Close does nothing; connections end when they idle.
+// Close does nothing; idle connections time out.
 func (w *Writer) Close() error { return nil }
 
-// Write is [Writer.WriteArrived] of a payload that arrives now.
+// Write is [Writer.WriteArrived] for a payload that arrives now.
 func (w *Writer) Write(ctx context.Context, instance string, payload []byte) error {
 	return w.WriteArrived(ctx, instance, payload, time.Time{})
 }
 
 // WriteArrived returns nil when Prometheus has stored every sample of an OTLP request, and
-// [fault.Parts] when it has stored all but those named there. arrival is when the hub had the request, or
-// its edge where there is none; the zero time stands for now.
+// [fault.Parts] when it has stored all but those named there. arrival is when the hub stored the
+// request, or the edge if there is no hub; the zero time means now.
 func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []byte, arrival time.Time) error {
 	if w.translation == nil {
 		w.translation = newTranslation(&w.cfg)
@@ -260,7 +260,7 @@ func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []by
 	part := piece{instance, arrival}
 	err := translate(w.refused == part)
 	if _, refused := fault.Reason(err); refused && len(t.memory.written) > 0 {
-		// Nobody has sent target_info; what was sent must not be lost for it.
+		// target_info is our own addition; the sender's points must not be lost because of it.
 		targets := slices.Collect(maps.Keys(t.memory.written))
 		if err = translate(true); err == nil {
 			t.memory.doubt(targets, arrival.UnixMilli())
@@ -280,8 +280,8 @@ func (w *Writer) WriteArrived(ctx context.Context, instance string, payload []by
 
 var errLarge = errors.New("its series take too much memory together")
 
-// Translate calls visit with the requests of remote_write 2.0 that a payload becomes, not
-// compressed, and how many samples and histograms each has: for those who measure.
+// Translate calls visit with the uncompressed requests of remote_write 2.0 for a payload, and how many
+// samples and histograms each has; it is for benchmarks.
 func (w *Writer) Translate(instance string, payload []byte, visit func(request []byte, samples int)) {
 	if w.translation == nil {
 		w.translation = newTranslation(&w.cfg)
@@ -305,7 +305,7 @@ func (r *receiver) version() int {
 	return 2
 }
 
-// send sends what has been translated, in as many requests as it takes.
+// send sends the translation in as many requests as necessary.
 func (w *Writer) send(ctx context.Context, t *translation, payload []byte) error {
 	if t.large {
 		return fault.Permanent(ledger.DeadTooLarge, errLarge)
@@ -330,12 +330,12 @@ func (w *Writer) send(ctx context.Context, t *translation, payload []byte) error
 	return nil
 }
 
-// errNotWritten is a success of a receiver that does not say what it has written: one that
-// knows 1.0 only has read nothing.
-var errNotWritten = errors.New("prometheus does not say what it has written: it does not understand remote_write 2.0; set prometheus.protocol to auto or 1.0")
+// errNotWritten is a success of a receiver that does not report what it has written: one that knows
+// only 1.0 has read nothing.
+var errNotWritten = errors.New("prometheus does not report what it has written, so it does not understand remote_write 2.0; set prometheus.protocol to auto or 1.0")
 
-// misunderstood reports whether an answer to 2.0 is that of a receiver that does not
-// know it: 415, 400 from one that never has, or a success without a word.
+// misunderstood reports whether an answer to 2.0 is that of a receiver that does not know it: 415, 400
+// from one that has never accepted 2.0, or a success without the headers of 2.0.
 func (r *receiver) misunderstood(err error) bool {
 	var answer *httpclient.Error
 	if errors.As(err, &answer) {
@@ -347,7 +347,7 @@ func (r *receiver) misunderstood(err error) bool {
 var contentTypes = [...]string{1: "application/x-protobuf", 2: "application/x-protobuf;proto=io.prometheus.write.v2.Request"}
 var versions = [...]string{1: "0.1.0", 2: "2.0.0"}
 
-// What a receiver of 2.0 says it has written.
+// The headers in which a receiver of 2.0 reports what it has written.
 const (
 	samplesWritten    = "X-Prometheus-Remote-Write-Samples-Written"
 	histogramsWritten = "X-Prometheus-Remote-Write-Histograms-Written"
@@ -376,14 +376,14 @@ func (w *Writer) post(ctx context.Context, t *translation, version int) error {
 	w.confirmed.Store(true)
 	switch e := &w.encoder; {
 	case samples >= e.samples && histograms >= e.histogram:
-		return nil // with all samples and histograms stored the complaint is about an exemplar
+		return nil // if all samples and histograms are stored, the error is about an exemplar
 	case err == nil:
-		return fault.Permanent(ledger.DeadRefused, fmt.Errorf("prometheus has written %d of %d samples and %d of %d histograms, and does not say why", samples, e.samples, histograms, e.histogram))
+		return fault.Permanent(ledger.DeadRefused, fmt.Errorf("prometheus has written %d of %d samples and %d of %d histograms, without a reason", samples, e.samples, histograms, e.histogram))
 	}
 	return err
 }
 
-// written reads one of those headers; what is no number counts as all.
+// written reads one of these headers; an invalid number counts as all.
 func written(h http.Header, name string) (n int, said bool) {
 	text := h.Get(name)
 	n, err := strconv.Atoi(text)

@@ -117,7 +117,7 @@ func TestUnsupportedIsRefusedByName(t *testing.T) {
 	for metric, want := range map[string]string{
 		`{"name":"a.b","sum":{"dataPoints":[{"asInt":"1"}]}}`:                                                                                           `metric "a.b": the aggregation temporality is neither`,
 		`{"name":"e","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[{"scale":-5}]}}`:                                                  "scale of the exponential histogram is below -4",
-		`{"name":"e","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[{"count":"10","positive":{"bucketCounts":["27"]}}]}}`:             "do not hold as many as its count says",
+		`{"name":"e","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[{"count":"10","positive":{"bucketCounts":["27"]}}]}}`:             "do not add up to its count",
 		`{"name":"...","gauge":{"dataPoints":[{"asInt":"1"}]}}`:                                                                                         "empty name",
 		`{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1","bucketCounts":["1","2"],"explicitBounds":[1,2]}]}}`:     "number of bucket counts",
 		`{"name":"h","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1","bucketCounts":["1","2","3"],"explicitBounds":[2,1]}]}}`: "bounds are not in order",

@@ -8,7 +8,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// setResource prepares the labels that every series of a resource has.
+// setResource prepares the labels of every series of a resource.
 func (t *translation) setResource(resource []byte) {
 	t.about, t.resource, t.job, t.host, t.streams[0] = resource, t.resource[:0], 0, 0, 0
 	t.attributes = t.attributes[:0]
@@ -32,8 +32,8 @@ func (t *translation) setResource(resource []byte) {
 		t.job = t.symbols.add(service)
 	}
 	t.resource = t.promoted(t.resource)
-	if slices.Contains(t.cfg.Labels, instanceID) { // as the subject says, whatever stands there
-		name, _ := t.names.labelName([]byte(instanceID)) // a name it can have
+	if slices.Contains(t.cfg.Labels, instanceID) { // from the subject, whatever the resource says
+		name, _ := t.names.labelName([]byte(instanceID)) // always a valid name
 		t.resource = set(t.resource, label{name: t.symbols.addString(name), value: t.symbols.addString(t.instance)})
 	}
 	if t.job != 0 {
@@ -46,13 +46,13 @@ func (t *translation) setResource(resource []byte) {
 	t.resource = t.order(t.resource)
 }
 
-// promoted adds the labels of those attributes at hand that are to stand on every series. Those whose names
-// become one are joined, as those of points are.
+// promoted adds the labels of those current attributes that become labels of every series. Those whose
+// names become equal are joined, like those of points.
 func (t *translation) promoted(ls []label) []label {
 	chosen := t.chosen[:0]
-	var theirs map[string]bool // other spellings, and whether they are there
+	var theirs map[string]bool // other spellings, and whether the resource has them
 	for _, a := range t.attributes {
-		if _, err := t.names.labelName(a.key); err == nil && slices.Contains(t.cfg.Labels, string(a.key)) { // a label can have it
+		if _, err := t.names.labelName(a.key); err == nil && slices.Contains(t.cfg.Labels, string(a.key)) { // a valid label name
 			chosen = append(chosen, a)
 		} else if other := otlpattr.OtherSpelling(a.key); other != "" && slices.Contains(t.cfg.Labels, other) {
 			own, asked := theirs[other]
@@ -66,7 +66,7 @@ func (t *translation) promoted(ls []label) []label {
 		}
 	}
 	t.chosen = chosen
-	ls, _ = t.addAttributes(ls, chosen, "") // without what would be too long
+	ls, _ = t.addAttributes(ls, chosen, "") // without those that would be too long
 	return ls
 }
 
@@ -91,7 +91,7 @@ func (t *translation) external(ls []label) []label {
 	return ls
 }
 
-// setScope adds the labels of a scope, where they are wanted.
+// setScope adds the labels of a scope, if scope_labels is set.
 func (t *translation) setScope(scope, around []byte) error {
 	if !t.cfg.ScopeLabels {
 		return nil
@@ -129,7 +129,7 @@ func (t *translation) setScope(scope, around []byte) error {
 	own = set(own, label{name: t.symbols.addString("otel_scope_name"), value: t.symbols.add(name)})
 	own = set(own, label{name: t.symbols.addString("otel_scope_version"), value: t.symbols.add(version)})
 	own = set(own, label{name: t.symbols.addString("otel_scope_schema_url"), value: t.symbols.add(schema)})
-	t.resource = slices.Clone(t.resource) // the next scope begins with what the resource has
+	t.resource = slices.Clone(t.resource) // the next scope begins with the resource's labels
 	for _, l := range own {
 		t.resource = set(t.resource, l)
 	}
@@ -137,15 +137,15 @@ func (t *translation) setScope(scope, around []byte) error {
 	return nil
 }
 
-// targetInterval is how often target_info is written at the most: half of the five
-// minutes that PromQL looks back.
+// targetInterval is the shortest interval at which target_info is written: half of the five minutes
+// that PromQL looks back.
 const targetInterval = 150_000 // milliseconds
 
 // maxTargetSamples is how many samples of target_info one request may have for a resource.
 const maxTargetSamples = 24
 
-// targetInfo adds the samples of target_info for the resource at hand, from its first
-// point to its last, unless it was written a short while ago.
+// targetInfo adds the samples of target_info for the current resource, from its first point to its
+// last, unless it was written recently.
 func (t *translation) targetInfo() {
 	if !t.setTarget() {
 		return
@@ -164,7 +164,7 @@ func (t *translation) targetInfo() {
 		}
 	}
 	_, t.alone = t.memory.doubts.get(id)
-	t.stream = summed // of several resources with the same one
+	t.stream = summed // several resources may have the same one
 	t.family = uint32(len(t.families))
 	t.families = append(t.families, metadata{name: name, help: t.symbols.addString("Target metadata"), kind: typeGauge})
 	n := t.at(name, label{}, false)

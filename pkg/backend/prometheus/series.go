@@ -9,10 +9,10 @@ import (
 // none ends the lists of samples and exemplars.
 const none = -1
 
-// series are samples, or histograms, under one set of labels.
+// series are the samples, or histograms, with one set of labels.
 type series struct {
 	hash                 uint64 // of the labels, the same in every request of this process
-	labels, end          uint32 // where its pairs of symbols are
+	labels, end          uint32 // the range of its pairs of symbols
 	family               uint32 // number of its metric
 	count                int32  // of samples
 	first, last          int32
@@ -35,12 +35,12 @@ type exemplar struct {
 	next        int32
 }
 
-// place finds out where the name goes among t.labels.
+// place determines the position of the name among t.labels.
 func (t *translation) place() {
 	t.nameAt, t.extra = t.position(t.nameLabel), 0
 }
 
-// position is where a label of a name goes among t.labels.
+// position is the position of a label name among t.labels.
 func (t *translation) position(name uint32) int {
 	i := 0
 	for i < len(t.labels) && t.before(t.labels[i].name, name) {
@@ -49,8 +49,8 @@ func (t *translation) position(name uint32) int {
 	return i
 }
 
-// at returns the series that name, t.labels and an extra label make up. The extra one takes
-// the place of another of its name.
+// at returns the series with name, t.labels and an extra label. The extra one replaces another of its
+// name.
 func (t *translation) at(name uint32, extra label, histograms bool) int {
 	if extra.name != t.extra {
 		t.extra, t.extraAt = extra.name, t.position(extra.name)
@@ -123,8 +123,8 @@ func (t *translation) taken(n int, at int64) int32 {
 	return none
 }
 
-// put adds a sample to a series: a number or, where it is not none, a histogram. One a millisecond: of
-// one stream the last stays, of several the first.
+// put adds a sample to a series: a histogram, or a number if histogram is none. A series has one sample
+// a millisecond: of one stream the last is kept, of several streams the first.
 func (t *translation) put(n int, pt point, v float64, histogram int32) {
 	at := int64(pt.at) / 1e6
 	one := sample{value: v, at: at, start: int64(pt.start) / 1e6, stream: t.stream, histogram: histogram, next: none}
@@ -170,7 +170,7 @@ func (t *translation) ordered(s *series, visit func(sample)) {
 	}
 }
 
-// hashOf is a second hash of a series, of its texts.
+// hashOf is a second hash of a series, computed from its texts.
 func (t *translation) hashOf(name uint32) uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
@@ -189,7 +189,7 @@ func (t *translation) identity(name uint32) identity {
 	return identity{t.shape(name).first, t.hashOf(name)}
 }
 
-// shape is the half of it that is known without reading texts.
+// shape is the half of the identity that is known without reading texts.
 func (t *translation) shape(name uint32) identity {
 	first := t.symbols.hashes[name]
 	for _, l := range t.labels {

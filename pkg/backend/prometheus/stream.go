@@ -6,16 +6,17 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// A stream is what OTLP tells points by: the attributes of their resource, their scope, their metric, and
-// their own attributes. Several can have the same labels, so that in Prometheus they are one series.
+// A stream is identified, in OTLP, by the attributes of the resource, the scope, the metric, and the
+// attributes of the points. Several streams can have the same labels, so that they are one series in
+// Prometheus.
 
-// mix makes one hash of two.
+// mix combines two hashes.
 func mix(a, b uint64) uint64 {
 	h := (a ^ b*0x9e3779b97f4a7c15) * 0xff51afd7ed558ccd
 	return h ^ h>>32
 }
 
-// streamOf is the hash of an attribute; those of several are added, since they are in no order.
+// streamOf is the hash of an attribute; those of several are added up, since they are unordered.
 func streamOf(key, value []byte) uint64 {
 	return mix(maphash.Bytes(seed, key), maphash.Bytes(seed, value))
 }

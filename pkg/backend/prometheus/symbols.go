@@ -5,14 +5,14 @@ import "hash/maphash"
 // seed makes hashes of one process comparable.
 var seed = maphash.MakeSeed()
 
-// table finds the number of a thing by its hash: open addressing, at most half full.
+// table maps hashes to numbers: open addressing, at most half full.
 type table struct {
 	slots []uint32 // number + 1
 	used  int
 }
 
 func (t *table) reset() {
-	const large = 1 << 16 // of one huge request: not kept
+	const large = 1 << 16 // from one huge request: not kept
 	if len(t.slots) > large {
 		t.slots = nil
 	}
@@ -20,7 +20,7 @@ func (t *table) reset() {
 	t.used = 0
 }
 
-// grow makes room for one more; hash is that of a number.
+// grow makes room for one more; hash returns the hash of a number.
 func (t *table) grow(hash func(uint32) uint64) {
 	if 2*t.used < len(t.slots) {
 		return

@@ -17,23 +17,23 @@ import (
 
 var (
 	errTemporality = errors.New("the aggregation temporality is neither cumulative nor delta")
-	errCounts      = errors.New("the number of bucket counts is not that of the bounds and one more")
+	errCounts      = errors.New("the number of bucket counts is not one more than the number of bounds")
 	errBounds      = errors.New("the bounds are not in order")
 	errBuckets     = fmt.Errorf("more than %d buckets or quantiles", maxBuckets)
-	errFinite      = errors.New("a delta that is no finite number")
-	errCounted     = errors.New("the buckets of the exponential histogram do not hold as many as its count says")
-	errThreshold   = errors.New("the zero threshold of the exponential histogram is no finite number, or below zero")
+	errFinite      = errors.New("the delta is not a finite number")
+	errCounted     = errors.New("the buckets of the exponential histogram do not add up to its count")
+	errThreshold   = errors.New("the zero threshold of the exponential histogram is not a finite number, or below zero")
 	errScale       = errors.New("the scale of the exponential histogram is below -4, which native histograms do not have")
-	errOld         = errors.New("a delta that is older than the one before it in its stream")
+	errOld         = errors.New("the delta is older than the previous one of its stream")
 	errNew         = fmt.Errorf("its time is more than %d minutes ahead of its arrival", ahead)
-	errUpDown      = errors.New("the deltas of a sum that may fall cannot be added up: what it was before the first is not known, and lost at every restart; set the instrument's temporality to cumulative")
-	errFalls       = errors.New("a negative delta of a sum that is monotonic")
-	errCollides    = errors.New("another stream of the same request has the same labels at the same time: what tells the two apart is no label here (of scopes see prometheus.scope_labels, of resources prometheus.resource_labels)")
-	errShape       = errors.New("a delta whose buckets are not those of another stream that has the same labels and goes on beside it: what tells the two apart is no label here")
-	errKnown       = errors.New("counted already")
+	errUpDown      = errors.New("the deltas of a sum that may fall cannot be added up, because its value before the first one is unknown, and lost at every restart; set the instrument's temporality to cumulative")
+	errFalls       = errors.New("negative delta of a monotonic sum")
+	errCollides    = errors.New("another stream of the same request has the same labels at the same time: the attributes in which the two differ are not labels (for scopes see prometheus.scope_labels, for resources prometheus.resource_labels)")
+	errShape       = errors.New("the delta has other buckets than a concurrent stream with the same labels: the attributes in which the two differ are not labels")
+	errKnown       = errors.New("already counted")
 )
 
-// stale is the NaN that Prometheus reads as "the series has ended here".
+// stale is the NaN that means in Prometheus that the series ends here.
 const stale = 0x7ff0000000000002
 
 var staleNaN = math.Float64frombits(stale)
@@ -41,7 +41,7 @@ var staleNaN = math.Float64frombits(stale)
 // noRecordedValue is bit 0 of a data point's flags.
 const noRecordedValue = 1
 
-// metadata is what Prometheus knows of a metric.
+// metadata is Prometheus's metadata of a metric.
 type metadata struct {
 	name, help, unit uint32
 	kind             uint8 // as in Prometheus's MetricType
@@ -57,10 +57,9 @@ const (
 	typeSummary
 )
 
-// translation turns one OTLP request after the other into series. It is the pure part:
-// the time is an argument, no connection. What it remembers from one request to the next (deltas, known
-// series, when target_info was written) changes with commit only, so that a request that
-// fails is the same when it is tried again.
+// translation turns OTLP requests into series, one after the other. It has no side effects: the time is
+// an argument, and it has no connection. Its memory of deltas and target_info changes only with
+// commit, so that a request that fails is the same when it is retried.
 type translation struct {
 	cfg      *Config
 	instance string
@@ -68,7 +67,7 @@ type translation struct {
 	names    *names
 	memory   *memory
 
-	// Of the request.
+	// Of the current request.
 	symbols   symbols
 	nameLabel uint32
 	index     table
@@ -79,48 +78,48 @@ type translation struct {
 	exemplars []exemplar
 	families  []metadata
 	refused   fault.Rejections
-	known     int             // points that are in what is sent, or was, without a sample of their own
-	places    map[place]int32 // samples of series that are not in the order of time
+	known     int             // points that are contained in what is or was sent, without their own sample
+	places    map[place]int32 // samples of series that are not sorted by time
 	point     int             // number of the next one in the payload
-	large     bool            // more than one request's worth of memory: nothing of it counts
+	large     bool            // too much memory for one request: the result is not used
 	alone     bool            // the one target_info among the series may be refused
 	plain     bool            // without target_info
 
-	// Of the resource, scope and metric at hand.
-	resource    []label // with what the scope adds, in order
+	// Of the current resource, scope and metric.
+	resource    []label // with those of the scope, sorted
 	job, host   uint32
 	about       []byte // the Resource message
 	target      []label
 	first, last uint64 // times of the resource's points
 	family      uint32
-	reserved    uint32    // the name of the label that its series have of their own: le, quantile
+	reserved    uint32    // the name of the label that its series need themselves: le, quantile
 	streams     [3]uint64 // hashes of the resource, scope and metric
 
-	// Of the point at hand.
+	// Of the current point.
 	attributes []attribute
 	chosen     []attribute // of the resource, for labels
 	labels     []label     // merged, in order
 	moment     uint64      // its time
-	stream     uint64      // a hash of what OTLP tells it by: resource, scope, metric and attributes
-	replaces   bool        // it has taken the place of another of its stream in the same millisecond
-	collides   bool        // it has met one of another stream
+	stream     uint64      // a hash of its OTLP identity: resource, scope, metric and attributes
+	replaces   bool        // it has replaced another point of its stream in the same millisecond
+	collides   bool        // it has the same place as a point of another stream
 	nameAt     int         // where the name goes among them
-	extra      uint32      // the name of the extra label at hand
+	extra      uint32      // the name of the current extra label
 	extraAt    int         // where it goes
 	own        []label
 	marks      []mark
 	scratch    []byte
 	id         []byte
-	bounds     []float64 // of the histogram before
+	bounds     []float64 // of the previous histogram
 	les        []uint32  // its le labels
-	quantiles  []float64 // of the summary at hand
+	quantiles  []float64 // of the current summary
 	values     []float64
 	sort       []sample
 	histogram  otlpHistogram
 	incoming   otlpExemplar
 }
 
-// mark is an exemplar of the point at hand.
+// mark is an exemplar of the current point.
 type mark struct {
 	value float64
 	entry int32
@@ -130,11 +129,10 @@ func newTranslation(cfg *Config) *translation {
 	return &translation{cfg: cfg, names: newNames(otlptranslator.TranslationStrategyOption(cfg.Strategy)), memory: newMemory(cfg), places: make(map[place]int32)}
 }
 
-// reset forgets the request before, and what it would have changed. now is when the payload
-// arrived.
+// reset discards the previous request and its staged changes. now is when the payload arrived.
 func (t *translation) reset(instance string, now time.Time) {
 	if cap(t.pairs) > 2*maxPairs || cap(t.symbols.text) > maxText {
-		t.pairs, t.symbols.text = nil, nil // of one huge payload: not kept
+		t.pairs, t.symbols.text = nil, nil // from one huge payload: not kept
 	}
 	t.instance, t.now = instance, uint64(now.UnixNano())
 	t.symbols.reset()
@@ -143,7 +141,7 @@ func (t *translation) reset(instance string, now time.Time) {
 	t.series, t.pairs, t.samples, t.native, t.exemplars = t.series[:0], t.pairs[:0], t.samples[:0], t.native[:0], t.exemplars[:0]
 	t.families, t.refused, t.point, t.known = t.families[:0], t.refused[:0], 0, 0
 	if len(t.places) > 1<<12 {
-		t.places = make(map[place]int32) // of one huge payload: not kept
+		t.places = make(map[place]int32) // from one huge payload: not kept
 	}
 	clear(t.places)
 	t.large, t.alone, t.plain = false, false, false
@@ -151,10 +149,10 @@ func (t *translation) reset(instance string, now time.Time) {
 	t.memory.reset()
 }
 
-// commit keeps what the request has changed: it has been stored.
+// commit applies the staged changes of a request that has been stored.
 func (t *translation) commit() { t.memory.commit() }
 
-// add translates an OTLP request, whose bytes must be sound.
+// add translates an OTLP request, which must be valid.
 func (t *translation) add(payload []byte) {
 	for r := range otlpwire.Resources(payload) {
 		t.setResource(r.Resource())
@@ -182,15 +180,15 @@ func (t *translation) add(payload []byte) {
 	}
 }
 
-// What a translation may hold, in labels and in bytes of texts: payloads of a megabyte can be
-// made that would take a thousand times as much. With more it is cut in halves.
+// Bounds of a translation, in labels and in bytes of texts: a payload of a megabyte can be constructed
+// that would take a thousand times as much. A larger one is halved.
 const (
 	maxPairs = 8 << 20
 	maxText  = 64 << 20
 )
 
-// maxBuckets is how many buckets, bounds or quantiles a point may have: each is a series, or
-// as good as one.
+// maxBuckets is how many buckets, bounds or quantiles a point may have: each is a series, or costs as
+// much as one.
 const maxBuckets = 4096
 
 // refuseAll refuses the points of a metric.
@@ -201,7 +199,7 @@ func (t *translation) refuseAll(m *otlpwire.Metric, err error) {
 	}
 }
 
-// refuse says that the point at hand is not sent.
+// refuse records that the current point is not sent.
 func (t *translation) refuse(reason string, err error) { t.refused.Add(reason, err, t.point) }
 
 // metric adds the points of a metric.
@@ -278,7 +276,7 @@ func (t *translation) addPoint(m *otlpwire.Metric, p []byte, names familyNames) 
 	return nil
 }
 
-// settle says what became of the point at hand.
+// settle records the outcome of the current point.
 func (t *translation) settle(m *otlpwire.Metric, err error) {
 	if err == nil && t.collides {
 		err = errCollides
@@ -304,7 +302,7 @@ func (t *translation) settle(m *otlpwire.Metric, err error) {
 	t.refuse(reason, fmt.Errorf("metric %q: %w", m.Name, err))
 }
 
-// familyNames are the symbols of the names that a metric's series have.
+// familyNames are the symbols of the names of a metric's series.
 type familyNames struct{ plain, bucket, sum, count uint32 }
 
 func (t *translation) suffixed(name, suffix string) uint32 {
@@ -329,25 +327,24 @@ func prometheusType(m *otlpwire.Metric) uint8 {
 	return typeUnknown
 }
 
-// point is what all kinds have.
+// point is the part that all kinds of points have.
 type point struct {
 	at, start uint64 // nanoseconds
 	ended     bool
 }
 
-// layout says which fields of a point hold what all kinds have, by tag; start and time are
-// the same in all.
+// layout says in which fields a point has the common parts, by tag; start and time are the same in all.
 type layout struct{ attributes, exemplars, flags int }
 
 var layouts = [...]layout{
-	otlpwire.Gauge:                {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint}, // a gauge has no exemplars in Prometheus
+	otlpwire.Gauge:                {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint}, // gauges have no exemplars in Prometheus
 	otlpwire.Sum:                  {7<<3 | otlpwire.Bytes, 5<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Varint},
 	otlpwire.Histogram:            {9<<3 | otlpwire.Bytes, 8<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
 	otlpwire.ExponentialHistogram: {1<<3 | otlpwire.Bytes, 11<<3 | otlpwire.Bytes, 10<<3 | otlpwire.Varint},
 	otlpwire.Summary:              {7<<3 | otlpwire.Bytes, none, 8<<3 | otlpwire.Varint},
 }
 
-// read reads what all kinds of points have, and hands own the other fields; then it makes the
+// read reads the common parts of a point, and passes the other fields to own; then it builds the
 // labels.
 func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire.Field)) (pt point, err error) {
 	l := &layouts[kind]
@@ -385,11 +382,11 @@ func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire
 	return pt, nil
 }
 
-// ahead reports whether a time is so far in the future of the payload that a backend which has stored
-// it would refuse what others send after it.
+// ahead reports whether a time is so far ahead of the payload's arrival that a backend which stores it
+// would refuse what others send after it.
 func (t *translation) ahead(at uint64) bool { return at > t.now+ahead*minuteNanos }
 
-// meets reports whether a point of another stream stands where the one at hand would, in a series.
+// meets reports whether a series has a point of another stream at the place of the current one.
 func (t *translation) meets(n int, pt point) bool {
 	k := t.taken(n, int64(pt.at)/1e6)
 	return k != none && t.samples[k].stream != t.stream
@@ -477,7 +474,7 @@ func (t *translation) summary(p []byte, names familyNames) error {
 	return nil
 }
 
-// one adds a sample to the series with an extra label and returns it.
+// one adds a sample to the series with an extra label and returns that series.
 func (t *translation) one(name uint32, extra label, pt point, v float64) (n int) {
 	if pt.ended {
 		v = staleNaN
@@ -487,7 +484,7 @@ func (t *translation) one(name uint32, extra label, pt point, v float64) (n int)
 	return n
 }
 
-// decimal returns a number as le and quantile have it.
+// decimal formats a number for le and quantile.
 func (t *translation) decimal(v float64) uint32 {
 	t.scratch = strconv.AppendFloat(t.scratch[:0], v, 'f', -1, 64)
 	return t.symbols.add(t.scratch)

@@ -14,11 +14,11 @@ import (
 
 const statusPath = "/status/config"
 
-// Takes asks Tempo how old spans may be to be found by a search in their time: those
-// beyond ingestion_time_range_slack it takes, too, but files their block under now.
+// Takes asks Tempo how old spans may be to be found by a search in their own time: Tempo also accepts
+// those beyond ingestion_time_range_slack, but indexes their block under the current time.
 func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text string, err error) {
 	if w.status == nil {
-		return true, fmt.Sprintf(remark, "ingestion_time_range_slack") + " (2m by default; with tempo.status_url it is asked)", nil
+		return true, fmt.Sprintf(remark, "ingestion_time_range_slack") + " (2m by default; set tempo.status_url to have this checked)", nil
 	}
 	page, err := w.status.Get(ctx, statusPath, statusPath)
 	if err != nil {
@@ -34,9 +34,9 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 	return true, "", nil
 }
 
-const remark = "tempo takes spans of any age, but a search by time finds those older than %s under the time at which they came"
+const remark = "tempo accepts spans of any age, but a search by time finds those older than %s only under the time of their arrival"
 
-// status is what counts of Tempo's configuration.
+// status is the relevant part of Tempo's configuration.
 type status struct {
 	Target      string     `yaml:"target"`
 	Ingester    *yaml.Node `yaml:"ingester"` // Tempo 3 has none
@@ -66,8 +66,8 @@ const (
 	keyBlockBuilder = "block_builder.wal.ingestion_time_range_slack"
 )
 
-// slackOf returns the slack that a page of Tempo's configuration says, and its key: the
-// smallest of those that count.
+// slackOf returns the effective slack in a page of Tempo's configuration, and its key: the smallest of
+// those in use.
 func slackOf(page []byte) (key string, slack time.Duration, err error) {
 	cfg, err := parse(page)
 	if err != nil {
@@ -90,15 +90,15 @@ func slackOf(page []byte) (key string, slack time.Duration, err error) {
 	return key, slack, nil
 }
 
-// parse finds the configuration on the page. Tempo prints a line that says what was
-// asked before it, which reads as a document of its own.
+// parse finds the configuration on the page. Tempo prints a line with the request before it, which
+// parses as a separate document.
 func parse(page []byte) (cfg status, err error) {
 	docs := yaml.NewDecoder(bytes.NewReader(page))
 	for {
 		var doc yaml.Node
 		switch err := docs.Decode(&doc); {
 		case errors.Is(err, io.EOF):
-			return cfg, errors.New("there is none on the page")
+			return cfg, errors.New("not found on the page")
 		case err != nil:
 			return cfg, err
 		}
@@ -110,13 +110,13 @@ func parse(page []byte) (cfg status, err error) {
 
 type slack struct{ key, text string }
 
-// slacks returns the keys that whoever writes blocks goes by. The page shows all that
-// Tempo knows, with their defaults.
+// slacks returns the keys that the writers of blocks use. The page shows all keys that Tempo knows, with
+// their defaults.
 //
-//   - Tempo 2: the ingesters. Its last versions have the sections of Tempo 3, which count
+//   - Tempo 2: the ingesters. Its last versions also have the sections of Tempo 3, which are used
 //     when spans also go through Kafka.
-//   - Tempo 3: the live stores; in a single binary they write all blocks, else the
-//     block builders write those that last.
+//   - Tempo 3: the live stores; in a single binary they write all blocks, otherwise the block
+//     builders write the permanent ones.
 func (c status) slacks() []slack {
 	var (
 		storage = slack{keyStorage, c.Storage.Trace.WAL.Slack}
@@ -134,7 +134,7 @@ func (c status) slacks() []slack {
 	return []slack{live, builder}
 }
 
-// fallback is the key to set where none is on the page.
+// fallback is the key to set if none is on the page.
 func (c status) fallback() string {
 	if c.Ingester != nil {
 		return keyStorage

@@ -80,13 +80,13 @@ func TestPagesOfTempo(t *testing.T) {
 		ok         bool
 		text       string // a part of it, or of the error
 	}{
-		{"2, by default", fmt.Sprintf(tempo2, "false", "2m0s"), false, keyStorage + " under the time at which they came: it is 2m, and these are 1h0m0s old"},
+		{"2, by default", fmt.Sprintf(tempo2, "false", "2m0s"), false, keyStorage + " under the time of their arrival: it is 2m, and these are 1h0m0s old"},
 		{"2, a day", fmt.Sprintf(tempo2, "false", "24h0m0s"), true, ""},
 		{"2, an hour", fmt.Sprintf(tempo2, "false", "1h0m0s"), true, ""},
 		{"2, less", fmt.Sprintf(tempo2, "false", "59m59s"), false, keyStorage},
 		{"2, a day, and Kafka", fmt.Sprintf(tempo2, "true", "24h0m0s"), false, keyLiveStore},
-		{"2, none, and Kafka", fmt.Sprintf(tempo2, "true", "0s"), false, keyStorage + " under the time at which they came: it is 0s"},
-		{"3, by default", fmt.Sprintf(tempo3, "all", "2m0s", "2m0s"), false, keyLiveStore + " under the time at which they came: it is 2m"},
+		{"2, none, and Kafka", fmt.Sprintf(tempo2, "true", "0s"), false, keyStorage + " under the time of their arrival: it is 0s"},
+		{"3, by default", fmt.Sprintf(tempo3, "all", "2m0s", "2m0s"), false, keyLiveStore + " under the time of their arrival: it is 2m"},
 		{"3, a day", fmt.Sprintf(tempo3, "all", "2m0s", "24h0m0s"), true, ""},
 		{"3, the wrong key", fmt.Sprintf(tempo3, "all", "24h0m0s", "2m0s"), false, keyLiveStore},
 		{"3, services, one of two keys", fmt.Sprintf(tempo3, "live-store", "2m0s", "24h0m0s"), false, keyBlockBuilder},

@@ -1,5 +1,5 @@
-// Package tempo writes traces to Tempo over OTLP, gRPC or HTTP. Payloads travel as the
-// bytes they came in.
+// Package tempo writes traces to Tempo over OTLP, gRPC or HTTP. Payloads are sent as the bytes in which
+// they arrived.
 package tempo
 
 import (
@@ -38,7 +38,7 @@ func DefaultConfig() Config { return Config{Protocol: "grpc", Compression: "none
 type Writer struct {
 	client *otlpclient.Client
 	access httpclient.Access
-	status *httpclient.Client // nil: not asked
+	status *httpclient.Client // nil: no status_url
 }
 
 // New returns a writer; it connects with the first write.
@@ -67,7 +67,7 @@ func New(cfg Config) (*Writer, error) {
 			return nil, fmt.Errorf("tempo.status_url: %w", err)
 		}
 		access := cfg.Access
-		if !strings.HasPrefix(cfg.StatusURL, "https://") { // nothing that is secret goes in plain text
+		if !strings.HasPrefix(cfg.StatusURL, "https://") { // no secrets in plain text
 			access = httpclient.Access{Tenant: cfg.Tenant}
 		}
 		if err := w.status.Use("tempo", access); err != nil {
@@ -77,7 +77,7 @@ func New(cfg Config) (*Writer, error) {
 	return w, nil
 }
 
-// hostOf returns the host of an endpoint of TLS, which has a scheme.
+// hostOf returns the host of a TLS endpoint, which has a scheme.
 func hostOf(endpoint string) string {
 	u, err := url.Parse(endpoint)
 	if err != nil {
@@ -110,9 +110,9 @@ func (w *Writer) Write(ctx context.Context, instance string, payload []byte) err
 		return nil
 	}
 	err = fmt.Errorf("tempo rejected %d spans: %s", n, msg)
-	switch { // the words of Tempo 2; Tempo 3 says nothing
+	switch { // error texts of Tempo 2; Tempo 3 has none
 	case strings.Contains(msg, "LIVE_TRACES_EXCEEDED"), strings.Contains(msg, "RATE_LIMITED"):
-		return fault.Sender(err) // it heals, and spans that come twice are one
+		return fault.Sender(err) // temporary; and a span that is stored twice is shown once
 	case strings.Contains(msg, "TRACE_TOO_LARGE"):
 		return fault.Permanent(ledger.DeadTooLarge, err)
 	}
