@@ -1,7 +1,7 @@
 // Package processor changes telemetry by rules in the terms of the OpenTelemetry Collector's
 // processors: actions on attributes, redaction of values and bodies, and filters.
 //
-//	rules, err := process.New("processing", cfg)
+//	rules, err := processor.New("processing", cfg)
 //	payload, dropped := rules.Apply(otlpwire.Logs, payload)
 //
 // # Promises

@@ -6,29 +6,28 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 )
 
-// Budgets holds what rate limits have spent, of one instance in one partition. The zero
-// Budgets is ready. Traces are decided in the order of Due.
+// Budgets is the state of the rate limits of one instance in one partition. The zero Budgets is ready
+// to use. Traces are decided in the order of Due.
 //
-// # The law
+// # The rule
 //
-// A limiter is a token bucket on stream time, as in the collector: it begins with the
-// burst, fills up at the rate and holds no more than the burst; a trace is kept when the
-// bucket holds all of it, and one larger than the burst never is. The traces of an
-// instance are spread over P partitions, which share nothing: each has a P-th of the rate
-// and begins with a P-th of the burst. A P-th of a trace is enough for it to be kept, then
-// the bucket is in debt, as far as that is paid by the end of the minute.
+// A limiter is a token bucket on stream time, as in the collector: it begins with the burst,
+// refills at the rate and holds at most the burst; a trace is kept if the bucket has enough for all
+// of it, and one larger than the burst never is. The traces of an instance are spread over P
+// partitions, which share nothing: each has a P-th of the rate and begins with a P-th of the burst.
+// A trace is kept if the bucket has a P-th of it; the bucket then goes into debt, as far as the debt is
+// paid by the end of the minute.
 //
-// So that traffic below the rate passes whole, however it falls on the partitions, every
-// frame says what its source took of late in all of them ([envelope.Load]). Where that keeps
-// to rate and burst in every window a trace is kept, and its bucket may be in debt for it.
+// So that traffic below the rate is kept completely, however it is spread over the partitions, every
+// frame says how much its source recently received for all of them ([envelope.Load]). If that is within
+// rate and burst in every window, a trace is kept, and its bucket may go into debt for it.
 //
-// All buckets begin again with the first trace that is kept in every minute of stream
-// time, so that a reading which begins anywhere comes to the same verdicts a minute later.
-// In a minute an instance so keeps little more than what the rate allows for it, and the
-// burst.
+// All buckets are reset at the first trace that is kept in every minute of stream time, so that reading
+// may begin anywhere and comes to the same verdicts a minute later. In a minute an instance therefore
+// keeps little more than its rate and the burst.
 type Budgets struct {
-	buckets []bucket         // by place
-	taken   []envelope.Spend // by the decision at hand
+	buckets []bucket         // by index of the limiter
+	taken   []envelope.Spend // by the current decision
 }
 
 // limiter is one budget of a set.
@@ -45,14 +44,14 @@ type bucket struct {
 	level  float64
 	filled bool
 	taken  bool
-	before []spent // restored, and not booked yet: in minute
+	before []spent // restored, in minute, and not booked yet
 }
 
 type spent struct{ due, amount int64 }
 
 const minute = int64(time.Minute)
 
-// bucketOf returns the bucket of a place.
+// bucketOf returns the bucket of a limiter's index.
 func (b *Budgets) bucketOf(place int) *bucket {
 	for len(b.buckets) <= place {
 		b.buckets = append(b.buckets, bucket{minute: -1})
@@ -60,16 +59,16 @@ func (b *Budgets) bucketOf(place int) *bucket {
 	return &b.buckets[place]
 }
 
-// turn goes to the minute of due. It goes back only when the instance's clock was set
-// back, which shows in more than one minute.
+// turn moves to the minute of due. It moves back only by more than one minute, which means that the
+// instance's clock was set back.
 func (k *bucket) turn(due int64) {
 	if n := due / minute; n > k.minute || n < k.minute-1 {
 		*k = bucket{minute: n, before: k.before[:0]}
 	}
 }
 
-// fill brings the bucket to due. float64() keeps every machine from fusing operations:
-// the same stream gives the same verdicts everywhere.
+// fill refills the bucket up to due. float64() prevents fused operations, so that the same stream gives
+// the same verdicts on every machine.
 func (k *bucket) fill(l limiter, due int64, partitions int) {
 	if !k.filled {
 		before := k.before
@@ -81,7 +80,7 @@ func (k *bucket) fill(l limiter, due int64, partitions int) {
 			k.taken = true
 		}
 	}
-	if !k.taken { // it holds no more than it begins with
+	if !k.taken { // at most its initial content
 		k.at = due
 	} else if due > k.at {
 		k.level += float64(l.perSecond(partitions) * (float64(due-k.at) / 1e9))
@@ -101,8 +100,8 @@ func (l limiter) keepsTo(load envelope.Load) bool {
 	return load[len(load)-1] > 0
 }
 
-// spend takes amount out of a limiter's bucket when t is due. load is that of t, in the
-// same unit.
+// spend takes amount from a limiter's bucket at the time when t is due. load is that of t, in the same
+// unit.
 func (b *Budgets) spend(l limiter, t *Trace, amount int64, load envelope.Load) bool {
 	t.chance = unknown
 	k := b.bucketOf(l.place)
@@ -113,15 +112,15 @@ func (b *Budgets) spend(l limiter, t *Trace, amount int64, load envelope.Load) b
 	if amount > l.burst || k.level < need && !owes && (t.partitions == 1 || !l.keepsTo(load)) {
 		return false
 	}
-	// No debt that is not paid by the end of the minute, when it would be forgotten.
+	// No debt that is not paid by the end of the minute, at which it would be forgotten.
 	k.taken = true
 	k.level = max(k.level-need, min(k.level, -float64(l.perSecond(t.partitions)*left)))
 	b.taken = append(b.taken, envelope.Spend{Limiter: l.place, Amount: amount})
 	return true
 }
 
-// Restore books what a decision that was recorded has taken, in the order of the
-// decisions, so that the next owner goes on where the last one stopped.
+// Restore books what a recorded decision has taken, in the order of the decisions, so that the next
+// owner continues with the same budgets.
 func (b *Budgets) Restore(due int64, took []envelope.Spend) {
 	for _, s := range took {
 		k := b.bucketOf(s.Limiter)

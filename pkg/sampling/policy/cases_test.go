@@ -181,7 +181,7 @@ func TestFailuresAreNoAnswer(t *testing.T) {
 func TestWhatIsNeverIgnored(t *testing.T) {
 	for file, want := range map[string]string{
 		"numeric-min-half.yaml":        `numeric-min-half.yaml:2: policies[0].numeric_attribute.min_value: got "0.5", want a whole number`,
-		"section-of-another-type.yaml": `section-of-another-type.yaml:2: policy "p": type is latency, and there is a section status_code`,
+		"section-of-another-type.yaml": `section-of-another-type.yaml:2: policy "p": type is latency, which does not read the section status_code`,
 		"two-docs.yaml":                `two-docs.yaml:3: a second YAML document begins here`,
 	} {
 		if _, err := LoadFile(filepath.Join("testdata", file)); err == nil || !strings.Contains(err.Error(), want) {

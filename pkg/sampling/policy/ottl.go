@@ -15,24 +15,22 @@ import (
 	"go.uber.org/zap"
 )
 
-// ottlCondition is ottl_condition: a span, or an event of one, fulfils one of the
-// conditions. It is the only policy that needs a trace decoded, which is done when
-// it is asked, once for all of them.
+// ottlCondition is ottl_condition: a span, or an event of one, meets one of the conditions. It is the
+// only policy that needs the decoded trace; a trace is decoded when the first of them is evaluated.
 type ottlCondition struct {
 	spans  []*ottl.Condition[*ottlspan.TransformContext]
 	events []*ottl.Condition[*ottlspanevent.TransformContext]
-	// strict is error_mode propagate: the first condition that fails ends the question,
-	// and the policy has no answer.
+	// strict is error_mode propagate: the first condition that fails ends the evaluation, and the policy
+	// has no answer.
 	strict bool
 }
 
-// volatile are functions whose value may be another one the next time, or on
-// another machine: the time and random numbers, the local time zone, and the order
-// of a map that a function has made.
+// volatile are functions whose value may differ the next time, or on another machine: the time and
+// random numbers, the local time zone, and the order of a map that a function has created.
 var volatile = []string{"Now", "UUID", "UUIDv7", "Time", "Keys", "Values", "ToKeyValueString"}
 
-// maxDecoded is the largest trace that is decoded, in bytes: two of them can be an event that
-// takes seventy.
+// maxDecoded is the largest trace that is decoded, in bytes: two bytes can be an event that takes seventy
+// bytes decoded.
 const maxDecoded = 8 << 20
 
 func newOTTL(spans, events []string) (ottlCondition, error) {
@@ -54,7 +52,7 @@ func newOTTL(spans, events []string) (ottlCondition, error) {
 	return c, errors.Join(append(errs, err)...)
 }
 
-// functions are the converters of OTTL that are repeatable.
+// functions are the deterministic converters of OTTL.
 func functions[K any](more ...ottl.Factory[K]) map[string]ottl.Factory[K] {
 	all := ottlfuncs.StandardConverters[K]()
 	for _, f := range more {
@@ -90,8 +88,7 @@ func (c ottlCondition) evaluate(t *Trace, _ *Budgets) Outcome {
 	return NotSampled
 }
 
-// matches asks the conditions about a span and its events. One that fails is not
-// fulfilled.
+// matches evaluates the conditions on a span and its events. A condition that fails counts as not met.
 func (c ottlCondition) matches(rs ptrace.ResourceSpans, ss ptrace.ScopeSpans, sp ptrace.Span) (yes bool, err error) {
 	if len(c.spans) > 0 {
 		tc := ottlspan.NewTransformContext(rs, ss, sp)
@@ -111,8 +108,8 @@ func (c ottlCondition) matches(rs ptrace.ResourceSpans, ss ptrace.ScopeSpans, sp
 	return false, err
 }
 
-// anyOf reports whether one of the conditions is fulfilled, else how one failed; strict
-// ends with the first that fails.
+// anyOf reports whether one of the conditions is met, or else the error of one; strict stops at the first
+// that fails.
 func anyOf[K any](conditions []*ottl.Condition[K], k K, strict bool) (yes bool, err error) {
 	for _, c := range conditions {
 		yes, failed := c.Eval(context.Background(), k)
@@ -127,8 +124,8 @@ func anyOf[K any](conditions []*ottl.Condition[K], k K, strict bool) (yes bool, 
 	return false, err
 }
 
-// decode returns the trace as pdata. What cannot be decoded has no spans; Scan
-// lets no such thing in.
+// decode returns the trace as pdata. A trace that cannot be decoded has no spans; Scan does not accept
+// such a payload.
 func (t *Trace) decode() ptrace.Traces {
 	if !t.decodes {
 		var u ptrace.ProtoUnmarshaler

@@ -17,9 +17,9 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 )
 
-// settings is the collector's configuration of tail_sampling, as far as it is
-// supported. The sizing hints are accepted and not needed: the sampler's memory is
-// bounded in bytes, partitions are its shards, and it never evicts.
+// settings is the collector's configuration of tail_sampling, as far as it is supported. The sizing
+// hints are accepted and ignored: the sampler's memory is bounded in bytes, partitions are its
+// shards, and it never evicts.
 type settings struct {
 	DecisionWait  time.Duration `yaml:"decision_wait"`
 	AfterRoot     time.Duration `yaml:"decision_wait_after_root_received"`
@@ -128,8 +128,8 @@ func (s *spec) UnmarshalYAML(n *yaml.Node) error {
 // DefaultWait is the collector's decision_wait.
 const DefaultWait = 30 * time.Second
 
-// LoadFile reads what stands under the collector's tail_sampling key, or that
-// key itself. Errors name file, line and key.
+// LoadFile reads the content of the collector's tail_sampling key, or that key itself. Errors name
+// file, line and key.
 func LoadFile(path string) (*Set, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -138,7 +138,7 @@ func LoadFile(path string) (*Set, error) {
 	return Parse(path, text)
 }
 
-// Parse is LoadFile on text; name stands for the file.
+// Parse is LoadFile for a text; name is used as the name of the file.
 func Parse(name string, text []byte) (*Set, error) {
 	st := settings{DecisionWait: DefaultWait}
 	var keys map[string]yaml.Node
@@ -161,7 +161,7 @@ func Parse(name string, text []byte) (*Set, error) {
 	return set, nil
 }
 
-// KeepAll is the policy of those who have set none.
+// KeepAll is the set of policies if none is configured.
 func KeepAll(wait time.Duration) *Set {
 	return &Set{Wait: wait, policies: []named{{"keep-all", always{}}}}
 }
@@ -203,7 +203,7 @@ func (b *builder) build(st settings) *Set {
 		case s.Name == "":
 			b.fail(s, "name is empty")
 		case names[s.Name]:
-			b.fail(s, "the name stands twice")
+			b.fail(s, "the name occurs twice")
 		}
 		names[s.Name] = true
 		eval := b.evaluator(s, true)
@@ -216,15 +216,14 @@ func (b *builder) build(st settings) *Set {
 	return set
 }
 
-// evaluator builds one policy; composite and drop stand at the top only, as in
-// the collector.
+// evaluator builds one policy; composite and drop are allowed only at the top, as in the collector.
 func (b *builder) evaluator(s spec, top bool) evaluator {
 	b.strayed(s)
 	switch {
 	case !slices.Contains(knownTypes, s.Type):
 		b.fail(s, "type %q is not supported here; supported: %s", s.Type, strings.Join(knownTypes, ", "))
 	case !top && slices.Contains(topTypes, s.Type):
-		b.fail(s, "type %s cannot stand inside another policy", s.Type)
+		b.fail(s, "type %s is not allowed inside another policy", s.Type)
 	case !slices.Contains(plainTypes, s.Type) && !slices.Contains(s.sections(), s.Type):
 		b.fail(s, "type is %s, but there is no section %s", s.Type, s.Type)
 	default:
@@ -285,11 +284,11 @@ func (s spec) sections() (keys []string) {
 	return keys
 }
 
-// strayed reports sections that the type does not read.
+// strayed reports sections that the policy's type does not read.
 func (b *builder) strayed(s spec) {
 	for _, key := range s.sections() {
 		if key != s.Type {
-			b.fail(s, "type is %s, and there is a section %s, which nothing would read", s.Type, key)
+			b.fail(s, "type is %s, which does not read the section %s", s.Type, key)
 		}
 	}
 }
@@ -310,8 +309,8 @@ func (b *builder) limiter(rate, burst int64) limiter {
 	return limiter{b.limiters - 1, rate, burst}
 }
 
-// bucket is a limiter whose burst is twice the rate when it is not set, as the
-// collector's (contrib #48226).
+// bucket returns a limiter whose burst is twice the rate if it is not set, as in the collector (contrib
+// #48226).
 func (b *builder) bucket(s spec, key string, rate, burst int64) limiter {
 	b.positive(s, key, rate)
 	if burst < 0 || burst > maxRate {
@@ -400,8 +399,8 @@ func (b *builder) numericAttribute(s spec) attribute {
 	return attribute{b.wanted.add(n.Key, matchInt(low, high)), n.Invert}
 }
 
-// composite orders the sub-policies by policy_order, those that it does not name
-// behind, and gives each its share of the budget: rate_allocation's percentage,
+// composite orders the sub-policies by policy_order, with those that it does not name at the end, and
+// gives each its share of the budget: rate_allocation's percentage,
 // or an equal part.
 func (b *builder) composite(s spec) composite {
 	cfg := s.Composite
@@ -416,7 +415,7 @@ func (b *builder) composite(s spec) composite {
 	order := map[string]int{}
 	for i, name := range cfg.Order {
 		if place(name) < 0 {
-			b.fail(s, "policy_order names %q, which is no sub-policy", name)
+			b.fail(s, "policy_order names %q, which is not a sub-policy", name)
 		}
 		order[name] = i - len(cfg.Order)
 	}

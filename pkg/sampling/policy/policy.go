@@ -1,11 +1,11 @@
 // Package policy decides about whole traces by the collector's tail_sampling
-// policies. A configuration of the collector's processor is accepted as it is;
-// what is not supported is refused by name, never ignored.
+// policies. A configuration of the collector's processor is accepted unchanged; an unsupported setting is
+// refused by name, never ignored.
 //
 // # Promises
 //
-//   - The verdict is a function of the trace, the configuration and the budgets
-//     of the trace's stretch of stream time: no clock, no randomness.
+//   - The verdict is a function of the trace, the configuration and the budgets at the trace's
+//     stream time: no clock, no randomness.
 //   - probabilistic keeps the same traces as the collector with the same salt.
 //
 // # Not here
@@ -28,12 +28,12 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Outcome is a policy's verdict. Of several the highest counts. An inverted match is a
-// plain yes or no, as in the collector since v0.156.
+// Outcome is a policy's verdict. Of several the highest counts. An inverted match is a plain yes or no,
+// as in the collector since v0.156.
 type Outcome uint8
 
-// The verdicts. Failed is no answer: an expression could not be computed. The other
-// policies decide; not and and pass it on, and composite ends with it.
+// The verdicts. Failed means no answer: an expression could not be evaluated. Then the other policies
+// decide; not and and pass it on, and composite ends with it.
 const (
 	Failed Outcome = iota
 	NotSampled
@@ -41,13 +41,13 @@ const (
 	Dropped
 )
 
-// Trace is what policies see.
+// Trace is the input of policies.
 type Trace struct {
 	ID      otlpwire.TraceID
 	Spans   int
 	Payload []byte        // all its spans
 	Due     int64         // when its window closed, in Unix nanoseconds of stream time
-	Load    envelope.Load // what its instance sent in all partitions while it came
+	Load    envelope.Load // what its instance sent in all partitions while the trace arrived
 
 	start, end uint64
 	statuses   uint8 // bit n: a span has status n
@@ -57,22 +57,22 @@ type Trace struct {
 	decoded ptrace.Traces // for ottl_condition
 	decodes bool
 
-	answers    *answers // to the attribute policies of the set at hand
-	partitions int      // over which budgets are spread
-	// chance is that of the policy at hand: how likely it wants a trace like this,
-	// whatever its ID. Policies that depend on nothing else leave it at settled.
+	answers    *answers // of the attribute policies of the current set
+	partitions int      // number of partitions that share the budgets
+	// chance is the probability with which the current policy wants a trace like this, over all IDs.
+	// Policies that do not depend on the ID leave it at settled.
 	chance float64
 }
 
-// Reset makes t another trace, and keeps what can be used again.
+// Reset makes t another trace, and keeps its memory for reuse.
 func (t *Trace) Reset(id otlpwire.TraceID, spans int, payload []byte, due int64) {
 	*t = Trace{ID: id, Spans: spans, Payload: payload, Due: due, answers: t.answers}
 }
 
-// The chances that are none.
+// Special values of chance.
 const (
-	settled = -1 // it is sure what the policy says
-	unknown = -2 // it depends on what others have taken out of a budget
+	settled = -1 // the policy's answer is certain
+	unknown = -2 // it depends on what other traces have taken from a budget
 )
 
 // summarise reads the spans once for all policies.
@@ -120,21 +120,21 @@ func (t *Trace) duration() time.Duration {
 type Set struct {
 	// Wait is how long after its first span a trace is decided.
 	Wait time.Duration
-	// WaitAfterRoot is how long after its root span a trace is decided at the
-	// latest; 0 for no such thing.
+	// WaitAfterRoot is how long after its root span a trace is decided at the latest; 0 for no such
+	// bound.
 	WaitAfterRoot time.Duration
-	// MaxTraceBytes is how large a trace may become before it is given up, on the
-	// wire; 0 for no bound of its own.
+	// MaxTraceBytes is how large a trace may become, on the wire, before it is dropped; 0 for no separate
+	// bound.
 	MaxTraceBytes int
 	// Kept and Dropped are how many decisions are remembered for late spans; 0
 	// means the default.
 	Kept, Dropped int
 
-	// Partitions is over how many partitions the traces of an instance are spread,
-	// each with a share of the budgets; 0 means 1.
+	// Partitions is the number of partitions over which the traces of an instance are spread, each with a
+	// share of the budgets; 0 means 1.
 	Partitions int
-	// MaxKept bounds the spans a second that are kept of one instance, whatever
-	// policy wants them; 0 for no bound.
+	// MaxKept bounds the spans a second that are kept of one instance, whatever policy wants them; 0 for
+	// no bound.
 	MaxKept int64
 
 	drops      []named // decided first
@@ -144,23 +144,23 @@ type Set struct {
 	wanted     wanted
 }
 
-// Version is a set with what says for which traces it is in force.
+// Version is a set with the sequence from which it is in force.
 type Version struct {
 	Number uint64
-	From   uint64 // the sequence of SPANS from which on it is
+	From   uint64 // the sequence of SPANS from which it is in force
 	*Set
 }
 
-// OverShare stands for the policy when [Set.MaxKept] is used up.
+// OverShare is the name of the deciding policy when [Set.MaxKept] is used up.
 const OverShare = "instance_share"
 
-// Verdict is what became of a trace.
+// Verdict is the decision about a trace.
 type Verdict struct {
 	Keep bool
 	By   string           // the policy that decided; empty when none wanted the trace
-	Took []envelope.Spend // out of the budgets
-	// Threshold is for the trace state of a kept trace ([otlpwire.Annotation]): 0
-	// when the policies are sure to keep one like it.
+	Took []envelope.Spend // from the budgets
+	// Threshold is for the trace state of a kept trace ([otlpwire.Annotation]): 0 if the policies are
+	// certain to keep a trace like it.
 	Threshold uint64
 }
 
@@ -174,7 +174,7 @@ type evaluator interface {
 	evaluate(t *Trace, b *Budgets) Outcome
 }
 
-// Decide asks all policies about a trace.
+// Decide evaluates all policies on a trace.
 func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
 	b.taken = nil
 	t.partitions = max(s.Partitions, 1)
@@ -305,7 +305,7 @@ func (r rateLimiting) evaluate(t *Trace, b *Budgets) Outcome {
 type bytesLimiting struct{ limiter }
 
 func (l bytesLimiting) evaluate(t *Trace, b *Budgets) Outcome {
-	load := t.Load // in spans: as large as those of this trace
+	load := t.Load // in spans, assumed to be as large as those of this trace
 	for i := range load {
 		load[i] *= int64(len(t.Payload) / max(t.Spans, 1))
 	}
@@ -350,11 +350,10 @@ func (s traceState) evaluate(t *Trace, _ *Budgets) Outcome {
 	return NotSampled
 }
 
-// attribute is string_attribute, numeric_attribute and boolean_attribute, on
-// resource and span attributes. What it looks for is found for all such
-// policies in one pass.
+// attribute is string_attribute, numeric_attribute and boolean_attribute, on resource and span
+// attributes. One pass finds the attributes of all such policies.
 type attribute struct {
-	matcher int // its place in wanted
+	matcher int // its index in wanted
 	invert  bool
 }
 
@@ -363,21 +362,21 @@ func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	return verdict(t.answers.found[a.matcher] != a.invert)
 }
 
-// wanted is what the attribute policies of a set look for.
+// wanted is the attributes that a set's policies look for.
 type wanted struct {
-	keys     map[string]int // by key, its place in want
+	keys     map[string]int // index in want, by key
 	lengths  uint64         // bit n: a key has n bytes, modulo 64
 	want     [][]want
 	matchers int
 }
 
-// want is one policy's question about a key.
+// want is the conditions of policies on one key.
 type want struct {
 	matcher int
 	match   func(otlpwire.Value) bool
 }
 
-// add returns the place of a new matcher.
+// add adds a matcher and returns its index.
 func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
 	if w.keys == nil {
 		w.keys = map[string]int{}
@@ -394,15 +393,14 @@ func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
 	return w.matchers - 1
 }
 
-// answers gathers the values of one resource, scope or span at a time, and what was
-// found of what is wanted. Of a key that is there twice the first value counts, as in
-// the collector.
+// answers gathers the values of one resource, scope or span at a time, and which matchers have found
+// one. Of a repeated key the first value counts, as in the collector.
 type answers struct {
 	*wanted
 	found  []bool                  // by matcher
 	values [][]byte                // by key
 	seen   []int                   // keys that have a value
-	see    func(key, value []byte) // takes one in
+	see    func(key, value []byte) // adds a value
 }
 
 func newAnswers(w *wanted) *answers {
@@ -423,7 +421,7 @@ func newAnswers(w *wanted) *answers {
 
 func (a *answers) any() bool { return a.matchers > 0 }
 
-// settle asks the policies about the values at hand.
+// settle evaluates the policies on the current values.
 func (a *answers) settle() {
 	for _, k := range a.seen {
 		for _, q := range a.want[k] {
@@ -492,7 +490,7 @@ func (d drop) evaluate(t *Trace, b *Budgets) Outcome {
 	return NotSampled
 }
 
-// not is not: the opposite of its sub-policy; of one that failed there is none.
+// not is not: the opposite of its sub-policy; a failure stays a failure.
 type not struct{ evaluator }
 
 func (n not) evaluate(t *Trace, b *Budgets) Outcome {
@@ -509,8 +507,8 @@ func (n not) evaluate(t *Trace, b *Budgets) Outcome {
 	return o
 }
 
-// composite is composite: the first sub-policy that wants the trace decides, and
-// keeps it while there is budget of its own.
+// composite is composite: the first sub-policy that wants the trace decides, and keeps it while its own
+// budget lasts.
 type composite []share
 
 type share struct {

@@ -6,7 +6,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 )
 
-// source is what one publisher of an instance said last of its load.
+// source is the last load that one publisher of an instance reported.
 type source struct {
 	arrival int64
 	load    envelope.Load
@@ -15,9 +15,9 @@ type source struct {
 // maxSources bounds the publishers of an instance whose loads are added up.
 const maxSources = 64
 
-// load takes in what the source of a frame says, and returns what all sources of the
-// instance took, window by window: of each what it said last within the window. It is no
-// less than what came here, items by now. The zero Load: a source does not say.
+// load records the load in a frame, and returns the sum over all sources of the instance, window by
+// window, with the last report of each source within the window. It is no less than what arrived here,
+// items by now. It is the zero Load if a source does not report.
 func (in *instance) load(f envelope.Frame, items int) (sum envelope.Load) {
 	mine := in.meter.Add(f.Arrival, int64(items))
 	if f.Load == (envelope.Load{}) {
@@ -40,7 +40,7 @@ func (in *instance) load(f envelope.Frame, items int) (sum envelope.Load) {
 		}
 	}
 	if len(in.sources) > maxSources {
-		clear(in.sources) // nobody knows then, for a while
+		clear(in.sources) // unknown then, for a while
 		return envelope.Load{}
 	}
 	sum.Max(mine)

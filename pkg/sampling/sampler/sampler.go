@@ -2,9 +2,9 @@
 // its window has closed. It is a pure state machine: no goroutine, no lock, no
 // clock, no logger.
 //
-//	s := sample.New(policies, maxBytes)
+//	s := sampler.New(policies, maxBytes, floor)
 //	out := s.Add(seq, frame) // spans in; decisions that the stream's time brought
-//	out = s.Idle(before, now) // now and then: instances may be silent
+//	out = s.Idle(before, now) // from time to time: instances may be silent
 //	s.Release(seq)           // for every export, once the backend has it
 //	floor := s.Floor()
 //
@@ -93,20 +93,19 @@ func (e *Export) Append(dst []byte) []byte {
 	return dst
 }
 
-// Output is what a step has brought.
+// Output is the result of a step.
 type Output struct {
 	Exports    []Export
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
 	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
-	Unchosen   int                 // spans of traces that were not asked for, late ones left out
+	Unchosen   int                 // spans of traces that were not asked for, without late ones
 	Duplicates int                 // spans that were already held
-	TooLarge   int                 // traces given up for their size
-	// Full: there is no room for traces that begin now.
+	TooLarge   int                 // traces dropped because of their size
+	// Full: there is no room for new traces.
 	Full bool
-	// Rewind: there is room again. Traces have been passed over, which stand above
-	// the floor: what is decided must be recorded and exported, and the next sampler
-	// begins at the floor.
+	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be
+	// recorded and exported, and then a new sampler begins at the floor.
 	Rewind bool
 }
 
@@ -116,34 +115,34 @@ type Sampler struct {
 	maxBytes int
 
 	instances map[string]*instance
-	restored  map[string]budgets // of instances that were not seen yet
+	restored  map[string]budgets // of instances that have not been seen yet
 	unsent    []key              // recorded, and not known to be at the backend
 	decided   memory
 	held      *held
 	chosen    func(first int64, seq uint64) bool // nil: every trace
-	heads     map[*otlpwire.Heads]int            // how many pieces share it
+	heads     map[*otlpwire.Heads]int            // number of pieces that share it
 	last      uint64                             // highest sequence seen
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
-	scratch   []byte // the trace at hand
+	scratch   []byte // the current trace
 	trace     policy.Trace
 	passing   []*instance // whose traces are passed over
-	largest   *instance   // that holds most; nil: to be looked up
-	// now is the reader's clock of the last Idle, start that of the first one, swept of the
-	// last look for traces that are overdue; in Unix nanoseconds.
+	largest   *instance   // the instance that holds most; nil: to be determined
+	// now is the reader's clock at the last Idle, start at the first one, swept at the last check for
+	// overdue traces; in Unix nanoseconds.
 	now, start, swept int64
-	fresh             []bool // of the piece at hand, which spans are not held yet
+	fresh             []bool // of the current piece, which spans are not held yet
 	hash              maphash.Hash
 }
 
-// held is what samplers of one reader hold together.
+// held is what the samplers of one reader hold together.
 type held struct {
 	owed  pending
-	bytes int // what traces take here; what they share counted once
-	// passed: traces have been passed over, and will be until all is read again.
+	bytes int // memory of traces; what they share is counted once
+	// passed: traces have been passed over, and will be until everything is read again.
 	passed bool
-	// oldest is the lowest sequence of an undecided trace when that began; decided: one that
-	// began with that message has been, since then.
+	// oldest is the lowest sequence of an undecided trace when passing began; decided: a trace that began
+	// with that message has been decided since then.
 	oldest  uint64
 	decided bool
 }
@@ -153,25 +152,25 @@ type instance struct {
 	name    string
 	known   bool      // it has a clock
 	clock   int64     // in Unix nanoseconds of the edge
-	arrival int64     // the highest one seen since the edge's clock was set back
-	skew    int64     // how far the open windows have been moved with it: windows are times less skew
+	arrival int64     // the highest arrival seen since the edge's clock was set back
+	skew    int64     // how far the open windows have been moved with the clock: windows are times less skew
 	back    int64     // by how much the clock was last set back
 	origin  uint64    // highest sequence of TRACES seen
 	active  bool      // since the last Idle
-	silent  time.Time // the reader's clock had come so far when nothing more had been added
+	silent  time.Time // the reader's clock when it was last known that nothing more had been added
 	traces  map[otlpwire.TraceID]*trace
 	queue   queue // by the end of the window, then ID
 	budgets budgets
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
 
-	bytes   int  // that its traces take
+	bytes   int  // memory of its traces
 	passed  bool // its new traces are passed over
-	full    int  // bytes when that began
-	decided bool // one of its traces has been, since then
+	full    int  // bytes when passing began
+	decided bool // one of its traces has been decided since then
 }
 
-// budgets has those of each version of the policies, by its number.
+// budgets has the budgets for each version of the policies, by its number.
 type budgets map[uint64]*policy.Budgets
 
 func (b budgets) of(version uint64) *policy.Budgets {
@@ -181,48 +180,47 @@ func (b budgets) of(version uint64) *policy.Budgets {
 	return b[version]
 }
 
-// trace is one that is not decided yet.
+// trace is an undecided trace.
 type trace struct {
 	id     otlpwire.TraceID
 	rules  *policy.Version
-	first  int64 // arrival of its first span, less the skew then
-	root   int64 // likewise of its root span
-	rooted bool  // it has one
+	first  int64 // arrival of its first span, less the skew at that time
+	root   int64 // arrival of its root span, less the skew at that time
+	rooted bool  // it has a root span
 	due    int64 // when its window closes
 	read   int64 // when it was first seen, by the reader's clock
 	seq    uint64
 	place  int // in the queue
 	spans  int
 	size   int // as a payload
-	held   int // what it takes
+	held   int // its memory
 	pieces []otlpwire.Fragment
 	ids    spanSet
 	load   envelope.Load // the highest of its frames
-	silent bool          // one of them does not say
+	silent bool          // one of them has no load
 }
 
-// idleGrace is how much the clock of a silent instance stays behind: the way from
-// the edge to the hub may take so much longer for one message than for another.
+// idleGrace is how far the clock of a silent instance stays behind: a message may take that much longer
+// than another from the edge to the hub.
 const idleGrace = time.Second
 
-// How long a trace may be held, beyond its wait, by the reader's clock, once everything that
-// the hub had then is read. A link that is slower than what comes in makes its edge's clock
-// slower than the reader's; ten minutes allow one twentieth at a wait of 30 s.
+// How long a trace may be held, beyond its wait, by the reader's clock, once everything that the hub had
+// at that time has been read. If a link is slower than the incoming data, its edge's stream time runs
+// slower than the reader's clock; ten minutes allow one twentieth at a wait of 30 s.
 const (
 	patience       = 10 * time.Minute
-	passedPatience = 30 * time.Second // where others wait for room
+	passedPatience = 30 * time.Second // if others wait for room
 	sweepInterval  = 5 * time.Second
 )
 
-// The least and the greatest stamp: from 1970 to 2116. Sums of a few of them do not
-// overflow.
+// Bounds of stamps: from 1970 to 2116. Sums of a few of them do not overflow.
 const (
 	maxStamp = 1 << 62
 	maxSkew  = 1 << 61
 )
 
-// What is held for a trace and a piece of one beside their bytes, about: a trace of one small
-// span takes as much again and again what it takes on the wire.
+// Approximate memory of a trace and of a piece of one besides their bytes: a trace of one small span
+// takes several times its size on the wire.
 const (
 	traceBytes = 400
 	pieceBytes = 120
@@ -231,8 +229,8 @@ const (
 
 // New returns an empty sampler that holds up to maxBytes of spans.
 //
-// floor is the sequence that reading begins behind: all decisions about traces that
-// are read again are remembered, however many.
+// floor is the sequence after which reading begins: all decisions about traces that are read again are
+// remembered, however many.
 func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 	return &Sampler{
 		versions:  []policy.Version{{Set: policies}},
@@ -245,8 +243,8 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 	}
 }
 
-// Use sets the versions of the policies that follow the one of [New], by From. Traces
-// that are held and come under another version by that are judged by it.
+// Use sets the versions of the policies that follow the one of [New], by From. Held traces to which
+// another version applies from now on are judged by that version.
 func (s *Sampler) Use(versions []policy.Version) {
 	s.versions = append(s.versions[:1:1], versions...)
 	for _, in := range s.instances {
@@ -267,7 +265,7 @@ func (s *Sampler) rules(seq uint64) *policy.Version {
 	return &s.versions[i]
 }
 
-// setDue says when the window of t closes.
+// setDue sets when the window of t closes.
 func (t *trace) setDue() {
 	t.due = t.first + int64(t.rules.Wait)
 	if after := t.rules.WaitAfterRoot; after > 0 && t.rooted {
@@ -275,8 +273,8 @@ func (t *trace) setDue() {
 	}
 }
 
-// Add takes the spans of one frame of message seq. Frames come in the order of seq;
-// a message may have many.
+// Add adds the spans of one frame of message seq. Frames must be added in the order of seq; a message
+// may have many.
 func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
 	s.decided.reached(seq)
@@ -291,17 +289,16 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	}
 	in.active = true
 	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.arrival {
-		// An instance's messages are routed in their order: a router that took over
-		// has sent this one again.
+		// An instance's messages are routed in order, so a router that took over has sent this one again.
 		out.Duplicates += otlpwire.Count(otlpwire.Traces, f.Payload)
 		return out, nil
 	}
 	in.origin = f.Seq
 	in.tell(f.Arrival)
-	s.advance(in, &out) // windows that this arrival has passed close without it
+	s.advance(in, &out) // windows that end before this arrival close without it
 	load := in.load(f, otlpwire.Count(otlpwire.Traces, f.Payload))
 
-	// Split by trace: the key is the trace's place among those of this frame.
+	// Split by trace: the key is the trace's index among those of this frame.
 	order := make(map[otlpwire.TraceID]int)
 	var ids []otlpwire.TraceID
 	err = s.wire.Groups(f.Payload, func(item []byte) int {
@@ -319,13 +316,12 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	return out, err
 }
 
-// maxBack is how far arrival stamps of an instance may go back without a step of
-// its clock: requests that are published side by side.
+// maxBack is how far the arrival stamps of an instance may go back without a step of its clock, because
+// requests are published concurrently.
 const maxBack = int64(time.Second)
 
-// tell sets the clock of an instance by an arrival stamp. Stamps that come from two
-// clocks in turn, as those of two gateways, set it back and on again by the same
-// amount, and the windows with it.
+// tell sets the clock of an instance by an arrival stamp. Stamps from two clocks in turn, such as those of
+// two gateways, move the clock back and forward by the same amount, and the windows with it.
 func (in *instance) tell(arrival int64) {
 	step := arrival - in.arrival
 	switch {
@@ -340,7 +336,7 @@ func (in *instance) tell(arrival int64) {
 		in.back = 0
 	}
 	in.arrival = max(in.arrival, arrival)
-	in.clock = in.arrival // also when silence had moved it on
+	in.clock = in.arrival // also if silence had moved it on
 }
 
 // shift moves all open windows.
@@ -401,7 +397,7 @@ func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto
 func (s *Sampler) open(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
 	if s.full(in) {
 		if !in.passed {
-			s.held.owed.add(seq) // for ever: the floor stays below
+			s.held.owed.add(seq) // never released: the floor stays below it
 			s.passOver(in, arrival, out)
 		}
 		return nil
@@ -445,8 +441,8 @@ func (s *Sampler) tooLarge(t *trace) bool {
 	return t.held > s.maxBytes/2 || own > 0 && t.size > own
 }
 
-// digest is a hash of what is in something that has the digest of. A span's is one of its
-// resource, its scope and itself: the first two are hashed once for all that stand there.
+// digest extends the digest of by a hash of part. A span's digest covers its resource, its scope and
+// itself: the first two are hashed once for all their spans.
 func (s *Sampler) digest(of uint64, part []byte) uint64 {
 	s.hash.Reset()
 	maphash.WriteComparable(&s.hash, of)
@@ -454,7 +450,7 @@ func (s *Sampler) digest(of uint64, part []byte) uint64 {
 	return s.hash.Sum64()
 }
 
-// take notes that a trace of in takes so much more, or less.
+// take records that a trace of in takes so many bytes more, or less.
 func (s *Sampler) take(in *instance, t *trace, bytes int) {
 	t.held += bytes
 	in.bytes += bytes
@@ -478,7 +474,7 @@ func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans in
 	t.pieces = append(t.pieces, piece)
 }
 
-// letGo takes a trace out of what is held.
+// letGo removes a trace from what is held.
 func (s *Sampler) letGo(in *instance, t *trace) {
 	for i := range t.pieces {
 		heads := t.pieces[i].Heads
@@ -491,14 +487,14 @@ func (s *Sampler) letGo(in *instance, t *trace) {
 	s.take(in, t, -traceBytes-t.spans*spanBytes)
 }
 
-// advance decides the traces of in whose windows its clock has passed.
+// advance decides the traces of in whose windows have ended by its clock.
 func (s *Sampler) advance(in *instance, out *Output) {
 	for len(in.queue) > 0 && in.queue[0].due < in.clock-in.skew {
 		s.decide(in, out)
 	}
 }
 
-// decide takes the oldest trace of in off the queue and asks the policies.
+// decide removes the oldest trace of in from the queue and evaluates the policies.
 func (s *Sampler) decide(in *instance, out *Output) {
 	t := heap.Pop(&in.queue).(*trace)
 	s.scratch = s.scratch[:0]
@@ -511,7 +507,7 @@ func (s *Sampler) decide(in *instance, out *Output) {
 	}
 	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
 	if s.chosen != nil && !s.chosen(t.first+in.skew, t.seq) {
-		v.Keep = false // it was judged for what it took out of the budgets
+		v.Keep = false // it was evaluated only for what it takes from the budgets
 		out.Unchosen += t.spans
 		out.SampledOut -= t.spans
 	}
@@ -524,7 +520,7 @@ func (s *Sampler) decide(in *instance, out *Output) {
 // maxScratch is how much memory is kept for the next trace.
 const maxScratch = 4 << 20
 
-// conclude lets go of a trace that is off the queue.
+// conclude removes a decided trace, which is not in the queue any more.
 func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
 	delete(in.traces, t.id)
 	s.letGo(in, t)
@@ -546,8 +542,8 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
 }
 
-// full reports whether there is no room for a new trace of in. Beyond the bound it is the
-// instance that holds most which waits.
+// full reports whether there is no room for a new trace of in. Beyond the bound the instance that holds
+// most has to wait.
 func (s *Sampler) full(in *instance) bool {
 	if in.passed || s.held.bytes <= s.maxBytes {
 		return in.passed
@@ -577,11 +573,10 @@ func (s *Sampler) pass(in *instance, out *Output) {
 	s.passing = append(s.passing, in)
 }
 
-// passOver does so in the middle of a frame of in. Traces that began with it are put back,
-// too: traces are decided in the order of their due and ID, and what is passed over comes
-// later than what is held. Unless the oldest is among them: a decision about that is what
-// reading begins again for. Of one stamp no edge sends so
-// much.
+// passOver begins to pass over new traces of in within a frame. Traces that began with the frame's
+// arrival are put back, too, because traces are decided in the order of due and ID, and those that are
+// passed over must come later than those that are held; but not if the oldest trace is among them,
+// because reading begins again only after that is decided. No edge sends that much with one stamp.
 func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
 	if in.passed {
 		return
@@ -602,7 +597,7 @@ func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
 	}
 }
 
-// oldest returns the trace that was begun first; nil for none.
+// oldest returns the trace that began first; nil if there is none.
 func (in *instance) oldest() (oldest *trace) {
 	for _, t := range in.queue {
 		if oldest == nil || t.seq < oldest.seq {
@@ -612,7 +607,7 @@ func (in *instance) oldest() (oldest *trace) {
 	return oldest
 }
 
-// release lets go of a trace that is to be read again: what is owed for it stays.
+// release removes a trace that is to be read again: what is owed for it stays owed.
 func (s *Sampler) release(in *instance, t *trace) {
 	heap.Remove(&in.queue, t.place)
 	delete(in.traces, t.id)
@@ -620,9 +615,9 @@ func (s *Sampler) release(in *instance, t *trace) {
 	t.place = -1
 }
 
-// putBack lets go of the youngest traces of the instances that hold most, until what is held is
-// within the bound: traces that are held may grow, and many do. Every instance may hold as
-// much as the others, and keeps its oldest trace. A frame of now, of this arrival, is at hand.
+// putBack removes the youngest traces of the instances that hold most, until what is held is within the
+// bound: held traces may grow, and many do. Every instance may hold as much as the others, and keeps its
+// oldest trace. The current frame is of the instance now, with this arrival.
 func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
 	level := s.level()
 	for _, name := range s.names() {
@@ -652,7 +647,7 @@ func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
 // level is how much each instance may hold so that all together are within the bound.
 func (s *Sampler) level() int {
 	var all []int
-	rest := s.maxBytes - s.held.bytes // others' of the same reader may have a part of it
+	rest := s.maxBytes - s.held.bytes // other samplers of the same reader may use a part of it
 	for _, in := range s.instances {
 		all, rest = append(all, in.bytes), rest+in.bytes
 	}
@@ -667,9 +662,9 @@ func (s *Sampler) level() int {
 	return s.maxBytes
 }
 
-// room reports whether traces were passed over for which there is room now, and whether the
-// oldest trace has been decided since, which kept the floor where it is: else the same could
-// be read and passed over for ever.
+// room reports whether there is room now for traces that were passed over, and whether the oldest trace,
+// which kept the floor where it is, has been decided since: otherwise the same traces could be read and
+// passed over for ever.
 func (s *Sampler) room() bool {
 	if !s.held.passed || !s.held.decided || s.held.bytes > s.maxBytes {
 		return false
@@ -682,9 +677,9 @@ func (s *Sampler) room() bool {
 	return false
 }
 
-// Idle moves the clocks of silent instances on. The caller knows of each partition of
-// TRACES that everything which it had at its moment before has been added; a zero moment
-// moves nothing. now is the present. All are of the caller's clock.
+// Idle advances the clocks of silent instances. before has, for each partition of TRACES, a time up to
+// which the caller knows that all its messages have been added; a zero time advances nothing. now is the
+// present. All are times of the caller's clock.
 func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 	if s.now = now.UnixNano(); s.start == 0 {
 		s.start = s.now
@@ -703,14 +698,14 @@ func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 			s.advance(in, &out)
 		}
 		if in.active {
-			in.active, in.silent = false, now // what was added may be as young as that
+			in.active, in.silent = false, now // what was added may be as recent as that
 			continue
 		}
 		silence := upto.Sub(in.silent)
 		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
 		s.advance(in, &out)
 		if silence-idleGrace > s.shortestWait() {
-			for _, t := range in.queue { // none, unless stamps went to and fro
+			for _, t := range in.queue { // empty, unless stamps jumped back and forth
 				if silence-idleGrace > t.rules.Wait {
 					in.clock = max(in.clock, t.due+in.skew+1)
 				}
@@ -734,9 +729,9 @@ func (s *Sampler) shortestWait() time.Duration {
 	return shortest
 }
 
-// Unblock decides what has been held for its wait by the reader's clock. It is for a caller who has
-// added all that there is and knows that nothing more can come before something has been
-// decided: SPANS is full. Spans that come later follow the decision.
+// Unblock decides traces that have been held for their wait by the reader's clock. It is for a caller that
+// has added everything and knows that nothing more can arrive before something is decided, because SPANS
+// is full. Later spans follow the decision.
 func (s *Sampler) Unblock(now time.Time) (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
@@ -747,13 +742,13 @@ func (s *Sampler) Unblock(now time.Time) (out Output) {
 	return out
 }
 
-// overdue moves the clock of an instance on to the traces that have been held for grace longer than
-// their wait.
+// overdue advances the clock of an instance to the traces that have been held for grace longer than their
+// wait.
 func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration) {
 	for _, t := range in.queue {
 		grace := grace
 		if in.passed || s.held.passed && t.seq <= s.held.oldest {
-			grace = min(grace, passedPatience) // others wait for it
+			grace = min(grace, passedPatience) // others wait for room
 		}
 		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= upto {
 			in.clock = max(in.clock, t.due+in.skew+1)
@@ -761,7 +756,7 @@ func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration) {
 	}
 }
 
-// Finish decides all that is held: nothing more will come.
+// Finish decides all held traces: nothing more will be added.
 func (s *Sampler) Finish() (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
@@ -769,7 +764,7 @@ func (s *Sampler) Finish() (out Output) {
 			s.decide(in, &out)
 		}
 	}
-	out.Rewind = s.held.passed // nothing is held any more: there is room
+	out.Rewind = s.held.passed // nothing is held any more, so there is room
 	return out
 }
 
@@ -783,7 +778,7 @@ func (s *Sampler) names() []string {
 	return names
 }
 
-// Release says that the backend has an export with this sequence.
+// Release records that the backend has an export with this sequence.
 func (s *Sampler) Release(seq uint64) { s.held.owed.release(seq) }
 
 // Floor returns the sequence up to which nothing is owed.
@@ -794,7 +789,7 @@ func (s *Sampler) Floor() uint64 {
 	return s.last
 }
 
-// Held returns the number of undecided traces and the bytes that they take, about.
+// Held returns the number of undecided traces and their approximate memory in bytes.
 func (s *Sampler) Held() (traces, bytes int) {
 	for _, in := range s.instances {
 		traces += len(in.traces)

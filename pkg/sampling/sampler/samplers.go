@@ -9,23 +9,22 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
-// Samplers are those of all partitions, for one who reads the streams of whole
-// instances: each sees the spans that the sampler of its partition saw when they were
-// live, so that budgets, which every partition has a share of, give the same verdicts.
-// With one partition it is that sampler.
+// Samplers are the samplers of all partitions, for a reader of the streams of whole instances: each gets
+// the spans that the sampler of its partition got when they were live, so that budgets, of which every
+// partition has a share, give the same verdicts. With one partition it is that one sampler.
 //
-// What they hold they hold together: one bound, one floor.
+// They share one bound and one floor.
 type Samplers struct {
 	parts  []*Sampler
 	held   *held
 	last   uint64 // highest sequence seen
 	split  otlpwire.Splitter
-	pieces [][]byte // of the payload at hand, by partition
+	pieces [][]byte // of the current payload, by partition
 }
 
-// NewSamplers returns n samplers as [New] makes them. chosen says which traces may be
-// kept, by the arrival and sequence of their first span; nil for all. The others are
-// judged, too: what they take out of budgets is gone.
+// NewSamplers returns n samplers like those of [New]. chosen says which traces may be kept, by the arrival
+// and sequence of their first span; nil for all. The others are evaluated, too, for what they take from
+// the budgets.
 func NewSamplers(policies *policy.Set, n, maxBytes int, floor uint64, chosen func(first int64, seq uint64) bool) *Samplers {
 	all := &Samplers{held: new(held), last: floor, pieces: make([][]byte, n)}
 	for range n {
@@ -36,7 +35,7 @@ func NewSamplers(policies *policy.Set, n, maxBytes int, floor uint64, chosen fun
 	return all
 }
 
-// merge adds what another step has brought.
+// merge adds the output of another step.
 func (o *Output) merge(more Output) {
 	o.Exports = append(o.Exports, more.Exports...)
 	o.Decisions = append(o.Decisions, more.Decisions...)
@@ -74,7 +73,7 @@ func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	return out, err
 }
 
-// each gathers what a step of every sampler brings.
+// each merges the outputs of a step of every sampler.
 func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
 	for _, s := range a.parts {
 		out.merge(step(s))
@@ -92,8 +91,7 @@ func (a *Samplers) Unblock(now time.Time) Output {
 	return a.each(func(s *Sampler) Output { return s.Unblock(now) })
 }
 
-// Finish is [Sampler.Finish]: when all have let go of everything there is room for what was
-// passed over.
+// Finish is [Sampler.Finish]: once all samplers hold nothing, there is room for what was passed over.
 func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].
@@ -103,7 +101,7 @@ func (a *Samplers) Use(versions []policy.Version) {
 	}
 }
 
-// Remember is [Sampler.Remember], of decisions of all partitions.
+// Remember is [Sampler.Remember], for decisions of all partitions.
 func (a *Samplers) Remember(message []byte) error { return remember(message, a.parts) }
 
 // Release is [Sampler.Release].
@@ -117,7 +115,7 @@ func (a *Samplers) Floor() uint64 {
 	return a.last
 }
 
-// Held returns the number of undecided traces and the bytes that they take, about.
+// Held returns the number of undecided traces and their approximate memory in bytes.
 func (a *Samplers) Held() (traces, bytes int) {
 	for _, s := range a.parts {
 		n, _ := s.Held()
@@ -126,5 +124,5 @@ func (a *Samplers) Held() (traces, bytes int) {
 	return traces, a.held.bytes
 }
 
-// Passed reports whether traces have been passed over for want of room.
+// Passed reports whether traces have been passed over because there was no room.
 func (a *Samplers) Passed() bool { return a.held.passed }

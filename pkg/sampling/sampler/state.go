@@ -10,16 +10,16 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 )
 
-// key names a trace: two instances may use the same trace ID.
+// key identifies a trace: two instances may use the same trace ID.
 type key struct {
 	instance string
 	id       otlpwire.TraceID
 }
 
-// spanSet is a set of spans, by a hash of all their bytes, with resource and scope: what
-// differs in anything that a backend sees is another span, also under one ID (contrib's
-// eBPF instrumentation sends such, #2592; the two ends of a call share one in Zipkin). It
-// is a list while it is short, which most traces are.
+// spanSet is a set of spans, by a hash of all their bytes, with resource and scope: spans that
+// differ in anything a backend sees are different, even with the same ID (contrib's eBPF
+// instrumentation sends such spans, #2592; the two ends of a call share one in Zipkin). It is a
+// list while it is short, as it is for most traces.
 type spanSet struct {
 	list []uint64
 	set  map[uint64]struct{}
@@ -49,8 +49,8 @@ func (s *spanSet) add(k uint64) bool {
 	return true
 }
 
-// pending counts debts by sequence and knows the lowest. Sequences are added in
-// rising order, as messages come.
+// pending counts what is owed by sequence and knows the lowest one. Sequences are added in rising order,
+// the order of messages.
 type pending struct {
 	debts []debt
 }
@@ -78,7 +78,7 @@ func (l *pending) release(seq uint64) {
 	for n < len(l.debts) && l.debts[n].n == 0 {
 		n++
 	}
-	l.debts = l.debts[n:] // append moves what is left, now and then
+	l.debts = l.debts[n:] // append moves the rest from time to time
 }
 
 func (l *pending) lowest() (uint64, bool) {
@@ -88,16 +88,15 @@ func (l *pending) lowest() (uint64, bool) {
 	return l.debts[0].seq, true
 }
 
-// memory remembers decisions, a bounded number of each kind. Of kept traces it is exact;
-// of the others it remembers 64 bits, and takes a trace for one of n that were dropped
-// with a chance of n in 2^64.
+// memory remembers decisions, a bounded number of each kind. For kept traces it is exact; for the others
+// it remembers 64 bits, and mistakes a trace for one of n dropped ones with a probability of n in 2^64.
 type memory struct {
 	kept    shelves[otlpwire.TraceID, *keptTrace]
 	dropped shelves[uint64, uint64] // the sequence up to which the spans counted
 	seed    maphash.Seed
 
-	// Of the sampler before, and with spans above the floor: these are read again,
-	// and forgotten only when the reader has come past them all.
+	// Decisions of the previous sampler about traces with spans above the floor: these are read again, and
+	// the decisions are forgotten only when the reader has passed all of them.
 	floor uint64
 	above map[key]aboveFloor
 	end   uint64 // the highest upto in above
@@ -108,17 +107,17 @@ type aboveFloor struct {
 	upto uint64
 }
 
-// keptTrace is what is known of a trace that was kept.
+// keptTrace is what is remembered of a kept trace.
 type keptTrace struct {
 	policy    string
 	threshold uint64
-	// Of a sampler before only:
+	// Only for traces of a previous sampler:
 	upto uint64 // the sequence up to which its spans counted
-	sent bool   // they are at the backend
+	sent bool   // the backend has them
 }
 
-// defaultMemory is how many decisions of a kind are remembered: of kept traces 120
-// bytes each, of others 24 bytes, and what a map adds.
+// defaultMemory is how many decisions of a kind are remembered: 120 bytes for each kept trace, 24 bytes
+// for each other one, and the overhead of a map.
 const defaultMemory = 100_000
 
 func newMemory(kept, dropped int, floor uint64) memory {
@@ -130,7 +129,7 @@ func newMemory(kept, dropped int, floor uint64) memory {
 	}
 }
 
-// pin keeps a decision of the sampler before in mind until it is passed.
+// pin remembers a decision of the previous sampler until the reader has passed it.
 func (m *memory) pin(k key, kept *keptTrace, upto uint64) {
 	if upto > m.floor && m.above != nil {
 		m.above[k] = aboveFloor{kept, upto}
@@ -138,7 +137,7 @@ func (m *memory) pin(k key, kept *keptTrace, upto uint64) {
 	}
 }
 
-// reached lets go of what is passed.
+// reached forgets decisions that the reader has passed.
 func (m *memory) reached(seq uint64) {
 	if seq > m.end {
 		m.above = nil
@@ -155,7 +154,7 @@ func (m *memory) drop(k key, upto uint64) {
 	m.pin(k, nil, upto)
 }
 
-// sent notes that the backend has a kept trace.
+// sent records that the backend has a kept trace.
 func (m *memory) sent(k key) {
 	if a, ok := m.above[k]; ok && a.kept != nil {
 		a.kept.sent = true
@@ -165,8 +164,8 @@ func (m *memory) sent(k key) {
 	}
 }
 
-// recall returns what is remembered of a trace, kept nil when it was dropped, and
-// up to which sequence nothing of its spans is left to be done.
+// recall returns what is remembered of a trace, kept nil if it was dropped, and up to which sequence its
+// spans are finished.
 func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
 	kept, known = m.kept.get(k.instance, k.id)
 	if !known {
@@ -183,9 +182,9 @@ func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
 	return kept, known, upto
 }
 
-// shelves hold a bounded number of values, a shelf for each instance. When they are full
-// the oldest ones of the largest shelf go: an instance that decides much pushes out what is
-// remembered of itself, not of others.
+// shelves hold a bounded number of values, one shelf for each instance. When they are full the oldest
+// values of the largest shelf are dropped: an instance with many decisions displaces its own, not those
+// of others.
 type shelves[K comparable, V any] struct {
 	size, n int
 	of      map[string]*shelf[K, V]
@@ -193,7 +192,7 @@ type shelves[K comparable, V any] struct {
 
 type shelf[K comparable, V any] struct {
 	values map[K]V
-	order  []K // as they were added
+	order  []K // in the order in which they were added
 }
 
 func newShelves[K comparable, V any](size int) shelves[K, V] {
@@ -216,8 +215,7 @@ func (s *shelves[K, V]) add(instance string, k K, v V) {
 	own.values[k] = v
 }
 
-// forget takes some off the largest shelf, so many at a time that looking for it costs
-// little.
+// forget drops some values of the largest shelf, so many at a time that the search for it costs little.
 func (s *shelves[K, V]) forget() {
 	var largest *shelf[K, V]
 	for instance, one := range s.of {
@@ -243,14 +241,13 @@ func (s *shelves[K, V]) get(instance string, k K) (v V, ok bool) {
 	return v, ok
 }
 
-// Remember takes over what an owner before has recorded: the decisions of one
-// message, as they were appended, in the order of the messages, before any Add. A
-// message without decisions is where another owner has begun. Spans that are still
-// to come follow the decisions, what these took out of the budgets is spent, and
-// traces that are known to be at the backend are not exported again.
+// Remember restores what a previous owner has recorded: the decisions of one message, as they were
+// appended, in the order of the messages, before any Add. A message without decisions marks the beginning
+// of another owner. Later spans follow the decisions, what these took from the budgets is spent, and
+// traces that the backend is known to have are not exported again.
 func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
 
-// remember brings every decision of a message to the sampler of its partition.
+// remember passes every decision of a message to the sampler of its partition.
 func remember(message []byte, parts []*Sampler) error {
 	if len(message) == 0 {
 		for _, s := range parts {

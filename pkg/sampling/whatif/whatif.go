@@ -1,13 +1,13 @@
-// Package whatif compares sampling policies on what the hub's streams hold: which
-// traces of a range some policies would keep, and which the others would.
+// Package whatif compares two sets of sampling policies on the data in the hub's streams: which traces
+// of a range each of them would keep.
 //
 //	c := whatif.New(running, proposed, partitions, maxBytes, job.In)
-//	c.Add(seq, frame) // the range and what is around it, as replay.Plan says
+//	c.Add(seq, frame) // the range and its surroundings, by replay.Plan
 //	result := c.Finish()
 //
-// It is pure, and sends nothing. Every trace is judged as a replay would judge it
-// (package sampler). What is remembered besides the samplers' state are the traces about
-// which one of the two has not decided yet.
+// It has no side effects, and sends nothing. Every trace is decided as in a replay (package sampler).
+// Besides the samplers' state it remembers only the traces about which one of the two has not decided
+// yet.
 package whatif
 
 import (
@@ -24,10 +24,10 @@ import (
 // Rules are policies, with the versions that follow them.
 type Rules struct {
 	Base     *policy.Set
-	Versions []policy.Version // by where in TRACES each is in force
+	Versions []policy.Version // by the sequence of TRACES from which each is in force
 }
 
-// Tally counts traces, their spans, and bytes as on the wire.
+// Tally counts traces, their spans, and their bytes on the wire.
 type Tally struct{ Traces, Spans, Bytes int64 }
 
 func (t *Tally) add(e *sampler.Export) {
@@ -41,18 +41,18 @@ func (t *Tally) add(e *sampler.Export) {
 // Line is what a policy keeps, or what is kept of a service.
 type Line struct {
 	Name              string
-	All               Tally // of a service: what there is
+	All               Tally // of a service: everything
 	Running, Proposed Tally
 }
 
-// Lost is what the running policies kept and the proposed ones would not.
+// Lost is what the running policies keep and the proposed ones would not.
 type Lost struct {
 	Policy   string // that kept it
 	Traces   int64
 	Examples []Example
 }
 
-// Example is one such trace.
+// Example is one lost trace.
 type Example struct {
 	Instance string
 	TraceID  otlpwire.TraceID
@@ -60,7 +60,7 @@ type Example struct {
 
 const (
 	maxExamples = 3    // of the traces of a policy
-	maxServices = 1000 // that are told apart
+	maxServices = 1000 // that are listed separately
 )
 
 // Result is the comparison.
@@ -72,7 +72,7 @@ type Result struct {
 	Gained   int64  // traces that the proposed policies would keep and the running ones did not
 }
 
-// Comparison runs two sets of policies side by side, and a third that keeps all.
+// Comparison runs two sets of policies side by side, and a third one that keeps everything.
 type Comparison struct {
 	all, running, proposed *sampler.Samplers
 	result                 Result
@@ -92,7 +92,7 @@ type verdict struct {
 	by            string
 }
 
-// New returns a comparison for traces of which chosen says that they count.
+// New returns a comparison of the traces for which chosen returns true.
 func New(running, proposed Rules, partitions, maxBytes int, chosen func(first int64, seq uint64) bool) *Comparison {
 	c := &Comparison{policies: map[string]*Line{}, services: map[string]*Line{}, lost: map[string]*Lost{}, open: map[trace]verdict{}}
 	open := func(r Rules) *sampler.Samplers {
@@ -106,7 +106,7 @@ func New(running, proposed Rules, partitions, maxBytes int, chosen func(first in
 	return c
 }
 
-// Add takes a frame of message seq of TRACES.
+// Add adds a frame of message seq of TRACES.
 func (c *Comparison) Add(seq uint64, f envelope.Frame) error {
 	for side, s := range []*sampler.Samplers{c.all, c.running, c.proposed} {
 		out, err := s.Add(seq, f)
@@ -181,7 +181,7 @@ func (c *Comparison) byService(side int, e *sampler.Export) {
 	}
 }
 
-// compare notes a decision, and settles the trace once both have decided.
+// compare records a decision, and finishes the trace once both have decided.
 func (c *Comparison) compare(t trace, v verdict) {
 	other, both := c.open[t]
 	if !both || other.running == v.running {
@@ -208,15 +208,15 @@ func (c *Comparison) compare(t trace, v verdict) {
 	}
 }
 
-// Settle decides what is left: nothing more of the instances seen so far will come,
-// and the next message may have a lower sequence.
+// Settle decides all remaining traces: nothing more of the instances seen so far will be added, and the
+// next message may have a lower sequence.
 func (c *Comparison) Settle() {
 	for side, s := range []*sampler.Samplers{c.all, c.running, c.proposed} {
 		c.note(side, s, s.Finish())
 	}
 }
 
-// Finish settles, and returns the comparison.
+// Finish settles, and returns the result.
 func (c *Comparison) Finish() Result {
 	c.Settle()
 	r := c.result
@@ -236,8 +236,8 @@ func (c *Comparison) Finish() Result {
 	return r
 }
 
-// Full reports whether the samplers pass over traces for want of memory: then the
-// comparison is none.
+// Full reports whether the samplers have passed over traces because of their memory bound: then the
+// comparison is not valid.
 func (c *Comparison) Full() bool {
 	return c.all.Passed() || c.running.Passed() || c.proposed.Passed()
 }
