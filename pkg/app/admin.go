@@ -23,7 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 )
 
-// AdminConfig says where the admin server listens.
+// AdminConfig configures the admin server.
 type AdminConfig struct {
 	// The address of the admin server, host:port. Empty: there is none.
 	Listen string `yaml:"listen"`
@@ -38,16 +38,16 @@ type AdminConfig struct {
 	Token config.Secret `yaml:"token"`
 }
 
-// guard refuses what a page from elsewhere may have a browser ask.
+// guard refuses requests that a foreign web page may make a browser send.
 func (c AdminConfig) guard(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !c.knows(r.Host) {
-			http.Error(w, fmt.Sprintf("%q is no name of this server: ask by an address, or put the name into admin.hosts", r.Host), http.StatusForbidden)
+			http.Error(w, fmt.Sprintf("%q is not a name of this server: use its IP address, or add the name to admin.hosts", r.Host), http.StatusForbidden)
 			return
 		}
 		if origin := r.Header.Get("Origin"); origin != "" {
 			if u, err := url.Parse(origin); err != nil || !strings.EqualFold(u.Host, r.Host) {
-				http.Error(w, "pages of another origin may not ask here", http.StatusForbidden)
+				http.Error(w, "requests from pages of another origin are not allowed", http.StatusForbidden)
 				return
 			}
 		}
@@ -55,8 +55,8 @@ func (c AdminConfig) guard(h http.Handler) http.Handler {
 	})
 }
 
-// knows reports whether a Host header names this server, rather than something that was
-// made to lead here. An address does, and none, which no browser sends.
+// knows reports whether a Host header names this server, and not a foreign name that resolves to its
+// address. An IP address does, and so does an empty header, which no browser sends.
 func (c AdminConfig) knows(host string) bool {
 	name := hostname(host)
 	if _, err := netip.ParseAddr(name); err == nil || name == "" {
@@ -74,7 +74,7 @@ func hostname(host string) string {
 	return strings.TrimSuffix(strings.Trim(host, "[]"), ".")
 }
 
-// private keeps a page to this machine and those who have the token.
+// private restricts a page to requests from this machine or with the token.
 func (c AdminConfig) private(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		from, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -82,7 +82,7 @@ func (c AdminConfig) private(h http.HandlerFunc) http.HandlerFunc {
 		switch {
 		case err == nil && from.Addr().Unmap().IsLoopback():
 		case c.Token == "":
-			http.Error(w, "this page is for the machine itself, or for those who have the token of admin.token", http.StatusForbidden)
+			http.Error(w, "this page answers only requests from the same machine, or with the token of admin.token", http.StatusForbidden)
 			return
 		case subtle.ConstantTimeCompare([]byte(token), []byte(c.Token)) != 1:
 			w.Header().Set("WWW-Authenticate", "Bearer")
@@ -93,8 +93,8 @@ func (c AdminConfig) private(h http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// userInfo is what stands before the host of a URL: a user, a password, a token. One that
-// is not escaped may hold an @, too.
+// userInfo matches the part of a URL before its host: a user, a password, a token. An unescaped one may
+// contain an @, too.
 var userInfo = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/]*@`)
 
 // NewAdmin returns a service that answers /ready, /metrics, /services and
@@ -131,7 +131,7 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 	return services.NewBasicService(start, run, nil), nil
 }
 
-// adminPages serves the pages; other methods than GET and HEAD have none.
+// adminPages serves the pages, for GET and HEAD only.
 func adminPages(p *Process, stages []Stage, cfg AdminConfig) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.Registry, promhttp.HandlerOpts{}))

@@ -1,13 +1,12 @@
-// Package app is what every penstock process has: a configuration from file
-// and environment, a logger, stages that start and stop in order, and an admin
-// server.
+// Package app is the frame of every penstock process: a configuration from file and environment, a
+// logger, stages that start and stop in order, and an admin server.
 //
 //	os.Exit(app.Command{Name: "edge", Settings: &cfg, Build: build}.Main(os.Args[1:]))
 //
 // # Promises
 //
-//   - Stages start in the order given and stop in the reverse order, each only
-//     after the one before has finished.
+//   - Stages start in the given order and stop in the reverse order, each only after the previous
+//     one has finished.
 //   - A stage that fails stops the process, in order, with exit code 1; a wrong
 //     configuration ends it with exit code 2 before anything was opened.
 //
@@ -44,7 +43,7 @@ import (
 // Version is set by the linker.
 var Version = "devel"
 
-// Config is what every role's configuration holds.
+// Config is the part of the configuration that all roles have.
 type Config struct {
 	Log    LogConfig       `yaml:"log"`
 	Admin  AdminConfig     `yaml:"admin"`
@@ -68,7 +67,7 @@ func DefaultConfig(adminPort int) Config {
 	}
 }
 
-// Validate reports every mistake at once.
+// Validate reports all errors at once.
 func (c Config) Validate() error {
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return fmt.Errorf("log.format is %q, want text or json", c.Log.Format)
@@ -82,13 +81,12 @@ type Settings interface {
 	Process() *Config
 	// ApplyEnv overrides the file with the environment.
 	ApplyEnv(getenv func(string) string)
-	// Validate reports every mistake at once, by the name the operator typed. With
-	// -config.check CheckFiles() error, where there is one, looks at files, too, that may
-	// come after the start.
+	// Validate reports all errors at once, by the names of the keys. With -config.check the optional
+	// method CheckFiles() error also checks files that may still be missing at the start.
 	Validate() error
 }
 
-// Process is what a role's build function gets.
+// Process is the argument of a role's build function.
 type Process struct {
 	Log      *slog.Logger
 	Registry *prometheus.Registry
@@ -99,7 +97,7 @@ type Process struct {
 	pages map[string]http.Handler
 }
 
-// Page adds a page to the admin server; the first under a path stays.
+// Page adds a page to the admin server; if a path has a page already, that one is kept.
 func (p *Process) Page(path string, h http.Handler) {
 	if _, taken := p.pages[path]; taken {
 		return
@@ -110,15 +108,15 @@ func (p *Process) Page(path string, h http.Handler) {
 	p.pages[path] = h
 }
 
-// Stage is a service with the name that it has on /services.
+// Stage is a service with its name on /services.
 type Stage struct {
 	Name string
 	services.Service
-	// Ready, where it is set, says why a stage that runs is not ready; nil when it is.
+	// Ready, if set, returns why a running stage is not ready; nil if it is.
 	Ready func() error
 }
 
-// NewProcess makes the parts that a build function gets.
+// NewProcess creates the argument of a build function.
 func NewProcess(log *slog.Logger, settings Settings) *Process {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -132,11 +130,11 @@ type Command struct {
 	Settings Settings
 	// Flags registers further flags; nil for none. They override the environment.
 	Flags func(*flag.FlagSet)
-	// Build makes the stages in the order in which they start.
+	// Build creates the stages in the order in which they start.
 	Build func(*Process) ([]Stage, error)
 }
 
-// Main runs the command until it is told to stop and returns the exit code.
+// Main runs the command until a signal stops it, and returns the exit code.
 func (c Command) Main(args []string) int {
 	fs := flag.NewFlagSet(c.Name, flag.ContinueOnError)
 	fs.SetOutput(os.Stderr)
@@ -182,8 +180,8 @@ func (c Command) Main(args []string) int {
 	return 0
 }
 
-// Parse parses flags. -help goes to standard output; of a wrong flag one line says what
-// is wrong, and not all there is to know.
+// Parse parses flags. -help goes to standard output; a wrong flag is reported in one line, without the
+// whole usage text.
 func Parse(fs *flag.FlagSet, args []string) error {
 	usage := fs.Usage
 	fs.Usage = func() {}
@@ -214,7 +212,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 		}
 	}
 	c.Settings.ApplyEnv(os.Getenv)
-	if err := fs.Parse(args); err != nil { // once more: flags win
+	if err := fs.Parse(args); err != nil { // again: flags override the environment
 		return err
 	}
 	return config.At(file, lines, errors.Join(c.Settings.Process().Validate(), c.Settings.Validate()))
@@ -222,7 +220,7 @@ func (c Command) configure(fs *flag.FlagSet, file string, args []string) error {
 
 func (c Command) run(p *Process) error {
 	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // nohup wants it to go on
+	if !signal.Ignored(syscall.SIGHUP) { // ignored under nohup: the process continues
 		signals = append(signals, syscall.SIGHUP)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
@@ -253,7 +251,7 @@ func (c Command) run(p *Process) error {
 // Run starts the stages in order, waits until ctx ends or a stage fails, and
 // stops them in the reverse order. It returns the first failure.
 func Run(ctx context.Context, log *slog.Logger, stages []Stage) error {
-	failed := make(chan error, len(stages)) // one failure a stage at the most
+	failed := make(chan error, len(stages)) // at most one failure a stage
 	started := make([]Stage, 0, len(stages))
 	var err error
 	for _, s := range stages {
@@ -276,7 +274,7 @@ func Run(ctx context.Context, log *slog.Logger, stages []Stage) error {
 		}
 	}
 	if ctx.Err() != nil {
-		log.Info("stopping; a second signal ends it at once")
+		log.Info("stopping; a second signal ends the process at once")
 	}
 	for _, s := range slices.Backward(started) {
 		begin := time.Now()
@@ -298,7 +296,7 @@ func (s Stage) start(ctx context.Context) error {
 	}
 	err := s.AwaitRunning(ctx)
 	if err != nil && ctx.Err() == nil {
-		// It has ended, or is about to: what it ended with says more.
+		// It has ended, or is about to: its own error says more.
 		_ = s.AwaitTerminated(ctx)
 	}
 	if failure := s.FailureCase(); failure != nil {
@@ -307,8 +305,7 @@ func (s Stage) start(ctx context.Context) error {
 	return err
 }
 
-// Service makes a stage's service of a run function that blocks until its
-// context ends.
+// Service turns a function that blocks until its context ends into a stage's service.
 func Service(run func(ctx context.Context) error) services.Service {
 	return services.NewBasicService(nil, run, nil)
 }
@@ -322,7 +319,7 @@ func NewLogger(w io.Writer, cfg LogConfig) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-// VersionLine says what a program is and what made it.
+// VersionLine returns the name and version of a program, and the Go version that built it.
 func VersionLine(name string) string {
 	line := fmt.Sprintf("%s %s %s", name, Version, runtime.Version())
 	if bi, ok := debug.ReadBuildInfo(); ok {

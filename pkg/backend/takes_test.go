@@ -92,7 +92,7 @@ func TestTakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := w.(Asked).Takes(t.Context(), now, now); err == nil || !strings.Contains(err.Error(), "cannot be asked") {
+	if _, _, err := w.(Asked).Takes(t.Context(), now, now); err == nil || !strings.Contains(err.Error(), "cannot be queried") {
 		t.Errorf("%v", err)
 	}
 }

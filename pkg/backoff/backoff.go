@@ -1,7 +1,7 @@
-// Package backoff waits: for a time, for a condition, or between attempts with growing pauses; and it
-// lets one of many equal messages through a minute.
+// Package backoff waits: for a time, for a condition, or between attempts with growing pauses; and
+// it limits equal log messages to one a minute.
 //
-// How long a pause is after which error is not here but in package fault.
+// The length of a pause after an error is not here but in package fault.
 package backoff
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/penstock/penstock/pkg/fault"
 )
 
-// pollInterval is how often Until looks: often enough that a stop feels
-// immediate, seldom enough that it costs nothing.
+// pollInterval is how often Until checks: often enough that a stop feels immediate, rarely enough that it
+// costs nothing.
 const pollInterval = 50 * time.Millisecond
 
 // Until waits until done returns true or ctx ends, and reports which.
@@ -27,7 +27,7 @@ func Until(ctx context.Context, done func() bool) bool {
 	return true
 }
 
-// Sleep waits for d and reports false when ctx ended first.
+// Sleep waits for d and reports false if ctx ended first.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -39,8 +39,8 @@ func Sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Retry does what the hub must take until it has taken it, with growing pauses,
-// and warns once. It returns false when ctx ended first.
+// Retry calls do, which sends something to the hub, until it succeeds, with growing pauses, and warns once.
+// It returns false if ctx ended first.
 func Retry(ctx context.Context, log *slog.Logger, what string, do func() error) bool {
 	for attempt := 1; ; attempt++ {
 		err := do()
@@ -48,7 +48,7 @@ func Retry(ctx context.Context, log *slog.Logger, what string, do func() error) 
 			return true
 		}
 		if attempt == 1 {
-			log.Warn("cannot "+what+", will try again", "err", err)
+			log.Warn("cannot "+what+"; retrying", "err", err)
 		}
 		if !Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return false

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Repeats lets one of many equal messages through a minute, with how many it held back
-// since the last. The zero Repeats is ready, and safe for concurrent use;
-// a nil one lets all through.
+// Repeats lets one of many equal messages pass each minute, with the number of those suppressed
+// since the last one. The zero Repeats is ready to use, and safe for concurrent use; a nil one lets
+// all messages pass.
 type Repeats struct {
 	mu   sync.Mutex
 	said map[string]said
@@ -18,11 +18,11 @@ type said struct {
 	held int
 }
 
-// maxSaid bounds the messages that are told apart; beyond it all are let through.
+// maxSaid bounds the messages that are distinguished; beyond it all pass.
 const maxSaid = 256
 
-// Due reports whether a message is due at now, and how many equal ones were held back
-// since it was let through last.
+// Due reports whether a message is due at now, and how many equal ones were suppressed since it
+// last passed.
 func (r *Repeats) Due(message string, now time.Time) (held int, due bool) {
 	if r == nil {
 		return 0, true
@@ -35,7 +35,7 @@ func (r *Repeats) Due(message string, now time.Time) (held int, due bool) {
 		r.said[message] = s
 		return 0, false
 	}
-	for other, old := range r.said { // what is of no use any more
+	for other, old := range r.said { // drop entries that are not needed any more
 		if now.Sub(old.at) >= time.Minute && old.held == 0 || now.Sub(old.at) >= time.Hour {
 			delete(r.said, other)
 		}

@@ -26,10 +26,10 @@ import (
 	"github.com/penstock/penstock/pkg/disk"
 )
 
-// Config says what kind of server it is.
+// Config configures the server.
 type Config struct {
 	Name string
-	Dir  string // of the file store, made when it is not there
+	Dir  string // of the file store, created if it does not exist
 	// Listen is host:port for clients; empty opens no socket.
 	Listen string
 	// Sync makes every message durable by fsync before it is acknowledged.
@@ -44,7 +44,7 @@ type Broker struct {
 	lock *disk.Lock
 }
 
-// startTimeout covers reading a file store back in after a crash.
+// startTimeout allows for reading the file store after a crash.
 const startTimeout = 60 * time.Second
 
 // Start runs a server until Stop. It returns when clients can connect.
@@ -71,7 +71,7 @@ func start(cfg Config, log *slog.Logger) (*Broker, error) {
 		MaxPayload: int32(cfg.MaxPayload),
 		NoSigs:     true,
 		DontListen: cfg.Listen == "",
-		// The share of the disk is the streams' own byte bound.
+		// The disk is bounded by the streams' own byte bounds.
 		JetStreamMaxStore: 1 << 50,
 	}
 	if cfg.Listen != "" {
@@ -115,8 +115,7 @@ func start(cfg Config, log *slog.Logger) (*Broker, error) {
 	return &Broker{srv: srv}, nil
 }
 
-// free reports an error that says what to do when the address is taken; the
-// server itself would only log it.
+// free returns an error that says what to do if the address is in use; the server itself would only log it.
 func free(addr string) error {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -125,11 +124,10 @@ func free(addr string) error {
 	return ln.Close()
 }
 
-// InProcessConn connects without a socket; nats.go takes a Broker as an
-// InProcessConnProvider.
+// InProcessConn connects without a socket; a Broker is an InProcessConnProvider of nats.go.
 func (b *Broker) InProcessConn() (net.Conn, error) { return b.srv.InProcessConn() }
 
-// URL is where clients connect over TCP.
+// URL is the address for clients over TCP.
 func (b *Broker) URL() string { return b.srv.ClientURL() }
 
 // Stop ends the server and frees the directory.
@@ -139,7 +137,7 @@ func (b *Broker) Stop() {
 	b.lock.Free()
 }
 
-// logger hands the server's log lines to slog. Notices are chatter.
+// logger passes the server's log lines to slog. Notices are logged at debug level.
 type logger struct {
 	log   *slog.Logger
 	fatal atomic.Pointer[string]
@@ -148,8 +146,8 @@ type logger struct {
 func (l *logger) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
 func (l *logger) Warnf(f string, v ...any) {
 	s := fmt.Sprintf(f, v...)
-	if strings.Contains(s, "will rebuild") { // its index is as of a moment before kill -9 or a power cut
-		l.log.Info("a stream's index is rebuilt from its messages, as always after an unclean stop; nothing is lost", "server_says", s)
+	if strings.Contains(s, "will rebuild") { // its index is older than the messages, after kill -9 or a power cut
+		l.log.Info("rebuilding a stream's index from its messages after an unclean stop; nothing is lost", "server_says", s)
 		return
 	}
 	l.log.Warn(s)

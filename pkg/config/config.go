@@ -1,8 +1,8 @@
-// Package config reads configurations: YAML files whose errors name file, line and key, variables of the environment,
-// secrets that are never printed, sizes and durations, and the files of TLS, which are read again when they
-// change.
+// Package config reads configurations: YAML files whose errors name file, line and key, environment
+// variables, secrets that are never printed, sizes and durations, and TLS files, which are reloaded when
+// they change.
 //
-// What a configuration means is not here, but with those who have it.
+// The meaning of a configuration is not here, but in the packages that have it.
 package config
 
 import (
@@ -25,9 +25,9 @@ import (
 // kilobytes.
 const maxConfigBytes = 1 << 20
 
-// LoadFile reads a YAML file into into, a pointer to a struct that holds the
-// defaults. ${NAME} in a value is replaced by the environment variable, which
-// must be set. Every error names file, line and key:
+// LoadFile reads a YAML file into into, a pointer to a struct that has the defaults. ${NAME} in a
+// value is replaced by the environment variable, which must be set. Every error names file, line
+// and key:
 //
 //	edge.yaml:7: forward.windw: unknown key; known here: attempts, window
 func LoadFile(path string, into any) error {
@@ -35,7 +35,7 @@ func LoadFile(path string, into any) error {
 	return err
 }
 
-// LoadFileLines is LoadFile, and returns the line of every key, for At.
+// LoadFileLines is LoadFile that also returns the line of every key, for At.
 func LoadFileLines(path string, into any) (lines map[string]int, err error) {
 	text, err := readBounded(path)
 	if err != nil {
@@ -60,7 +60,7 @@ func readBounded(path string) ([]byte, error) {
 	return text, nil
 }
 
-// Load is LoadFile on text that was read before; name stands for the file.
+// Load is LoadFile for a text that has been read already; name is used as the name of the file.
 func Load(name string, text []byte, into any) error {
 	_, err := load(name, text, into)
 	return err
@@ -79,7 +79,7 @@ func load(name string, text []byte, into any) (lines map[string]int, err error) 
 	} else if err != nil {
 		return nil, broken(name, text, err)
 	}
-	for err == nil && (more.Kind == 0 || more.Content[0].Tag == "!!null") { // an empty one says nothing
+	for err == nil && (more.Kind == 0 || more.Content[0].Tag == "!!null") { // an empty document changes nothing
 		more = yaml.Node{}
 		err = dec.Decode(&more)
 	}
@@ -99,8 +99,8 @@ func load(name string, text []byte, into any) (lines map[string]int, err error) 
 	return c.lines, nil
 }
 
-// At puts file and line before every error of err that begins with a key that
-// stands in the file: "spool.max_bytes is 1, …" becomes "edge.yaml:3: spool.…".
+// At puts file and line before every error of err that begins with a key of the file:
+// "spool.max_bytes is 1, …" becomes "edge.yaml:3: spool.…".
 func At(file string, lines map[string]int, err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var errs []error
@@ -113,7 +113,7 @@ func At(file string, lines map[string]int, err error) error {
 		return nil
 	}
 	key := strings.TrimRight(strings.Fields(err.Error() + " ")[0], ":")
-	for key != "" { // or the next key above that stands in the file
+	for key != "" { // or the nearest parent key in the file
 		if line, found := lines[key]; found {
 			return fmt.Errorf("%s:%d: %w", file, line, err)
 		}
@@ -141,17 +141,17 @@ func located(name string, err error) error {
 	return errors.New(strings.Join(lines, "\n"))
 }
 
-// broken is an error of the YAML itself. A tab, which editors show as spaces, is named.
+// broken is a syntax error of the YAML. It mentions a tab, which editors show as spaces.
 func broken(name string, text []byte, err error) error {
 	for i, line := range bytes.Split(text, []byte("\n")) {
 		if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.ContainsRune(indent, '\t') {
-			return fmt.Errorf("%s:%d: a tab in the indentation; YAML takes spaces only", name, i+1)
+			return fmt.Errorf("%s:%d: a tab in the indentation; YAML allows only spaces", name, i+1)
 		}
 	}
 	return located(name, err)
 }
 
-// checker walks a YAML tree beside the type that it will be decoded into.
+// checker walks a YAML tree in parallel with the type into which it will be decoded.
 type checker struct {
 	file  string
 	lines map[string]int // of keys
@@ -205,8 +205,8 @@ func (c *checker) check(n *yaml.Node, t reflect.Type, key string) {
 	}
 }
 
-// checkScalar finds values that the decoder would bend or refuse without their key, and
-// writes durations as it reads them.
+// checkScalar finds values that the decoder would silently convert, or refuse without naming the key, and
+// rewrites durations in the form that it reads.
 func (c *checker) checkScalar(n *yaml.Node, t reflect.Type, key string) {
 	if n.Tag == "!!null" {
 		return
@@ -221,13 +221,13 @@ func (c *checker) checkScalar(n *yaml.Node, t reflect.Type, key string) {
 		n.Value, n.Tag = d.String(), "!!str"
 	case t == levelType:
 		if !slices.Contains(levels, strings.ToLower(n.Value)) {
-			c.fail(n, key, "%q is no level; want %s", n.Value, strings.Join(levels, ", "))
+			c.fail(n, key, "%q is not a level; want %s", n.Value, strings.Join(levels, ", "))
 		}
 	case t == bytesType:
 		if err := new(Bytes).UnmarshalText([]byte(n.Value)); err != nil {
 			c.fail(n, key, "%v", err)
 		}
-	case reflect.PointerTo(t).Implements(unmarshaler): // says itself what is wrong
+	case reflect.PointerTo(t).Implements(unmarshaler): // reports its errors itself
 	case kind >= reflect.Int && kind <= reflect.Uint64:
 		if n.Tag != "!!int" {
 			c.fail(n, key, "got %q, want a whole number", n.Value)
@@ -306,8 +306,8 @@ func keysOf(t reflect.Type) map[string]reflect.Type {
 	return keys
 }
 
-// expand replaces every ${NAME} in a scalar. What comes out is a value, never
-// YAML, so that an environment variable cannot add keys.
+// expand replaces every ${NAME} in a scalar. The result is a value, never YAML, so that an environment
+// variable cannot add keys.
 func (c *checker) expand(n *yaml.Node, key string) {
 	rest, out := n.Value, ""
 	for {
@@ -343,7 +343,7 @@ func (c *checker) expand(n *yaml.Node, key string) {
 // Secret is a string that is never printed.
 type Secret string
 
-// Redacted is what is shown of a secret.
+// Redacted is shown instead of a secret.
 const Redacted = "[redacted]"
 
 // String hides the secret.
@@ -386,7 +386,7 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 		*b = Bytes(n * u.size)
 		return nil
 	}
-	return fmt.Errorf("%q is no size; write 64MiB, 8MB or a number of bytes", s)
+	return fmt.Errorf("%q is not a size; write 64MiB, 8MB or a number of bytes", s)
 }
 
 // MarshalText writes the size in the largest unit that is exact.
@@ -402,7 +402,7 @@ func (b Bytes) String() string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
-// UnmarshalYAML reads a size and says where it is wrong.
+// UnmarshalYAML reads a size; an error names the line.
 func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
 	if err := b.UnmarshalText([]byte(n.Value)); err != nil {
 		return fmt.Errorf("line %d: %w", n.Line, err)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Duration is a flag that [ParseDuration] reads.
+// Duration is a flag that is read by [ParseDuration].
 type Duration time.Duration
 
 // Set reads the flag.
@@ -17,7 +17,7 @@ func (d *Duration) Set(text string) error {
 	return err
 }
 
-// String writes it as Go does.
+// String returns it in Go's format.
 func (d *Duration) String() string { return time.Duration(*d).String() }
 
 var (
@@ -34,7 +34,7 @@ func ParseDuration(text string) (sum time.Duration, err error) {
 	if noUnit.MatchString(text) {
 		return 0, fmt.Errorf("%s has no unit; write 5s, 200ms or 1m", text)
 	}
-	wrong := fmt.Errorf("%q is no duration; write 200ms, 5s, 1m30s, 12h, 3d or 2w", text)
+	wrong := fmt.Errorf("%q is not a duration; write 200ms, 5s, 1m30s, 12h, 3d or 2w", text)
 	if !durationParts.MatchString(text) {
 		return 0, wrong
 	}

@@ -10,9 +10,8 @@ import (
 	"sync"
 )
 
-// ClientTLS holds files in PEM; empty means the system's roots and no client
-// certificate. A certificate that changes is read again for the next connection, and so are
-// the authorities by those who use LoadFor.
+// ClientTLS names PEM files; empty means the system's roots and no client certificate. A changed
+// certificate is reloaded for the next connection, and with LoadFor so are the authorities.
 type ClientTLS struct {
 	// A PEM file with the authorities that may sign the server's certificate. Empty: the system's.
 	CA string `yaml:"ca_file"`
@@ -26,8 +25,8 @@ type ClientTLS struct {
 	Insecure bool `yaml:"insecure_skip_verify"`
 }
 
-// Load reads the files; who signed the server's certificate stays as it is then. key is the
-// section's name in the operator's configuration.
+// Load reads the files; the authorities are not reloaded later. key is the section's name in the
+// operator's configuration.
 func (c ClientTLS) Load(key string) (*tls.Config, error) {
 	roots, cfg, err := c.load(key)
 	if err == nil && roots != nil {
@@ -36,8 +35,8 @@ func (c ClientTLS) Load(key string) (*tls.Config, error) {
 	return cfg, err
 }
 
-// LoadFor is Load for connections to one host, a name or an IP address. The authorities are
-// read again when they change.
+// LoadFor is Load for connections to one host, a name or an IP address. The authorities are reloaded when
+// they change.
 func (c ClientTLS) LoadFor(key, host string) (*tls.Config, error) {
 	roots, cfg, err := c.load(key)
 	if err != nil || roots == nil || c.Insecure {
@@ -46,8 +45,8 @@ func (c ClientTLS) LoadFor(key, host string) (*tls.Config, error) {
 	if c.ServerName != "" {
 		host = c.ServerName
 	}
-	// crypto/tls takes its roots once. What it would verify is verified here, the name, too:
-	// of an IP address the state of the connection has none.
+	// crypto/tls reads its roots only once. So its verification is done here, including that of the name:
+	// for an IP address the state of the connection has no name.
 	cfg.InsecureSkipVerify = true
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		pool, err := roots.Get()
@@ -88,19 +87,19 @@ func (c ClientTLS) load(key string) (roots *File[*x509.CertPool], cfg *tls.Confi
 	return roots, cfg, nil
 }
 
-// CertPool returns the certificates of a file in PEM.
+// CertPool returns the certificates of a PEM file.
 func CertPool(path string) *File[*x509.CertPool] {
 	return NewFile(path, func(text []byte) (*x509.CertPool, error) {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("%s holds no certificate in PEM", path)
+			return nil, fmt.Errorf("%s has no certificate in PEM", path)
 		}
 		return pool, nil
 	})
 }
 
-// KeyPair returns a certificate chain and its private key, of files in PEM. They are read
-// when either has changed; while only one has, the old pair stays.
+// KeyPair returns a certificate chain and its private key from PEM files. They are reloaded when either
+// has changed; while the two do not match, the old pair stays in use.
 func KeyPair(cert, key string) *File[*tls.Certificate] {
 	return NewFile(key, func(private []byte) (*tls.Certificate, error) {
 		public, err := os.ReadFile(cert)
@@ -112,7 +111,7 @@ func KeyPair(cert, key string) *File[*tls.Certificate] {
 	}, cert)
 }
 
-// File is what a file holds, read again when it has changed.
+// File is the parsed content of a file, reloaded when it has changed.
 type File[T any] struct {
 	path  string
 	also  []string
@@ -124,14 +123,14 @@ type File[T any] struct {
 	ok    bool
 }
 
-// NewFile returns a file that parse reads. Others, where they are named, make it be read
-// again, too.
+// NewFile returns a file whose content is parsed by parse. A change of one of the others, if given,
+// reloads it, too.
 func NewFile[T any](path string, parse func([]byte) (T, error), others ...string) *File[T] {
 	return &File[T]{path: path, also: others, parse: parse}
 }
 
-// Get returns what the file holds. While it cannot be read or parsed, that is what it held
-// before; an error only where that was never.
+// Get returns the content of the file. While the file cannot be read or parsed, that is its last valid
+// content; it is an error only if there never was any.
 func (f *File[T]) Get() (T, error) {
 	value, known, err := f.Look()
 	if known {
@@ -140,8 +139,8 @@ func (f *File[T]) Get() (T, error) {
 	return value, err
 }
 
-// Look is Get that also says why the file cannot be read or parsed now; known tells whether
-// it ever could.
+// Look is Get that also returns why the file cannot be read or parsed now; known says whether it ever
+// could.
 func (f *File[T]) Look() (value T, known bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -172,8 +171,8 @@ func (f *File[T]) lookLocked() error {
 	return err
 }
 
-// unchanged reports whether a file is the same one, and was not written to. The time alone
-// does not tell: another file may have been moved here with the time of the first.
+// unchanged reports whether a file is the same one, and was not written to. The time alone is not enough:
+// another file with the time of the first may have been moved here.
 func unchanged(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }

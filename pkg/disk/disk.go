@@ -1,11 +1,10 @@
-// Package disk has what files need that must survive a crash: a directory with one
-// owner, a file that is replaced as a whole or not at all, a directory's names on the
-// disk, and reading around what a disk has lost.
+// Package disk has what is needed for files that must survive a crash: a directory with one owner, atomic
+// replacement of a file, syncing the names in a directory, and reading around unreadable places.
 //
 // # Not here
 //
-// What is in the files: package wal, and who keeps a state of its own. What differs
-// between systems is in a file for each; what one cannot do is said by [Limits].
+// The content of the files: package wal, and the packages with their own state. Differences between systems
+// are in one file for each system; [Limits] says what a system does not support.
 package disk
 
 import (
@@ -18,13 +17,13 @@ import (
 	"syscall"
 )
 
-// ErrOwned reports that a directory has an owner.
+// ErrOwned reports that a directory has an owner already.
 var ErrOwned = errors.New("another process is using this directory")
 
-// Lock is the ownership of a directory. It ends with the process, however that ends.
+// Lock is the ownership of a directory. It ends with the process, however the process ends.
 type Lock struct{ file *os.File }
 
-// Own makes the directory, where it is not there, and takes it for this process.
+// Own creates the directory if necessary, and makes this process its owner.
 func Own(dir string) (*Lock, error) {
 	if err := MakeDir(dir); err != nil {
 		return nil, err
@@ -36,15 +35,15 @@ func Own(dir string) (*Lock, error) {
 	if err := lock(f); err != nil {
 		_ = f.Close()
 		if errors.Is(err, ErrOwned) {
-			return nil, fmt.Errorf("lock %s: %w; give each process one of its own", dir, err)
+			return nil, fmt.Errorf("lock %s: %w; give each process its own directory", dir, err)
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	return &Lock{f}, nil
 }
 
-// Gone reports whether the directory is not there any more: what is written goes
-// into files that nobody can open again.
+// Gone reports whether the directory has been removed: then writes go into files that cannot be opened
+// again.
 func (l *Lock) Gone() bool {
 	mine, err := l.file.Stat()
 	if err != nil {
@@ -54,18 +53,17 @@ func (l *Lock) Gone() bool {
 	return err != nil || !os.SameFile(mine, there)
 }
 
-// Free gives the directory up.
+// Free releases the directory.
 func (l *Lock) Free() { _ = l.file.Close() }
 
-// suffix is that of a file that is being written.
+// suffix is the suffix of a file that is being written.
 const suffix = ".tmp"
 
-// WriteSynced replaces a file as a whole or not at all, and returns when it is on the
-// disk, name and all.
+// WriteSynced replaces a file atomically, and returns when its content and its name are on the disk.
 func WriteSynced(path string, body []byte) error { return Replace(path, body, nil) }
 
-// Replace is WriteSynced with a last word: before is called when the new content is on the
-// disk and the file is still the old one. nil for nothing.
+// Replace is WriteSynced that calls before, if not nil, when the new content is on the disk and the file is
+// still the old one.
 func Replace(path string, body []byte, before func() error) error {
 	tmp := path + suffix
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
@@ -86,9 +84,8 @@ func Replace(path string, body []byte, before func() error) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Rewrite is WriteSynced on a file that is not ours alone: it keeps its mode and, as far as
-// we may, its owner, and a symbolic link stays one. A file that is not there is made for
-// its owner alone.
+// Rewrite is WriteSynced for a file that others use, too: it keeps the mode and, if permitted, the
+// owner, and a symbolic link stays one. A new file is accessible only to its owner.
 func Rewrite(path string, body []byte) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
@@ -103,8 +100,8 @@ func Rewrite(path string, body []byte) error {
 	})
 }
 
-// Keep gives a file a second name, in a directory that is made when it is not there. What
-// is at the first one may then be replaced. Where files have one name only, it is a copy.
+// Keep gives a file a second name, in a directory that is created if necessary, so that the first name can
+// be reused. Where hard links are not supported, it makes a copy.
 func Keep(path, as string) error {
 	if err := MakeDir(filepath.Dir(as)); err != nil {
 		return err
@@ -120,9 +117,9 @@ func Keep(path, as string) error {
 	return WriteSynced(as, body)
 }
 
-// ReadAround reads all of b from offset at on. What the disk does not give back, also
-// when it is asked twice, is zeros; bad are the offsets of those places. Zeros is also what
-// is behind the end. Bad places are passed over in steps that begin with a block and grow.
+// ReadAround reads all of b from offset at on. Places that cannot be read in two attempts are
+// zeros; bad has their offsets. Beyond the end of the file there are zeros, too. Bad places are
+// skipped in steps that begin with a block and grow.
 func ReadAround(f io.ReaderAt, b []byte, at int64) (bad []int64, err error) {
 	const block, farthest = 4 << 10, 1 << 20
 	step := int64(block)
@@ -150,11 +147,11 @@ func ReadAround(f io.ReaderAt, b []byte, at int64) (bad []int64, err error) {
 	return bad, nil
 }
 
-// errNoDirectory is a file where a directory is wanted.
+// errNoDirectory is a file where a directory is expected.
 var errNoDirectory = syscall.ENOTDIR
 
-// MakeDir makes a directory, where it is not there, for its owner alone, and those above
-// it. Their names are on the disk then, as far as the directories above may be opened.
+// MakeDir creates a directory and its parents, if they do not exist, accessible only to their owner. Their
+// names are on the disk afterwards, as far as the directories above them may be opened.
 func MakeDir(path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.IsDir() {

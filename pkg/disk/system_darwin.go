@@ -5,10 +5,10 @@ import (
 	"syscall"
 )
 
-// Limits is what this system cannot do for a spool; empty where it can do all.
-const Limits = "macOS has no boot id to tell a power cut by: after every start the spool gives out new message ids, and the hub may store a message twice"
+// Limits says what this system does not support for a spool; empty for nothing.
+const Limits = "macOS has no boot id by which a power cut could be detected: after every start the spool uses new message ids, and the hub may store a message twice"
 
-// unreadable are what a disk says of a place that it cannot give back.
+// unreadable are the errors for a place that a disk cannot read.
 var unreadable = []error{syscall.EIO, syscall.EBADMSG}
 
 func lock(f *os.File) error { return flock(f) }

@@ -6,10 +6,10 @@ import (
 	"syscall"
 )
 
-// Limits is what this system cannot do for a spool; empty where it can do all.
+// Limits says what this system does not support for a spool; empty for nothing.
 const Limits = ""
 
-// unreadable are what a disk says of a place that it cannot give back.
+// unreadable are the errors for a place that a disk cannot read.
 var unreadable = []error{syscall.EIO, syscall.EUCLEAN, syscall.EBADMSG}
 
 func lock(f *os.File) error { return flock(f) }

@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// Limits is what this system cannot do for a spool; empty where it can do all.
-const Limits = "Windows does not sync the names in a directory: after a power cut a file may be missing that was just made; it has no boot id to tell a power cut by: after every start the spool gives out new message ids, and the hub may store a message twice"
+// Limits says what this system does not support for a spool; empty for nothing.
+const Limits = "Windows does not sync the names in a directory: after a power cut a new file may be missing; it has no boot id by which a power cut could be detected: after every start the spool uses new message ids, and the hub may store a message twice"
 
-// unreadable are what a disk says of a place that it cannot give back.
+// unreadable are the errors for a place that a disk cannot read.
 var unreadable = []error{windows.ERROR_CRC, windows.ERROR_IO_DEVICE, windows.ERROR_SECTOR_NOT_FOUND, windows.ERROR_READ_FAULT}
 
-// lock takes a file for this process.
+// lock locks a file for this process.
 func lock(f *os.File) error {
 	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, new(windows.Overlapped))
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
@@ -36,7 +36,7 @@ func Free(dir string) (int64, error) {
 	return int64(free), err
 }
 
-// Inode tells a directory from a copy of it: its index on the volume.
+// Inode distinguishes a directory from a copy of it: its index on the volume.
 func Inode(dir string) (uint64, error) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {
@@ -54,13 +54,13 @@ func Inode(dir string) (uint64, error) {
 	return uint64(info.FileIndexHigh)<<32 | uint64(info.FileIndexLow), nil
 }
 
-// NoSpace reports whether an error says that the disk, or one's share of it, is full.
+// NoSpace reports whether an error says that the disk, or the user's quota, is full.
 func NoSpace(err error) bool {
 	return errors.Is(err, windows.ERROR_DISK_FULL) || errors.Is(err, windows.ERROR_HANDLE_DISK_FULL) || errors.Is(err, windows.ERROR_DISK_QUOTA_EXCEEDED)
 }
 
-// ReadOnly reports whether an error says that nothing can be written here: there is no
-// directory, or its disk is read-only.
+// ReadOnly reports whether an error says that nothing can be written here: the directory does not exist, or
+// its disk is read-only.
 func ReadOnly(err error) bool {
 	return errors.Is(err, windows.ERROR_WRITE_PROTECT) || errors.Is(err, windows.ERROR_DIRECTORY) || errors.Is(err, errNoDirectory)
 }

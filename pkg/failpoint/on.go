@@ -30,8 +30,8 @@ func named(bug string) bool {
 	return slices.Contains(strings.Split(os.Getenv("PENSTOCK_FAILPOINTS"), ","), bug)
 }
 
-// killAt is where the process ends: NAME:N for the Nth time that it comes by, from
-// the environment variable PENSTOCK_KILL_AT.
+// killAt is where the process is killed: NAME:N for the Nth time that it reaches the place NAME, from the
+// environment variable PENSTOCK_KILL_AT.
 var killAt struct {
 	sync.Mutex
 	name string
@@ -61,7 +61,7 @@ func kill() {
 	}
 }
 
-// Point kills the process when its time has come.
+// Point kills the process if killAt has been reached.
 func Point(name string) {
 	if due(name) {
 		kill()
@@ -69,7 +69,7 @@ func Point(name string) {
 	}
 }
 
-// During kills the process while it does what comes next.
+// During kills the process during the operation that follows.
 func During(name string) {
 	if due(name) {
 		time.AfterFunc(time.Duration(rand.Int64N(int64(2*time.Millisecond))), kill)

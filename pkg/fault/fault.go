@@ -1,7 +1,7 @@
-// Package fault says what an error asks of whoever has to decide what happens
-// next: give up on the work, try again, or stop and call for a person.
+// Package fault classifies errors by what has to happen next: give up, retry, or stop until an operator
+// intervenes.
 //
-// An error without a mark may heal: it is tried again after a backoff.
+// An error without a mark is temporary: the work is retried after a backoff.
 package fault
 
 import (
@@ -14,19 +14,18 @@ type marked struct {
 	err    error
 	reason string        // of a permanent fault, a closed set: it becomes a label
 	config bool          // wrong configuration: data is kept, the lane pauses
-	after  time.Duration // the other side asked for this pause
+	after  time.Duration // the server asked for this pause
 	whole  bool          // a permanent fault of the work as a whole
 }
 
 func (m *marked) Error() string { return m.err.Error() }
 func (m *marked) Unwrap() error { return m.err }
 
-// Permanent marks work that will never succeed as it is: it is narrowed down
-// and dead-lettered. reason is a short name from a closed set.
+// Permanent marks work that will never succeed unchanged: it is narrowed down and dead-lettered.
+// reason is a short name from a closed set.
 func Permanent(reason string, err error) error { return &marked{err: err, reason: reason} }
 
-// Whole is [Permanent] where no part of the work can be better than the whole: it is not
-// narrowed down.
+// Whole is [Permanent] for an error that concerns every part of the work: it is not narrowed down.
 func Whole(reason string, err error) error { return &marked{err: err, reason: reason, whole: true} }
 
 // IsWhole reports whether err was marked by [Whole].
@@ -35,16 +34,16 @@ func IsWhole(err error) bool {
 	return is && m.whole
 }
 
-// Configuration marks a refusal that a person must mend (401, 403, 404): the
-// data is kept and nothing else is tried for a while.
+// Configuration marks a refusal that an operator must resolve (401, 403, 404): the data is kept and
+// there is a longer pause before the next attempt.
 func Configuration(err error) error { return &marked{err: err, config: true} }
 
 type sender struct{ error }
 
 func (s sender) Unwrap() error { return s.error }
 
-// Sender marks, whatever else err is marked as, a refusal of a tenant, of how much it sends,
-// or of what only it sends (401, 403, 404, 429): another one may be taken.
+// Sender marks, in addition to other marks, a refusal that concerns one tenant, or the rate or data of only
+// that tenant (401, 403, 404, 429): another one may be accepted.
 func Sender(err error) error { return sender{err} }
 
 // IsSender reports whether err was marked by [Sender].
@@ -53,7 +52,7 @@ func IsSender(err error) bool {
 	return is
 }
 
-// After marks a refusal that names the pause it wants.
+// After marks a refusal that asks for a pause.
 func After(err error, pause time.Duration) error { return &marked{err: err, after: pause} }
 
 // Reason returns the reason of a permanent fault; ok is false for other errors.
@@ -75,15 +74,15 @@ const (
 	maxPause    = 30 * time.Second
 	configPause = 30 * time.Second
 
-	// MaxHubPause caps the pauses between questions to the hub, which comes back
-	// to a backlog: a thousand edges that ask every five seconds are no load.
+	// MaxHubPause caps the pauses between attempts to reach the hub, so that a backlog is sent soon
+	// after an outage: a thousand edges that try every five seconds are no load.
 	MaxHubPause = 5 * time.Second
 )
 
-// Pause returns how long to wait before attempt number n+1, n counted from 1:
-// doubling from 100 ms to 30 s, at least what the other side asked for, at most
-// 30 s whatever it asked for (a Retry-After of 10^9 is no reason to stop for 30
-// years). jitter is a number in [0,1) and takes off up to a quarter.
+// Pause returns how long to wait before attempt number n+1, n counted from 1: doubling from 100 ms
+// to 30 s, at least what the server asked for, but never more than 30 s (a Retry-After of 10^9 must
+// not stop penstock for 30 years). jitter is a number in [0,1) and shortens the pause by up to a
+// quarter.
 func Pause(err error, n int, jitter float64) time.Duration {
 	if IsConfiguration(err) {
 		return configPause
@@ -99,32 +98,30 @@ func Pause(err error, n int, jitter float64) time.Duration {
 	return pause
 }
 
-// Part is what a backend will never take of a payload, or need not.
+// Part is a part of a payload that a backend refuses for good, or already has.
 type Part struct {
 	Payload []byte
 	Items   int
-	Reason  string // as [Permanent] has it
+	Reason  string // as for [Permanent]
 	Err     error  // why
-	// Known says that the backend has these items already: they count as stored, and there is no
-	// payload.
+	// Known says that the backend already has these items: they count as stored, and there is no payload.
 	Known bool
 }
 
-// Parts are an error that says: the rest of the payload is stored.
+// Parts is an error that means that the rest of the payload is stored.
 type Parts []Part
 
-// Rejections collects, by reason, the items of a payload that a writer itself cannot bring to
-// its backend.
+// Rejections collects, by reason, the items of a payload that a writer itself rejects.
 type Rejections []Rejection
 
-// Rejection is what it has for one reason.
+// Rejection is the items for one reason.
 type Rejection struct {
 	Reason string
 	Err    error // of the first
-	Items  []int // by number in the payload, rising
+	Items  []int // by number in the payload, ascending
 }
 
-// Add notes an item.
+// Add records an item.
 func (r *Rejections) Add(reason string, err error, item int) {
 	for i := range *r {
 		if one := &(*r)[i]; one.Reason == reason {
@@ -135,8 +132,8 @@ func (r *Rejections) Add(reason string, err error, item int) {
 	*r = append(*r, Rejection{reason, err, []int{item}})
 }
 
-// Parts returns them as an error; nil when there are none. pick returns a payload with
-// the items of those numbers.
+// Parts returns them as an error; nil if there are none. pick returns a payload with the items of the given
+// numbers.
 func (r Rejections) Parts(pick func(items []int) []byte) error {
 	if len(r) == 0 {
 		return nil
@@ -150,7 +147,7 @@ func (r Rejections) Parts(pick func(items []int) []byte) error {
 
 var errKnown = errors.New("stored already")
 
-// Known adds to what [Rejections.Parts] returned how many items the backend has already.
+// Known adds to the error of [Rejections.Parts] the number of items that the backend already has.
 func Known(err error, items int) error {
 	if items == 0 {
 		return err
@@ -159,7 +156,7 @@ func Known(err error, items int) error {
 	return append(parts, Part{Items: items, Err: errKnown, Known: true})
 }
 
-// Error names the reasons.
+// Error lists the reasons.
 func (p Parts) Error() string {
 	var text []string
 	for _, part := range p {

@@ -15,8 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 )
 
-// Access says who the sender is, and for whom it sends. Files are read again when they
-// change.
+// Access has the sender's credentials and tenants. Files are reloaded when they change.
 type Access struct {
 	TLS       config.ClientTLS `yaml:"tls"`
 	BasicAuth BasicAuth        `yaml:"basic_auth"`
@@ -30,7 +29,7 @@ type Access struct {
 	customers       *config.File[map[string]string] // by instance
 }
 
-// BasicAuth is a name with a password, or a file that holds one.
+// BasicAuth is a user name with a password, or with a file that has the password.
 type BasicAuth struct {
 	// The user name for basic authentication. Empty: none.
 	Username string `yaml:"username"`
@@ -40,8 +39,8 @@ type BasicAuth struct {
 	PasswordFile string `yaml:"password_file"`
 }
 
-// Tenant says for which tenant a request is sent: in a backend for several each sees its
-// own data only.
+// Tenant says for which tenant a request is sent: in a multi-tenant backend each tenant sees only its own
+// data.
 type Tenant struct {
 	// The name of the request header with the tenant; Mimir, Loki and Tempo read X-Scope-OrgID.
 	Header string `yaml:"header"`
@@ -60,8 +59,8 @@ type Tenant struct {
 
 const tenantHeader = "X-Scope-OrgID"
 
-// Open reads the files for the first time. section is the key that a stands under; secure
-// says whether the backend's address is one of TLS.
+// Open reads the files for the first time. section is the key under which a is configured; secure says
+// whether the backend's address uses TLS.
 func (a *Access) Open(section string, secure bool) error {
 	var errs []error
 	fail := func(key, format string, args ...any) {
@@ -81,7 +80,7 @@ func (a *Access) Open(section string, secure bool) error {
 		fail("basic_auth", " has password and password_file: set one")
 	}
 	if b.Username != "" && a.BearerToken != "" {
-		fail("basic_auth", " and %s.bearer_token_file are two ways to say who this is: set one", section)
+		fail("basic_auth", " and %s.bearer_token_file are both set: set one", section)
 	}
 	line := func(text []byte) (string, error) {
 		s := strings.TrimSpace(string(text))
@@ -105,22 +104,22 @@ func (a *Access) Open(section string, secure bool) error {
 	a.openTenant(fail)
 	for name := range a.Headers {
 		if strings.EqualFold(name, "Authorization") {
-			fail("headers", ": Authorization is written by basic_auth and bearer_token_file")
+			fail("headers", ": set Authorization by basic_auth or bearer_token_file")
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// openTenant reads who is which tenant.
+// openTenant checks the tenants and reads the customers file.
 func (a *Access) openTenant(fail func(key, format string, args ...any)) {
 	t := a.Tenant
 	switch {
 	case !slices.Contains([]string{"", "instance", "customer"}, t.From):
 		fail("tenant.from", " is %q, want instance or customer", t.From)
 	case t.From == "customer" && t.CustomersFile == "":
-		fail("tenant.from", " is customer, and tenant.customers_file does not say which instance is of which")
+		fail("tenant.from", " is customer, which needs tenant.customers_file")
 	case t.From != "customer" && t.CustomersFile != "":
-		fail("tenant.customers_file", " is for tenant.from: customer")
+		fail("tenant.customers_file", " is used only with tenant.from: customer")
 	}
 	if t.Default != "" {
 		if err := checkTenant(t.Default); err != nil {
@@ -153,8 +152,8 @@ func (a *Access) openTenant(fail func(key, format string, args ...any)) {
 	}
 }
 
-// Of returns the headers of a request with data of an instance; empty: of a question. An
-// error is a configuration's.
+// Of returns the headers of a request with data of an instance, or, with an empty instance, of a query.
+// An error is one of the configuration.
 func (a *Access) Of(instance string) (http.Header, error) {
 	h := http.Header{}
 	for name, value := range a.Headers {
@@ -179,7 +178,7 @@ func (a *Access) Of(instance string) (http.Header, error) {
 	}
 	tenant := a.tenant(instance)
 	if a.Tenant.From != "" && instance != "" && tenant == "" {
-		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("no tenant for instance %s: tenant.from is %s, which names none, and tenant.default is not set", instance, a.Tenant.From))
+		return nil, fault.Whole(ledger.DeadRefused, fmt.Errorf("no tenant for instance %s: tenant.from=%s yields none, and tenant.default is not set", instance, a.Tenant.From))
 	}
 	if tenant != "" {
 		h.Set(a.Tenant.header(), tenant)
@@ -203,7 +202,7 @@ func (a *Access) tenant(instance string) string {
 	case "instance":
 		name = instance
 	case "customer":
-		if of, err := a.customers.Get(); err == nil { // it could be read once
+		if of, err := a.customers.Get(); err == nil { // it has been read at the start
 			name = of[instance]
 		}
 	}
@@ -213,12 +212,12 @@ func (a *Access) tenant(instance string) string {
 	return cmp.Or(t.Default, name)
 }
 
-// tenantForm is what Mimir, Loki and Tempo take for a tenant (dskit, tenant.ValidTenantID).
+// tenantForm is what Mimir, Loki and Tempo accept as a tenant (dskit, tenant.ValidTenantID).
 var tenantForm = regexp.MustCompile(`^[A-Za-z0-9!_.*'()-]{1,150}$`)
 
 func checkTenant(name string) error {
 	if !tenantForm.MatchString(name) || name == "." || name == ".." {
-		return fmt.Errorf("%q is no name of a tenant: want 1 to 150 of letters, digits and !-_.*'(), and neither . nor ..", name)
+		return fmt.Errorf("%q is not a tenant name: want 1 to 150 of letters, digits and !-_.*'(), and neither . nor ..", name)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Package httpclient sends a request to an HTTP backend and says what its answer
-// means, in the words of package fault.
+// Package httpclient sends a request to an HTTP backend and classifies its answer, in the terms of package
+// fault.
 //
 // # Promises
 //
@@ -9,7 +9,7 @@
 //
 // # Not here
 //
-// What is sent: packages prometheus and loki.
+// The content of requests: packages prometheus and loki.
 package httpclient
 
 import (
@@ -40,16 +40,16 @@ type Client struct {
 	headers http.Header
 	http    *http.Client
 	access  Access
-	// Refused lets a backend name answers of its own that will not heal, by the reason
-	// for dead letters or [Misconfigured]; empty for others. nil for none.
+	// Refused, if not nil, lets a backend's writer recognise permanent failures: it returns the reason
+	// for dead letters, or [Misconfigured]; empty for other answers.
 	Refused func(status int, body string) (reason string)
 }
 
-// Misconfigured says that a backend refuses what it is made to refuse: a person must mend that.
+// Misconfigured means that the backend refuses because of its configuration, which an operator must
+// change.
 const Misconfigured = "misconfigured"
 
-// blocked is Loki's answer while an operator has blocked a tenant: a success that stores
-// nothing.
+// blocked is Loki's answer while an operator has blocked a tenant: a success that stores nothing.
 const blocked = 260
 
 const (
@@ -57,8 +57,7 @@ const (
 	maxBody = 64 << 10
 )
 
-// New returns a client. base is what the operator gave; path is added when base
-// has none.
+// New returns a client. base is the configured address; path is added if base has none.
 func New(base, path string, headers map[string]string) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
@@ -86,14 +85,13 @@ func New(base, path string, headers map[string]string) (*Client, error) {
 	}}, nil
 }
 
-// TLS sets what servers are trusted and which certificate is shown; nil leaves the
-// system's roots. The configuration is copied: a transport writes into its own.
+// TLS sets which servers are trusted and which certificate is presented; nil means the system's roots. The
+// configuration is copied, because a transport modifies its own.
 func (c *Client) TLS(cfg *tls.Config) {
 	c.http.Transport.(*http.Transport).TLSClientConfig = cfg.Clone()
 }
 
-// Use sets who the sender is. section is the key that a stands under in the operator's
-// configuration.
+// Use sets credentials and tenants. section is the key under which a is in the operator's configuration.
 func (c *Client) Use(section string, a Access) error {
 	if err := a.Open(section, strings.HasPrefix(c.url, "https://")); err != nil {
 		return err
@@ -111,15 +109,15 @@ func (c *Client) Use(section string, a Access) error {
 	return nil
 }
 
-// maxPage bounds the answer to a question.
+// maxPage bounds the answer to a query.
 const maxPage = 8 << 20
 
-// Get returns what the backend says under another path: path stands in the place of
-// instead, the end of the URL that data goes to. A URL without that end is an error.
+// Get returns the backend's page at another path: path replaces instead, the end of the URL to which data
+// is sent. A URL without that end is an error.
 func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) {
 	base, ok := strings.CutSuffix(c.url, instead)
 	if !ok {
-		return nil, fmt.Errorf("%s does not end with %s: its backend cannot be asked", c.url, instead)
+		return nil, fmt.Errorf("%s does not end with %s, so the backend cannot be queried", c.url, instead)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -146,9 +144,9 @@ func (c *Client) Get(ctx context.Context, instead, path string) ([]byte, error) 
 // Gzip appends a compressed body to dst.
 func Gzip(dst, body []byte) []byte {
 	out := sliceWriter(dst)
-	z, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed) // a level there is
+	z, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed) // the level is valid
 	_, _ = z.Write(body)
-	_ = z.Close() // none of them fails: the slice takes everything
+	_ = z.Close() // writing to a slice does not fail
 	return out
 }
 
@@ -162,7 +160,7 @@ func (w *sliceWriter) Write(p []byte) (int, error) {
 // ErrBegun says that a part of a payload was stored before the request that failed.
 var ErrBegun = errors.New("payload partially stored before the error")
 
-// Error is an answer that is no success.
+// Error is an answer other than success.
 type Error struct {
 	Status int
 	text   string
@@ -171,8 +169,8 @@ type Error struct {
 func (e *Error) Error() string { return e.text }
 
 // Send posts data of an instance in the form of body, with further headers, and
-// returns header and body of the answer, as much of it as could be read. What is no success
-// is an [Error] with a mark of package fault.
+// returns header and body of the answer, as much of it as could be read. An answer other than success is
+// an [Error] with a mark of package fault.
 func (c *Client) Send(ctx context.Context, instance string, body []byte, headers http.Header) (http.Header, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
@@ -187,31 +185,31 @@ func (c *Client) Send(ctx context.Context, instance string, body []byte, headers
 	maps.Copy(req.Header, own)
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, nil, Untrusted(err) // names method and URL
+		return nil, nil, Untrusted(err) // its text has method and URL
 	}
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	_ = res.Body.Close()
 	if res.StatusCode/100 == 2 && res.StatusCode != blocked {
-		return res.Header, text, nil // what follows a success is not our business
+		return res.Header, text, nil // an error after a success does not matter
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("answer of %s: %w", c.url, err)
 	}
 	if auth := req.Header.Get("Authorization"); auth != "" {
-		own.Set("Authorization", auth) // of a caller who has it from elsewhere
+		own.Set("Authorization", auth) // set by the caller
 	}
 	return res.Header, text, c.meaning(res, clean(c.access.hide(string(text), own)))
 }
 
-// hide takes what identifies us out of an answer, which may say it back to us.
+// hide removes our credentials from an answer, which may echo them.
 func (a *Access) hide(text string, own http.Header) string {
 	const shortest = 4
 	for name, values := range own {
 		if name == http.CanonicalHeaderKey(a.Tenant.header()) {
-			continue // no secret, and worth reading
+			continue // not secret, and useful
 		}
 		for _, v := range values {
-			_, secret, found := strings.Cut(v, " ") // behind Bearer or Basic
+			_, secret, found := strings.Cut(v, " ") // after Bearer or Basic
 			if !found {
 				secret = v
 			}
@@ -223,10 +221,10 @@ func (a *Access) hide(text string, own http.Header) string {
 	return text
 }
 
-// Untrusted marks an error of a connection to a server that is not the one it should be, or
-// does not know us, as one of configuration. Others are returned as they are.
+// Untrusted marks an error of a connection in which one side does not trust the other's certificate as one
+// of configuration. Other errors are returned unchanged.
 func Untrusted(err error) error {
-	remote, alert := errors.AsType[*net.OpError](err) // an alert of TLS has no type of its own
+	remote, alert := errors.AsType[*net.OpError](err) // TLS alerts have no exported type
 	alert = alert && remote.Op == "remote error"
 	_, verify := errors.AsType[*tls.CertificateVerificationError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)
@@ -267,7 +265,7 @@ func (c *Client) meaning(res *http.Response, text string) error {
 	return err
 }
 
-// retryAfter reads seconds or a date; what is neither, or past, is 0.
+// retryAfter reads seconds or a date; 0 for anything else, and for a date in the past.
 func retryAfter(v string, now time.Time) time.Duration {
 	if s, err := strconv.ParseInt(v, 10, 32); err == nil {
 		return max(0, time.Duration(s)*time.Second)
@@ -278,7 +276,7 @@ func retryAfter(v string, now time.Time) time.Duration {
 	return 0
 }
 
-// clean cuts an answer for our log: printable and at most 512 bytes.
+// clean makes an answer fit for our log: printable and at most 512 bytes.
 func clean(s string) string {
 	const most = 512
 	if len(s) > most {

@@ -12,7 +12,7 @@ import (
 	"sync"
 )
 
-// Log keeps what is written. The zero Log is ready, and safe for concurrent use.
+// Log keeps what is written. The zero Log is ready to use, and safe for concurrent use.
 type Log struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -25,7 +25,7 @@ func (l *Log) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
-// String returns all that was written.
+// String returns everything that was written.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

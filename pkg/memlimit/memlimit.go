@@ -1,10 +1,9 @@
 // Package memlimit keeps a process within its memory, in the terms of the
-// collector's memory_limiter: above the soft limit new data is refused, and the
-// garbage collector is made to run.
+// collector's memory_limiter: above the soft limit new data is refused, and garbage collections are forced.
 //
 // # Not here
 //
-// The refusal: whoever takes data asks [Limiter.Over].
+// The refusal: code that accepts data calls [Limiter.Over].
 package memlimit
 
 import (
@@ -41,7 +40,7 @@ type Config struct {
 // DefaultConfig follows the cgroup.
 func DefaultConfig() Config { return Config{CheckInterval: time.Second} }
 
-// Validate reports every mistake at once; section is the key that c stands under.
+// Validate reports all errors at once; section is the key under which c is configured.
 func (c Config) Validate(section string) error {
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(section+"."+format, args...)) }
@@ -79,7 +78,7 @@ func (c Config) limits(total, cgroup memlimit.Provider) (l Limits, err error) {
 	case c.LimitPercentage > 0:
 		bytes, err := total()
 		if err != nil {
-			return l, fmt.Errorf("memory_limiter.limit_percentage: how much memory there is: %w", err)
+			return l, fmt.Errorf("memory_limiter.limit_percentage: cannot determine the memory size: %w", err)
 		}
 		l.Hard = bytes / 100 * uint64(c.LimitPercentage)
 		l.Soft = l.Hard - bytes/100*uint64(c.SpikePercentage)
@@ -106,8 +105,7 @@ type Limiter struct {
 	last  time.Time // of the last forced collection
 }
 
-// New resolves the limits and sets GOMEMLIMIT to the soft one, unless the
-// environment has it.
+// New resolves the limits and sets GOMEMLIMIT to the soft one, unless the environment sets it.
 func New(cfg Config, log *slog.Logger) (*Limiter, error) {
 	limits, err := cfg.limits(memlimit.ApplyFallback(memlimit.FromCgroup, memlimit.FromSystem), memlimit.FromCgroup)
 	if err != nil {
@@ -124,7 +122,7 @@ func New(cfg Config, log *slog.Logger) (*Limiter, error) {
 // Over reports whether new data is to be refused. A nil Limiter has no limit.
 func (l *Limiter) Over() bool { return l != nil && l.over.Load() }
 
-// Run looks at memory until ctx ends.
+// Run checks memory until ctx ends.
 func (l *Limiter) Run(ctx context.Context) error {
 	if l.Hard == 0 {
 		<-ctx.Done()
@@ -145,8 +143,8 @@ func (l *Limiter) Run(ctx context.Context) error {
 // gcInterval is between forced collections while memory is below the hard limit.
 const gcInterval = 10 * time.Second
 
-// check compares what the heap holds with the limits. A heap above a limit is
-// collected first: much of it may be garbage.
+// check compares the heap with the limits. If it is above a limit, a garbage collection runs first:
+// much of it may be garbage.
 func (l *Limiter) check(now time.Time, heap func() uint64, collect func()) {
 	used := heap()
 	if used > l.Hard || (used > l.Soft && now.Sub(l.last) >= gcInterval) {
@@ -159,7 +157,7 @@ func (l *Limiter) check(now time.Time, heap func() uint64, collect func()) {
 		return
 	}
 	if over {
-		l.log.Warn("memory limit reached, new data is refused", "heap_bytes", used, "soft_bytes", l.Soft)
+		l.log.Warn("memory limit reached; new data is refused", "heap_bytes", used, "soft_bytes", l.Soft)
 	} else {
 		l.log.Info("memory is below its limit again", "heap_bytes", used)
 	}

@@ -31,13 +31,13 @@ func Append(dst, value []byte) []byte {
 		var out bytes.Buffer
 		enc := json.NewEncoder(&out)
 		enc.SetEscapeHTML(false)
-		_ = enc.Encode(plain(v)) // what plain returns can be written
+		_ = enc.Encode(plain(v)) // what plain returns can be encoded
 		return append(dst, bytes.TrimSuffix(out.Bytes(), []byte("\n"))...)
 	}
 	return dst
 }
 
-// appendDouble writes a number as JavaScript does; what is none by its name.
+// appendDouble writes a number as JavaScript does; NaN and infinities by name.
 func appendDouble(dst []byte, f float64) []byte {
 	switch {
 	case math.IsNaN(f):
@@ -58,8 +58,8 @@ func appendDouble(dst []byte, f float64) []byte {
 	return dst
 }
 
-// plain turns a value into what encoding/json writes as plain JSON, with the keys of
-// maps in order. Numbers that JSON does not have become text.
+// plain turns a value into one that encoding/json writes as plain JSON, with sorted keys. Numbers that JSON
+// does not have become text.
 func plain(v otlpwire.Value) any {
 	switch v.Kind {
 	case otlpwire.String:
@@ -90,7 +90,7 @@ func plain(v otlpwire.Value) any {
 	return nil
 }
 
-// each calls visit with the messages that field 1 repeats.
+// each calls visit with the messages of the repeated field 1.
 func each(msg []byte, visit func([]byte)) {
 	for i := 0; i < len(msg); {
 		var f otlpwire.Field

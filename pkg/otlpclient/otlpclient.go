@@ -1,12 +1,12 @@
-// Package otlpclient sends OTLP requests that are bytes already, over gRPC or
-// HTTP, and says what the answer means, in the words of package fault.
+// Package otlpclient sends encoded OTLP requests over gRPC or HTTP, and classifies the answer, in the terms
+// of package fault.
 //
 //	c, err := otlpclient.New("tempo.endpoint", cfg)
 //	rejected, message, err := c.Export(ctx, otlpwire.Traces, payload, nil)
 //
 // # Not here
 //
-// Trying again: whoever calls decides by the fault.
+// Retries: the caller decides by the fault.
 package otlpclient
 
 import (
@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	_ "google.golang.org/grpc/encoding/gzip" // every OTLP server must take gzip
+	_ "google.golang.org/grpc/encoding/gzip" // every OTLP server must accept gzip
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -69,7 +69,7 @@ func New(key string, cfg Config) (*Client, error) {
 		scheme, host = u.Scheme, u.Host
 		if cfg.HTTP {
 			prefix = strings.TrimSuffix(u.Path, "/")
-			if u.Port() == "" { // as a proxy in front of a backend has it
+			if u.Port() == "" { // as for a proxy in front of a backend
 				host = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[scheme])
 			}
 		}
@@ -112,8 +112,8 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
-// Export sends one request, with further headers of its own, and returns how many
-// items the server has refused though it took the request, and why.
+// Export sends one request, with further headers, and returns how many items the server has rejected in a
+// partial success, and why.
 func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte, headers map[string]string) (rejected int64, message string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -144,12 +144,12 @@ func (c *Client) Export(ctx context.Context, sig otlpwire.Signal, payload []byte
 	return rejected, message, nil
 }
 
-// Meaning follows the table of the OTLP specification, and what Tempo's
-// distributor answers.
+// Meaning classifies an error by the table of the OTLP specification, and by the answers of Tempo's
+// distributor.
 func Meaning(err error) error {
 	st := status.Convert(err)
 	switch code := st.Code(); {
-	case strings.Contains(st.Message(), "LIVE_TRACES_EXCEEDED"): // there is room again when some have been flushed
+	case strings.Contains(st.Message(), "LIVE_TRACES_EXCEEDED"): // temporary: there is room again when some have been flushed
 		return fault.Sender(paused(st, err))
 	case strings.Contains(st.Message(), "TRACE_TOO_LARGE"):
 		return fault.Permanent(ledger.DeadTooLarge, err)
@@ -160,9 +160,9 @@ func Meaning(err error) error {
 	case code == codes.Unimplemented:
 		return fault.Configuration(err)
 	case code == codes.Unavailable && strings.Contains(st.Message(), "authentication handshake failed"):
-		return fault.Configuration(err) // a certificate
+		return fault.Configuration(err) // certificate error
 	case code == codes.ResourceExhausted:
-		// Larger than rate and burst together it can never pass: cut it.
+		// A batch larger than rate and burst together can never pass: it must be halved.
 		if strings.Contains(st.Message(), "batch size") || strings.Contains(st.Message(), "larger than max") {
 			return fault.Permanent(ledger.DeadTooLarge, err)
 		}

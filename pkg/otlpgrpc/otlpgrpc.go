@@ -10,7 +10,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Service returns the full name of the service that takes a signal.
+// Service returns the full name of the service for a signal.
 func Service(sig otlpwire.Signal) string {
 	return [...]string{
 		otlpwire.Traces:  "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -22,12 +22,12 @@ func Service(sig otlpwire.Signal) string {
 // Method returns the path of a signal's only method.
 func Method(sig otlpwire.Signal) string { return "/" + Service(sig) + "/Export" }
 
-// Codec is a grpc CodecV2 for messages that are bytes already. It sends a
+// Codec is a grpc CodecV2 for messages that are already encoded. It sends a
 // []byte and receives into a *[]byte, which is a copy, or a *mem.BufferSlice,
 // which the receiver must free.
 type Codec struct{}
 
-// Name is that of the codec whose place it takes.
+// Name is the name of the codec that it replaces.
 func (Codec) Name() string { return "proto" }
 
 // Marshal keeps the slice until it is sent.

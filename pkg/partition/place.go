@@ -7,12 +7,11 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// Place says which member should own which of n partitions: rendezvous hashing
-// with a bounded load. Every member gets ⌊n/m⌋ or ⌈n/m⌉ of them, and when a member
-// comes or goes few others move than those it gets or leaves behind
-// (TestPlaceMovesLittle). The result depends on the set of members only, not on
-// their order; it is nil when there are none. key tells placements apart, so that
-// the one partition more than others have falls to different members.
+// Place computes which member should own which of n partitions: rendezvous hashing with a bounded
+// load. Every member gets ⌊n/m⌋ or ⌈n/m⌉ of them, and when a member comes or goes few partitions
+// move besides those it gets or leaves (TestPlaceMovesLittle). The result depends only on the set
+// of members, not on their order; it is nil if there are none. key distinguishes placements, so
+// that the extra partition that some members get goes to different members.
 func Place(key string, n int, members []string) []string {
 	members = slices.Compact(slices.Sorted(slices.Values(members)))
 	if len(members) == 0 {

@@ -76,8 +76,8 @@ func TestTokensFileSaysWhereItIsWrong(t *testing.T) {
 		one + "}\n  # a comment\n  - {sha256: " + hash("y") + ", instance_id: as-1, customer_id: other}":  "tokens.yaml:4: tokens[1]: instance as-1 differs from line 2",
 		one + "}\n  - {sha256: " + hash("y") + ", instance_id: as-1}":                                     "tokens.yaml:3: tokens[1]: instance as-1 differs from line 2",
 		one + "}\n  - {sha256: " + hash("x") + ", instance_id: as-1, customer_id: acme}":                  "tokens.yaml:3: tokens[1]: same token as in line 2",
-		one + "}\n  - {certificate: true, instance_id: as-2}\n  - {certificate: true, instance_id: as-2}": "tokens.yaml:4: tokens[2]: certificate: true stands once",
-		"tokens:\n  - {certificate: true, sha256: " + hash("x") + ", instance_id: as-1}":                  "tokens.yaml:2: tokens[0]: certificate: true stands",
+		one + "}\n  - {certificate: true, instance_id: as-2}\n  - {certificate: true, instance_id: as-2}": "tokens.yaml:4: tokens[2]: certificate: true may occur once",
+		"tokens:\n  - {certificate: true, sha256: " + hash("x") + ", instance_id: as-1}":                  "tokens.yaml:2: tokens[0]: certificate: true may occur",
 		"tokens:\n  - {instance_id: as-1}":                                                                "sha256 must be 64 hex digits",
 	} {
 		if _, err := LoadTokens(tokensPath(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {

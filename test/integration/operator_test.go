@@ -238,9 +238,9 @@ func TestConfigCheckLooksAtFiles(t *testing.T) {
 		"gateway: {tokens_file: " + bad + "}\n":                             {"router", "bad:1: got \"nonsense\", want a mapping"},
 		"receive: {tls: {cert_file: " + bad + ", key_file: " + bad + "}}\n": {"edge", "receive.tls"},
 		"processing:\n  redaction:\n    blocked_values: ['ok', '(']\n":      {"edge", "edge.yaml:3: processing.redaction.blocked_values[1]"},
-		"log: {level: verbose}\n":                                           {"edge", `edge.yaml:1: log.level: "verbose" is no level; want debug, info, warn, error`},
+		"log: {level: verbose}\n":                                           {"edge", `edge.yaml:1: log.level: "verbose" is not a level; want debug, info, warn, error`},
 		"hub: {url: 'nats://someone:s3cret@'}\n":                            {"sink", "hub.url"},
-		"spool: {max_bytes: lots}\n":                                        {"edge", `edge.yaml:1: spool.max_bytes: "lots" is no size`},
+		"spool: {max_bytes: lots}\n":                                        {"edge", `edge.yaml:1: spool.max_bytes: "lots" is not a size`},
 	} {
 		file := writeFile(t, want[0]+".yaml", text)
 		p := run(t, []string{"INSTANCE_ID=as-1"}, want[0], "-config.file", file, "-config.check")

@@ -97,8 +97,8 @@ func TestPagesOfTempo(t *testing.T) {
 		{"no slack at all", "GET /status/config\n---\ntarget: all\n", false, keyLiveStore + " (Tempo 2: " + keyStorage + ") under"},
 		{"only storage", "GET /status/config\n---\nstorage: {trace: {wal: {ingestion_time_range_slack: 2h}}}\n", true, ""},
 		{"a slack that is none", fmt.Sprintf(tempo3, "all", "2m0s", "long"), false, "tempo's " + keyLiveStore + ": "},
-		{"no configuration", "GET /status/config\n---\n", false, "tempo's configuration: there is none"},
-		{"an empty page", "", false, "tempo's configuration: there is none"},
+		{"no configuration", "GET /status/config\n---\n", false, "tempo's configuration: not found"},
+		{"an empty page", "", false, "tempo's configuration: not found"},
 		{"no YAML", "GET /status/config\n---\n\t<html>", false, "tempo's configuration: "},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, tc.page) }))
