@@ -21,7 +21,7 @@ type Access struct {
 	BasicAuth BasicAuth        `yaml:"basic_auth"`
 	// A file whose content is sent as a bearer token.
 	BearerToken string `yaml:"bearer_token_file"`
-	// Headers that are sent with every request.
+	// Additional headers of every request.
 	Headers map[string]config.Secret `yaml:"headers"`
 	Tenant  Tenant                   `yaml:"tenant"`
 

@@ -49,7 +49,7 @@ func TestWhoIsTrusted(t *testing.T) {
 		"sound":     {scripted{last: 7}, time.Now(), ""},
 		"no answer": {scripted{err: errors.New("no responders")}, time.Now(), "no responders"},
 		"behind":    {scripted{}, time.Now(), "does not have its last message"},
-		"slept":     {scripted{last: 7}, time.Now().Add(-2 * patience), "this process was stopped"},
+		"slept":     {scripted{last: 7}, time.Now().Add(-2 * patience), "this process was suspended"},
 	} {
 		err := s.trusted(t.Context(), &tc.hub, tc.began)
 		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {

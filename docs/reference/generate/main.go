@@ -63,7 +63,7 @@ the file. ` + "`-config.check`" + ` checks all of it and exits. Sizes are writte
 		name string
 		cfg  any
 	}{{"edge", edge.DefaultConfig()}, {"router", router.DefaultConfig()}, {"sink", sink.DefaultConfig()}} {
-		fmt.Fprintf(&b, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", role.name, strings.Join(rows(root, role.cfg), ""))
+		fmt.Fprintf(&b, "\n## %s\n\n| key | meaning |\n|---|---|\n%s", role.name, strings.Join(rows(root, role.cfg), ""))
 	}
 	b.WriteString(upText)
 	up := allinone.DefaultConfig()
@@ -90,8 +90,8 @@ It takes every section of edge, router and sink but hub and central: it has a hu
 of its own. A section that several roles have is for all of them, and processing is
 done once, where data comes in: by edge and gateway. Its own keys, and those that have another default:
 
-| key | default | meaning |
-|---|---|---|
+| key | meaning |
+|---|---|
 `
 
 // rows returns the table of a configuration.
@@ -114,9 +114,24 @@ func writeFields(b *strings.Builder, c comments, v reflect.Value, prefix string)
 		case f.Type.Kind() == reflect.Struct:
 			writeFields(b, c, v.Field(i), key)
 		default:
-			fmt.Fprintf(b, "| `%s` | %s | %s |\n", key, value(v.Field(i)), c.of(t, f.Name))
+			fmt.Fprintf(b, "| `%s` | %s %s |\n", key, c.of(t, f.Name), byDefault(v.Field(i)))
 		}
 	}
+}
+
+// byDefault is the sentence about a default.
+func byDefault(v reflect.Value) string {
+	switch v.Kind() {
+	case reflect.String, reflect.Slice, reflect.Map:
+		if v.Len() == 0 {
+			return "The default is empty."
+		}
+	case reflect.Pointer:
+		if v.IsNil() {
+			return "The default is empty."
+		}
+	}
+	return "The default is " + value(v) + "."
 }
 
 // value writes a default as YAML would.
@@ -128,7 +143,7 @@ func value(v reflect.Value) string {
 	if err != nil {
 		panic(err)
 	}
-	s := strings.TrimSpace(string(text))
+	s := strings.Trim(strings.TrimSpace(string(text)), `"`)
 	if v.Kind() == reflect.Slice {
 		s = "[" + strings.ReplaceAll(strings.TrimPrefix(s, "- "), "\n- ", ", ") + "]"
 		if v.Len() == 0 {

@@ -11,6 +11,9 @@ import (
 // goName is a description that begins with a name of several words, or with a name and a verb of it.
 var goName = regexp.MustCompile(`^\| .* \| ([A-Z][a-z]+[A-Z][A-Za-z]* |[A-Z][a-z]+ (is|are) )`)
 
+// byDefaultText ends every description of a key.
+var byDefaultText = regexp.MustCompile("The default is (`.+`|empty)\\. \\|$")
+
 // TestReferenceIsUpToDate fails when `make docs` would change anything, and when
 // a key has no description.
 func TestReferenceIsUpToDate(t *testing.T) {
@@ -20,8 +23,11 @@ func TestReferenceIsUpToDate(t *testing.T) {
 			t.Errorf("docs/reference/%s is not what `make docs` writes (%v)", name, err)
 		}
 		for line := range strings.Lines(want) {
-			if strings.HasSuffix(strings.TrimSpace(line), "|  |") {
+			if strings.HasSuffix(strings.TrimSpace(line), "|  |") || name == "configuration.md" && strings.Contains(line, "|  ") {
 				t.Errorf("%s: no description: %s", name, line)
+			}
+			if strings.HasPrefix(line, "| `") && name == "configuration.md" && !byDefaultText.MatchString(strings.TrimSpace(line)) {
+				t.Errorf("%s: no default: %s", name, line)
 			}
 			if goName.MatchString(line) {
 				t.Errorf("%s: the description begins with a Go name: %s", name, line)

@@ -80,13 +80,13 @@ func TestPagesOfTempo(t *testing.T) {
 		ok         bool
 		text       string // a part of it, or of the error
 	}{
-		{"2, by default", fmt.Sprintf(tempo2, "false", "2m0s"), false, keyStorage + " under the time of their arrival: it is 2m, and these are 1h0m0s old"},
+		{"2, by default", fmt.Sprintf(tempo2, "false", "2m0s"), false, keyStorage + " only under the time of their arrival: it is 2m, and these are 1h0m0s old"},
 		{"2, a day", fmt.Sprintf(tempo2, "false", "24h0m0s"), true, ""},
 		{"2, an hour", fmt.Sprintf(tempo2, "false", "1h0m0s"), true, ""},
 		{"2, less", fmt.Sprintf(tempo2, "false", "59m59s"), false, keyStorage},
 		{"2, a day, and Kafka", fmt.Sprintf(tempo2, "true", "24h0m0s"), false, keyLiveStore},
-		{"2, none, and Kafka", fmt.Sprintf(tempo2, "true", "0s"), false, keyStorage + " under the time of their arrival: it is 0s"},
-		{"3, by default", fmt.Sprintf(tempo3, "all", "2m0s", "2m0s"), false, keyLiveStore + " under the time of their arrival: it is 2m"},
+		{"2, none, and Kafka", fmt.Sprintf(tempo2, "true", "0s"), false, keyStorage + " only under the time of their arrival: it is 0s"},
+		{"3, by default", fmt.Sprintf(tempo3, "all", "2m0s", "2m0s"), false, keyLiveStore + " only under the time of their arrival: it is 2m"},
 		{"3, a day", fmt.Sprintf(tempo3, "all", "2m0s", "24h0m0s"), true, ""},
 		{"3, the wrong key", fmt.Sprintf(tempo3, "all", "24h0m0s", "2m0s"), false, keyLiveStore},
 		{"3, services, one of two keys", fmt.Sprintf(tempo3, "live-store", "2m0s", "24h0m0s"), false, keyBlockBuilder},
@@ -94,7 +94,7 @@ func TestPagesOfTempo(t *testing.T) {
 		{"3, services, both", fmt.Sprintf(tempo3, "distributor", "24h0m0s", "1d"), true, ""},
 		{"no heading", strings.TrimPrefix(fmt.Sprintf(tempo3, "all", "2m0s", "24h0m0s"), "GET /status/config\n---\n"), true, ""},
 		{"a heading of another path", strings.Replace(fmt.Sprintf(tempo3, "all", "2m0s", "24h0m0s"), "GET /", "GET /tempo/", 1), true, ""},
-		{"no slack at all", "GET /status/config\n---\ntarget: all\n", false, keyLiveStore + " (Tempo 2: " + keyStorage + ") under"},
+		{"no slack at all", "GET /status/config\n---\ntarget: all\n", false, keyLiveStore + " (Tempo 2: " + keyStorage + ") only under"},
 		{"only storage", "GET /status/config\n---\nstorage: {trace: {wal: {ingestion_time_range_slack: 2h}}}\n", true, ""},
 		{"a slack that is none", fmt.Sprintf(tempo3, "all", "2m0s", "long"), false, "tempo's " + keyLiveStore + ": "},
 		{"no configuration", "GET /status/config\n---\n", false, "tempo's configuration: not found"},
