@@ -1,4 +1,4 @@
-// Command edge receives OTLP beside an AppServer and forwards it to the hub.
+// Command edge receives OTLP beside an application server and forwards it to the hub.
 package main
 
 import (
@@ -9,12 +9,12 @@ import (
 )
 
 const about = `Receives OTLP on 4317 (gRPC) and 4318 (HTTP), stamps it with the instance,
-keeps it on disk and forwards it to the hub, however long that is away.
+keeps it on disk and forwards it to the hub, however long the hub is unreachable.
 
-The least it needs is INSTANCE_ID and HUB_URL in the environment; see also
+It needs at least INSTANCE_ID and HUB_URL in the environment; see also
 INSTANCE_NAME, CUSTOMER_ID, SERVICE_NAMESPACE, DEPLOYMENT_ENVIRONMENT, HUB_CREDS, HUB_CA_FILE.
-Where only OTLP is let out: CENTRAL_OTEL_ENDPOINT and CENTRAL_OTEL_TOKEN of a
-router's gateway, in place of HUB_URL.`
+Where the network lets only OTLP out: CENTRAL_OTEL_ENDPOINT and CENTRAL_OTEL_TOKEN of a
+router's gateway, instead of HUB_URL.`
 
 func main() {
 	cfg := edge.DefaultConfig()

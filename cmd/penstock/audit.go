@@ -24,9 +24,10 @@ import (
 
 const auditUsage = `Usage: penstock audit [-since 24h] [-o json] [flags]
 
-Shows, by instance, what the hub has acknowledged and no backend has: items in flight to each backend,
-items set aside for a backend that refuses the instance, dead letters, and losses. While data flows, some
-items in flight are already at the backend; a quiet pipeline shows none.
+Shows, by instance, what the hub has acknowledged and a backend does not have: items in
+flight to each backend, items set aside for a backend that refuses the instance, dead
+letters, and losses. While data flows, some items in flight are already at the backend; an
+idle pipeline shows none.
 
 Losses come from the stream AUDIT, where keepers record them: messages that were purged or deleted before
 they were delivered, messages that the hub lost, abandoned lanes, and dead letters deleted because
@@ -47,7 +48,7 @@ func audit(args []string) int {
 		since  config.Duration
 	)
 	fs.StringVar(&format, "o", "text", "`format`, text or json")
-	fs.Var(&since, "since", "show losses of the last `duration` only, such as 24h or 7d; default: all on record")
+	fs.Var(&since, "since", "show only losses of the last `duration`, such as 24h or 7d; default: all recorded losses")
 	hub.add(fs, "audit")
 	fs.Usage = hub.help(auditUsage)
 	words, err := words(fs, args)
@@ -55,7 +56,7 @@ func audit(args []string) int {
 		return parseExit(err)
 	}
 	if len(words) > 0 {
-		return missing("audit", fmt.Sprintf("%q is not understood", strings.Join(words, " ")))
+		return missing("audit", fmt.Sprintf("unexpected argument %q", strings.Join(words, " ")))
 	}
 	if format != "text" && format != "json" {
 		return missing("audit", fmt.Sprintf("-o is %q, want text or json", format))
@@ -87,14 +88,14 @@ type auditReport struct {
 	Losses      []keeper.Loss `json:"losses"`
 }
 
-// auditLine is what an instance has somewhere.
+// auditLine is the number of items of an instance at one place.
 type auditLine struct {
 	Instance string    `json:"instance"`
 	Signal   string    `json:"signal"`
-	Backend  string    `json:"backend"` // or router, for what is not in SPANS yet
+	Backend  string    `json:"backend"` // or router, for spans that are not in SPANS yet
 	Items    uint64    `json:"items"`
 	Messages uint64    `json:"messages"`
-	Oldest   time.Time `json:"oldest"` // when the hub got it
+	Oldest   time.Time `json:"oldest"` // when the hub stored it
 }
 
 // tallies adds up lines.
@@ -125,9 +126,9 @@ func (t tallies) lines() []auditLine {
 	return all
 }
 
-// newAuditReport asks the hub; progress says how far that is.
+// newAuditReport reads the hub; it writes its progress to progress.
 func newAuditReport(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duration, progress io.Writer) (r auditReport, err error) {
-	ends := map[string]uint64{} // what comes later is not looked at
+	ends := map[string]uint64{} // messages after these are not read
 	for _, stream := range []string{"TRACES", "METRICS", "LOGS", bus.Spans, bus.Aside, bus.DeadLetter} {
 		state, err := conn.State(ctx, stream)
 		if err != nil && !errors.Is(err, bus.ErrNoStream) {
@@ -213,13 +214,13 @@ func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, end uint64, 
 			}
 		}
 		if d.Err != nil {
-			ways.add("", signal, backend, 0, d.Stored) // nobody can read it
+			ways.add("", signal, backend, 0, d.Stored) // unreadable
 		}
 		return true
 	})
 }
 
-// setAside adds what waits in ASIDE, which old hubs do not have.
+// setAside adds what waits in ASIDE, which hubs of older versions do not have.
 func setAside(ctx context.Context, conn *bus.Conn, end uint64, ways tallies) error {
 	if end == 0 {
 		return nil
@@ -274,7 +275,7 @@ func (r auditReport) print(format string, out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", l.At.Format(time.RFC3339), l.Stream, l.Messages, l.Because, strings.Join(whose, " "))
 	}
 	if len(r.Losses) == 0 {
-		fmt.Fprintln(w, "nothing on record")
+		fmt.Fprintln(w, "no losses recorded")
 	}
 	return w.Flush()
 }

@@ -34,14 +34,15 @@ const deadLetterUsage = `Usage: penstock deadletter list [filters] [flags]
        penstock deadletter resend [SEQ...] [filters] -config.file SINK.yaml [flags]
        penstock deadletter purge [SEQ...] [filters] [-yes] [flags]
 
-What a backend has refused for good waits in the stream DEADLETTER: the items that were
-refused and no others, as they were sent, with the reason, the backend's own words, and the
+Items that a backend has refused for good are kept in the stream DEADLETTER: only the items
+that were refused, as they were sent, with the reason, the backend's error text, and the
 message they came in.
 
-list sums up and shows the youngest. show prints one as OTLP/JSON. resend writes them to the
-backend that refused them once more, when what was wrong is mended: it uses the
-configuration of the sinks, so run it where they can be reached. What is taken is
-deleted, what is refused again stays. purge deletes; it asks before, unless told -yes.
+list prints a summary and the newest ones. show prints one as OTLP/JSON. resend writes them
+once more to the backend that refused them, after the cause has been removed: it uses the
+configuration of the sinks, so run it where their backends can be reached. Letters that are
+accepted are deleted, those that are refused again stay. purge deletes letters; without -yes
+it asks first.
 
   penstock deadletter list -signal logs -reason too_large
   penstock deadletter resend -backend loki -config.file /etc/penstock/sink.yaml
@@ -50,7 +51,7 @@ deleted, what is refused again stays. purge deletes; it asks before, unless told
 Flags:
 `
 
-// letterFilter says which dead letters are meant.
+// letterFilter selects dead letters.
 type letterFilter struct {
 	signal, instance, reason, backend string
 	before                            config.Duration
@@ -62,16 +63,16 @@ func (f *letterFilter) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.instance, "instance", "", "`name` of an instance or a glob such as 'shop-*'; default: all")
 	fs.StringVar(&f.reason, "reason", "", "`reason`, such as refused, too_old, too_new, out_of_order, too_large, cardinality, unsupported or undecodable; default: all")
 	fs.StringVar(&f.backend, "backend", "", "`name` of the backend that refused them; default: all")
-	fs.Var(&f.before, "before", "only those that are older than `this`, such as 24h or 7d")
+	fs.Var(&f.before, "before", "only those that are older than this `duration`, such as 24h or 7d")
 }
 
-// parse reads the numbers behind the command's word.
+// parse reads the numbers after the command's verb.
 func (f *letterFilter) parse(words []string) error {
 	f.seqs = map[uint64]bool{}
 	for _, w := range words {
 		n, err := strconv.ParseUint(w, 10, 64)
 		if err != nil || n == 0 {
-			return fmt.Errorf("%q is no number of a dead letter; penstock deadletter list shows them", w)
+			return fmt.Errorf("%q is not the number of a dead letter; penstock deadletter list shows the numbers", w)
 		}
 		f.seqs[n] = true
 	}
@@ -81,12 +82,12 @@ func (f *letterFilter) parse(words []string) error {
 		}
 	}
 	if _, err := path.Match(f.instance, ""); err != nil {
-		return fmt.Errorf("--instance %q is no glob", f.instance)
+		return fmt.Errorf("--instance %q is not a valid glob", f.instance)
 	}
 	return nil
 }
 
-// all reports whether nothing narrows it down.
+// all reports whether the filter selects everything.
 func (f *letterFilter) all() bool {
 	return len(f.seqs) == 0 && f.signal+f.instance+f.reason+f.backend == "" && f.before == 0
 }
@@ -97,13 +98,13 @@ func (f *letterFilter) matches(l bus.Letter, now time.Time) bool {
 		(f.backend == "" || f.backend == l.Backend) && (f.before == 0 || l.At.Before(now.Add(-time.Duration(f.before))))
 }
 
-// letters calls visit with those that match.
+// letters calls visit with the letters that match.
 func (f *letterFilter) letters(ctx context.Context, conn *bus.Conn, bodies bool, visit func(bus.Letter) bool) error {
 	now := time.Now()
 	return conn.Letters(ctx, f.signal, "", bodies, func(l bus.Letter) bool { return !f.matches(l, now) || visit(l) })
 }
 
-// deadLetters shows what backends have refused, brings it to them again, or clears it away.
+// deadLetters shows what backends have refused, sends it to them again, or deletes it.
 func deadLetters(args []string) int {
 	fs := flag.NewFlagSet("penstock deadletter", flag.ContinueOnError)
 	var (
@@ -116,9 +117,9 @@ func deadLetters(args []string) int {
 	)
 	filter.add(fs)
 	fs.StringVar(&file, "config.file", "", "resend: `file` with the sinks' configuration; without it their environment alone (PROMETHEUS_URL and so on)")
-	fs.IntVar(&most, "n", 20, "list: show the youngest `n`; 0 for all")
+	fs.IntVar(&most, "n", 20, "list: show the newest `n`; 0 for all")
 	fs.BoolVar(&yes, "yes", false, "purge: do not ask")
-	fs.BoolVar(&raw, "raw", false, "show: write the bytes as they are, OTLP in protobuf")
+	fs.BoolVar(&raw, "raw", false, "show: write the unchanged bytes, OTLP in protobuf")
 	hub.add(fs, "deadletter")
 	fs.Usage = hub.help(deadLetterUsage)
 	words, err := words(fs, args)
@@ -149,7 +150,7 @@ func deadLetters(args []string) int {
 		err = purgeLetters(ctx, conn, &filter, yes)
 	}
 	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted; what is done stays done")
+		err = errors.New("interrupted; what is done so far stays done")
 	}
 	if err != nil {
 		return failed("deadletter "+words[0], err)
@@ -217,12 +218,12 @@ func listLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, most int,
 		return err
 	}
 	if n > len(young) {
-		fmt.Fprintf(out, "the youngest %d of %d; -n 0 shows all\n", len(young), n)
+		fmt.Fprintf(out, "the newest %d of %d; -n 0 shows all\n", len(young), n)
 	}
 	return nil
 }
 
-// line makes what others have written fit for a terminal, cut to most bytes.
+// line makes foreign text safe for a terminal, cut to most bytes.
 func line(s string, most int) string {
 	if len(s) > most {
 		s = s[:most] + "..."
@@ -239,7 +240,7 @@ func showLetter(ctx context.Context, conn *bus.Conn, f *letterFilter, raw bool, 
 		return err
 	}
 	if found == nil {
-		return errors.New("there is no dead letter of that number; penstock deadletter list shows them")
+		return errors.New("there is no dead letter with that number; penstock deadletter list shows the numbers")
 	}
 	l := *found
 	if raw {
@@ -253,7 +254,7 @@ func showLetter(ctx context.Context, conn *bus.Conn, f *letterFilter, raw bool, 
 		_, err = otlpwire.Scan(sig, l.Body, otlpwire.DefaultLimits)
 	}
 	if err = errors.Join(err, l.Err); err != nil {
-		return fmt.Errorf("its %d bytes are no OTLP (%w); -raw writes them as they are", len(l.Body), err)
+		return fmt.Errorf("its %d bytes are not valid OTLP (%w); -raw writes them unchanged", len(l.Body), err)
 	}
 	var tree any
 	if err := json.Unmarshal(otlpwire.AppendJSON(nil, sig, l.Body), &tree); err != nil {
@@ -270,8 +271,7 @@ func showLetter(ctx context.Context, conn *bus.Conn, f *letterFilter, raw bool, 
 	return err
 }
 
-// escaped writes what a terminal would obey as JSON does what it must escape: such runes are
-// within strings only.
+// escaped writes runes that a terminal would interpret as JSON escapes: they occur only within strings.
 func escaped(text []byte) []byte {
 	var b []byte
 	for _, r := range string(text) {
@@ -323,12 +323,12 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, file st
 			return true
 		}
 		r.taken++
-		m.show(fmt.Sprintf("%d taken, %d refused again", r.taken, r.again))
+		m.show(fmt.Sprintf("%d accepted, %d refused again", r.taken, r.again))
 		failure = conn.DropLetter(ctx, l.Seq)
 		return failure == nil
 	})
 	if err = cmp.Or(failure, err, ctx.Err()); err != nil {
-		err = fmt.Errorf("after %d that were taken: %w", r.taken, err)
+		err = fmt.Errorf("after %d were accepted: %w", r.taken, err)
 	}
 	skipped := r.summary()
 	if r.taken > 0 {
@@ -338,7 +338,7 @@ func resendLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, file st
 	case err == nil && r.again > 0:
 		err = fmt.Errorf("%d were refused again", r.again)
 	case err == nil && skipped > 0:
-		err = fmt.Errorf("%d were passed over", skipped)
+		err = fmt.Errorf("%d were skipped", skipped)
 	}
 	return err
 }
@@ -365,14 +365,14 @@ func newResending(writers sink.Writers, out io.Writer) *resending {
 	return r
 }
 
-// addressee returns the backend that refused a letter, or why it is passed over.
+// addressee returns the backend that refused a letter, or why it is skipped.
 func (r *resending) addressee(l bus.Letter) (sig otlpwire.Signal, w backend.Writer, why string) {
-	const noOTLP = "no backend can take them: they are no OTLP"
+	const noOTLP = "they are not valid OTLP, which no backend accepts"
 	if l.Reason == ledger.DeadUndecodable {
 		return sig, nil, noOTLP
 	}
 	if w = r.writers[l.Signal+" "+l.Backend]; w == nil {
-		return sig, nil, fmt.Sprintf("this configuration has no backend %s for %s; name it with -config.file or %s", name(l.Backend), l.Signal, backendVariables)
+		return sig, nil, fmt.Sprintf("this configuration has no backend %s for %s; set it with -config.file or %s", name(l.Backend), l.Signal, backendVariables)
 	}
 	sig, err := otlpwire.ParseSignal(l.Signal)
 	if err == nil {
@@ -405,13 +405,13 @@ func (r *resending) write(ctx context.Context, sig otlpwire.Signal, w backend.Wr
 	return refused, goOn
 }
 
-// summary prints what was done, and returns how many were passed over.
+// summary prints what was done, and returns how many were skipped.
 func (r *resending) summary() (skipped int) {
 	for _, why := range slices.Sorted(maps.Keys(r.passed)) {
-		fmt.Fprintf(r.out, "%d are passed over: %s\n", r.passed[why], why)
+		fmt.Fprintf(r.out, "%d are skipped: %s\n", r.passed[why], why)
 		skipped += r.passed[why]
 	}
-	fmt.Fprintf(r.out, "%d dead letters were taken and deleted, %d refused again, %d passed over\n", r.taken, r.again, skipped)
+	fmt.Fprintf(r.out, "%d dead letters were accepted and deleted, %d refused again, %d skipped\n", r.taken, r.again, skipped)
 	return skipped
 }
 
@@ -455,7 +455,7 @@ func purgeLetters(ctx context.Context, conn *bus.Conn, f *letterFilter, yes bool
 	return err
 }
 
-// recordLetters writes into the audit who has done what.
+// recordLetters writes an audit entry about an operation.
 func recordLetters(ctx context.Context, conn *bus.Conn, what string, f *letterFilter, n int) error {
 	entry, _ := json.Marshal(map[string]any{ // cannot fail
 		"at": time.Now().UTC(), "by": caller(), "what": "deadletter " + what, "letters": n,

@@ -22,8 +22,8 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 )
 
-// hubFlags say how a command reaches the hub: by a context, by the environment, and by
-// flags, which win.
+// hubFlags say how a command reaches the hub: by a context, by the environment, and by flags, which
+// override these.
 type hubFlags struct {
 	fs      *flag.FlagSet
 	context string
@@ -31,11 +31,11 @@ type hubFlags struct {
 	top     bus.Topology
 }
 
-const hubUsage = `The hub is that of -context; else that of -hub or HUB_URL, with HUB_CREDS, or with
+const hubUsage = `The hub is taken from -context; else from -hub or HUB_URL, with HUB_CREDS, or with
 -user and HUB_PASSWORD; else the current context; else nats://127.0.0.1:4222. Contexts
 are in %s:
 
-  current: prod        # where neither -context nor HUB_URL says another
+  current: prod        # used if neither -context nor HUB_URL is set
   contexts:
     prod: {url: tls://hub:4222, creds: /home/me/admin.creds}
     test: {url: nats://test:4222, user: operator, password: "${TEST_PASSWORD}", insecure: true}
@@ -54,11 +54,11 @@ func (h *hubFlags) add(fs *flag.FlagSet, name string) {
 	fs.StringVar(&h.given.TLS.Cert, "tls-cert", "", "`file` with a client certificate")
 	fs.StringVar(&h.given.TLS.Key, "tls-key", "", "`file` with its private key")
 	fs.BoolVar(&h.given.HandshakeFirst, "tls-handshake-first", false, "the hub has tls.handshake_first")
-	fs.StringVar(&h.given.InboxPrefix, "inbox-prefix", "", "`subject` that answers come to, where the credential allows no other than its own; default: _INBOX_"+name)
-	fs.IntVar(&h.top.Replicas, "replicas", h.top.Replicas, "replicas of the bucket, when it is not there yet")
+	fs.StringVar(&h.given.InboxPrefix, "inbox-prefix", "", "prefix of the `subject` on which answers arrive, if the credential allows only its own; default: _INBOX_"+name)
+	fs.IntVar(&h.top.Replicas, "replicas", h.top.Replicas, "replicas of the bucket, if it is created")
 }
 
-// contextsFile is where contexts stand.
+// contextsFile is the file with the contexts.
 func contextsFile() string {
 	dir, err := os.UserConfigDir()
 	if err != nil {
@@ -67,8 +67,8 @@ func contextsFile() string {
 	return filepath.Join(dir, "penstock", "contexts.yaml")
 }
 
-// fromContext returns the configuration of a context; the current one where the name is
-// empty, and an empty one where there is none.
+// fromContext returns the configuration of a context; the current one if the name is empty, and an empty
+// one if there is no current one.
 func fromContext(name string) (cfg bus.Config, err error) {
 	file := contextsFile()
 	text, err := os.ReadFile(file)
@@ -92,17 +92,17 @@ func fromContext(name string) (cfg bus.Config, err error) {
 	case !there:
 		return cfg, fmt.Errorf("%s has no context %q; it has %s", file, name, strings.Join(slices.Sorted(maps.Keys(all.Contexts)), ", "))
 	}
-	// By itself: the variables that others need may not be set.
+	// Parsed separately, because variables of other contexts may not be set.
 	if text, err = yaml.Marshal(&node); err == nil {
 		err = config.Load(fmt.Sprintf("%s, context %s", file, name), text, &cfg)
 	}
 	return cfg, err
 }
 
-// config is what context, environment and flags come to.
+// config combines context, environment and flags.
 func (h *hubFlags) config() (cfg bus.Config, err error) {
 	if h.context != "" && h.given.URL != "" {
-		return cfg, errors.New("-context and -hub are two hubs: name one")
+		return cfg, errors.New("-context and -hub both name a hub: set one")
 	}
 	url := os.Getenv("HUB_URL")
 	if h.context != "" || url+h.given.URL == "" {
@@ -165,7 +165,7 @@ func confirmed(question string, args ...any) bool {
 	return strings.TrimSpace(answer) == "yes"
 }
 
-// caller names who runs this command.
+// caller is the name of the user who runs this command.
 func caller() string {
 	if u, err := user.Current(); err == nil {
 		return u.Username
@@ -173,7 +173,7 @@ func caller() string {
 	return os.Getenv("USER")
 }
 
-// words takes the arguments before the first flag, and those after the last.
+// words returns the arguments before the first flag, and those after the last.
 func words(fs *flag.FlagSet, args []string) (list []string, err error) {
 	for len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
 		list, args = append(list, args[0]), args[1:]
@@ -188,25 +188,25 @@ func failed(command string, err error) int {
 	return 1
 }
 
-// missing names what a command line lacks.
+// missing reports what is missing in a command line.
 func missing(command, what string) int {
 	fmt.Fprintf(os.Stderr, "penstock %s: %s; see penstock %s -help\n", command, what, command)
 	return 2
 }
 
-// choose returns how many words a command's word takes with it, or says what is wrong.
+// choose checks a command's verb and its arguments, and reports what is wrong.
 func choose(command string, words []string, takes map[string][]string) (ok bool) {
 	names := strings.Join(slices.Sorted(maps.Keys(takes)), ", ")
 	if len(words) == 0 {
-		missing(command, "what is to be done? One of "+names)
+		missing(command, "no action given; want one of "+names)
 		return false
 	}
 	want, known := takes[words[0]]
 	switch {
 	case !known:
-		missing(command, fmt.Sprintf("unknown word %q; want one of %s", words[0], names))
+		missing(command, fmt.Sprintf("unknown action %q; want one of %s", words[0], names))
 	case want == nil:
-		return true // as many as there are
+		return true // any number
 	case len(words)-1 < len(want):
 		missing(command+" "+words[0], want[len(words)-1]+" is missing")
 	case len(words)-1 > len(want):

@@ -19,13 +19,14 @@ import (
 const lanesUsage = `Usage: penstock lanes list [-o json] [flags]
        penstock lanes abandon STREAM/LANE [-yes] [flags]
 
-Each backend, and each router, reads a partition of a stream through a lane of its own. The hub
-keeps what a lane has not finished, for any time; a stream that is full of that takes no more.
+Each backend, and each router, reads a partition of a stream through its own lane. The hub
+keeps what a lane has not finished, for any length of time; a stream that is full of that
+refuses more.
 
-list shows how much that is, since when, and whether somebody reads the lane. abandon gives up
-the lane of a backend that was taken out of the sinks' configuration, or renamed: what it
-has not finished is lost for that backend. It asks before, unless told -yes, and leaves a line in the
-stream AUDIT. A lane that somebody reads is not given up.
+list shows how much that is, since when, and whether a process reads the lane. abandon
+deletes the lane of a backend that was removed from the sinks' configuration, or renamed:
+what the lane has not finished is lost for that backend. Without -yes it asks first; it
+writes an entry to the stream AUDIT. A lane that is being read is not deleted.
 
   penstock lanes list
   penstock lanes abandon LOGS/loki-3
@@ -33,7 +34,7 @@ stream AUDIT. A lane that somebody reads is not given up.
 Flags:
 `
 
-// lanes shows what is owed to whom, or gives it up.
+// lanes shows what lanes are owed, or abandons a lane.
 func lanes(args []string) int {
 	fs := flag.NewFlagSet("penstock lanes", flag.ContinueOnError)
 	var (
@@ -57,7 +58,7 @@ func lanes(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // also for whoever is asked
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // includes the time to answer the question
 	defer cancel()
 	conn, err := hub.dial()
 	if err != nil {
@@ -101,7 +102,7 @@ func listLanes(ctx context.Context, conn *bus.Conn, format string, out io.Writer
 	return w.Flush()
 }
 
-// abandonLane deletes the lane that nobody reads.
+// abandonLane deletes a lane that no process reads.
 func abandonLane(ctx context.Context, conn *bus.Conn, which string, yes bool) error {
 	stream, name, _ := strings.Cut(which, "/")
 	all, err := conn.Lanes(ctx)
@@ -116,24 +117,24 @@ func abandonLane(ctx context.Context, conn *bus.Conn, which string, yes bool) er
 	}
 	switch {
 	case lane == nil:
-		return fmt.Errorf("there is no lane %q; penstock lanes list shows those there are, as STREAM/LANE", which)
+		return fmt.Errorf("there is no lane %q; penstock lanes list shows the existing ones, as STREAM/LANE", which)
 	case lane.Read:
-		return fmt.Errorf("lane %s is read: take its backend out of the configuration of all sinks first", which)
+		return fmt.Errorf("lane %s is being read: remove its backend from the configuration of all sinks first", which)
 	}
 	if !yes {
-		if !confirmed("give up %d messages that lane %s has not finished, for good", lane.Lag, which) {
-			return errors.New("nothing was given up; -yes does not ask")
+		if !confirmed("abandon for good %d messages that lane %s has not finished", lane.Lag, which) {
+			return errors.New("nothing was abandoned; -yes does not ask")
 		}
 	}
 	if err := conn.DropLane(ctx, stream, name); err != nil {
 		return err
 	}
-	fmt.Printf("lane %s was given up, with %d messages that it had not finished\n", which, lane.Lag)
+	fmt.Printf("lane %s was abandoned, with %d messages that it had not finished\n", which, lane.Lag)
 	entry, _ := json.Marshal(map[string]any{ // cannot fail
 		"at": time.Now().UTC(), "by": caller(), "what": "lanes abandon", "lane": which, "floor": lane.Done, "messages": lane.Lag,
 	})
 	if err := conn.Record(context.WithoutCancel(ctx), "lanes.abandon", entry); err != nil {
-		return fmt.Errorf("the lane was given up, and the audit has no line about it: %w", err)
+		return fmt.Errorf("operation succeeded; audit entry not written: %w", err)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Command penstock is the operator's command: the whole pipeline on one
-// machine, and the tools around it.
+// Command penstock is the operator's command: the whole pipeline on one machine, and tools for the
+// pipeline.
 package main
 
 import (
@@ -19,14 +19,14 @@ Usage: penstock <command> [flags]
 Commands:
   up          run edge, hub, router and sink in this process
   generate    send the telemetry of a small shop to an OTLP endpoint
-  replay      bring a stretch of the past to the backends once more
-  whatif      show what other sampling policies would keep of the past
-  deadletter  show what backends refused, bring it to them again, clear it away
+  replay      send a past time range to the backends again
+  whatif      show what other sampling policies would have kept
+  deadletter  show what backends refused, send it to them again, delete it
   audit       show what has not arrived, and what is lost
-  lanes       show what the hub holds for which backend, give up what nobody reads
-  policies    give the sinks new sampling policies, without a restart
-  token       make a bearer token for an instance without an edge
-  nats-config add an instance to the hub's configuration, make it a certificate
+  lanes       show what the hub holds for which backend, abandon unread lanes
+  policies    change the sinks' sampling policies without a restart
+  token       create a bearer token for an instance without an edge
+  nats-config add an instance to the hub's configuration, create a certificate for the hub
   version     print the version
 
 "penstock <command> -help" shows the flags of a command.
@@ -69,7 +69,7 @@ func main() {
 	}
 }
 
-// parseExit is the exit code after flags that did not parse: -help is no error.
+// parseExit is the exit code after flags that did not parse: -help is not an error.
 func parseExit(err error) int {
 	if errors.Is(err, flag.ErrHelp) {
 		return 0

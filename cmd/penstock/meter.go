@@ -10,8 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// meter shows how far long work is: one line that changes in a terminal, a line every
-// few seconds elsewhere.
+// meter shows the progress of long work: one line that changes in a terminal, a line every few seconds
+// elsewhere.
 type meter struct {
 	out      *os.File
 	terminal bool
@@ -20,7 +20,7 @@ type meter struct {
 	last     string
 }
 
-// plainInterval is how often a line is printed where there is no terminal.
+// plainInterval is how often a line is printed without a terminal.
 const plainInterval = 5 * time.Second
 
 func newMeter(out *os.File) *meter {
@@ -43,7 +43,7 @@ func (m *meter) show(line string) {
 	}
 }
 
-// columns is how wide a terminal is, less the last column, where some of them wrap.
+// columns is the width of a terminal, less the last column, at which some terminals wrap.
 func columns(out *os.File) int {
 	if width, _, err := term.GetSize(int(out.Fd())); err == nil && width > 20 {
 		return width - 1
@@ -59,7 +59,7 @@ func fit(line string, width int) string {
 	return line
 }
 
-// end leaves the last line standing.
+// end keeps the last line on the screen.
 func (m *meter) end() {
 	if m.terminal && m.width > 0 || m.last != "" {
 		if !m.terminal {

@@ -31,18 +31,18 @@ const natsConfigUsage = `Usage: penstock nats-config add-instance ID [-dir DIR]
        penstock nats-config remove-instance ID [-dir DIR]
        penstock nats-config ca [-dir DIR] -host NAME
 
-Writes the parts of the hub's configuration that differ from place to place. DIR is that of
+Writes the parts of the hub's configuration that differ between installations. DIR is the directory
 deploy/nats, or a copy of it.
 
-add-instance makes an account for an instance, in instances/ID.conf, and names it in
-instances.conf. The passwords of its edge and of those who may have it replayed are shown
-once; the file holds their bcrypt hashes. A hub that runs takes it in with
-nats-server --signal reload. remove-instance takes it out again; the reload ends its
+add-instance creates an account for an instance, in instances/ID.conf, and includes it in
+instances.conf. The passwords of its edge and of the user that may have it replayed are shown
+once; the file holds their bcrypt hashes. A running hub reads it after
+nats-server --signal reload. remove-instance removes it again; the reload ends its
 connections.
 
-ca makes a private certificate authority, for trying out, and a certificate of the hub:
+ca creates a private certificate authority, for trials, and a certificate for the hub:
 ca.crt, ca.key, server.crt and server.key. Routers, sinks and edges then set
-hub.tls.ca_file to ca.crt. A ca.key that is there already signs again.
+hub.tls.ca_file to ca.crt. An existing ca.key is used again.
 
 Examples:
   penstock nats-config add-instance as-7 -dir deploy/nats
@@ -55,7 +55,7 @@ Flags:
 func natsConfig(args []string) int {
 	fs := flag.NewFlagSet("penstock nats-config", flag.ContinueOnError)
 	dir, hosts, valid := fs.String("dir", ".", "`directory` to write to"), list{}, config.Duration(365*24*time.Hour)
-	fs.Var(&hosts, "host", "`names` and addresses by which the hub is reached, with commas (ca)")
+	fs.Var(&hosts, "host", "`names` and addresses of the hub, separated by commas (ca)")
 	fs.Var(&valid, "valid", "how long the hub's certificate is valid (ca)")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), natsConfigUsage); fs.PrintDefaults() }
 	words, err := words(fs, args)
@@ -73,7 +73,7 @@ func natsConfig(args []string) int {
 		err = removeInstance(*dir, words[1])
 	case "ca":
 		if len(hosts) == 0 {
-			return missing("nats-config", "-host is not set: by which names is the hub reached?")
+			return missing("nats-config", "-host is not set: want the names by which the hub is reached")
 		}
 		err = makeCA(*dir, hosts, time.Duration(valid))
 	}
@@ -84,8 +84,8 @@ func natsConfig(args []string) int {
 }
 
 // instanceConf is the account of one instance.
-var instanceConf = template.Must(template.New("").Parse(`# Instance {{.ID}}, by penstock nats-config. An edge may publish the three subjects of its own
-# instance and hear the answers to that; it can read nothing, not even its own data, and no
+var instanceConf = template.Must(template.New("").Parse(`# Instance {{.ID}}, by penstock nats-config. An edge may publish to the three subjects of its own
+# instance and receive the answers; it can read nothing, not even its own data, and use no
 # API. The other user may have this one instance replayed: the sinks do it for it
 # (penstock replay -as {{.ID}}).
 "instance-{{.ID}}": {
@@ -122,18 +122,18 @@ func addInstance(dir, id string) error {
 	index := filepath.Join(dir, "instances.conf")
 	text, err := os.ReadFile(index)
 	if err != nil {
-		return fmt.Errorf("%w; -dir is that of deploy/nats, or a copy of it", err)
+		return fmt.Errorf("%w; -dir must be deploy/nats, or a copy of it", err)
 	}
 	file := filepath.Join(dir, "instances", id+".conf")
 	if _, err := os.Stat(file); err == nil {
-		return fmt.Errorf("%s is there already; remove-instance takes it away", file)
+		return fmt.Errorf("%s exists already; remove-instance deletes it", file)
 	}
 	edge, replay := rand.Text(), rand.Text()
 	var b bytes.Buffer
 	hash := func(password string) string {
 		// The lowest cost: 130 random bits need no stretching, and a server to which ten
-		// thousand edges come back at once computes as many hashes.
-		h, _ := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost) // fails for longer ones
+		// thousand edges reconnect at once computes as many hashes.
+		h, _ := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost) // fails only for longer passwords
 		return string(h)
 	}
 	if err := instanceConf.Execute(&b, map[string]string{"ID": id, "Edge": hash(edge), "Replay": hash(replay)}); err != nil {
@@ -148,10 +148,10 @@ func addInstance(dir, id string) error {
 	if err := disk.Rewrite(index, append(bytes.TrimRight(text, "\n"), []byte("\n"+instanceLine(id)+"\n")...)); err != nil {
 		return err
 	}
-	fmt.Printf("instance %s: %s, named in %s\n", id, file, index)
+	fmt.Printf("instance %s: %s, included in %s\n", id, file, index)
 	fmt.Printf("  its edge   hub.user: edge-%s  hub.password: %s\n", id, edge)
 	fmt.Printf("  replays    penstock replay -as %s -user replay-%s, with HUB_PASSWORD=%s\n", id, id, replay)
-	fmt.Println("The passwords are shown once. A hub that runs takes the account in with nats-server --signal reload.")
+	fmt.Println("The passwords are shown only once. A running hub reads the account after nats-server --signal reload.")
 	return nil
 }
 
@@ -159,7 +159,7 @@ func removeInstance(dir, id string) error {
 	index := filepath.Join(dir, "instances.conf")
 	text, err := os.ReadFile(index)
 	if err != nil {
-		return fmt.Errorf("%w; -dir is that of deploy/nats, or a copy of it", err)
+		return fmt.Errorf("%w; -dir must be deploy/nats, or a copy of it", err)
 	}
 	var kept []string
 	found := false
@@ -171,7 +171,7 @@ func removeInstance(dir, id string) error {
 		kept = append(kept, line)
 	}
 	if !found {
-		return fmt.Errorf("%s does not name instance %q", index, id)
+		return fmt.Errorf("%s does not include instance %q", index, id)
 	}
 	if err := disk.Rewrite(index, []byte(strings.Join(kept, ""))); err != nil {
 		return err
@@ -179,11 +179,11 @@ func removeInstance(dir, id string) error {
 	if err := os.Remove(filepath.Join(dir, "instances", id+".conf")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	fmt.Printf("instance %s is taken out. A hub that runs ends its connections with nats-server --signal reload.\n", id)
+	fmt.Printf("instance %s is removed. A running hub ends its connections after nats-server --signal reload.\n", id)
 	return nil
 }
 
-// makeCA writes an authority, or takes the one that is there, and a server's certificate.
+// makeCA creates an authority, or uses the existing one, and a server certificate.
 func makeCA(dir string, hosts []string, valid time.Duration) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -199,7 +199,7 @@ func makeCA(dir string, hosts []string, valid time.Duration) error {
 	cert := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: hosts[0]},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(valid),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, // routes are both
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, // servers are clients of each other's routes
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -215,7 +215,7 @@ func makeCA(dir string, hosts []string, valid time.Duration) error {
 	if err := writePair(dir, "server", der, own); err != nil {
 		return err
 	}
-	fmt.Printf("%s: ca.crt for routers, sinks and edges (hub.tls.ca_file), server.crt and server.key for the hub, valid for %s until %s; keep ca.key to yourself\n",
+	fmt.Printf("%s: ca.crt for routers, sinks and edges (hub.tls.ca_file), server.crt and server.key for the hub, valid for %s until %s; keep ca.key secret\n",
 		dir, strings.Join(hosts, ", "), cert.NotAfter.Format(time.DateOnly))
 	return nil
 }
@@ -231,7 +231,7 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 		keyBlock, _ := pem.Decode(keyText)
 		certBlock, _ := pem.Decode(certText)
 		if keyBlock == nil || certBlock == nil {
-			return nil, nil, fmt.Errorf("%s or %s is no PEM", keyFile, certFile)
+			return nil, nil, fmt.Errorf("%s or %s is not in PEM", keyFile, certFile)
 		}
 		cert, err := x509.ParseCertificate(certBlock.Bytes)
 		if err != nil {
@@ -278,6 +278,6 @@ func writePair(dir, name string, der []byte, key *ecdsa.PrivateKey) error {
 	cert := filepath.Join(dir, name+".crt")
 	return errors.Join(
 		disk.WriteSynced(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		os.Chmod(cert, 0o644), // for everybody to read
+		os.Chmod(cert, 0o644), // readable by everybody
 		disk.WriteSynced(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private})))
 }

@@ -18,14 +18,14 @@ const policiesUsage = `Usage: penstock policies push FILE [flags]
        penstock policies show VERSION [flags]
 
 push checks a file with the collector's tail_sampling configuration and makes it
-the next version: all sinks judge by it the traces that begin from now on, without
-a restart. Traces that have begun before stay with the version before. list and
-show tell what there is.
+the next version: all sinks apply it to traces that begin from now on, without a
+restart. Traces that began earlier stay with the previous version. list and show
+print the versions.
 
 Flags:
 `
 
-// policies puts sampling policies into the hub, and shows them.
+// policies pushes sampling policies to the hub, and shows them.
 func policies(args []string) int {
 	fs := flag.NewFlagSet("penstock policies", flag.ContinueOnError)
 	var hub hubFlags
@@ -85,7 +85,7 @@ func runPolicies(hub *hubFlags, words []string) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("there is no version %s; penstock policies list shows those there are", words[1])
+		return fmt.Errorf("there is no version %s; penstock policies list shows the existing ones", words[1])
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VERSION\tFROM\tAT\tBY")

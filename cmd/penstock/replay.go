@@ -28,18 +28,18 @@ const replayUsage = `Usage: penstock replay --from T [--to T] [flags]
        penstock replay status ID
        penstock replay stop ID | resume ID | remove ID
 
-Brings what the hub's streams hold of a range to the backends once more. It files a
-job; the sinks do the work, and go on when this command ends: Ctrl-C leaves it
+Sends a range of the data in the hub's streams to the backends again. It files a
+job; the sinks do the work, and continue when this command ends: Ctrl-C leaves the job
 running. The same request twice is one job.
 
 T is a time (2026-01-31T08:00:00Z), a time before now (-2h), now, or a sequence of
-the signal's stream. What counts is the arrival at the edge; a trace belongs to the
-range in which its first span arrived, and comes whole. --to itself is not in the
+the signal's stream. A range selects by the arrival at the edge; a trace belongs to the
+range in which its first span arrived, and is replayed whole. --to itself is not in the
 range, if it is a time.
 
-Traces are decided again as they were: the same policies keep the same traces. With
---policies others decide, with --no-sampling nobody does. Before the first item every
-backend is asked whether it takes data that old.
+Traces are decided again as they were: the same policies keep the same traces.
+--policies uses other policies, --no-sampling none. Before the first item every
+backend is asked whether it accepts data of that age.
 
 Examples:
   penstock replay --from -2h --instance shop-berlin
@@ -49,7 +49,7 @@ Examples:
 Flags:
 `
 
-// list is a flag that may be given several times, or hold several values with commas.
+// list is a flag that may be given several times, or with several values separated by commas.
 type list []string
 
 func (l *list) String() string { return strings.Join(*l, ",") }
@@ -75,7 +75,7 @@ func (r *rate) Set(text string) error {
 // defaultRate leaves room for live traffic on small machines.
 const defaultRate = rate(20e6)
 
-// rangeFlags say which stretch of the past is meant.
+// rangeFlags select a range of the past.
 type rangeFlags struct {
 	from, to  string
 	late      config.Duration
@@ -85,7 +85,7 @@ type rangeFlags struct {
 func (f *rangeFlags) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.from, "from", "", "where the range begins, `T`")
 	fs.StringVar(&f.to, "to", "now", "where it ends, `T`")
-	fs.Var(&f.late, "late", "how long after --to the hub may have got what belongs to the range, from edges that were cut off; 0: look as far as the stream goes")
+	fs.Var(&f.late, "late", "how long after --to the hub may have received what belongs to the range, from edges that were disconnected; 0: read to the end of the stream")
 	fs.Var(&f.instances, "instance", "`name` of an instance or a glob such as 'shop-*'; several times or with commas; default: all")
 }
 
@@ -118,14 +118,14 @@ func (f *replayFlags) add(fs *flag.FlagSet) {
 	f.cap = defaultRate
 	f.span.add(fs)
 	fs.Var(&f.signals, "signal", "traces, metrics or logs, with commas; default: all")
-	fs.Var(&f.backends, "backend", "`name` of a backend (tempo, prometheus, loki, file): that of several to bring it to; refuse when the sinks have none of that name")
-	fs.Var(&f.cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic leaves room")
-	fs.StringVar(&f.file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies of then")
+	fs.Var(&f.backends, "backend", "`name` of the backend to replay to, where there are several (tempo, prometheus, loki, file); an error if the sinks have none of that name")
+	fs.Var(&f.cap, "rate", "how many `bytes` of messages, as stored, are read a second; 0: as fast as live traffic allows")
+	fs.StringVar(&f.file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies in force at that time")
 	fs.BoolVar(&f.noSampling, "no-sampling", false, "send every span of the range")
-	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "go on though a backend says that it refuses data that old")
-	fs.BoolVar(&f.dryRun, "dry-run", false, "count what the range holds, file nothing")
+	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "run the job although a backend says that it refuses data of that age")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "count the content of the range, file nothing")
 	fs.BoolVar(&f.detach, "detach", false, "file the job and do not wait")
-	fs.StringVar(&f.as, "as", "", "`instance` that the credential is of, where it is not an operator's: the sinks are asked for what concerns it")
+	fs.StringVar(&f.as, "as", "", "`instance` of the credential, if it is not an operator's: the command then asks the sinks about that instance's jobs")
 }
 
 // confine asks for what concerns the instance of the credential, and takes answers where it
@@ -175,7 +175,7 @@ func replays(args []string) int {
 	defer stop()
 	if f.as != "" {
 		if f.dryRun {
-			return missing("replay", "-dry-run reads telemetry, and a credential of one instance reads none: leave it out")
+			return missing("replay", "-dry-run reads telemetry, which a credential of one instance may not: leave it out")
 		}
 		f.confine(&hub)
 	}
@@ -191,7 +191,7 @@ func replays(args []string) int {
 		return 0
 	}
 	if f.span.from == "" {
-		return missing("replay", "--from is not set: where does the range begin? Such as --from -2h")
+		return missing("replay", "--from is not set: want the beginning of the range, such as --from -2h")
 	}
 	now := time.Now()
 	r, err := f.request(now)
@@ -218,7 +218,7 @@ func (c *replayCommand) file(ctx context.Context, wanted *replay.Job, detach boo
 	if filed {
 		fmt.Fprintf(c.out, "job %s: %s\n", job.ID, summary(wanted.Request))
 	} else {
-		fmt.Fprintf(c.out, "job %s is there already, filed by %s at %s\n", job.ID, name(job.By), job.At.Format(time.RFC3339))
+		fmt.Fprintf(c.out, "job %s exists already, filed by %s at %s\n", job.ID, name(job.By), job.At.Format(time.RFC3339))
 	}
 	if detach {
 		return nil
@@ -230,10 +230,10 @@ func (c *replayCommand) file(ctx context.Context, wanted *replay.Job, detach boo
 	return err
 }
 
-// errRefused is the end of a job of which nothing was sent.
+// errRefused is the error for a refused job, of which nothing was sent.
 var errRefused = errors.New("refused, nothing was sent")
 
-// summary says in a line what is asked for.
+// summary describes a request in one line.
 func summary(j replay.Request) string {
 	who := "all instances"
 	if len(j.Instances) > 0 {
@@ -244,21 +244,21 @@ func summary(j replay.Request) string {
 	case j.NoSampling:
 		how = ", without sampling"
 	case j.Policies != "":
-		how = ", by policies of its own"
+		how = ", with its own policies"
 	}
 	return fmt.Sprintf("%s of %s from %v to %v%s", strings.Join(j.Signals, ", "), who, j.From, j.To, how)
 }
 
-// replayCommand talks to the hub.
+// replayCommand is a replay command with its connection.
 type replayCommand struct {
 	hub  *hubFlags
-	as   string // the instance that the credential is of; empty for an operator's
+	as   string // the instance of the credential; empty for an operator's
 	conn *bus.Conn
 	jobs jobs
 	out  *os.File
 }
 
-// jobs are those of the hub's table, or those of one instance, by way of the sinks.
+// jobs are the jobs in the hub's table, or those of one instance, through the sinks.
 type jobs interface {
 	File(ctx context.Context, j *replay.Job, by string, now time.Time) (job *replay.Job, filed bool, err error)
 	Stop(ctx context.Context, id, by string, now time.Time) error
@@ -285,13 +285,13 @@ func (c *replayCommand) open(ctx context.Context, do func() error) (err error) {
 	return do()
 }
 
-// about does what is done with jobs that there are.
+// about handles the actions on existing jobs.
 func (c *replayCommand) about(ctx context.Context, words []string) error {
 	now := time.Now()
 	switch words[0] {
 	case "stop":
 		err := c.jobs.Stop(ctx, words[1], caller(), now)
-		return c.said(err, "job %s is stopped, its sinks keep their places; penstock replay resume %s goes on\n", words[1], words[1])
+		return c.said(err, "job %s is stopped and keeps its progress; penstock replay resume %s continues it\n", words[1], words[1])
 	case "resume":
 		if err := c.jobs.Resume(ctx, words[1], caller(), now); err != nil {
 			return err
@@ -316,7 +316,7 @@ func (c *replayCommand) about(ctx context.Context, words []string) error {
 	return w.Flush()
 }
 
-// said prints what was done.
+// said prints the result of an action.
 func (c *replayCommand) said(err error, format string, args ...any) error {
 	if err == nil {
 		fmt.Fprintf(c.out, format, args...)
@@ -324,7 +324,7 @@ func (c *replayCommand) said(err error, format string, args ...any) error {
 	return err
 }
 
-// status prints all that is known of a job.
+// status prints everything about a job.
 func (c *replayCommand) status(ctx context.Context, id string) error {
 	s, err := c.jobs.Status(ctx, id)
 	if err != nil {
@@ -353,7 +353,7 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	}
 	entries, err := c.jobs.Audit(ctx, id)
 	if err != nil {
-		fmt.Fprintf(c.out, "\nwhat was done with it cannot be read: %v\n", err)
+		fmt.Fprintf(c.out, "\ncannot read its audit entries: %v\n", err)
 		return nil
 	}
 	fmt.Fprintln(c.out)
@@ -367,13 +367,13 @@ func (c *replayCommand) status(ctx context.Context, id string) error {
 	return nil
 }
 
-// name makes what others have written fit for a terminal.
+// name makes foreign text safe for a terminal.
 func name(text string) string {
 	const long = 64
 	return strings.Trim(strconv.QuoteToASCII(text[:min(len(text), long)]), `"`)
 }
 
-// plain takes out of a text what a terminal would not print but obey.
+// plain removes from a text the runes that a terminal would interpret.
 func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if obeyed(r) {
@@ -383,13 +383,13 @@ func plain(text string) string {
 	}, text)
 }
 
-// obeyed reports whether a terminal does something with a rune besides showing it: control
-// characters, and those that turn the direction of writing.
+// obeyed reports whether a terminal interprets a rune: control characters, and those that change the
+// direction of writing.
 func obeyed(r rune) bool {
 	return unicode.Is(unicode.Cc, r) && r != '\n' && r != '\t' || unicode.Is(unicode.Cf, r)
 }
 
-// count prints what a range holds.
+// count prints the content of a range.
 func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 	plan, err := replay.MakePlan(ctx, c.conn, r, 0, time.Now())
 	if err != nil {
@@ -401,7 +401,7 @@ func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(c.out, "%s: nothing is filed. Spans are counted by the arrival of their message; sampling comes after.\n", summary(r))
+	fmt.Fprintf(c.out, "%s: nothing is filed. Spans are counted by the arrival of their message, before sampling.\n", summary(r))
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "signal\tinstance\tmessages\titems\tstored\t")
 	for _, n := range counts {
@@ -413,7 +413,7 @@ func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 const (
 	followInterval = time.Second
 
-	// patience is how long a job may have no sink before that is worth a word.
+	// patience is how long a job may have no sink before the command says so.
 	patience = 15 * time.Second
 )
 
@@ -424,14 +424,14 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 	m.end()
 	switch {
 	case err != nil && ctx.Err() != nil:
-		fmt.Fprintf(c.out, "detached, the job goes on: penstock replay status %s\n", id)
+		fmt.Fprintf(c.out, "detached, the job continues: penstock replay status %s\n", id)
 		return nil
 	case err != nil:
 		return err
 	case s.Phase() == replay.Refused:
 		hint := ""
 		if s.Plan.Error == "" {
-			hint = "\nchange that and try again, or go on with --accept-loss"
+			hint = "\nchange that and try again, or run it with --accept-loss"
 		}
 		return fmt.Errorf("job %s is %w: %s%s", id, errRefused, plain(strings.Join(s.Refusals(), "; ")), hint)
 	}
@@ -454,7 +454,7 @@ func (c *replayCommand) watch(ctx context.Context, id string, m *meter) (replay.
 		p.begin(s)
 		switch s.Phase() {
 		case replay.Checking:
-			line := "asking the backends whether they take data that old"
+			line := "asking the backends whether they accept data of that age"
 			if time.Since(p.started) > patience {
 				line += "; is a sink running?"
 			}
@@ -506,7 +506,7 @@ func (p *pace) line(s replay.Status) string {
 	return line
 }
 
-// waits says what the lanes of a job wait for.
+// waits returns what the lanes of a job wait for.
 func waits(s replay.Status) string {
 	var all []string
 	for _, l := range s.Lanes {

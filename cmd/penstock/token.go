@@ -20,12 +20,11 @@ import (
 
 const tokenUsage = `Usage: penstock token -instance-id ID [-file tokens.yaml] [flags]
 
-Makes a bearer token for services that have no edge. The token goes to standard
-error, once. Its entry goes to the end of -file, which is made when it is not there,
-or to standard output: a router reads entries below the key tokens of the file under
-gateway.tokens_file, and reads them again when the file changes. They hold the token's
-hash only. A second token of an instance, with the same name and customer, lets it change
-from one to the other.
+Creates a bearer token for services that have no edge. The token is printed to standard
+error, once. Its entry is appended to -file, which is created if necessary, or printed to
+standard output: a router reads the entries below the key tokens of the file in
+gateway.tokens_file, and reloads them when the file changes. They have only the token's
+hash. A second token of an instance, with the same name and customer, allows a rotation.
 
 Example:
   penstock token -instance-id as-1 -customer-id acme -file tokens.yaml
@@ -39,19 +38,19 @@ func token(args []string) int {
 	var in envelope.Instance
 	var file string
 	var until notAfter
-	fs.StringVar(&in.ID, "instance-id", "", "instance.id that the token stands for (required)")
+	fs.StringVar(&in.ID, "instance-id", "", "instance.id of the token's sender (required)")
 	fs.StringVar(&in.Name, "instance-name", "", "instance.name; default: the id")
 	fs.StringVar(&in.Customer, "customer-id", "", "customer.id")
 	fs.StringVar(&in.Namespace, "service-namespace", "", "service.namespace, where the application sets none")
 	fs.StringVar(&in.Environment, "deployment-environment", "", "deployment.environment, where the application sets none")
-	fs.Var(&until, "not-after", "refuse the token from this `time` on, as 2027-01-31T00:00:00Z, or after 30d")
+	fs.Var(&until, "not-after", "refuse the token from this `time` on, such as 2027-01-31T00:00:00Z, or 30d for 30 days from now")
 	fs.StringVar(&file, "file", "", "add the entry to this tokens `file`")
 	fs.Usage = func() { fmt.Fprint(fs.Output(), tokenUsage); fs.PrintDefaults() }
 	if err := app.Parse(fs, args); err != nil {
 		return parseExit(err)
 	}
 	if in.ID == "" {
-		return missing("token", "-instance-id is not set: which instance does the token stand for?")
+		return missing("token", "-instance-id is not set: want the instance that the token identifies")
 	}
 	if err := in.Validate(); err != nil {
 		fmt.Fprintf(os.Stderr, "penstock token: %v\n", err)
@@ -79,7 +78,7 @@ func token(args []string) int {
 	return 0
 }
 
-// notAfter is a flag: a time, or how long from now.
+// notAfter is a flag: a time, or a duration from now.
 type notAfter struct{ time.Time }
 
 // Set reads the flag.
@@ -89,13 +88,13 @@ func (n *notAfter) Set(text string) (err error) {
 	}
 	d, err := config.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return errors.New("want a time as 2027-01-31T00:00:00Z, or how long from now as 30d")
+		return errors.New("want a time such as 2027-01-31T00:00:00Z, or a duration from now such as 30d")
 	}
 	n.Time = time.Now().Add(d)
 	return nil
 }
 
-// String writes it as a tokens file has it.
+// String returns it in the format of a tokens file.
 func (n *notAfter) String() string {
 	if n.IsZero() {
 		return ""
@@ -103,8 +102,8 @@ func (n *notAfter) String() string {
 	return n.UTC().Format(time.RFC3339)
 }
 
-// addToken adds an entry to a tokens file, which keeps its mode and owner, and which is
-// replaced as a whole or not at all. What comes of it is checked before.
+// addToken adds an entry to a tokens file, which keeps its mode and owner, and which is replaced
+// atomically. The result is checked before.
 func addToken(file, entry string) error {
 	text, err := os.ReadFile(file)
 	switch {
@@ -117,7 +116,7 @@ func addToken(file, entry string) error {
 	}
 	text = append(text, entry...)
 	if err := router.CheckTokens(file, text); err != nil {
-		return fmt.Errorf("%s would not be a tokens file; mend it, or add by hand:\n%s%w", file, entry, err)
+		return fmt.Errorf("%s would not be a valid tokens file; correct it, or add this by hand:\n%s%w", file, entry, err)
 	}
 	return disk.Rewrite(file, text)
 }

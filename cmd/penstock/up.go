@@ -11,7 +11,7 @@ const aboutUp = `Runs edge, hub, router and sink in this process. Send OTLP to 1
 (gRPC) or :4318 (HTTP). Without a backend, traces.jsonl, metrics.jsonl and
 logs.jsonl appear in the data directory. Ctrl-C drains; nothing is lost.
 
-A configuration file takes every section of the roles but hub and central
+A configuration file accepts every section of the roles except hub and central
 (docs/reference/configuration.md). Environment: INSTANCE_ID, INSTANCE_NAME,
 CUSTOMER_ID, SERVICE_NAMESPACE, DEPLOYMENT_ENVIRONMENT, TEMPO_ENDPOINT,
 PROMETHEUS_URL, LOKI_URL, CENTRAL_TOKENS_FILE (a gateway on 4327 and 4328).

@@ -23,12 +23,12 @@ import (
 
 const whatifUsage = `Usage: penstock whatif --policies FILE --from T [--to T] [flags]
 
-Shows what other sampling policies would keep of the traces that the hub's stream
-holds, beside what the running ones keep. Nothing is sent; the work is done here.
+Shows what other sampling policies would keep of the traces in the hub's stream, compared
+with what the running ones keep. Nothing is sent; the work is done in this process.
 
-The running policies are the versions that penstock policies push has put into the
-hub, and before the first of them what the sinks have under sampling, which they tell
-the hub; --running names another file in its place.
+The running policies are the versions that penstock policies push has pushed to the hub,
+and before the first of them those of the sinks' configuration, which the sinks publish in
+the hub; --running names a file to use instead.
 
 Examples:
   penstock whatif --policies new.yaml --from -1h
@@ -47,7 +47,7 @@ func whatIf(args []string) int {
 	)
 	span.add(fs)
 	fs.StringVar(&file, "policies", "", "the tail_sampling configuration to try, a `file`")
-	fs.StringVar(&running, "running", "", "what the sinks had under sampling.file, a `file`; default: what they tell the hub")
+	fs.StringVar(&running, "running", "", "the `file` that the sinks had as sampling.file; default: what they publish in the hub")
 	fs.TextVar(&memory, "memory", memory, "how many `bytes` of spans may be held for decisions")
 	hub.add(fs, "whatif")
 	fs.Usage = hub.help(whatifUsage)
@@ -56,9 +56,9 @@ func whatIf(args []string) int {
 	}
 	switch {
 	case file == "":
-		return missing("whatif", "--policies is not set: the tail_sampling configuration to try, a file")
+		return missing("whatif", "--policies is not set: want a file with the tail_sampling configuration to try")
 	case span.from == "":
-		return missing("whatif", "--from is not set: where does the range begin? Such as --from -2h")
+		return missing("whatif", "--from is not set: want the beginning of the range, such as --from -2h")
 	case fs.NArg() > 0:
 		return missing("whatif", fmt.Sprintf("unexpected argument %q", fs.Arg(0)))
 	}
@@ -118,7 +118,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 		rules[0].Versions = append(rules[0].Versions, policy.Version{Number: v.Number, From: v.Traces, Set: set})
 	}
 	if rules[0].Base == nil {
-		fmt.Println("no sink has told the hub what it keeps: compared with keeping every trace; --running names a file")
+		fmt.Println("no sink has published its policies in the hub: compared with keeping every trace; --running names a file")
 		rules[0].Base = policy.KeepAll(keepAllWait)
 	}
 	plan, err := replay.MakePlan(ctx, conn, r, max(rules[0].Base.Wait, rules[1].Base.Wait), time.Now())
@@ -142,7 +142,7 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 	return printComparison(os.Stdout, r, c.Finish())
 }
 
-// baseOf makes policies of what the sinks have in their own configuration.
+// baseOf returns the policies of the sinks' own configuration.
 func baseOf(v versions.Record) (*policy.Set, error) {
 	set := policy.KeepAll(keepAllWait)
 	if v.Text != "" {
@@ -154,7 +154,7 @@ func baseOf(v versions.Record) (*policy.Set, error) {
 	return set, nil
 }
 
-// readLane feeds the messages of one partition to c.
+// readLane adds the messages of one partition to c.
 func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.Lane, c *whatif.Comparison, told func(float64)) error {
 	reader, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Stream(otlpwire.Traces), From: l.First, Filters: l.Filters()})
 	if err != nil {
@@ -188,7 +188,7 @@ func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.La
 			return true // it is in DEADLETTER
 		}
 		if fail = c.Add(d.Seq, envelope.Frame{Instance: d.Instance(), Arrival: d.Header.Arrival, Seq: d.Seq, Source: envelope.SourceOf(d.Header.ID), Load: d.Header.Load, Payload: body}); fail == nil && c.Full() {
-			fail = errors.New("there are more spans to be held for their decisions than --memory allows: give it more, or name fewer instances")
+			fail = errors.New("more spans must be held for their decisions than --memory allows: increase it, or select fewer instances")
 		}
 		return fail == nil
 	})
@@ -235,7 +235,7 @@ func printComparison(out *os.File, q replay.Request, r whatif.Result) error {
 		fmt.Fprintln(out)
 	}
 	if len(r.Lost) == 0 {
-		fmt.Fprintln(out, "nothing that the running policies kept would be missing")
+		fmt.Fprintln(out, "nothing that the running policies keep would be missing")
 	}
 	fmt.Fprintf(out, "kept by these and not by the running policies: %d traces\n", r.Gained)
 	return nil

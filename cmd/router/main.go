@@ -10,10 +10,10 @@ import (
 )
 
 const about = `Reads the TRACES stream of the hub and writes SPANS, by trace ID.
-With gateway.tokens_file (or CENTRAL_TOKENS_FILE) it also takes OTLP with
+With gateway.tokens_file (or CENTRAL_TOKENS_FILE) it also receives OTLP with
 "Authorization: Bearer <token>" from services that have no edge.
 
-The least it needs is HUB_URL in the environment; see also HUB_CREDS,
+It needs at least HUB_URL in the environment; see also HUB_CREDS,
 HUB_CA_FILE.`
 
 func main() {

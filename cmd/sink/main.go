@@ -11,7 +11,7 @@ import (
 const about = `Reads SPANS, METRICS and LOGS from the hub, samples whole traces and writes to
 Tempo, Prometheus and Loki. A signal without a backend goes to files.
 
-The least it needs is HUB_URL in the environment; see also HUB_CREDS, HUB_CA_FILE,
+It needs at least HUB_URL in the environment; see also HUB_CREDS, HUB_CA_FILE,
 TEMPO_ENDPOINT, PROMETHEUS_URL, LOKI_URL.`
 
 func main() {

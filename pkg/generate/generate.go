@@ -25,7 +25,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Config says what is sent where.
+// Config says what is sent, and where.
 type Config struct {
 	// Endpoint is http://host:4318 for OTLP/HTTP or grpc://host:4317 for OTLP/gRPC
 	// (https://, grpcs:// for TLS).
@@ -37,10 +37,10 @@ type Config struct {
 	Seed     uint64
 }
 
-// Stats is what has been acknowledged, in items, by signal.
+// Stats is the number of acknowledged items, by signal.
 type Stats struct {
 	Acked    [len(otlpwire.Signals)]int
-	Rejected int // requests given up: the endpoint refused them for good
+	Rejected int // requests that the endpoint refused for good
 }
 
 const (
@@ -48,9 +48,8 @@ const (
 	retryPause      = time.Second
 )
 
-// Run sends until the configuration or ctx says stop. A request that may heal
-// is sent again, as an SDK would, but for as long as it takes: every item in
-// Stats has been acknowledged.
+// Run sends until the configured time is over or ctx ends. A request that fails temporarily is sent
+// again, as by an SDK, but without a limit: every item in Stats has been acknowledged.
 func Run(ctx context.Context, cfg Config) (Stats, error) {
 	var st Stats
 	send, closeSender, err := newSender(cfg)
@@ -99,8 +98,7 @@ func Run(ctx context.Context, cfg Config) (Stats, error) {
 	}
 }
 
-// deliver sends one request until it is answered for good. It returns false
-// when ctx ended first.
+// deliver sends one request until it has a final answer. It returns false if ctx ended first.
 func (st *Stats) deliver(ctx context.Context, send sender, sig otlpwire.Signal, m proto.Message) bool {
 	payload, err := proto.Marshal(m)
 	if err != nil {
@@ -132,7 +130,7 @@ func await(ctx context.Context, send sender, patience time.Duration) error {
 			return nil
 		}
 		if errors.Is(err, errFinal) || time.Now().After(deadline) {
-			return fmt.Errorf("the endpoint does not take OTLP: %w", err)
+			return fmt.Errorf("the endpoint does not accept OTLP: %w", err)
 		}
 		if !backoff.Sleep(ctx, 100*time.Millisecond) {
 			return nil

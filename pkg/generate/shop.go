@@ -1,4 +1,4 @@
-// Package generate makes the telemetry of a small shop: nine services, a
+// Package generate generates the telemetry of a small shop: nine services, a
 // checkout trace of twelve spans, request counters, a duration histogram, and
 // JSON logs that carry the trace ID. Some checkouts fail, some are slow.
 //
@@ -50,14 +50,14 @@ var checkout = [SpansPerCheckout]step{
 	{"shipping", "CreateShipment", 2, 92, 11, false, false},
 }
 
-// Shares of the checkouts that go wrong.
+// Shares of the checkouts that fail or are slow.
 const (
 	failShare = 0.03
 	slowShare = 0.05
 	slowBy    = 1500 * time.Millisecond
 )
 
-// Shop makes checkouts. It is for one goroutine.
+// Shop generates checkouts. It is for one goroutine.
 type Shop struct {
 	rng     *rand.Rand
 	started time.Time
@@ -75,7 +75,7 @@ func NewShop(seed uint64, now time.Time) *Shop {
 	}
 }
 
-// Kind is how a checkout went.
+// Kind is the outcome of a checkout.
 type Kind uint8
 
 // The kinds of checkouts.
@@ -93,7 +93,7 @@ type Checkout struct {
 	Logs    *logspb.LogsData
 }
 
-// Checkout makes the next checkout, one that ends at now.
+// Checkout generates the next checkout, which ends at now.
 func (s *Shop) Checkout(now time.Time) Checkout {
 	c := Checkout{TraceID: s.bytes(16)}
 	extra := time.Duration(0)
@@ -116,7 +116,7 @@ func (s *Shop) Checkout(now time.Time) Checkout {
 			starts[i] = starts[st.parent].Add(time.Duration(st.after) * time.Millisecond)
 		}
 		lasts := time.Duration(st.lasts) * time.Millisecond
-		if i <= 2 || i == 7 || i == 8 { // the stock is what is slow, and all who wait for it
+		if i <= 2 || i == 7 || i == 8 { // the stock is slow, and all spans that wait for it
 			lasts += extra
 		}
 		sp.StartTimeUnixNano, sp.EndTimeUnixNano = uint64(starts[i].UnixNano()), uint64(starts[i].Add(lasts).UnixNano())
@@ -189,7 +189,7 @@ func (s *Shop) count(st step, k Kind, lasts time.Duration) {
 	s.seconds[st.service] += lasts.Seconds()
 }
 
-// Metrics makes one collection of every service's metrics as of now.
+// Metrics returns one collection of every service's metrics as of now.
 func (s *Shop) Metrics(now time.Time) *metricspb.MetricsData {
 	start, at := uint64(s.started.UnixNano()), uint64(now.UnixNano())
 	cumulative := metricspb.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -238,7 +238,7 @@ func num(key string, val int64) *commonpb.KeyValue {
 
 func (s *Shop) pick(of ...string) string { return of[s.rng.IntN(len(of))] }
 
-// bytes makes an ID; it is never all zero.
+// bytes returns a new ID, which is never all zero.
 func (s *Shop) bytes(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {

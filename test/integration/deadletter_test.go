@@ -78,7 +78,7 @@ func TestDeadLetters(t *testing.T) {
 	if out := command(0, "show", "1"); !strings.Contains(out, "long long") || !strings.Contains(out, `"logRecords"`) || strings.Contains(out, "another") {
 		t.Errorf("show: %s", tail(out, 400))
 	}
-	if out := command(1, "show", "99"); !strings.Contains(out, "there is no dead letter of that number") {
+	if out := command(1, "show", "99"); !strings.Contains(out, "there is no dead letter with that number") {
 		t.Errorf("show 99: %s", out)
 	}
 	if out := command(1, "resend", "-config.file", writeFile(t, "sink.yaml", "loki: {url: "+strict.URL+"}\n")); strings.Count(out, "is refused again, too_large") != 2 {
@@ -86,7 +86,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	newer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "out of order sample", 400) }))
 	t.Cleanup(newer.Close)
-	if out := command(1, "resend", "-config.file", writeFile(t, "newer.yaml", "loki: {url: "+newer.URL+"}\n")); !strings.Contains(out, "0 dead letters were taken and deleted, 2 refused again") {
+	if out := command(1, "resend", "-config.file", writeFile(t, "newer.yaml", "loki: {url: "+newer.URL+"}\n")); !strings.Contains(out, "0 dead letters were accepted and deleted, 2 refused again") {
 		t.Errorf("resend to one that has something newer: %s", tail(out, 400))
 	}
 	var pushed atomic.Int32
@@ -95,7 +95,7 @@ func TestDeadLetters(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	t.Cleanup(raised.Close)
-	if out := command(0, "resend", "-instance", "as-1", "-config.file", writeFile(t, "raised.yaml", "loki: {url: "+raised.URL+"}\n")); !strings.Contains(out, "1 dead letters were taken and deleted, 0 refused again") || pushed.Load() != 1 {
+	if out := command(0, "resend", "-instance", "as-1", "-config.file", writeFile(t, "raised.yaml", "loki: {url: "+raised.URL+"}\n")); !strings.Contains(out, "1 dead letters were accepted and deleted, 0 refused again") || pushed.Load() != 1 {
 		t.Errorf("resend: %s, %d pushes", out, pushed.Load())
 	}
 	if out := command(0, "list"); strings.Contains(out, "as-1") || !strings.Contains(out, "as-2") {
@@ -113,7 +113,7 @@ func TestDeadLetters(t *testing.T) {
 	for _, wrong := range [][]string{{}, {"show"}, {"burn"}, {"list", "1"}} {
 		command(2, wrong...)
 	}
-	if out := command(1, "purge", "x"); !strings.Contains(out, `"x" is no number of a dead letter`) {
+	if out := command(1, "purge", "x"); !strings.Contains(out, `"x" is not the number of a dead letter`) {
 		t.Errorf("purge x: %s", out)
 	}
 }

@@ -91,7 +91,7 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 	if err := command.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	if code := command.exit(t, 10*time.Second); code != 0 || !strings.Contains(command.out.String(), "the job goes on: penstock replay status") || status().Phase() != replay.Running {
+	if code := command.exit(t, 10*time.Second); code != 0 || !strings.Contains(command.out.String(), "the job continues: penstock replay status") || status().Phase() != replay.Running {
 		t.Errorf("Ctrl-C: exit %d, the job is %s:\n%s", code, status().Phase(), command.out)
 	}
 	id := status().ID

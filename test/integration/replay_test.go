@@ -380,7 +380,7 @@ func TestReplay(t *testing.T) {
 	same(t, "data points", pointNumbers(t, newDir), h.within(h.points, "as-1", from, to))
 
 	// The same request again files nothing and sends nothing.
-	if code, out = penstockReplay(t, p.hub.url, wanted...); code != 0 || !strings.Contains(out, "is there already") {
+	if code, out = penstockReplay(t, p.hub.url, wanted...); code != 0 || !strings.Contains(out, "exists already") {
 		t.Errorf("exit %d:\n%s", code, out)
 	}
 	if _, n := logNumbers(newLoki); n != entries || len(newTempo.Spans()) != len(kept) {
