@@ -174,7 +174,7 @@ func (r *jsonReader) object(m *message, deep int) error {
 			continue
 		}
 		if seen&(1<<f.num) != 0 {
-			return fmt.Errorf("%s stands twice in one object", f.name)
+			return fmt.Errorf("%s occurs twice in one object", f.name)
 		}
 		seen |= 1 << f.num
 		if err := r.member(f, deep); err != nil {
@@ -337,7 +337,7 @@ func decodeBase64(s []byte) (int, error) {
 	}
 	n, err := base64.RawStdEncoding.Decode(s, s)
 	if err != nil {
-		return 0, fmt.Errorf("no base64: %w", err)
+		return 0, fmt.Errorf("invalid base64: %w", err)
 	}
 	return n, nil
 }
@@ -417,7 +417,7 @@ func (r *jsonReader) integer() ([]byte, error) {
 	const longest = 20 // digits of a 64-bit number
 	switch {
 	case shift < 0:
-		return nil, fmt.Errorf("%.40q is no integer", s)
+		return nil, fmt.Errorf("%.40q is not an integer", s)
 	case shift > longest:
 		return nil, fmt.Errorf("%.40q is out of range", s)
 	}
@@ -473,7 +473,7 @@ func numberError(s []byte, err error) error {
 	case errors.Is(err, strconv.ErrRange):
 		return fmt.Errorf("%.40q is out of range", s)
 	}
-	return fmt.Errorf("%.40q is no number of this type", s)
+	return fmt.Errorf("%.40q is not a number of this type", s)
 }
 
 // numberText reads a number or the content of a string, which the caller parses.
