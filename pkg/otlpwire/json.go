@@ -307,7 +307,7 @@ func (r *jsonReader) bytes(k kind) error {
 	s := r.out[from:]
 	switch k {
 	case kindTraceID, kindSpanID:
-		n, err := hex.Decode(s, s) // in place: it never writes behind where it reads
+		n, err := hex.Decode(s, s) // in place: it never writes beyond what it has read
 		if err != nil {
 			n = copy(s, "?")
 		}

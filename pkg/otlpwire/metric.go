@@ -57,8 +57,8 @@ func NextField(msg []byte, i int) (f Field, next int) {
 	return f, end
 }
 
-// Single returns the content of a message that is field num of msg; the occurrences of
-// one that is repeated are merged, as protobuf does.
+// Single returns the content of the message field num of msg; the occurrences of a repeated one are
+// merged, as protobuf does.
 func Single(msg []byte, num int) []byte { return single(msg, num) }
 
 // MetricKind says what the points of a metric are.

@@ -364,7 +364,7 @@ const minAttribute = 8
 // each under the tag at p[pos], a key, then a value of one string or number, with lengths of one or
 // two bytes, in valid UTF-8. It returns where they end and how many there are. It is a faster way
 // to the result that Scan would have; Scan continues after them. A tag of more than one byte ends
-// them, too: its second byte would be read as a length of 0.
+// them, too: the rest of it is read as a length, which is 0.
 func plainAttributes(p []byte, pos int) (next, n int) {
 	for tag := p[pos]; pos+minAttribute <= len(p) && p[pos] == tag; n++ {
 		size, at := shortLen(p, pos+1)

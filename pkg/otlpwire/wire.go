@@ -21,10 +21,9 @@ const (
 	fixed32Type = int(protowire.Fixed32Type)
 )
 
-// nextField reads the field that begins at b[i], i < len(b): its number and wire
-// type, where its value begins (behind the length, if it has one) and where the
-// field ends. end is negative when the field is cut short, a group, or no field
-// at all.
+// nextField reads the field that begins at b[i], i < len(b): its number and wire type, where its
+// value begins (after the length, if it has one) and where the field ends. end is negative if the
+// field is cut short, a group, or not a field.
 func nextField(b []byte, i int) (num, typ, value, end int) {
 	tag := uint64(b[i])
 	if tag < 0x80 {

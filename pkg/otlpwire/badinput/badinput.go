@@ -472,7 +472,7 @@ func metricRows() (rows []Row) {
 	return rows
 }
 
-// metricOf is a metric whose data stand in field num and hold one point.
+// metricOf is a metric whose data is in field num and has one point.
 func metricOf(name string, num protowire.Number, point []byte) []byte {
 	m := field(num, field(1, point))
 	if name != "" {
