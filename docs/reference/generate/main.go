@@ -54,10 +54,10 @@ func configuration(root string) string {
 	var b strings.Builder
 	b.WriteString(generated + `# Configuration
 
-Each role reads a YAML file (` + "`-config.file`" + `), in which ` + "`${NAME}`" + ` stands for an
-environment variable that must be set; the variables named by ` + "`-help`" + ` override
-the file. ` + "`-config.check`" + ` checks all of it and exits. Sizes are written 64MiB or
-8MB, durations 5s or 1m30s.
+Each role reads a YAML file (` + "`-config.file`" + `), in which ` + "`${NAME}`" + ` is replaced by an
+environment variable, which must be set; the variables named by ` + "`-help`" + ` override
+the file. ` + "`-config.check`" + ` checks the whole configuration and exits. Sizes are written
+64MiB or 8MB, durations 5s or 1m30s.
 `)
 	for _, role := range []struct {
 		name string
@@ -86,9 +86,9 @@ the file. ` + "`-config.check`" + ` checks all of it and exits. Sizes are writte
 const upText = `
 ## penstock up
 
-It takes every section of edge, router and sink but hub and central: it has a hub
-of its own. A section that several roles have is for all of them, and processing is
-done once, where data comes in: by edge and gateway. Its own keys, and those that have another default:
+It accepts every section of edge, router and sink except hub and central, because it runs its
+own hub. A section that several roles have applies to all of them, and processing is done
+once, where data comes in: by edge and gateway. Its own keys, and keys with another default:
 
 | key | meaning |
 |---|---|
