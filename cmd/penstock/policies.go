@@ -44,8 +44,8 @@ func policies(args []string) int {
 	return 0
 }
 
-// unreadable reports a record of the hub that is passed over.
-func unreadable(err error) { fmt.Fprintln(os.Stderr, "penstock: passed over:", err) }
+// unreadable reports a record of the hub that is skipped.
+func unreadable(err error) { fmt.Fprintln(os.Stderr, "penstock: skipped:", err) }
 
 func runPolicies(hub *hubFlags, words []string) error {
 	var text []byte

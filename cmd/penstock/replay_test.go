@@ -96,14 +96,14 @@ func TestFollow(t *testing.T) {
 		"stopped": {answers: []replay.Status{status(func(s *replay.Status) { s.State = replay.Stopped })}, out: "job r1 is stopped: 7 items"},
 		"gone":    {answers: []replay.Status{status(func(s *replay.Status) { s.Lanes[0].Done, s.Lanes[0].Gone = true, 4 })}, out: "job r1 is done", want: "4 messages expired from the streams before they were replayed; some of them may have been in the range"},
 		"not asked yet": {answers: []replay.Status{status(func(s *replay.Status) { s.Checks = nil }), done},
-			out: "asking the backends whether they take data that old"},
+			out: "asking the backends whether they accept data of that age"},
 		"running": {answers: []replay.Status{status(func(s *replay.Status) { s.Lanes[0].Wait = "busy" }), done}, out: "7 items  0/s  0  (busy)  logs 50 %"},
 		"refused": {answers: []replay.Status{status(func(s *replay.Status) { s.Checks["logs"] = replay.Check{Text: "too old"} })},
-			want: "job r1 is refused, nothing was sent: logs: too old\nchange that and try again, or go on with --accept-loss"},
+			want: "job r1 is refused, nothing was sent: logs: too old\nchange that and try again, or run it with --accept-loss"},
 		"no plan": {answers: []replay.Status{status(func(s *replay.Status) { s.Plan, s.Lanes = &replay.Plan{Error: "nothing there"}, nil })},
 			want: "job r1 is refused, nothing was sent: nothing there"},
 		"no answer": {err: errors.New("no responders"), want: "no responders"},
-		"detached":  {answers: []replay.Status{status(func(*replay.Status) {})}, detach: true, out: "detached, the job goes on: penstock replay status r1"},
+		"detached":  {answers: []replay.Status{status(func(*replay.Status) {})}, detach: true, out: "detached, the job continues: penstock replay status r1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -162,11 +162,11 @@ func TestWhichLettersArePassedOver(t *testing.T) {
 		why    string
 	}{
 		"sound":           {func(*bus.Letter) {}, ""},
-		"undecodable":     {func(l *bus.Letter) { l.Reason, l.Backend = ledger.DeadUndecodable, "other" }, "they are no OTLP"},
+		"undecodable":     {func(l *bus.Letter) { l.Reason, l.Backend = ledger.DeadUndecodable, "other" }, "they are not valid OTLP"},
 		"another backend": {func(l *bus.Letter) { l.Backend = "loki-b" }, "this configuration has no backend loki-b for logs"},
 		"another signal":  {func(l *bus.Letter) { l.Signal = "profiles" }, "this configuration has no backend loki for profiles"},
-		"damaged":         {func(l *bus.Letter) { l.Body = []byte{0xff} }, "they are no OTLP"},
-		"not decoded":     {func(l *bus.Letter) { l.Err = errors.New("encoding") }, "they are no OTLP"},
+		"damaged":         {func(l *bus.Letter) { l.Body = []byte{0xff} }, "they are not valid OTLP"},
+		"not decoded":     {func(l *bus.Letter) { l.Err = errors.New("encoding") }, "they are not valid OTLP"},
 	} {
 		l := sound
 		tc.change(&l)
