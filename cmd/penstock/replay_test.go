@@ -134,7 +134,7 @@ func TestARefusedJobIsRemoved(t *testing.T) {
 		out, said := output(t)
 		c := &replayCommand{jobs: j, out: out}
 		err := c.file(t.Context(), &replay.Job{Request: refused.Request}, false, time.Now())
-		if !errors.Is(err, errRefused) || (len(j.removed) == 1) != filed || strings.Contains(said(), "there already") == filed {
+		if !errors.Is(err, errRefused) || (len(j.removed) == 1) != filed || strings.Contains(said(), "exists already") == filed {
 			t.Errorf("filed %v: %v, removed %v: %s", filed, err, j.removed, said())
 		}
 	}
