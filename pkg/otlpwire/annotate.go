@@ -113,50 +113,68 @@ const (
 // explicit randomness (rv) would mean that the trace was not kept: then none is written.
 func (a Annotation) traceState(state []byte) string {
 	var others []string
-	var ot []string // sub-keys except th
-	before, random := uint64(0), Unknown
+	ot := probability{random: Unknown}
 	for member := range bytes.SplitSeq(state, []byte(",")) {
 		m := strings.TrimSpace(string(member))
-		value, is := strings.CutPrefix(m, "ot=")
-		if !is {
-			if m != "" {
-				others = append(others, m)
-			}
-			continue
-		}
-		for sub := range strings.SplitSeq(value, ";") {
-			if th, is := strings.CutPrefix(sub, "th:"); is {
-				before = parseThreshold(th)
-				continue
-			}
-			if rv, is := strings.CutPrefix(sub, "rv:"); is && len(rv) == 14 {
-				if v, err := strconv.ParseUint(rv, 16, 64); err == nil {
-					random = v
-				}
-			}
-			if sub != "" {
-				ot = append(ot, sub)
-			}
+		if value, is := strings.CutPrefix(m, "ot="); is {
+			ot.read(value)
+		} else if m != "" {
+			others = append(others, m)
 		}
 	}
 	if a.Threshold < Unknown {
-		// Kept by both: the probabilities are multiplied.
-		high, low := bits.Mul64(Unknown-before, Unknown-a.Threshold)
-		if th := formatThreshold(Unknown - (high<<8 | low>>56)); parseThreshold(th) <= random {
-			ot = append([]string{"th:" + th}, ot...)
-		}
+		ot.keep(a.Threshold)
 	}
-	for len(ot) > 1 && len(strings.Join(ot, ";")) > maxValue {
-		last := len(ot) - 1
-		for last > 1 && strings.HasPrefix(ot[last], "rv:") {
-			last--
-		}
-		ot = slices.Delete(ot, last, last+1)
-	}
-	if len(ot) > 0 {
-		others = append([]string{"ot=" + strings.Join(ot, ";")}, others[:min(len(others), maxMembers-1)]...)
+	ot.shorten()
+	if len(ot.keys) > 0 {
+		others = append([]string{"ot=" + strings.Join(ot.keys, ";")}, others[:min(len(others), maxMembers-1)]...)
 	}
 	return strings.Join(others, ",")
+}
+
+// probability is what the member ot of a trace state says.
+type probability struct {
+	threshold uint64   // its sub-key th
+	random    uint64   // its sub-key rv; Unknown for none
+	keys      []string // its sub-keys but th
+}
+
+func (p *probability) read(value string) {
+	for sub := range strings.SplitSeq(value, ";") {
+		if th, is := strings.CutPrefix(sub, "th:"); is {
+			p.threshold = parseThreshold(th)
+			continue
+		}
+		if rv, is := strings.CutPrefix(sub, "rv:"); is && len(rv) == 14 {
+			if v, err := strconv.ParseUint(rv, 16, 64); err == nil {
+				p.random = v
+			}
+		}
+		if sub != "" {
+			p.keys = append(p.keys, sub)
+		}
+	}
+}
+
+// keep adds the threshold of a trace that is kept by both, the one that was there and another:
+// the chances are multiplied.
+func (p *probability) keep(threshold uint64) {
+	high, low := bits.Mul64(Unknown-p.threshold, Unknown-threshold)
+	if th := formatThreshold(Unknown - (high<<8 | low>>56)); parseThreshold(th) <= p.random {
+		p.keys = append([]string{"th:" + th}, p.keys...)
+	}
+}
+
+// shorten takes away sub-keys until they are no longer than a value may be, the last ones first, and
+// randomness only when nothing else is left but the first.
+func (p *probability) shorten() {
+	for len(p.keys) > 1 && len(strings.Join(p.keys, ";")) > maxValue {
+		last := len(p.keys) - 1
+		for last > 1 && strings.HasPrefix(p.keys[last], "rv:") {
+			last--
+		}
+		p.keys = slices.Delete(p.keys, last, last+1)
+	}
 }
 
 // parseThreshold reads one to fourteen hexadecimal digits, the first ones of

@@ -516,7 +516,7 @@ func isNumberByte(c byte) bool {
 }
 
 // isNumber reports whether s is a number by RFC 8259, section 6.
-func isNumber(s []byte) bool {
+func isNumber(s []byte) bool { //nolint:gocyclo // the grammar of RFC 8259, part by part
 	digits := func() bool {
 		n := 0
 		for n < len(s) && '0' <= s[n] && s[n] <= '9' {
@@ -552,7 +552,7 @@ func isNumber(s []byte) bool {
 }
 
 // skip reads the value of an unknown field.
-func (r *jsonReader) skip(deep int) error {
+func (r *jsonReader) skip(deep int) error { //nolint:gocyclo // a table: one case a kind of value
 	if deep > maxSkip {
 		return fmt.Errorf("unknown field nested deeper than %d", maxSkip)
 	}

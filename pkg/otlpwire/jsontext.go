@@ -23,7 +23,7 @@ func (r *jsonReader) str(keep bool) error {
 	for i := r.pos + 1; i < len(b); {
 		// A run of bytes that is copied unchanged.
 		from := i
-		for i < len(b) && b[i] >= ' ' && b[i] < utf8.RuneSelf && b[i] != '"' && b[i] != '\\' {
+		for i < len(b) && plainByte(b[i]) {
 			i++
 		}
 		if keep {
@@ -35,38 +35,43 @@ func (r *jsonReader) str(keep bool) error {
 		if err := r.bounded(); err != nil {
 			return err
 		}
-		switch c := b[i]; {
-		case c == '"':
+		if b[i] == '"' {
 			r.pos = i + 1
 			if mended && keep {
 				r.sanitised++
 			}
 			return nil
-		case c == '\\':
-			v, n, lone := unescape(b[i:])
-			if n == 0 {
-				r.pos = i
-				return errEscape
-			}
-			mended = mended || lone
-			if keep {
-				r.out = utf8.AppendRune(r.out, v)
-			}
-			i += n
-		case c < ' ':
+		}
+		if b[i] < ' ' {
 			r.pos = i
 			return errRaw
-		default:
-			v, n := utf8.DecodeRune(b[i:])
-			mended = mended || v == utf8.RuneError && n == 1
-			if keep {
-				r.out = utf8.AppendRune(r.out, v)
-			}
-			i += n
 		}
+		v, n, lost := character(b[i:])
+		if n == 0 {
+			r.pos = i
+			return errEscape
+		}
+		mended = mended || lost
+		if keep {
+			r.out = utf8.AppendRune(r.out, v)
+		}
+		i += n
 	}
 	r.pos = len(b)
 	return errString
+}
+
+// plainByte reports whether a byte of a string is copied as it is.
+func plainByte(c byte) bool { return c >= ' ' && c < utf8.RuneSelf && c != '"' && c != '\\' }
+
+// character reads the character of a string at b[0] that is not copied as it is: an escape, or one
+// beyond ASCII. n is its length, 0 for no valid escape; lost says that it stands as U+FFFD.
+func character(b []byte) (v rune, n int, lost bool) {
+	if b[0] == '\\' {
+		return unescape(b)
+	}
+	v, n = utf8.DecodeRune(b)
+	return v, n, v == utf8.RuneError && n == 1
 }
 
 // unescape reads the escape at b[0] and returns its length, 0 if it is not valid. lone says that it

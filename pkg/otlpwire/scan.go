@@ -110,7 +110,7 @@ func Scan(sig Signal, p []byte, lim Limits) (Report, error) {
 
 // scan is Scan for the bytes of any message. With mend it overwrites invalid UTF-8 in p with '?',
 // which leaves all lengths unchanged.
-func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) {
+func scan(msg *message, p []byte, lim Limits, mend bool) (Report, error) { //nolint:gocyclo // one loop over the fields of all messages, with its stack in local variables
 	var (
 		s     = scanner{mend: mend}
 		stack [maxFrames]scanFrame
@@ -227,36 +227,48 @@ func (s *scanner) enterData(num int) {
 func (s *scanner) leave(m *message) {
 	switch m.role {
 	case span:
-		s.rep.Items++
-		if s.bad || s.ids != 3 {
-			s.rep.Invalid++
-		} else if s.attrs > MaxAttributes {
-			s.rep.Crowded++
-		}
+		s.item(s.bad || s.ids != 3)
 	case record:
-		s.rep.Items++
-		if s.bad {
-			s.rep.Invalid++
-		} else if s.attrs > MaxAttributes {
-			s.rep.Crowded++
-		}
-	case point, histogramPoint:
-		s.rep.Items++
-		s.points++
-		misfit := m.role == histogramPoint && s.counts[0]+s.bounds > 0 && s.counts[0] != s.bounds+1
-		if s.bounds > 0 && math.IsInf(s.bound, 1) && s.counts[0] == s.bounds { // no bucket lies above
-			misfit = false
-		}
-		beyond := max(s.offset[1]+int64(s.counts[1]), s.offset[2]+int64(s.counts[2])) > math.MaxInt32
-		if s.bad || misfit || beyond || s.attrs > MaxAttributes {
-			s.rep.Invalid++
-			s.invalid++
-		}
+		s.item(s.bad)
+	case point:
+		s.point(s.bad)
+	case histogramPoint:
+		s.point(s.bad || s.misfit())
 	case metricRole:
 		if !s.named {
 			s.rep.Invalid += s.points - s.invalid
 		}
 	}
+}
+
+// item counts a span or a log record.
+func (s *scanner) item(bad bool) {
+	s.rep.Items++
+	if bad {
+		s.rep.Invalid++
+	} else if s.attrs > MaxAttributes {
+		s.rep.Crowded++
+	}
+}
+
+// point counts a point of a metric.
+func (s *scanner) point(bad bool) {
+	s.rep.Items++
+	s.points++
+	beyond := max(s.offset[1]+int64(s.counts[1]), s.offset[2]+int64(s.counts[2])) > math.MaxInt32
+	if bad || beyond || s.attrs > MaxAttributes {
+		s.rep.Invalid++
+		s.invalid++
+	}
+}
+
+// misfit reports whether a histogram has another number of buckets than its bounds make.
+func (s *scanner) misfit() bool {
+	if s.counts[0] == 0 && s.bounds == 0 || s.counts[0] == s.bounds+1 {
+		return false
+	}
+	empty := s.bounds > 0 && math.IsInf(s.bound, 1) // no bucket lies above
+	return !(empty && s.counts[0] == s.bounds)
 }
 
 func (s *scanner) text(b []byte) {
@@ -365,7 +377,7 @@ const minAttribute = 8
 // two bytes, in valid UTF-8. It returns where they end and how many there are. It is a faster way
 // to the result that Scan would have; Scan continues after them. A tag of more than one byte ends
 // them, too: the rest of it is read as a length, which is 0.
-func plainAttributes(p []byte, pos int) (next, n int) {
+func plainAttributes(p []byte, pos int) (next, n int) { //nolint:gocyclo // most bytes of a request go through this loop: with a function for one attribute it is 5 % slower
 	for tag := p[pos]; pos+minAttribute <= len(p) && p[pos] == tag; n++ {
 		size, at := shortLen(p, pos+1)
 		end := at + size

@@ -385,7 +385,7 @@ func index(m *message) {
 }
 
 // check returns what Scan does with field f of m.
-func (m *message) check(f *field) check {
+func (m *message) check(f *field) check { //nolint:gocyclo // a table: one case a check
 	switch {
 	case f.kind == kindMessage:
 		return checkMessage

@@ -113,36 +113,9 @@ func (s *Stamp) holdsResource(body []byte) bool {
 
 // appendResource appends one ResourceSpans, ResourceMetrics or ResourceLogs.
 func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
-	// First pass: the lengths of the resource and of the rest.
-	var present uint64
-	resourceLen, restLen := 0, 0
-	for i := 0; i < len(body); {
-		num, typ, value, end := nextField(body, i)
-		if end < 0 {
-			return dst, errTruncated
-		}
-		if num == 1 && typ == bytesType {
-			for resource, j := body[value:end], 0; j < len(resource); {
-				num, typ, value, end := nextField(resource, j)
-				if end < 0 {
-					return dst, errTruncated
-				}
-				n := -1
-				if num == 1 && typ == bytesType {
-					n = s.match(resource[value:end])
-				}
-				if n >= 0 {
-					present |= 1 << n
-				}
-				if n < 0 || !s.attrs[n].overwrite {
-					resourceLen += end - j
-				}
-				j = end
-			}
-		} else {
-			restLen += end - i
-		}
-		i = end
+	present, resourceLen, restLen, err := s.measure(body)
+	if err != nil {
+		return dst, err
 	}
 	for n, a := range s.attrs {
 		if a.overwrite || present&(1<<n) == 0 {
@@ -170,6 +143,50 @@ func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
 		i = end
 	}
 	return dst, nil
+}
+
+// appendAttributes appends the fields of a resource except those that the stamp overwrites.
+func (s *Stamp) measure(body []byte) (present uint64, resourceLen, restLen int, err error) {
+	for i := 0; i < len(body); {
+		num, typ, value, end := nextField(body, i)
+		if end < 0 {
+			return 0, 0, 0, errTruncated
+		}
+		if num == 1 && typ == bytesType {
+			found, stays, err := s.measureAttributes(body[value:end])
+			if err != nil {
+				return 0, 0, 0, err
+			}
+			present |= found
+			resourceLen += stays
+		} else {
+			restLen += end - i
+		}
+		i = end
+	}
+	return present, resourceLen, restLen, nil
+}
+
+// measureAttributes is measure of a resource.
+func (s *Stamp) measureAttributes(resource []byte) (present uint64, stays int, err error) {
+	for i := 0; i < len(resource); {
+		num, typ, value, end := nextField(resource, i)
+		if end < 0 {
+			return 0, 0, errTruncated
+		}
+		n := -1
+		if num == 1 && typ == bytesType {
+			n = s.match(resource[value:end])
+		}
+		if n >= 0 {
+			present |= 1 << n
+		}
+		if n < 0 || !s.attrs[n].overwrite {
+			stays += end - i
+		}
+		i = end
+	}
+	return present, stays, nil
 }
 
 // appendAttributes appends the fields of a resource except those that the stamp overwrites.

@@ -24,7 +24,7 @@ const (
 // nextField reads the field that begins at b[i], i < len(b): its number and wire type, where its
 // value begins (after the length, if it has one) and where the field ends. end is negative if the
 // field is cut short, a group, or not a field.
-func nextField(b []byte, i int) (num, typ, value, end int) {
+func nextField(b []byte, i int) (num, typ, value, end int) { //nolint:gocyclo // a table: one case a wire type, with the lengths that most fields have read in place
 	tag := uint64(b[i])
 	if tag < 0x80 {
 		i++
