@@ -333,60 +333,79 @@ const maxSpends = 1 << 12
 
 // NextDecision reads the first decision of b and returns the rest.
 func NextDecision(b []byte) (d Decision, rest []byte, err error) {
-	instance, b, ok := chunk(b)
-	if ok && len(instance) == 0 {
-		return d, b, nil
-	}
-	if !ok || len(b) < len(d.TraceID)+1 {
-		return d, nil, errDecision
+	r := reader{rest: b}
+	instance := r.chunk()
+	if !r.failed && len(instance) == 0 {
+		return d, r.rest, nil
 	}
 	d.Instance = string(instance)
-	n := copy(d.TraceID[:], b)
-	flags := b[n]
-	b = b[n+1:]
-	d.Kept = flags&decisionKept != 0
-	if d.Upto, b, ok = uvarint(b, math.MaxInt64); !ok {
-		return d, nil, errDecision
+	copy(d.TraceID[:], r.bytes(len(d.TraceID)))
+	flags := r.byte()
+	d.Upto = r.uvarint(math.MaxInt64)
+	if d.Kept = flags&decisionKept != 0; d.Kept {
+		d.Policy = string(r.chunk())
+		d.Threshold = r.uvarint(otlpwire.Unknown)
 	}
-	if d.Kept {
-		var policy []byte
-		if policy, b, ok = chunk(b); ok {
-			d.Policy = string(policy)
-			d.Threshold, b, ok = uvarint(b, otlpwire.Unknown)
-		}
-		if !ok {
-			return d, nil, errDecision
+	if flags&decisionSpent != 0 {
+		d.Due = int64(r.uint64())
+		d.Version = r.uvarint(math.MaxInt64)
+		for n := r.uvarint(maxSpends); n > 0 && !r.failed; n-- {
+			limiter, amount := r.uvarint(maxSpends), r.uvarint(math.MaxInt64)
+			d.Spent = append(d.Spent, Spend{int(limiter), int64(amount)})
 		}
 	}
-	if flags&decisionSpent == 0 {
-		return d, b, nil
+	if r.failed {
+		return Decision{}, nil, errDecision
 	}
-	if len(b) < 8 {
-		return d, nil, errDecision
+	return d, r.rest, nil
+}
+
+// reader reads one value after the other. When one is cut short or out of its bounds, all that
+// follow are zero.
+type reader struct {
+	rest   []byte
+	failed bool
+}
+
+// bytes returns the next n bytes, nil when there are not as many.
+func (r *reader) bytes(n int) (content []byte) {
+	if r.failed = r.failed || n > len(r.rest); r.failed {
+		return nil
 	}
-	d.Due = int64(binary.BigEndian.Uint64(b))
-	d.Version, b, ok = uvarint(b[8:], math.MaxInt64)
-	var count uint64
-	if ok {
-		count, b, ok = uvarint(b, maxSpends)
+	content, r.rest = r.rest[:n], r.rest[n:]
+	return content
+}
+
+func (r *reader) byte() byte {
+	if b := r.bytes(1); b != nil {
+		return b[0]
 	}
-	for range count {
-		var limiter, amount uint64
-		if ok {
-			limiter, b, ok = uvarint(b, maxSpends)
-		}
-		if ok {
-			amount, b, ok = uvarint(b, math.MaxInt64)
-		}
-		if !ok {
-			break
-		}
-		d.Spent = append(d.Spent, Spend{int(limiter), int64(amount)})
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if b := r.bytes(8); b != nil {
+		return binary.BigEndian.Uint64(b)
 	}
-	if !ok {
-		return d, nil, errDecision
+	return 0
+}
+
+func (r *reader) uvarint(limit uint64) (v uint64) {
+	if r.failed {
+		return 0
 	}
-	return d, b, nil
+	v, rest, ok := uvarint(r.rest, limit)
+	r.rest, r.failed = rest, !ok
+	return v
+}
+
+func (r *reader) chunk() (content []byte) {
+	if r.failed {
+		return nil
+	}
+	content, rest, ok := chunk(r.rest)
+	r.rest, r.failed = rest, !ok
+	return content
 }
 
 // uvarint reads a varint of at most limit.

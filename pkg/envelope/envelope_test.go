@@ -240,6 +240,14 @@ func TestDecisionsRoundTrip(t *testing.T) {
 	for i := range b {
 		_, _, _ = NextDecision(b[:i]) // cut anywhere: no panic
 	}
+	for _, d := range want {
+		whole := AppendDecision(nil, d)
+		for i := range whole {
+			if got, rest, err := NextDecision(whole[:i]); err == nil || rest != nil {
+				t.Errorf("%d of %d bytes are %+v, with a rest of %v", i, len(whole), got, rest)
+			}
+		}
+	}
 	for _, w := range want {
 		got, rest, err := NextDecision(b)
 		if err != nil || !reflect.DeepEqual(got, w) {
