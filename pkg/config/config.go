@@ -211,36 +211,51 @@ func (c *checker) checkScalar(n *yaml.Node, t reflect.Type, key string) {
 	if n.Tag == "!!null" {
 		return
 	}
-	switch kind := t.Kind(); {
+	if err := normalise(n, t); err != nil {
+		c.fail(n, key, "%v", err)
+	}
+}
+
+// normalise reports what is wrong with a value for t, and writes a duration as the decoder reads it.
+func normalise(n *yaml.Node, t reflect.Type) error {
+	switch {
 	case t == durationType:
 		d, err := ParseDuration(n.Value)
 		if err != nil {
-			c.fail(n, key, "%v", err)
-			return
+			return err
 		}
 		n.Value, n.Tag = d.String(), "!!str"
+		return nil
 	case t == levelType:
 		if !slices.Contains(levels, strings.ToLower(n.Value)) {
-			c.fail(n, key, "%q is not a level; want %s", n.Value, strings.Join(levels, ", "))
+			return fmt.Errorf("%q is no level; want %s", n.Value, strings.Join(levels, ", "))
 		}
+		return nil
 	case t == bytesType:
-		if err := new(Bytes).UnmarshalText([]byte(n.Value)); err != nil {
-			c.fail(n, key, "%v", err)
-		}
-	case reflect.PointerTo(t).Implements(unmarshaler): // reports its errors itself
+		return new(Bytes).UnmarshalText([]byte(n.Value))
+	case reflect.PointerTo(t).Implements(unmarshaler): // says itself what is wrong
+		return nil
+	}
+	return checkTag(n, t.Kind())
+}
+
+// checkTag reports a number or truth value that YAML would not read as one.
+func checkTag(n *yaml.Node, kind reflect.Kind) error {
+	switch {
 	case kind >= reflect.Int && kind <= reflect.Uint64:
 		if n.Tag != "!!int" {
-			c.fail(n, key, "got %q, want a whole number", n.Value)
+			return fmt.Errorf("got %q, want a whole number", n.Value)
 		}
 	case kind == reflect.Float32 || kind == reflect.Float64:
 		if n.Tag != "!!int" && n.Tag != "!!float" {
-			c.fail(n, key, "got %q, want a number", n.Value)
+			return fmt.Errorf("got %q, want a number", n.Value)
 		}
 	case kind == reflect.Bool:
 		if old := []string{"yes", "no", "on", "off"}; n.Tag != "!!bool" && !slices.Contains(old, strings.ToLower(n.Value)) {
-			c.fail(n, key, "got %q, want true or false", n.Value)
+			return fmt.Errorf("got %q, want true or false", n.Value)
 		}
 	}
+	return nil
 }
 
 func (c *checker) checkMapping(n *yaml.Node, t reflect.Type, key string) {

@@ -84,6 +84,23 @@ func TestLoadSaysWhereItIsWrong(t *testing.T) {
 	}
 }
 
+// TestNumbers: an integer will do for a number, a text that looks like one will not.
+func TestNumbers(t *testing.T) {
+	for text, want := range map[string]string{
+		"share: 1":     "",
+		"share: 0.5":   "",
+		"share: '0.5'": `c.yaml:1: share: got "0.5", want a number`,
+		"share: half":  `c.yaml:1: share: got "half", want a number`,
+	} {
+		var c struct {
+			Share float64 `yaml:"share"`
+		}
+		if err := Load("c.yaml", []byte(text), &c); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"0": 0, "5s": 5 * time.Second, "1m30s": 90 * time.Second, "3d": 72 * time.Hour, "2w": 14 * 24 * time.Hour, "1w2d3h": 219 * time.Hour, "1.5d": 36 * time.Hour, ".5s": 500 * time.Millisecond, "3μs": 3 * time.Microsecond, "-2h": -2 * time.Hour,
