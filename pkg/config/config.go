@@ -228,7 +228,7 @@ func normalise(n *yaml.Node, t reflect.Type) error {
 		return nil
 	case t == levelType:
 		if !slices.Contains(levels, strings.ToLower(n.Value)) {
-			return fmt.Errorf("%q is no level; want %s", n.Value, strings.Join(levels, ", "))
+			return fmt.Errorf("%q is not a level; want %s", n.Value, strings.Join(levels, ", "))
 		}
 		return nil
 	case t == bytesType:

@@ -72,6 +72,19 @@ func (a *Access) Open(section string, secure bool) error {
 	if a.TLS != (config.ClientTLS{}) && !secure {
 		fail("tls", ": the backend's address is plain text; write https://")
 	}
+	a.checkIdentity(section, fail)
+	a.openSecrets(fail)
+	a.openTenant(fail)
+	for name := range a.Headers {
+		if strings.EqualFold(name, "Authorization") {
+			fail("headers", ": set Authorization by basic_auth or bearer_token_file")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkIdentity reports more or less than one way to say who this is.
+func (a *Access) checkIdentity(section string, fail func(key, format string, args ...any)) {
 	b := a.BasicAuth
 	if b.Username == "" && (b.Password != "" || b.PasswordFile != "") {
 		fail("basic_auth", " has a password and no username")
@@ -82,32 +95,31 @@ func (a *Access) Open(section string, secure bool) error {
 	if b.Username != "" && a.BearerToken != "" {
 		fail("basic_auth", " and %s.bearer_token_file are both set: set one", section)
 	}
-	line := func(text []byte) (string, error) {
-		s := strings.TrimSpace(string(text))
-		if s == "" || strings.ContainsAny(s, "\r\n") {
-			return "", errors.New("want one line with the secret")
-		}
-		return s, nil
-	}
+}
+
+// openSecrets reads the files with a token and a password.
+func (a *Access) openSecrets(fail func(key, format string, args ...any)) {
 	for _, f := range []struct {
 		key, path string
 		file      **config.File[string]
-	}{{"bearer_token_file", a.BearerToken, &a.token}, {"basic_auth.password_file", b.PasswordFile, &a.password}} {
+	}{{"bearer_token_file", a.BearerToken, &a.token}, {"basic_auth.password_file", a.BasicAuth.PasswordFile, &a.password}} {
 		if f.path == "" {
 			continue
 		}
-		*f.file = config.NewFile(f.path, line)
+		*f.file = config.NewFile(f.path, secretLine)
 		if _, err := (*f.file).Get(); err != nil {
 			fail(f.key, ": %s: %w", f.path, err)
 		}
 	}
-	a.openTenant(fail)
-	for name := range a.Headers {
-		if strings.EqualFold(name, "Authorization") {
-			fail("headers", ": set Authorization by basic_auth or bearer_token_file")
-		}
+}
+
+// secretLine returns the only line of a file.
+func secretLine(text []byte) (string, error) {
+	s := strings.TrimSpace(string(text))
+	if s == "" || strings.ContainsAny(s, "\r\n") {
+		return "", errors.New("want one line with the secret")
 	}
-	return errors.Join(errs...)
+	return s, nil
 }
 
 // openTenant checks the tenants and reads the customers file.

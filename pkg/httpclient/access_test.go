@@ -277,6 +277,8 @@ func TestCredentialsAndTenants(t *testing.T) {
 		"no user":            {srv.URL, Access{BasicAuth: BasicAuth{Password: "x"}}, "loki.basic_auth has a password and no username"},
 		"two passwords":      {srv.URL, Access{BasicAuth: BasicAuth{Username: "a", Password: "x", PasswordFile: secret}}, "set one"},
 		"two ways":           {srv.URL, Access{BasicAuth: BasicAuth{Username: "a"}, BearerToken: secret}, "bearer_token_file are both set"},
+		"two lines":          {srv.URL, Access{BearerToken: put(t, filepath.Join(t.TempDir(), "token"), []byte("a\nb\n"))}, "want one line with the secret"},
+		"an empty file":      {srv.URL, Access{BasicAuth: BasicAuth{Username: "a", PasswordFile: put(t, filepath.Join(t.TempDir(), "password"), []byte("\n"))}}, "want one line with the secret"},
 		"no file":            {srv.URL, Access{BearerToken: "/nowhere"}, "loki.bearer_token_file: /nowhere"},
 		"authorization":      {srv.URL, Access{Headers: map[string]config.Secret{"authorization": "x"}}, "loki.headers: set Authorization by"},
 		"tenant of nobody":   {srv.URL, Access{Tenant: Tenant{From: "customer"}}, "which needs tenant.customers_file"},
