@@ -33,7 +33,7 @@ run: build ## run everything on this machine, with the traffic of a small shop (
 test: ## run all tests; installs missing packages where it may, and reports skipped tests
 	@scripts/test
 
-lint: ## gofmt, go vet and staticcheck over every module
+lint: ## golangci-lint over every module, with the checks of .golangci.yml
 	@scripts/lint
 
 bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay bench-purge ## run all benchmarks

@@ -218,7 +218,7 @@ func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
 		}},
 	}
 	var raw [4]result
-	print := func(what string, r result) {
+	printLine := func(what string, r result) {
 		share := func(of result) float64 { return 100 * r.rate() / of.rate() }
 		fmt.Printf("%-8v %-24s %11.0f %13.0f %12.0f %3.0f %% %9.0f %% %15.0f %% %10.0f %% %11.1fx\n", sig, what, r.rate(), float64(r.bytes)/1e6/r.took.Seconds(),
 			float64(r.cpu.Nanoseconds())/float64(r.items), share(raw[0]), share(raw[1]), share(raw[2]), share(raw[3]), r.rate()/liveRate)
@@ -230,11 +230,11 @@ func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
 		}
 	}
 	for i, read := range raws {
-		print(read.what, raw[i])
+		printLine(read.what, raw[i])
 	}
 	if sig != otlpwire.Traces {
 		r, err := b.median(func() (result, error) { return b.replay(ctx, sig, func(*replay.Request) {}) })
-		print("replay", r)
+		printLine("replay", r)
 		return err
 	}
 	for _, c := range []struct {
@@ -249,7 +249,7 @@ func (b *bench) signal(ctx context.Context, sig otlpwire.Signal) error {
 		if err != nil {
 			return err
 		}
-		print(c.what, r)
+		printLine(c.what, r)
 	}
 	return nil
 }
@@ -333,7 +333,10 @@ func (b *bench) replay(ctx context.Context, sig otlpwire.Signal, change func(*re
 	serving, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- app.Run(serving, b.log, stages) }()
-	defer func() { stop(); <-ended }()
+	defer func() {
+		stop()
+		<-ended //nolint:errcheck // that it was stopped
+	}()
 	if err := b.lived(ctx, sig); err != nil {
 		return result{}, err
 	}

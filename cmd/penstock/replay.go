@@ -425,7 +425,7 @@ func (c *replayCommand) follow(ctx context.Context, id string) error {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		fmt.Fprintf(c.out, "detached, the job continues: penstock replay status %s\n", id)
-		return nil
+		return nil //nolint:nilerr // interrupted by the operator; the job runs in the sinks
 	case err != nil:
 		return err
 	case s.Phase() == replay.Refused:

@@ -124,7 +124,7 @@ func NewAdmin(p *Process, stages []Stage) (services.Service, error) {
 			return fmt.Errorf("admin server: %w", err)
 		case <-ctx.Done():
 			_ = srv.Close()
-			<-served
+			<-served //nolint:errcheck // that it was closed
 			return nil
 		}
 	}

@@ -299,33 +299,59 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.InboxPrefix == "" {
 		cfg.InboxPrefix = "_INBOX_" + cfg.Name
 	}
-	denied, said := newDenials(), new(backoff.Repeats)
+	denied, d := newDenials(), new(dialer)
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
 		nats.ReconnectBufSize(-1), // never publish later what was given up now
-		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
-			subject := ""
-			if sub != nil {
-				subject = sub.Subject
-			}
-			cfg.failed(err)
-			if errors.Is(reason(err), ErrRefused) {
-				return // who waits for the hub says so
-			}
-			if errors.Is(err, nats.ErrPermissionViolation) {
-				denied.add(err.Error())
-			}
-			if errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrBadHeaderMsg) { // a sender's doing
-				if _, due := said.Due(err.Error(), time.Now()); !due {
-					return
-				}
-			}
-			log.Warn("bus error", "err", err, "subject", subject)
-		}))
+		nats.ErrorHandler(cfg.reportErrors(denied, log)))
 	if cfg.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(cfg.InProcess))
+	} else {
+		opts = append(opts, nats.SetCustomDialer(d))
 	}
+	secured, err := cfg.security()
+	if err != nil {
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+	}
+	nc, err := nats.Connect(cfg.URL, append(opts, secured...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), reason(d.of(err)))
+	}
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(2*pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+	}
+	return &Conn{nc: nc, js: js, log: log, denials: denied}, nil
+}
+
+// reportErrors returns what counts and logs the errors that the client library reports.
+func (cfg Config) reportErrors(denied *denials, log *slog.Logger) nats.ErrHandler {
+	said := new(backoff.Repeats)
+	return func(_ *nats.Conn, sub *nats.Subscription, err error) {
+		subject := ""
+		if sub != nil {
+			subject = sub.Subject
+		}
+		cfg.failed(err)
+		if errors.Is(reason(err), ErrRefused) {
+			return // whatever waits for the hub reports it
+		}
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			denied.add(err.Error())
+		}
+		if errors.Is(err, nats.ErrPermissionViolation) || errors.Is(err, nats.ErrBadHeaderMsg) { // a sender can cause these
+			if _, due := said.Due(err.Error(), time.Now()); !due {
+				return
+			}
+		}
+		log.Warn("bus error", "err", err, "subject", subject)
+	}
+}
+
+// security returns the options for the credential and for TLS.
+func (cfg Config) security() (opts []nats.Option, err error) {
 	if cfg.Creds != "" {
 		opts = append(opts, nats.UserCredentials(cfg.Creds))
 	}
@@ -338,27 +364,14 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	if cfg.TLS != (config.ClientTLS{}) {
 		tlsConfig, err := cfg.TLS.Load("tls")
 		if err != nil {
-			return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
+			return nil, err
 		}
 		opts = append(opts, nats.Secure(tlsConfig))
 	}
 	if cfg.HandshakeFirst {
 		opts = append(opts, nats.TLSHandshakeFirst())
 	}
-	d := new(dialer)
-	if cfg.InProcess == nil {
-		opts = append(opts, nats.SetCustomDialer(d))
-	}
-	nc, err := nats.Connect(cfg.URL, opts...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), reason(d.of(err)))
-	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(2*pendingTimeout), jetstream.WithDefaultTimeout(publishTimeout))
-	if err != nil {
-		nc.Close()
-		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
-	}
-	return &Conn{nc: nc, js: js, log: log, denials: denied}, nil
+	return opts, nil
 }
 
 // Connected reports whether the server answers now.

@@ -116,9 +116,9 @@ func TestLaneReadsInOrderFromItsFloor(t *testing.T) {
 	publish(t, c, "as-1", 0, 100)
 	l := openLane(t, c)
 	expect(t, l, 0, 40)
-	fourty := l.Floor()
-	if fourty != 0 {
-		t.Errorf("floor is %d before any ack", fourty)
+	forty := l.Floor()
+	if forty != 0 {
+		t.Errorf("floor is %d before any ack", forty)
 	}
 	if err := l.Ack(30); err != nil {
 		t.Fatal(err)

@@ -100,13 +100,13 @@ type Letter struct {
 // Letters calls visit with the dead letters there are, oldest first, until it returns
 // false. signal and instance may be empty, for all. Without bodies they stay on the server.
 func (c *Conn) Letters(ctx context.Context, signal, instance string, bodies bool, visit func(Letter) bool) error {
-	any := func(token string) string {
+	orAny := func(token string) string {
 		if token == "" {
 			return "*"
 		}
 		return token
 	}
-	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: DeadLetter, Filters: []string{deadSubject(any(signal), any(instance))}, Headers: !bodies})
+	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: DeadLetter, Filters: []string{deadSubject(orAny(signal), orAny(instance))}, Headers: !bodies})
 	if err != nil {
 		return err
 	}

@@ -90,63 +90,17 @@ func (h *Horizon) Run(ctx context.Context) {
 func (h *Horizon) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, horizonTimeout)
 	defer cancel()
-	conn, at := h.hub.Conn, time.Now()
-	traces, err := conn.js.Stream(ctx, Stream(otlpwire.Traces))
+	at := time.Now()
+	traces, err := h.hub.Conn.js.Stream(ctx, Stream(otlpwire.Traces))
 	if err != nil {
 		return err
 	}
-	partitions := h.hub.Topology.Partitions
-	switch n, err := storedPartitions(traces.CachedInfo().Config); {
-	case err != nil:
+	if err := h.sawEnd(at, traces.CachedInfo()); err != nil {
 		return err
-	case n != partitions: // instances are elsewhere than we think
-		return fmt.Errorf("%w: stream %s has %d partitions, not %d", errTopology, Stream(otlpwire.Traces), n, partitions)
 	}
-	end := traces.CachedInfo().State.LastSeq
-	if n := len(h.past); n > 0 && end < h.past[n-1].seq {
-		h.past, h.searched = h.past[:0], nil // the stream was made anew
-	}
-	if len(h.searched) != partitions {
-		h.searched = make([]uint64, partitions)
-	}
-	if h.past = append(h.past, traceEnd{at, end}); len(h.past) > maxPast {
-		h.past = h.past[1:]
-	}
-	before, routers := make([]time.Time, partitions), 0
-	copy(before, h.mark.Before) // nobody else writes it
-	var infos []*jetstream.ConsumerInfo
-	consumers := traces.ListConsumers(ctx)
-	for info := range consumers.Info() { // to its end: the one who lists waits for us
-		infos = append(infos, info)
-	}
-	unknown := consumers.Err()
-	for _, info := range infos {
-		p, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
-		if err != nil || p < 0 || p >= partitions || info.Name != RouterLane+strconv.Itoa(p) {
-			continue // somebody else's
-		}
-		routers++
-		routed := min(end, info.AckFloor.Stream)
-		if lag(info) == 0 && routed < end { // nothing is left, perhaps
-			next, _, err := conn.First(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
-			switch {
-			case err != nil:
-				unknown = err
-			case next == 0:
-				routed = end
-			default:
-				routed = min(end, next-1)
-			}
-			if err == nil {
-				h.searched[p] = routed
-			}
-		}
-		if at := h.ended(routed); at.After(before[p]) {
-			before[p] = at
-		}
-	}
+	before, unknown := h.routed(ctx, traces)
 	m := Watermark{Before: before, Asked: time.Now()}
-	spans, err := conn.js.Stream(ctx, Spans)
+	spans, err := h.hub.Conn.js.Stream(ctx, Spans)
 	if err != nil {
 		return err
 	}
@@ -155,10 +109,80 @@ func (h *Horizon) look(ctx context.Context) error {
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()
+	return unknown
+}
+
+// sawEnd remembers where TRACES ended at a time.
+func (h *Horizon) sawEnd(at time.Time, traces *jetstream.StreamInfo) error {
+	partitions := h.hub.Topology.Partitions
+	switch n, err := storedPartitions(traces.Config); {
+	case err != nil:
+		return err
+	case n != partitions: // instances are elsewhere than we think
+		return fmt.Errorf("%w: stream %s has %d partitions, not %d", errTopology, Stream(otlpwire.Traces), n, partitions)
+	}
+	end := traces.State.LastSeq
+	if n := len(h.past); n > 0 && end < h.past[n-1].seq {
+		h.past, h.searched = h.past[:0], nil // the stream was recreated
+	}
+	if len(h.searched) != partitions {
+		h.searched = make([]uint64, partitions)
+	}
+	if h.past = append(h.past, traceEnd{at, end}); len(h.past) > maxPast {
+		h.past = h.past[1:]
+	}
+	return nil
+}
+
+// routed returns by partition up to which time everything has been routed. An error says that it may be
+// further than that.
+func (h *Horizon) routed(ctx context.Context, traces jetstream.Stream) (before []time.Time, unknown error) {
+	partitions, routers := h.hub.Topology.Partitions, 0
+	before = make([]time.Time, partitions)
+	copy(before, h.mark.Before) // nobody else writes it
+	var infos []*jetstream.ConsumerInfo
+	consumers := traces.ListConsumers(ctx)
+	for info := range consumers.Info() { // to its end: what lists them waits for us
+		infos = append(infos, info)
+	}
+	unknown = consumers.Err()
+	for _, info := range infos {
+		p, err := strconv.Atoi(strings.TrimPrefix(info.Name, RouterLane))
+		if err != nil || p < 0 || p >= partitions || info.Name != RouterLane+strconv.Itoa(p) {
+			continue // another kind of consumer
+		}
+		routers++
+		seq, err := h.routedUpTo(ctx, p, info, traces.CachedInfo().State.LastSeq)
+		if err != nil {
+			unknown = err
+		}
+		if at := h.ended(seq); at.After(before[p]) {
+			before[p] = at
+		}
+	}
 	if unknown == nil && routers < partitions {
 		unknown = fmt.Errorf("%d of %d routers' consumers are there", routers, partitions)
 	}
-	return unknown
+	return before, unknown
+}
+
+// routedUpTo returns the sequence of TRACES up to which a partition has been routed, end at most. Where the
+// consumer counts nothing that is left, the stream's leader is asked for the next message: the count
+// may be late.
+func (h *Horizon) routedUpTo(ctx context.Context, p int, info *jetstream.ConsumerInfo, end uint64) (uint64, error) {
+	routed := min(end, info.AckFloor.Stream)
+	if lag(info) > 0 || routed == end {
+		return routed, nil
+	}
+	next, _, err := h.hub.Conn.First(ctx, Stream(otlpwire.Traces), PartitionFilter(otlpwire.Traces, p), max(routed, h.searched[p])+1)
+	if err != nil {
+		return routed, err
+	}
+	if routed = end; next != 0 {
+		routed = min(end, next-1)
+	}
+	h.searched[p] = routed
+	return routed, nil
 }
 
 // ended returns the latest time at which TRACES ended no later than with seq; zero when

@@ -217,25 +217,12 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 			l.fails(nil)
 			return Delivery{Claimed: true, After: l.finished}, nil
 		}
-		quiet := quietIdle
-		if l.owing() > 0 {
-			quiet = quietOwing
-		}
-		msg, err := l.pull.next(ctx, quiet, l.forget)
-		if err == nil && (msg == nil || l.stale()) {
-			var idle Delivery
-			if idle, err = l.check(ctx); err == nil && msg == nil {
-				if idle.Idle {
-					return idle, nil
-				}
-				continue
-			}
+		d, some, err := l.read(ctx)
+		if some {
+			return d, nil
 		}
 		if err == nil {
-			var d Delivery
-			if d, err = l.accept(ctx, msg); err == nil {
-				return d, nil
-			}
+			continue
 		}
 		if ctx.Err() != nil {
 			return Delivery{}, ctx.Err()
@@ -248,6 +235,27 @@ func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 			l.conn.log.Info("lost lane ownership or found a delivery gap; resuming from ack floor", "lane", l.cfg.Name, "stream", l.cfg.Stream, "more_since_last_said", more)
 		}
 	}
+}
+
+// read waits for a message, or for the time at which the server is asked whether there is one; some is
+// false when there is nothing to report.
+func (l *Lane) read(ctx context.Context) (d Delivery, some bool, err error) {
+	quiet := quietIdle
+	if l.owing() > 0 {
+		quiet = quietOwing
+	}
+	msg, err := l.pull.next(ctx, quiet, l.forget)
+	if err != nil {
+		return Delivery{}, false, err
+	}
+	if msg == nil || l.stale() {
+		idle, err := l.check(ctx)
+		if err != nil || msg == nil {
+			return idle, err == nil && idle.Idle, err
+		}
+	}
+	d, err = l.accept(ctx, msg)
+	return d, err == nil, err
 }
 
 // accept takes a message when it is the next one and the pin is ours.

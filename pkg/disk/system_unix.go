@@ -23,7 +23,7 @@ func Free(dir string) (int64, error) {
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, err
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
+	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // other types on other systems
 }
 
 // Inode distinguishes a directory from a copy of it.

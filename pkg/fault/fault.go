@@ -152,7 +152,7 @@ func Known(err error, items int) error {
 	if items == 0 {
 		return err
 	}
-	parts, _ := err.(Parts)
+	parts, _ := errors.AsType[Parts](err)
 	return append(parts, Part{Items: items, Err: errKnown, Known: true})
 }
 

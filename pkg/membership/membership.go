@@ -259,7 +259,10 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 			}
 		})
 	}()
-	defer func() { stop(); <-ended }()
+	defer func() {
+		stop()
+		<-ended //nolint:errcheck // the first error counts
+	}()
 	renew := time.NewTicker(renewInterval)
 	defer renew.Stop()
 	started, complete := time.Now(), false

@@ -85,7 +85,7 @@ func (c Config) limits(total, cgroup memlimit.Provider) (l Limits, err error) {
 	default:
 		bytes, err := cgroup()
 		if err != nil {
-			return l, nil // no cgroup, or one without a limit
+			return l, nil //nolint:nilerr // no cgroup, or one without a limit
 		}
 		l.Hard = bytes / 10 * 9
 		l.Soft = l.Hard

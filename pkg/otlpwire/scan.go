@@ -268,7 +268,7 @@ func (s *scanner) misfit() bool {
 		return false
 	}
 	empty := s.bounds > 0 && math.IsInf(s.bound, 1) // no bucket lies above
-	return !(empty && s.counts[0] == s.bounds)
+	return !empty || s.counts[0] != s.bounds
 }
 
 func (s *scanner) text(b []byte) {

@@ -231,7 +231,7 @@ func TestHTTPTakesWhatIsGood(t *testing.T) {
 		"zstd":                   {body: zs(p), enc: "zstd"},
 		"identity":               {body: p, enc: "identity"},
 		"forged tenant headers":  {body: p, header: http.Header{"X-Scope-Orgid": {"other"}, "Nats-Rollup": {"all"}}},
-		"unknown fields of JSON": {body: []byte(strings.Replace(goodJSON, `"name"`, `"nmae"`, 1)), ctype: typeJSON},
+		"unknown fields of JSON": {body: []byte(strings.Replace(goodJSON, `"name"`, `"nom"`, 1)), ctype: typeJSON},
 	} {
 		res, body := d.do(t, r)
 		want := typeProtobuf

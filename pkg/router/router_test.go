@@ -171,7 +171,12 @@ func TestInputIsSettledAfterItsOutputs(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- app.Run(ctx, quiet, stages) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 
 	nc, err := nats.Connect("", nats.InProcessServer(bk))
 	if err != nil {

@@ -16,7 +16,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	cfg := wal.Config{Dir: dir, MaxBytes: 64 << 20, Sync: true}
 
 	log, _, err := wal.Open(cfg)
@@ -69,7 +69,7 @@ func ExampleLog_Append_full() {
 		fmt.Println(err)
 		return
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	log, _, err := wal.Open(wal.Config{Dir: dir, MaxBytes: 3 << 20})
 	if err != nil {
 		fmt.Println(err)

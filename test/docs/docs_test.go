@@ -3,6 +3,7 @@
 package docs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -219,7 +220,7 @@ func must(t *testing.T, cmd *exec.Cmd) []byte {
 	t.Helper()
 	out, err := cmd.Output()
 	if err != nil {
-		if failed, is := err.(*exec.ExitError); is {
+		if failed, is := errors.AsType[*exec.ExitError](err); is {
 			out = append(out, failed.Stderr...)
 		}
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)

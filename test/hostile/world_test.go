@@ -207,7 +207,7 @@ func (w *world) start(p *app.Process, stages []app.Stage, err error) {
 	go func() { done <- app.Run(ctx, p.Log, stages) }()
 	w.t.Cleanup(func() {
 		cancel()
-		<-done
+		<-done //nolint:errcheck // that it was stopped
 	})
 	w.until("the stages run", func() error {
 		for _, s := range stages {

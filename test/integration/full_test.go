@@ -142,9 +142,9 @@ func backendsAway(t *testing.T, p *pipeline, bound int, meanwhile func()) {
 			t.Errorf("%d requests of %v were taken, less than the stream alone holds", n, sig)
 		}
 	}
-	for stream, max := range map[string]float64{bus.Spans: float64(bound / 2), "TRACES": float64(bound), "LOGS": float64(bound)} {
+	for stream, most := range map[string]float64{bus.Spans: float64(bound / 2), "TRACES": float64(bound), "LOGS": float64(bound)} {
 		eventually(t, 30*time.Second, "the keeper tells of "+stream, func() error {
-			if owed := p.gauge(t, "penstock_stream_owed_bytes", stream); owed < max*3/4 {
+			if owed := p.gauge(t, "penstock_stream_owed_bytes", stream); owed < most*3/4 {
 				return fmt.Errorf("%v bytes are owed", owed)
 			}
 			return nil

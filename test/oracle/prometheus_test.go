@@ -22,8 +22,7 @@ import (
 	writer "github.com/penstock/penstock/pkg/backend/prometheus"
 )
 
-//lint:ignore SA1019 as Prometheus 3 does
-func init() { model.NameValidationScheme = model.UTF8Validation }
+func init() { model.NameValidationScheme = model.UTF8Validation } //nolint:staticcheck // SA1019: as Prometheus 3 does
 
 // TestPrometheusStoresAndAnswers sends an hour of every type of metric over
 // remote_write 2.0 to Prometheus's own handler over a real TSDB, and asks its PromQL engine.

@@ -182,7 +182,7 @@ func (w *Writer) Takes(ctx context.Context, since, now time.Time) (ok bool, text
 	case cfg.Limits.Unordered != nil && !*cfg.Limits.Unordered:
 		return false, fmt.Sprintf("loki accepts no record that is older than the newest of its stream, these are %v old: set limits_config.unordered_writes to true", old), nil
 	case time.Duration(chunk)/2 < age:
-		return false, fmt.Sprintf("loki accepts records that are up to %v older than the newest of their stream, half of ingester.max_chunk_age, and these are %v old: set it to more than twice that", model.Duration(chunk/2), old), nil
+		return false, fmt.Sprintf("loki accepts records that are up to %v older than the newest of their stream, half of ingester.max_chunk_age, and these are %v old: set it to more than twice that", chunk/2, old), nil
 	}
 	return true, "", nil
 }

@@ -48,8 +48,7 @@ func newNames(strategy otlptranslator.TranslationStrategyOption) *names {
 		metric: otlptranslator.NewMetricNamer("", strategy),
 		// Prometheus's defaults of otlp.label_name_underscore_sanitization and
 		// otlp.label_name_preserve_multiple_underscores.
-		//lint:ignore SA1019 Prometheus 3 still has it, and series must have the same names
-		label:    otlptranslator.LabelNamer{UTF8Allowed: !escape, UnderscoreLabelSanitization: true, PreserveMultipleUnderscores: true},
+		label:    otlptranslator.LabelNamer{UTF8Allowed: !escape, UnderscoreLabelSanitization: true, PreserveMultipleUnderscores: true}, //nolint:staticcheck // SA1019: Prometheus 3 still has it, and series must have the same names
 		unit:     otlptranslator.UnitNamer{},
 		escape:   escape,
 		labels:   make(map[string]string),

@@ -374,7 +374,7 @@ func positive(h *otlpHistogram) *buckets { return &h.positive }
 func negative(h *otlpHistogram) *buckets { return &h.negative }
 
 // reach returns the first and the last index of the buckets if 2^down of them are merged into one.
-func (b *buckets) reach(down uint) (first, last int32, any bool) {
+func (b *buckets) reach(down uint) (first, last int32, some bool) {
 	if len(b.counts) == 0 {
 		return 0, 0, false
 	}

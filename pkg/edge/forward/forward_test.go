@@ -251,7 +251,7 @@ func startForward(t *testing.T, cfg Config, s *spool.Spool, led *ledger.Ledger) 
 	return stop
 }
 
-func send(t *testing.T, s *spool.Spool, from, to int) {
+func accept(t *testing.T, s *spool.Spool, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
 		if err := s.Accept(t.Context(), edgetest.Log(t, i, 10)); err != nil {
@@ -294,7 +294,7 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 			cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
 			s, led, _ := runSpool(t, cfg.Spool)
 			startForward(t, cfg.Forward, s, led)
-			send(t, s, 0, 20)
+			accept(t, s, 0, 20)
 			drained(t, s)
 			// A backup of now.
 			h.broker.Stop()
@@ -303,13 +303,13 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.start(h.cfg.Dir)
-			send(t, s, 20, 50)
+			accept(t, s, 20, 50)
 			drained(t, s)
 			h.broker.Stop()
 			h.start(tc.lose(t, backup))
 			h.others(tc.others)
 			// One more message shows it.
-			send(t, s, 50, 51)
+			accept(t, s, 50, 51)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			found := func() []int { got := h.logs(); slices.Sort(got); return slices.Compact(got) }
@@ -322,7 +322,7 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 			// It goes on in order, and a restart of the edge sends nothing again.
 			drained(t, s)
 			before := len(h.logs())
-			send(t, s, 51, 60)
+			accept(t, s, 51, 60)
 			drained(t, s)
 			if got := h.logs(); len(got) != before+9 || !slices.IsSorted(got[before:]) {
 				t.Errorf("afterwards: %v", got[before:])
@@ -339,7 +339,7 @@ func TestRestartSendsNothingAgain(t *testing.T) {
 	for round := range 3 {
 		s, led, stop := runSpool(t, cfg.Spool)
 		stopForward := startForward(t, cfg.Forward, s, led)
-		send(t, s, round*10, round*10+10)
+		accept(t, s, round*10, round*10+10)
 		drained(t, s)
 		stopForward()
 		stop()
@@ -372,7 +372,7 @@ func TestKnownIDsAreAnAlarm(t *testing.T) {
 		}
 	}
 	startForward(t, cfg.Forward, s, led)
-	send(t, s, 0, 10)
+	accept(t, s, 0, 10)
 	drained(t, s)
 	got := h.logs()
 	slices.Sort(got)
@@ -431,7 +431,7 @@ func (*lateWay) ready() error    { return nil }
 func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 	cfg := newConfig(t)
 	s, led, _ := runSpool(t, cfg.Spool)
-	send(t, s, 0, 5)
+	accept(t, s, 0, 5)
 	w := &lateWay{spool: s, entered: make(chan struct{})}
 	fw := &Forward{cfg: cfg.Forward, spool: s, led: led, log: silent, way: w}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -447,7 +447,7 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 	if !backoff.Until(patience, func() bool { return current(t, s) != first }) {
 		t.Fatal("the store was not opened anew")
 	}
-	send(t, s, 0, 3)
+	accept(t, s, 0, 3)
 	r := current(t, s).Read(otlpwire.Logs, 0)
 	defer r.Close()
 	m, err := r.Next(patience)
@@ -464,7 +464,7 @@ func TestDropReachesWhatIsRead(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
 	s, led, _ := runSpool(t, cfg.Spool)
-	send(t, s, 0, 20)
+	accept(t, s, 0, 20)
 	st := current(t, s)
 	r := st.Read(otlpwire.Logs, 0)
 	defer r.Close()
@@ -497,7 +497,7 @@ func TestASlowHubGetsASmallerWindow(t *testing.T) {
 	cfg := newConfig(t)
 	s, led, _ := runSpool(t, cfg.Spool)
 	for range 12 {
-		send(t, s, 0, 1) // a message each
+		accept(t, s, 0, 1) // a message each
 	}
 	w := &hubWay{instance: "as-1", spool: s, led: led, log: silent, dialer: dialer{cfg: bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}, log: silent}}
 	defer w.close()
@@ -556,7 +556,7 @@ func TestTwoPublishersOfASubject(t *testing.T) {
 	defer conn.Close()
 	for round := range 4 {
 		stop := startForward(t, cfg.Forward, s, led)
-		send(t, s, round*10, round*10+10)
+		accept(t, s, round*10, round*10+10)
 		drained(t, s)
 		stop()
 		b := edgetest.Log(t, 1000+round, 10)

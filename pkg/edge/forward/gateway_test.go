@@ -55,11 +55,11 @@ func TestGatewayRefusesAnItem(t *testing.T) {
 	cfg := newConfig(t)
 	cfg.Forward.Central = CentralConfig{Endpoint: "http://" + addr, Token: "secret", Protocol: "grpc", Insecure: true}
 	s, led, _ := runSpool(t, cfg.Spool)
-	send(t, s, 0, 5)
+	accept(t, s, 0, 5)
 	if err := s.Accept(t.Context(), edgetest.Log(t, 5, 600<<10)); err != nil {
 		t.Fatal(err)
 	}
-	send(t, s, 6, 10)
+	accept(t, s, 6, 10)
 	stop := startForward(t, cfg.Forward, s, led)
 	drained(t, s)
 	stop()
@@ -103,9 +103,9 @@ func TestGatewayWay(t *testing.T) {
 				t.Fatal(err)
 			}
 			s, led, _ := runSpool(t, cfg.Spool)
-			send(t, s, 0, 100) // a backlog
+			accept(t, s, 0, 100) // a backlog
 			startForward(t, cfg.Forward, s, led)
-			send(t, s, 100, 200)
+			accept(t, s, 100, 200)
 			drained(t, s)
 			mu.Lock()
 			defer mu.Unlock()

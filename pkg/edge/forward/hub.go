@@ -147,33 +147,24 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 			return err
 		}
 		if failpoint.ForwardSwapped && m.Seq%50 == 7 {
-			m.Body = bytes.Clone(m.Body)
-			if next, err := r.Next(ctx); err == nil {
-				next.Header.ID = fmt.Sprintf("%s-%d", st.Nonce(), next.Seq)
-				conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.Header, Body: next.Body})
-			}
+			m = w.swap(ctx, conn, st, r, sig, m)
 		}
 		if m.Seq <= w.spool.Position(spool.Hub, sig).Done {
 			continue // dropped since it was read
 		}
 		if m.Missing > 0 {
-			select {
-			case flights <- flight{seq: m.Seq, missing: m.Missing}:
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := send(ctx, flights, flight{seq: m.Seq, missing: m.Missing}); err != nil {
+				return err
 			}
+			continue
 		}
 		var after uint64
 		if sent == 0 && w.spool.Retains(sig) && !w.shared[sig].Swap(false) {
 			after = w.spool.Position(spool.Hub, sig).Hub
 		}
-		for under >= w.room(sig, time.Now()) {
-			select {
-			case <-acked:
-				under--
-			case <-ctx.Done():
-				return ctx.Err()
+		for ; under >= w.room(sig, time.Now()); under-- {
+			if err := await(ctx, acked); err != nil {
+				return err
 			}
 		}
 		under++
@@ -181,18 +172,44 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 		again := st.Sending(sig, m.Seq)
 		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.Header, Body: m.Body, After: after})
 		failpoint.Point("after-forward")
-		select {
-		case flights <- flight{seq: m.Seq, items: m.Header.Items, bytes: int64(len(m.Body)), again: again, pending: p}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := send(ctx, flights, flight{seq: m.Seq, items: m.Header.Items, bytes: int64(len(m.Body)), again: again, pending: p}); err != nil {
+			return err
 		}
 		if sent++; sent == 1 {
-			select {
-			case <-first:
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := await(ctx, first); err != nil {
+				return err
 			}
 		}
+	}
+}
+
+// swap sends the message after m before it: a bug for tests.
+func (w *hubWay) swap(ctx context.Context, conn *bus.Conn, st *spool.Store, r spool.Reader, sig otlpwire.Signal, m spool.Message) spool.Message {
+	m.Body = bytes.Clone(m.Body)
+	if next, err := r.Next(ctx); err == nil {
+		next.Header.ID = fmt.Sprintf("%s-%d", st.Nonce(), next.Seq)
+		conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: next.Header, Body: next.Body})
+	}
+	return m
+}
+
+// send puts a flight on its way to settle.
+func send(ctx context.Context, flights chan<- flight, f flight) error {
+	select {
+	case flights <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// await waits until something comes, or the channel is closed.
+func await(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

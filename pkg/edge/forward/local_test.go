@@ -55,7 +55,7 @@ func TestLocalBackendsReadTheSpool(t *testing.T) {
 			if err := s.Accept(t.Context(), b); err != nil {
 				t.Fatal(err)
 			}
-			send(t, s, 0, 1) // a log record for the dead one
+			accept(t, s, 0, 1) // a log record for the dead one
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		counted := func() float64 { return testutil.ToFloat64(led.Local(otlpwire.Traces, "file")(ledger.LocalDelivered)) }
@@ -83,7 +83,7 @@ func TestLocalBackendMissesWhatIsGone(t *testing.T) {
 	local.File.Dir = t.TempDir()
 	cfg.Spool.Retain = 0
 	s, led, _ := runSpool(t, cfg.Spool)
-	send(t, s, 0, 10)
+	accept(t, s, 0, 10)
 	s.Advance(localReader+"file", otlpwire.Logs, 2, 0)
 	st := current(t, s)
 	s.Forwarded(otlpwire.Logs, 5, 0, 0)

@@ -52,7 +52,7 @@ func TestACentreThatStoresNothing(t *testing.T) {
 					t.Fatalf("%s: never; said %s", what, &said)
 				}
 			}
-			send(t, s, 0, 1)
+			accept(t, s, 0, 1)
 			seconds, stalls := led.Stall("logs", "", centre)
 			until("a stall", func() bool {
 				return testutil.ToFloat64(seconds) >= 8 && testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "signal=logs", "backend="+centre, why)

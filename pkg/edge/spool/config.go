@@ -68,7 +68,8 @@ func (c Config) share(sig otlpwire.Signal) config.Bytes {
 // minShare holds a few messages of the largest size.
 const minShare = 4 << 20
 
-func (c Config) Validate() error {
+// Validate reports every mistake at once.
+func (c Config) Validate() error { //nolint:gocyclo // a table: one condition a key
 	var errs []error
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf("spool."+format, args...)) }
 	if c.Dir == "" {
