@@ -10,7 +10,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Aside has what a backend refuses of some instances while it takes what others send, one
+// Aside has what a backend refuses of some instances while it accepts what others send, one
 // subject for each backend, partition and instance. Messages are removed once they have been
 // delivered; the server removes nothing. When it is full, lanes wait.
 const Aside = "ASIDE"

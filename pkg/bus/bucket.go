@@ -9,23 +9,24 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// BucketConfig says how a bucket is made where the hub has none of its name.
+// BucketConfig is how a bucket is created if the hub has none of its name.
 type BucketConfig struct {
 	Name        string
 	Description string
-	// TTL is for how long a key stays that nobody writes; 0 for ever.
+	// TTL is how long a key stays that is not written again; 0: for ever.
 	TTL time.Duration
 	// Memory: the bucket need not survive the server, since every key is written again soon.
 	Memory bool
-	// Fenced: whoever may write one key can delete no other. A bucket of the client library has
-	// rollups, by which one message deletes all keys; a fenced bucket has none, and no [Bucket.Purge].
+	// Fenced: a credential that may write one key can delete no other. A bucket of the client library
+	// allows rollups, by which one message deletes all keys; a fenced bucket allows none, and has no
+	// [Bucket.Purge].
 	Fenced bool
 	// MaxBytes bounds all values together, MaxValue one, in bytes; 0 for no bound but that of messages.
 	MaxBytes, MaxValue int
 }
 
 // Bucket is a small shared table in the hub: keys of tokens and dots, values of a few
-// KiB. Who may write a key is a matter of the credential: a key stands for the subject
+// KiB. The credential determines which keys may be written: a key is the subject
 // $KV.<bucket>.<key>.
 type Bucket struct {
 	kv   jetstream.KeyValue
@@ -33,7 +34,7 @@ type Bucket struct {
 	conn *Conn
 }
 
-// The answers of a bucket.
+// Errors of a bucket.
 var (
 	ErrExists  = errors.New("the key is there already")
 	ErrMissing = errors.New("there is no such key")
@@ -41,7 +42,7 @@ var (
 	ErrDenied  = errors.New("the credential does not allow that")
 )
 
-// OpenBucket finds a bucket, or makes it with so many replicas.
+// OpenBucket finds a bucket, or creates it with the given number of replicas.
 func (c *Conn) OpenBucket(ctx context.Context, cfg BucketConfig, replicas int) (*Bucket, error) {
 	b, began := &Bucket{name: cfg.Name, conn: c}, time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -49,7 +50,7 @@ func (c *Conn) OpenBucket(ctx context.Context, cfg BucketConfig, replicas int) (
 	var err error
 	if b.kv, err = c.js.KeyValue(ctx, cfg.Name); errors.Is(err, jetstream.ErrBucketNotFound) {
 		if b.kv, err = c.makeBucket(ctx, cfg, replicas); errors.Is(err, jetstream.ErrBucketExists) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			b.kv, err = c.js.KeyValue(ctx, cfg.Name) // another process was just as early
+			b.kv, err = c.js.KeyValue(ctx, cfg.Name) // another process created it at the same time
 		}
 	}
 	if err != nil {
@@ -79,7 +80,7 @@ func (c *Conn) makeBucket(ctx context.Context, cfg BucketConfig, replicas int) (
 	return c.js.KeyValue(ctx, cfg.Name)
 }
 
-// failed says what failed; began is when it was tried.
+// failed adds to err what failed; began is when it was tried.
 func (b *Bucket) failed(began time.Time, what, key string, err error) error {
 	switch {
 	case err == nil:
@@ -97,14 +98,14 @@ func (b *Bucket) failed(began time.Time, what, key string, err error) error {
 	return fmt.Errorf("%s %s in bucket %s: %w", what, key, b.name, err)
 }
 
-// Create stores a key that is not there; [ErrExists] when it is.
+// Create stores a key that does not exist; [ErrExists] if it does.
 func (b *Bucket) Create(ctx context.Context, key string, value []byte) error {
 	_, err := b.Store(ctx, key, value, 0)
 	return err
 }
 
-// Store stores a key that has the revision, 0 for one that is not there, and returns its
-// next one; [ErrChanged] or [ErrExists] when it has another.
+// Store stores a key that has the given revision, 0 for one that does not exist, and returns its
+// new revision; [ErrChanged] or [ErrExists] if it has another.
 func (b *Bucket) Store(ctx context.Context, key string, value []byte, revision uint64) (next uint64, err error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -117,7 +118,7 @@ func (b *Bucket) Store(ctx context.Context, key string, value []byte, revision u
 	return next, b.failed(began, "change", key, err)
 }
 
-// Get returns a value and its revision; [ErrMissing] when there is none.
+// Get returns a value and its revision; [ErrMissing] if there is none.
 func (b *Bucket) Get(ctx context.Context, key string) (value []byte, revision uint64, err error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -146,7 +147,7 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	return b.failed(began, "write", key, err)
 }
 
-// Purge removes a key and the mark that deleting it would leave.
+// Purge removes a key and the marker that Delete would leave.
 func (b *Bucket) Purge(ctx context.Context, key string) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -154,9 +155,9 @@ func (b *Bucket) Purge(ctx context.Context, key string) error {
 	return b.failed(began, "purge", key, b.kv.Purge(ctx, key))
 }
 
-// Watch calls seen with every key there is that a pattern matches, ">" for all, with "" when those
-// have been said, and then with every change, the value nil for a key that was deleted. It returns
-// when the watch breaks or ctx ends; nil then.
+// Watch calls seen with every existing key that a pattern matches, ">" for all, then with "", and
+// then with every change; the value is nil for a key that was deleted. It returns an error when the
+// watch breaks, and nil when ctx ends.
 func (b *Bucket) Watch(ctx context.Context, keys string, seen func(key string, value []byte)) error {
 	began := time.Now()
 	w, err := b.kv.Watch(ctx, keys)
@@ -185,7 +186,7 @@ func (b *Bucket) Watch(ctx context.Context, keys string, seen func(key string, v
 	}
 }
 
-// All returns the keys there are and their values.
+// All returns all keys and their values.
 func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)

@@ -1,5 +1,5 @@
 // Package bus is the only package that imports the NATS client: connections,
-// publishing, lanes and the topology of the hub. docs/bus.md states the
+// publishing, lanes and the topology of the hub. docs/bus.md documents the
 // contract for third parties.
 //
 //	conn, err := bus.Connect(cfg, log)
@@ -9,11 +9,11 @@
 //
 // # Promises
 //
-//   - A publish is done when the stream's leader has acknowledged it, with what
-//     durability the stream has. Nothing is buffered while disconnected.
+//   - A publish is done when the stream's leader has acknowledged it, with the
+//     durability that the stream has. Nothing is buffered while disconnected.
 //   - A [Lane] has one owner and delivers in order without a gap from its floor;
-//     where it cannot, it says so and starts again at the floor.
-//   - A [Journal] has one writer: one who has been replaced can store nothing.
+//     where it cannot, it reports that and starts again at the floor.
+//   - A [Journal] has one writer: one that has been replaced can store nothing.
 //   - The subject is the identity: [Delivery.Instance] comes from the subject
 //     that the credential allowed, never from a header or body.
 //
@@ -80,7 +80,7 @@ type Config struct {
 	InProcess interface{ InProcessConn() (net.Conn, error) } `yaml:"-"`
 }
 
-// Validate reports every mistake at once; section is the key that c stands under.
+// Validate reports every mistake at once; section is the key of c in the configuration.
 func (cfg Config) Validate(section string) error {
 	if cfg.InProcess != nil {
 		return nil
@@ -114,7 +114,7 @@ func (cfg Config) Validate(section string) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// plain reports whether a server beyond this machine is spoken to in plain text.
+// plain reports whether the connection to a server on another machine is in plain text.
 func (cfg Config) plain(u *url.URL) bool {
 	if cfg.Insecure || cfg.HandshakeFirst || cfg.TLS != (config.ClientTLS{}) || u.Scheme == "tls" || u.Scheme == "wss" {
 		return false
@@ -130,8 +130,8 @@ func (cfg *Config) ApplyEnv(getenv func(string) string) {
 	cfg.Insecure = cfg.Insecure || getenv("HUB_INSECURE") == "true"
 }
 
-// CheckFiles reports what is wrong with the file of the credential. A start does without: it
-// is read with each connection, and may come later.
+// CheckFiles reports what is wrong with the file of the credential. A start does not check it: the
+// file is read at each connection, and may be created later.
 func (cfg Config) CheckFiles(section string) error {
 	if cfg.Creds == "" || cfg.InProcess != nil {
 		return nil
@@ -166,24 +166,24 @@ type Conn struct {
 	// answered is when the hub last answered a publish to a stream, *atomic.Int64 in Unix
 	// nanoseconds by [streamPart].
 	answered sync.Map
-	// denials are the last things that the server has not allowed.
+	// denials are the server's last permission errors.
 	denials *denials
 	said    backoff.Repeats
 }
 
 const (
 	// publishTimeout is how long a PubAck may take before the publish counts as
-	// failed, and how long a stream may acknowledge nothing at all before those that wait
-	// for it do. A leader election of a three-node hub took 2 s when tried.
+	// failed, and how long a stream may acknowledge nothing at all before all pending
+	// publishes to it do. A leader election of a three-node hub took 2 s when tried.
 	publishTimeout = 5 * time.Second
 
-	// pendingTimeout bounds a publish in a full window on a hub that is slow but goes
-	// on: it is as old as all that stands before it. With publishTimeout for each, a hub
-	// of 12 messages a second never acknowledged the end of a window of 64, which was
-	// sent again and again (TestASlowHubIsNotAwayWhileItAcknowledges).
+	// pendingTimeout bounds a publish in a full window on a hub that is slow but keeps
+	// acknowledging: the publish waits for all messages before it. With publishTimeout for
+	// each, a hub of 12 messages a second never acknowledged the end of a window of 64, which
+	// was sent again and again (TestASlowHubIsNotAwayWhileItAcknowledges).
 	pendingTimeout = 2 * time.Minute
 
-	// apiTimeout is how long any other question may take. A cluster without a
+	// apiTimeout is how long any other request may take. A cluster without a
 	// leader does not answer at all; the caller asks again.
 	apiTimeout = 5 * time.Second
 
@@ -192,7 +192,7 @@ const (
 )
 
 // Connect returns a connection that reconnects for ever. The hub need not be
-// there yet: what is published meanwhile fails at once.
+// running yet: what is published meanwhile fails at once.
 func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	log = log.With("component", "bus", "server", cfg.target())
 	connected := slog.LevelInfo
@@ -202,7 +202,7 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	said := new(backoff.Repeats)
 	conn, err := connect(cfg, log,
 		nats.RetryOnFailedConnect(true),
-		// A credential may be mended, or come back, while this process waits.
+		// A credential may be corrected or restored while this process waits.
 		nats.IgnoreAuthErrorAbort(),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
@@ -234,7 +234,7 @@ func (cfg Config) connected(is float64) {
 	}
 }
 
-// failed counts what the client library reports.
+// failed counts an error that the client library reports.
 func (cfg Config) failed(err error) {
 	if cfg.Counts == nil {
 		return
@@ -252,8 +252,8 @@ func (cfg Config) failed(err error) {
 // sayInterval is how often a connection that waits for its server looks for the reason.
 const sayInterval = 2 * time.Second
 
-// sayWhy logs once a minute why the hub is not reached, until the connection is closed. The
-// client library tells of some reasons at every attempt, and of others never.
+// sayWhy logs once a minute why the hub cannot be reached, until the connection is closed. The
+// client library reports some reasons at every attempt, and others never.
 func (c *Conn) sayWhy(said *backoff.Repeats) {
 	tick := time.NewTicker(sayInterval)
 	defer tick.Stop()
@@ -267,8 +267,8 @@ func (c *Conn) sayWhy(said *backoff.Repeats) {
 	}
 }
 
-// Dial connects once: the connection ends for good with the first break, so
-// that what was published on it reached the server as a prefix, in order.
+// Dial connects once: the connection does not reconnect, so that what reached the
+// server is a prefix of what was published on it, in order.
 func Dial(cfg Config, log *slog.Logger) (*Conn, error) {
 	return connect(cfg, log.With("component", "bus"), nats.NoReconnect())
 }
@@ -303,7 +303,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 	opts = append(opts,
 		nats.Name("penstock-"+cfg.Name),
 		nats.CustomInboxPrefix(cfg.InboxPrefix),
-		nats.ReconnectBufSize(-1), // never publish later what was given up now
+		nats.ReconnectBufSize(-1), // a publish that has failed must not be sent later
 		nats.ErrorHandler(cfg.reportErrors(denied, log)))
 	if cfg.InProcess != nil {
 		opts = append(opts, nats.InProcessServer(cfg.InProcess))
@@ -336,7 +336,7 @@ func (cfg Config) reportErrors(denied *denials, log *slog.Logger) nats.ErrHandle
 		}
 		cfg.failed(err)
 		if errors.Is(reason(err), ErrRefused) {
-			return // whatever waits for the hub reports it
+			return // logged by what waits for the hub
 		}
 		if errors.Is(err, nats.ErrPermissionViolation) {
 			denied.add(err.Error())
@@ -374,10 +374,10 @@ func (cfg Config) security() (opts []nats.Option, err error) {
 	return opts, nil
 }
 
-// Connected reports whether the server answers now.
+// Connected reports whether there is a connection to the server.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 
-// MaxPayload is the largest message that the server takes, body and headers, in
+// MaxPayload is the largest message that the server accepts, body and headers, in
 // bytes.
 func (c *Conn) MaxPayload() int64 { return c.nc.MaxPayload() }
 
@@ -392,8 +392,8 @@ type Message struct {
 	Subject string
 	Header  envelope.Header
 	Body    []byte
-	// After is the sequence that the subject's last message must have in the stream,
-	// or [LastSequenceError] is the answer. 0: whatever it has.
+	// After is the sequence that the subject's last message must have in the stream;
+	// otherwise the publish fails with a [LastSequenceError]. 0: any.
 	After uint64
 	// Refusal is set on dead letters only.
 	Refusal *Refusal
@@ -417,31 +417,31 @@ func (m Message) nats() *nats.Msg {
 var ErrFull = errors.New("stream is full")
 
 // ErrStore reports that the stream's files cannot be written: it stores nothing
-// more until its server is opened anew (nats-server 2.15.2, fileStore.werr).
+// more until its server is restarted (nats-server 2.15.2, fileStore.werr).
 var ErrStore = errors.New("stream cannot write its files")
 
-// ErrTimeout reports that the stream has acknowledged nothing in time.
+// ErrTimeout reports that the stream has not acknowledged in time.
 var ErrTimeout = nats.ErrTimeout
 
 // LastSequenceError reports that a subject's last message is not the one that was
 // expected ([Message.After]).
 type LastSequenceError struct {
-	Last uint64 // what it is; 0 for no message
+	Last uint64 // the sequence of the last message; 0 for no message
 }
 
 func (e *LastSequenceError) Error() string {
 	return fmt.Sprintf("the subject's last message has sequence %d", e.Last)
 }
 
-// wrongLast is how the server's description of that begins.
+// wrongLast is how the server's description of this error begins.
 const wrongLast = "wrong last sequence: "
 
-// ErrNoStream reports that nobody stores the subject: the hub has no such
+// ErrNoStream reports that no stream stores the subject: the hub has no such
 // stream, or JetStream is not up yet.
 var ErrNoStream = errors.New("no stream stores the subject")
 
 // storeFailed is the server's error code for a message that it has not stored;
-// maxBytes is what it says when the stream's bound was the reason.
+// maxBytes is its description when the stream's bound was the reason.
 const (
 	storeFailed = 10077
 	maxBytes    = "maximum bytes exceeded"
@@ -511,8 +511,8 @@ func streamPart(subject string) string {
 	return tokens[0]
 }
 
-// patience is how much longer the stream may take: nothing of it was answered since p was
-// sent, or since its last answer.
+// patience is how much longer the stream may take to answer, counted from when p was sent or
+// from the stream's last answer, whichever is later.
 func (p Pending) patience(now time.Time) time.Duration {
 	last := p.sent
 	if answered := time.Unix(0, p.answered.Load()); answered.After(last) {
@@ -521,10 +521,10 @@ func (p Pending) patience(now time.Time) time.Duration {
 	return min(publishTimeout-now.Sub(last), pendingTimeout-now.Sub(p.sent))
 }
 
-// Stored is what the stream says about a message that it has.
+// Stored is the stream's answer about a message that it has.
 type Stored struct {
 	Seq uint64 // of the stream
-	// Duplicate: it has one with this id already, under Seq, and kept that.
+	// Duplicate: it already had one with this id, under Seq, and kept that one.
 	Duplicate bool
 }
 
@@ -534,7 +534,7 @@ func (p Pending) Wait(ctx context.Context) error {
 	return err
 }
 
-// Stored is Wait for those who want to know where.
+// Stored is Wait for callers that need the sequence.
 func (p Pending) Stored(ctx context.Context) (Stored, error) {
 	if p.err != nil {
 		return Stored{}, publishError(p.subject, p.err)
@@ -546,7 +546,7 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 		if denied {
 			return Stored{}, publishError(p.subject, ErrDenied)
 		}
-		select { // what is there already comes before any patience
+		select { // an answer that has arrived counts, even if the time is over
 		case ack := <-p.future.Ok():
 			p.answered.Store(time.Now().UnixNano())
 			return Stored{ack.Sequence, ack.Duplicate}, nil

@@ -14,11 +14,11 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Refusal says why a message is a dead letter.
+// Refusal is why a message is a dead letter.
 type Refusal struct {
 	Reason  string // of a closed set, see package ledger
 	Detail  string // the backend's own words
-	Backend string // who has refused it
+	Backend string // the backend that has refused it
 	Source  string // stream and sequence of the message it was in
 }
 
@@ -31,7 +31,7 @@ const (
 )
 
 // DeadLetter stores what a backend refused for good, with the reason. A body that
-// no message can hold, which only a hostile sender makes, is cut.
+// is too large for a message, which only a hostile sender produces, is truncated.
 func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance string, m Message) error {
 	why := *m.Refusal
 	if m.Body, m.Header.Encoding = envelope.Compress(nil, m.Body, envelope.S2); len(m.Body) > envelope.MaxPayload {
@@ -46,12 +46,12 @@ func (c *Conn) DeadLetter(ctx context.Context, sig otlpwire.Signal, instance str
 	return err
 }
 
-// maxGarbage is how many letters a minute an instance may have of messages that nobody can
-// read. No edge sends any; a sender of nothing else must not cost those it shares a partition
-// with a write to the disk for each.
+// maxGarbage is how many dead letters a minute an instance may have for unreadable messages. No
+// edge sends any; a sender of nothing else must not cost the instances in its partition a write
+// to the disk for each.
 const maxGarbage = 100
 
-// Quota says whether an unreadable message is worth a letter. The zero Quota is ready, and
+// Quota bounds the dead letters for unreadable messages. The zero Quota is ready, and
 // safe for concurrent use.
 type Quota struct {
 	mu    sync.Mutex
@@ -59,7 +59,7 @@ type Quota struct {
 	taken map[string]int // by instance
 }
 
-// Take reports whether there is one more for the instance in this minute.
+// Take reports whether the instance may have one more in this minute, and counts it.
 func (q *Quota) Take(instance string, now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -72,7 +72,7 @@ func (q *Quota) Take(instance string, now time.Time) bool {
 
 func deadSubject(signal, instance string) string { return "dead." + signal + "." + instance }
 
-// printable makes text fit for a header line and a terminal.
+// printable replaces what does not fit into a header line and a terminal by spaces.
 func printable(s string) string {
 	b := []byte(s)
 	for i, c := range b {
@@ -91,14 +91,14 @@ type Letter struct {
 	Signal   string
 	Instance string
 	Items    int
-	Arrival  int64  // of the message they came in, at its edge, in Unix nanoseconds
+	Arrival  int64  // of the message that they were in, at its edge, in Unix nanoseconds
 	Size     int    // bytes as stored
-	Body     []byte // OTLP; of undecodable ones what came. Only where it was asked for
+	Body     []byte // OTLP; if undecodable, as received. Only if bodies were requested
 	Err      error  // the body cannot be decompressed
 }
 
-// Letters calls visit with the dead letters there are, oldest first, until it returns
-// false. signal and instance may be empty, for all. Without bodies they stay on the server.
+// Letters calls visit with all dead letters, oldest first, until it returns false.
+// signal and instance may be empty, for all. If bodies is false, they are not transferred.
 func (c *Conn) Letters(ctx context.Context, signal, instance string, bodies bool, visit func(Letter) bool) error {
 	orAny := func(token string) string {
 		if token == "" {

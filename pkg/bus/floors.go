@@ -17,16 +17,16 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Floor says how far a lane of a stream is.
+// Floor is how far a lane of a stream is.
 type Floor struct {
 	Filter string `json:"filter"` // the subjects that it reads; empty for all
 	// Done is the stream's sequence up to which the lane has finished all of its messages.
 	Done uint64 `json:"floor"`
-	// Lag is how many it has not finished, as the hub has counted.
+	// Lag is how many it has not finished, by the hub's count.
 	Lag uint64 `json:"owed"`
 	// Missing: the hub does not have the lane yet.
 	Missing bool `json:"-"`
-	// Read: somebody has the lane, or asks for it.
+	// Read: a reader owns the lane, or requests it.
 	Read bool `json:"read"`
 }
 
@@ -35,7 +35,7 @@ type LaneState struct {
 	Stream string `json:"stream"`
 	Name   string `json:"name"`
 	Floor
-	Oldest time.Time `json:"oldest,omitzero"` // when the first message was stored that it has not finished
+	Oldest time.Time `json:"oldest,omitzero"` // when the oldest message that it has not finished was stored
 }
 
 // LaneBackend returns the backend, or router, in the name of a lane.
@@ -64,12 +64,12 @@ func (c *Conn) Lanes(ctx context.Context) (all []LaneState, err error) {
 	return all, nil
 }
 
-// errListed says that a list of consumers is not known to be whole.
+// errListed reports that a list of consumers may be incomplete.
 var errListed = errors.New("the hub does not show all consumers of the stream, or some have just come or gone")
 
 // Floors returns how far the lanes of a stream are, by name, and what the stream holds. Lanes of
-// replays are not among them: they read what others have finished. An error when a lane
-// may be missing, as while its leader in a cluster is away.
+// replays are not among them: they read what others have finished. It returns an error when a
+// lane may be missing, for example while its leader in a cluster is unavailable.
 func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, StreamState, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -83,7 +83,7 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 		name := cmp.Or(info.Name, info.Config.Durable, info.Config.Name)
 		lane := isLane(name, info)
 		if lane && info.Name == "" {
-			name = "" // its leader is away: nobody knows its floor
+			name = "" // its leader is unavailable: its floor is unknown
 		}
 		listed[name] = true // a cluster that misses one lists the last one twice
 		if lane {
@@ -105,15 +105,15 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	return floors, state, nil
 }
 
-// isLane reports whether a consumer is that of a lane which is not a replay's.
+// isLane reports whether a consumer belongs to a lane that is not a replay's.
 func isLane(name string, info *jetstream.ConsumerInfo) bool {
 	return info.Config.AckPolicy == jetstream.AckAllPolicy && slices.Contains(info.Config.PriorityGroups, pinGroup) && !strings.HasPrefix(name, replayLane)
 }
 
 // First returns the sequence of the first message with a subject of filter, empty for any, that a
-// stream has from seq on, and when it was stored; 0 when there is none. The stream's leader says
-// so. What a consumer's count of messages says is less: a message is acknowledged before it is
-// counted (nats-server 2.15.2), and a consumer's leader counts what its own copy of the stream has.
+// stream has from seq on, and when it was stored; 0 when there is none. The stream's leader answers.
+// A consumer's count of messages is weaker: a message is acknowledged before it is counted
+// (nats-server 2.15.2), and a consumer's leader counts what its own copy of the stream has.
 func (c *Conn) First(ctx context.Context, stream, filter string, seq uint64) (uint64, time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -151,7 +151,7 @@ func (c *Conn) First(ctx context.Context, stream, filter string, seq uint64) (ui
 }
 
 // Count returns how many messages with a subject of filter, empty for all, a stream has from one
-// sequence to another; too many where more come meanwhile.
+// sequence to another. It may return too many when more arrive meanwhile.
 func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -162,7 +162,7 @@ func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64
 		}
 		return info.NumPending, nil
 	}
-	after, err := behind(to + 1) // first, for more may come
+	after, err := behind(to + 1) // first, because more may arrive
 	if err != nil {
 		return 0, err
 	}

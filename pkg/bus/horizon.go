@@ -18,11 +18,11 @@ import (
 	"github.com/penstock/penstock/pkg/stall"
 )
 
-// Horizon says how far the routers have come, so that a reader of SPANS knows
-// that an instance is silent, and not only behind. An instance has all its messages
-// in one partition of TRACES, and each partition has a time of its own: a backlog
-// holds up those that share it. Horizon asks the hub twice a second; while the hub
-// does not answer, time stands still.
+// Horizon reports how far the routers have come, so that a reader of SPANS can tell
+// a silent instance from one whose spans are still in a backlog. An instance has all
+// its messages in one partition of TRACES, and each partition has its own time: a backlog
+// holds up the instances that share it. Horizon asks the hub twice a second; while the
+// hub does not answer, this time does not advance.
 type Horizon struct {
 	hub   *Hub
 	stall *stall.Detector
@@ -31,18 +31,18 @@ type Horizon struct {
 	mark Watermark
 
 	past     []traceEnd // by time
-	searched []uint64   // by partition: up to where nothing stands behind the routers' floor
+	searched []uint64   // by partition: up to where there is nothing after the routers' floor
 }
 
 // Watermark is a statement about the hub: every message that a partition of TRACES held at
 // its Before has been routed, and is in SPANS up to the sequence Spans.
 type Watermark struct {
-	// Before is by partition, on this process's clock; zero where nothing is known. Lanes
-	// share it: it never changes.
+	// Before is by partition, by this process's clock; zero where nothing is known. Lanes
+	// share it: it is never modified.
 	Before []time.Time
-	Asked  time.Time // likewise: when Spans was asked for
+	Asked  time.Time // when Spans was requested, by this process's clock
 	Spans  uint64
-	// Full: SPANS had no room for another message. Routers wait, and so does what they would bring.
+	// Full: SPANS had no room for another message. Routers wait, with the spans that they have read.
 	Full bool
 }
 
@@ -55,11 +55,11 @@ type traceEnd struct {
 const (
 	horizonInterval = 500 * time.Millisecond
 
-	// horizonTimeout is how long one look may take: two that fail are seen within ten seconds.
+	// horizonTimeout is how long one look may take: two failures are noticed within ten seconds.
 	horizonTimeout = 4 * time.Second
 
-	// maxPast bounds what is known about the past: ten minutes. A router that is
-	// further behind holds its partition's mark until it has caught up.
+	// maxPast bounds the history that is kept: ten minutes. A router that is further
+	// behind holds its partition's mark until it has caught up.
 	maxPast = 1200
 )
 
@@ -118,7 +118,7 @@ func (h *Horizon) sawEnd(at time.Time, traces *jetstream.StreamInfo) error {
 	switch n, err := storedPartitions(traces.Config); {
 	case err != nil:
 		return err
-	case n != partitions: // instances are elsewhere than we think
+	case n != partitions: // instances would be in other partitions than we assume
 		return fmt.Errorf("%w: stream %s has %d partitions, not %d", errTopology, Stream(otlpwire.Traces), n, partitions)
 	}
 	end := traces.State.LastSeq
@@ -139,10 +139,10 @@ func (h *Horizon) sawEnd(at time.Time, traces *jetstream.StreamInfo) error {
 func (h *Horizon) routed(ctx context.Context, traces jetstream.Stream) (before []time.Time, unknown error) {
 	partitions, routers := h.hub.Topology.Partitions, 0
 	before = make([]time.Time, partitions)
-	copy(before, h.mark.Before) // nobody else writes it
+	copy(before, h.mark.Before) // only this goroutine writes it
 	var infos []*jetstream.ConsumerInfo
 	consumers := traces.ListConsumers(ctx)
-	for info := range consumers.Info() { // to its end: what lists them waits for us
+	for info := range consumers.Info() { // to its end: the goroutine that lists blocks until it is read
 		infos = append(infos, info)
 	}
 	unknown = consumers.Err()
@@ -185,8 +185,8 @@ func (h *Horizon) routedUpTo(ctx context.Context, p int, info *jetstream.Consume
 	return routed, nil
 }
 
-// ended returns the latest time at which TRACES ended no later than with seq; zero when
-// that is not known any more.
+// ended returns the latest time at which the last sequence of TRACES was at most seq; zero when
+// that is no longer known.
 func (h *Horizon) ended(seq uint64) time.Time {
 	i, _ := slices.BinarySearchFunc(h.past, seq, func(e traceEnd, seq uint64) int {
 		if e.seq <= seq {

@@ -11,9 +11,8 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 )
 
-// OpenHub connects, waits until the hub is there and makes or checks its
-// streams and the buckets given. A hub that is not there yet is waited for; a hub that differs from
-// the configuration is an error.
+// OpenHub connects, waits until the hub can be reached, and creates or checks its
+// streams and the given buckets. A hub that differs from the configuration is an error.
 func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger, buckets ...BucketConfig) (*Conn, error) {
 	conn, err := Connect(cfg, log)
 	if err != nil {
@@ -47,7 +46,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger, buck
 }
 
 // Hub is the connection that the stages of a role share. Its stage comes first:
-// it waits for the hub and makes or checks the streams.
+// it waits for the hub and creates or checks the streams.
 type Hub struct {
 	Conn     *Conn // from the start of the stage on
 	Topology Topology
@@ -62,7 +61,7 @@ func NewHub(cfg Config, t Topology, log *slog.Logger, buckets ...BucketConfig) *
 	return &Hub{Topology: t, cfg: cfg, buckets: buckets, log: log}
 }
 
-// OpenBucket finds a bucket, or makes it: a hub that was restarted has forgotten one in memory.
+// OpenBucket finds a bucket, or creates it: a hub that was restarted has lost one in memory.
 func (h *Hub) OpenBucket(ctx context.Context, cfg BucketConfig) (*Bucket, error) {
 	return h.Conn.OpenBucket(ctx, cfg, h.Topology.Replicas)
 }

@@ -11,7 +11,7 @@ import (
 
 // Why and how a lane that is read goes back to its floor.
 
-// forgotten says why a reader is to claim its lane again.
+// forgotten is the reason why a reader has to claim its lane again.
 type forgotten string
 
 func (f forgotten) Error() string { return "the lane is to be claimed again: " + string(f) }
@@ -41,29 +41,29 @@ func interruption(err error) string {
 	return ledger.InterruptedHub
 }
 
-// moved reports whether somebody else has moved the floor of a lane that is ours. An owner
-// before may say what he has finished, in the delivery sequence of his time; and the stream
-// may have let go of what is below its first message.
+// moved reports whether somebody else has moved the floor of a lane that is ours. A previous
+// owner may have sent a late ack, with a delivery sequence from before the reset. A floor below
+// the stream's first message is no sign of that: it moves when messages are removed.
 func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 	if info.AckFloor.Consumer > info.Delivered.Consumer {
 		l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 		return true
 	}
 	l.mu.Lock()
-	highest := l.mu.highest // no older than info
+	highest := l.mu.highest // at least as recent as info
 	l.mu.Unlock()
 	if info.AckFloor.Stream <= highest {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, pinTTL/4) // whoever asks has a pin to keep
+	ctx, cancel := context.WithTimeout(ctx, pinTTL/4) // the caller has a pin to renew
 	defer cancel()
 	state, err := l.conn.State(ctx, l.cfg.Stream)
 	if err != nil || info.AckFloor.Stream < state.FirstSeq {
 		return false
 	}
 	if info.AckFloor.Stream <= state.LastSeq {
-		// When messages are removed from the stream, the server moves the floor of a lane that owes
-		// nothing over those of others.
+		// When messages are removed from the stream, the server moves the floor of a lane that has
+		// finished everything past those of other lanes.
 		if all, err := l.Has(ctx, highest, info.AckFloor.Stream); err != nil || all {
 			return false
 		}
@@ -72,8 +72,8 @@ func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 	return true
 }
 
-// reset takes the consumer back to its floor, and returns the sequence that comes next. A
-// floor beyond the stream's end is no reader's: everything up to there would be passed over.
+// reset resets the consumer to its floor and returns the sequence that comes next. A floor
+// beyond the stream's end was set by no reader: everything up to it would be skipped.
 func (l *Lane) reset(ctx context.Context) (uint64, error) {
 	res, err := l.conn.js.ResetConsumer(ctx, l.cfg.Stream, l.cfg.Name)
 	if err != nil {
@@ -100,6 +100,6 @@ func (l *Lane) reset(ctx context.Context) (uint64, error) {
 func (l *Lane) Forget(reason string) {
 	select {
 	case l.forget <- reason:
-	default: // it has been told
+	default: // a request is pending
 	}
 }

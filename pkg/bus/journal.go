@@ -12,10 +12,10 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 )
 
-// Journal is a subject with one writer at a time. Taking it fences the writer
-// before: a publish is stored only when its subject's last message is the one
-// that this writer knows of. So a writer that was paused, and has been replaced
-// without knowing it, can record nothing any more.
+// Journal is a subject with one writer at a time. Taking it over fences the previous
+// writer: a publish is stored only when its subject's last message is the last one
+// that this writer knows. So a writer that was paused, and has been replaced without
+// noticing, can record nothing any more.
 type Journal struct {
 	conn    *Conn
 	stream  string
@@ -29,8 +29,8 @@ type Journal struct {
 var ErrSuperseded = errors.New("another writer has taken over")
 
 // TakeJournal makes this process the writer of a subject and reads what was
-// written before, oldest first. mark is what it writes to show that it has
-// come. A message that visit cannot read is reported and passed over.
+// written before, oldest first. mark is the message that it writes to take over.
+// A message that visit cannot read is reported and skipped.
 func (c *Conn) TakeJournal(ctx context.Context, stream string, mark Message, visit func(body []byte) error) (*Journal, error) {
 	j := &Journal{conn: c, stream: stream, subject: mark.Subject, id: rand.Text()}
 	mark.Header.ID = j.nextID()
@@ -50,7 +50,7 @@ func (j *Journal) nextID() string {
 	return j.id + "-" + strconv.FormatUint(j.count, 10)
 }
 
-// recall reads up to our mark: nobody before us can write behind it.
+// recall reads up to our mark: no previous writer can write after it.
 func (j *Journal) recall(ctx context.Context, visit func(body []byte) error) error {
 	cons, err := j.conn.js.OrderedConsumer(ctx, j.stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{j.subject}})
 	if err != nil {
@@ -85,14 +85,14 @@ func (j *Journal) recall(ctx context.Context, visit func(body []byte) error) err
 	}
 }
 
-// Entry gives m what makes it the next message of the journal. The same entry
-// may be published again after an error: it is stored once.
+// Entry makes m the next message of the journal. The same entry may be published
+// again after an error: it is stored once.
 func (j *Journal) Entry(m Message) Message {
 	m.Subject, m.Header.ID = j.subject, j.nextID()
 	return m
 }
 
-// Append returns when an entry is stored. [ErrSuperseded] is for good.
+// Append returns when an entry is stored. [ErrSuperseded] is permanent.
 func (j *Journal) Append(ctx context.Context, entry Message) error {
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()

@@ -27,7 +27,7 @@ type LaneConfig struct {
 	Name   string // the durable consumer: <backend>-<partition>
 
 	Filters []string // subjects, instead of Filter
-	// Start is where a consumer that is not there yet begins; 0 for the first message.
+	// Start is where a consumer that does not exist yet begins; 0 for the first message.
 	Start uint64
 	// Raw leaves bodies compressed.
 	Raw bool
@@ -37,8 +37,8 @@ type LaneConfig struct {
 }
 
 const (
-	// ackWait must never end while a lane holds a message: a redelivery would
-	// come out of order. A take-over does not wait for it, it resets.
+	// ackWait must not end while a lane holds a message: a redelivery would come out of
+	// order. A new owner does not wait for it, but resets the consumer.
 	ackWait = 24 * time.Hour
 
 	// pinTTL is how long a silent owner keeps its pin. A partition has a new
@@ -47,54 +47,54 @@ const (
 
 	pinGroup = "owner"
 
-	// claimInterval is how often a lane asks whether the owner before has let go.
+	// claimInterval is how often a lane asks whether the previous owner's pin has ended.
 	claimInterval = 500 * time.Millisecond
 
 	// A lane without traffic asks the server now and then whether it is still the
-	// owner and has seen everything: often while it owes something, for then
-	// somebody waits for the answer.
+	// owner and has seen everything: more often while it holds unacknowledged messages,
+	// because then somebody waits for the answer.
 	quietOwing = time.Second
 	quietIdle  = 5 * time.Second
 
-	// releaseTimeout is how long giving back a pin may take at a stop.
+	// releaseTimeout is how long releasing a pin may take at a stop.
 	releaseTimeout = time.Second
 )
 
-// Delivery is one message on loan: it comes again after a restart unless the
-// floor has passed it. Or, when Seq is 0, it says something about the lane.
+// Delivery is one message, which is delivered again after a restart unless the floor has
+// passed it. When Seq is 0, it is no message but a change in the lane's state.
 type Delivery struct {
 	Seq     uint64 // of the stream, from 1
 	Subject string // as stored
 	Header  envelope.Header
 	Body    []byte    // decompressed, unless the lane is raw or a [Reader] returns it
-	Pending uint64    // messages behind this one
+	Pending uint64    // messages of the partition that come after this one
 	Size    int       // bytes of the body as stored
-	Stored  time.Time // when the stream got it
-	Refusal *Refusal  // of a dead letter; a [Reader] tells
-	// Restamped: the sender's arrival cannot be, and Stored is taken for it.
+	Stored  time.Time // when the stream stored it
+	Refusal *Refusal  // of a dead letter; only a [Reader] sets it
+	// Restamped: the sender's arrival time is impossible, and Stored is used instead.
 	Restamped bool
 
-	// Err is set when the message is no envelope of ours: Header is empty, Body
-	// as it came. The reader dead-letters it.
+	// Err is set when the message is not a valid envelope: Header is empty, and Body is
+	// as received. The reader dead-letters it.
 	Err error
 	// Claimed: this reader has become the owner of the lane, for the first time or
-	// again, and begins at its floor: what the reader holds must be forgotten,
-	// everything above the floor comes again.
+	// again, and begins at its floor. It must discard what it holds: everything above
+	// the floor is delivered again.
 	Claimed bool
-	// Idle: the lane is still ours, and as far as the hub has counted nothing is left.
-	// [Lane.Has] says up to where that is so.
+	// Idle: the lane is still ours, and by the hub's count nothing is left.
+	// [Lane.Has] reports up to which sequence that is certain.
 	Idle bool
-	// After is the sequence of the last message that came before, or the floor, when Idle. When
-	// Claimed, the sequence up to which this reader had finished before: the floor may be lower, where the
-	// hub has lost it.
+	// After is, when Idle, the sequence of the last message that was delivered, or the floor. When
+	// Claimed, it is the sequence up to which this reader had finished before: the floor may be lower
+	// if the hub has lost it.
 	After uint64
 }
 
 // Instance returns the last token of the subject.
 func (d Delivery) Instance() string { return d.Subject[strings.LastIndexByte(d.Subject, '.')+1:] }
 
-// Decompress opens the body of a message of a raw lane, in the memory of the one before; Err
-// says when it cannot be.
+// Decompress decompresses the body of a message of a raw lane into *buf, which it reuses; if it
+// cannot, it sets Err.
 func (d *Delivery) Decompress(buf *[]byte) {
 	if d.Err != nil {
 		return
@@ -112,35 +112,43 @@ func (d *Delivery) Decompress(buf *[]byte) {
 
 // Lane is one ordered reader of one partition for one backend, on a durable
 // consumer that acknowledges all messages up to one. Next, Run and Close are for
-// one goroutine; Ack, Floor, Lag, Owned and Forget may be called from
-// others.
+// one goroutine; Ack, Floor, Owned and Forget may be called from others.
 //
 // # One owner
 //
-// The server serves one reader, to whom it has given the pin. A lane that is
-// opened waits until nobody has it, then takes the consumer back to its floor
-// and reads on from there. Every message carries the pin, and the consumer's
-// delivery sequence, which a reset starts at 1, counts deliveries to anybody. So
-// while the pin stays and the sequence rises by one from message to message,
-// this reader has seen all of them. When one or the other changes, it claims the
-// lane again.
+// The server serves one reader, the one to which it has given the pin. A lane that is
+// opened waits until nobody has the pin, then resets the consumer to its floor and reads
+// on from there. Every message carries the pin, and the consumer's delivery sequence,
+// which a reset starts at 1, counts deliveries to anybody. So while the pin stays the
+// same and the sequence rises by one from message to message, this reader has seen all
+// of them. When one or the other changes, it claims the lane again.
 //
-// An owner that was paused beyond its pin and wakes has lost the lane: Next asks
-// the server before it hands out a message when the pin was not renewed in time,
-// and Ack is silent.
+// It has to, because an ack acknowledges all messages up to one (AckAll). A gap in the
+// sequence means that a message was delivered to another reader or lost on the way;
+// another pin means that another reader has become the owner. An ack past a message that
+// this reader has not seen would finish that message although nobody has handled it.
+//
+// The server would redeliver such a message only after ackWait, and after newer ones. So
+// ackWait is a day, longer than a lane holds a message, and a new owner does not wait
+// for it: the reset makes the server forget what it has delivered above the floor and
+// deliver all of it again, in order.
+//
+// An owner that was paused for longer than its pin lasts has lost the lane when it
+// resumes: if the pin was not renewed in time, Next asks the server before it returns a
+// message, and Ack sends nothing.
 type Lane struct {
 	conn *Conn
 	cfg  LaneConfig
-	pull *pull // nil: the lane is to be claimed
+	pull *pull // nil: the lane has to be claimed
 	pin  string
 	next uint64 // expected delivery sequence
 	// after is the stream sequence of the last message, or the floor.
 	after    uint64
 	finished uint64    // up to where this reader had finished before it claimed the lane
-	behind   int       // checks in a row that saw deliveries which have not come
-	free     time.Time // when the server last said that nobody has the pin, on this process's clock
-	sure     int       // up to which message taken from pull the server says that the pin was ours
-	hold     func()    // ends keep, and waits for its end
+	behind   int       // consecutive checks that saw deliveries which have not arrived
+	free     time.Time // when the server last reported that nobody has the pin, by this process's clock
+	sure     int       // up to which message taken from pull the server has confirmed that the pin was ours
+	hold     func()    // stops keep, and waits until it has returned
 	forget   chan string
 
 	mu struct {
@@ -149,16 +157,16 @@ type Lane struct {
 		floor uint64
 		done  uint64 // up to where the reader has finished
 		last  string // reply subject of the last ack
-		// held is until when nobody else can have the pin, on this process's clock.
+		// held is until when nobody else can have the pin, by this process's clock.
 		held time.Time
 		lost bool
-		// waiting is how many messages stood behind when that was last said.
+		// waiting is how many messages were still to be delivered, as last reported by the server.
 		waiting uint64
-		// highest is the sequence of the last message that came, or the floor.
+		// highest is the sequence of the last message that was delivered, or the floor.
 		highest uint64
-		failed  error     // why it was not read last; nil when it is
+		failed  error     // why the lane cannot be read; nil while it is read
 		waits   error     // what the reader waits for
-		since   time.Time // since when; zero when it does not
+		since   time.Time // since when it waits; zero when it does not
 	}
 }
 
@@ -191,7 +199,7 @@ func (l *Lane) create(ctx context.Context) error {
 		PinnedTTL:      pinTTL,
 	}
 	if cfg.FilterSubjects = l.cfg.Filters; len(l.cfg.Filters) == 1 {
-		// The server's name of the request then holds the subject, for permissions.
+		// With one filter, the subject of the API request contains it, so permissions can restrict it.
 		cfg.FilterSubject, cfg.FilterSubjects = l.cfg.Filters[0], nil
 	}
 	if l.cfg.Start > 0 {
@@ -201,7 +209,7 @@ func (l *Lane) create(ctx context.Context) error {
 	return err
 }
 
-// Next blocks for the next delivery or until ctx ends. Errors may heal; Next may
+// Next blocks until the next delivery or until ctx ends. Errors may be temporary; Next may
 // be called again after a pause.
 func (l *Lane) Next(ctx context.Context) (Delivery, error) {
 	for {
@@ -258,7 +266,7 @@ func (l *Lane) read(ctx context.Context) (d Delivery, some bool, err error) {
 	return d, err == nil, err
 }
 
-// accept takes a message when it is the next one and the pin is ours.
+// accept returns a message as a delivery if it is the next one and the pin is ours.
 func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
@@ -279,9 +287,9 @@ func (l *Lane) accept(ctx context.Context, msg *nats.Msg) (Delivery, error) {
 	return newDelivery(msg, meta, l.cfg.Raw, false), nil
 }
 
-// prove makes sure that msg was sent to the owner, and that this is us. A header that says
-// so is enough; one that does not may be a sender's doing, and the server is asked. So it is
-// about the first message, which tells what the pin is.
+// prove verifies that msg was delivered to the owner, and that this reader is the owner. A pin
+// header that matches is enough. One that does not match may have been written by a sender, so
+// the server is asked. It is also asked at the first message, to learn the pin.
 func (l *Lane) prove(ctx context.Context, msg *nats.Msg) error {
 	if l.pin != "" && (pinOf(msg) == l.pin || l.pull.taken <= l.sure) {
 		return nil
@@ -296,7 +304,7 @@ func (l *Lane) prove(ctx context.Context, msg *nats.Msg) error {
 	case pin == "":
 		return errPinLost
 	case l.pin == "" && time.Since(l.free) < pinTTL:
-		// Given to us with this message, and not long enough ago to be another's again.
+		// Granted to us with this message, too recently to have passed to another reader.
 		l.pin, l.pull.pin = pin, pin
 		l.keep()
 	case pin != l.pin:
@@ -344,13 +352,13 @@ func (l *Lane) renewed(t time.Time, lost bool) {
 // keep renews the pin until drop, whether the reader reads or waits for its
 // backend, and asks whether it is still ours.
 //
-// An ack of an owner before, with a delivery sequence of its own time, may have moved
-// the floor's delivery sequence beyond ours: then the server would take none of our
-// acks until we have come so far (nats-server 2.15.2, processAckMsg). A reset heals it.
+// A late ack of a previous owner carries a delivery sequence from before the reset, and may
+// have moved the floor's delivery sequence beyond ours: then the server accepts none of our
+// acks until we have reached it (nats-server 2.15.2, processAckMsg). A reset corrects that.
 func (l *Lane) keep() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	l.hold = func() { // afterwards nothing marks the pin as held any more
+	l.hold = func() { // after this, nothing marks the pin as held any more
 		cancel()
 		<-ended
 	}
@@ -386,14 +394,14 @@ func (l *Lane) keep() {
 	}()
 }
 
-// claim waits until nobody owns the lane and takes it back to its floor.
+// claim waits until nobody owns the lane and resets it to its floor.
 func (l *Lane) claim(ctx context.Context) error {
 	for waiting := false; ; {
 		asked := time.Now()
 		info, err := l.conn.consumerInfo(ctx, l.cfg)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			// An operator has deleted it, or the stream was made anew: reading begins
-			// at the start, which repeats but does not skip.
+			// An operator has deleted it, or the stream was recreated: reading begins
+			// at the start, which repeats messages but skips none.
 			l.conn.log.Warn("durable consumer not found; recreated", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 			err = l.create(ctx)
 			l.pin = ""
@@ -458,7 +466,7 @@ func pinned(info *jetstream.ConsumerInfo) string {
 	return info.PriorityGroups[0].PinnedClientID
 }
 
-// check asks the server whether the lane is ours and has seen everything.
+// check asks the server whether the lane is ours and has received everything.
 func (l *Lane) check(ctx context.Context) (Delivery, error) {
 	asked := time.Now()
 	info, err := l.conn.consumerInfo(ctx, l.cfg)
@@ -469,7 +477,7 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 		if l.behind++; l.pin != "" || l.behind > 3 {
 			return Delivery{}, errPinLost
 		}
-		return Delivery{}, nil // ours, perhaps: its first message is on its way
+		return Delivery{}, nil // perhaps granted to us: the first message is on its way
 	}
 	if l.pin == "" {
 		l.free = asked
@@ -479,7 +487,7 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 		return Delivery{}, forgotten(ledger.InterruptedMoved)
 	}
 	if seen := l.next - 1; info.Delivered.Consumer != seen {
-		// On its way, or delivered to somebody who is gone.
+		// On its way, or delivered to a reader that no longer exists.
 		if l.behind++; l.behind > 3 && len(l.pull.msgs) == 0 {
 			return Delivery{}, errPinLost
 		}
@@ -489,7 +497,7 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 	owing, last := len(l.mu.owed), l.mu.last
 	l.mu.Unlock()
 	if info.NumAckPending > owing && last != "" {
-		_ = l.conn.nc.Publish(last, ackAll) // it was lost
+		_ = l.conn.nc.Publish(last, ackAll) // the last ack was lost
 	}
 	if info.NumPending > 0 {
 		return Delivery{}, nil
@@ -497,9 +505,9 @@ func (l *Lane) check(ctx context.Context) (Delivery, error) {
 	return Delivery{Idle: true, After: l.after}, nil
 }
 
-// Has reports whether all messages of the partition up to the stream's sequence seq had come
-// when the last one was after. It asks the hub when that was an earlier one. Any goroutine may
-// call it.
+// Has reports whether a reader whose last message was after has received all messages of the
+// partition up to the stream's sequence seq. It asks the hub if after is less than seq. Any
+// goroutine may call it.
 func (l *Lane) Has(ctx context.Context, after, seq uint64) (bool, error) {
 	if after >= seq {
 		return true, nil
@@ -520,7 +528,7 @@ func (l *Lane) Has(ctx context.Context, after, seq uint64) (bool, error) {
 }
 
 // Run calls handle for one delivery after the other until ctx ends or handle
-// returns false. What breaks is tried again with growing pauses.
+// returns false. After an error it tries again, with growing pauses.
 func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 	for attempt := 1; ; {
 		d, err := l.Next(ctx)
@@ -545,11 +553,11 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 	}
 }
 
-// headerSize is what the server says of a body that it keeps.
+// headerSize is the header in which the server reports the size of a body that it does not send.
 const headerSize = "Nats-Msg-Size"
 
-// newDelivery reads a message as it is stored. Its header and body are the sender's words. Of
-// one that came without its body, the server has said behind them how large that is.
+// newDelivery reads a message as it is stored. Its header and body are what the sender wrote. If
+// it was delivered without its body, the server has appended the body's size to the header.
 func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw, bodiless bool) Delivery {
 	body := msg.Data
 	d := Delivery{Seq: meta.Sequence.Stream, Subject: msg.Subject, Pending: meta.NumPending, Body: body, Size: len(body), Stored: meta.Timestamp}
@@ -572,15 +580,15 @@ func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw, bodiless bool) Deli
 }
 
 // Ack moves the floor: everything up to seq is finished. It is sent without
-// waiting; when it is lost, a later one or the next reader makes up for it. One who
-// is not the owner any more moves nothing: what he says is true, but it is said in
-// the delivery sequence of his time.
+// waiting; when it is lost, a later one or the next reader makes up for it. A reader that
+// is no longer the owner sends no ack: its messages are finished, but the ack would carry
+// a delivery sequence from before the next owner's reset.
 func (l *Lane) Ack(seq uint64) error {
 	l.mu.Lock()
 	l.mu.done = max(l.mu.done, seq)
 	if l.mu.lost || !time.Now().Before(l.mu.held) {
 		l.mu.Unlock()
-		return nil // said when the pin has been renewed, if it is
+		return nil // keep sends it once the pin has been renewed, if it is
 	}
 	n, reply := 0, ""
 	for n < len(l.mu.owed) && l.mu.owed[n].seq <= seq {
@@ -590,7 +598,7 @@ func (l *Lane) Ack(seq uint64) error {
 	if n > 0 {
 		l.mu.last = reply
 		l.mu.floor = l.mu.owed[n-1].seq
-		l.mu.owed = l.mu.owed[n:] // append moves what is left, now and then
+		l.mu.owed = l.mu.owed[n:] // append reallocates it from time to time
 	}
 	l.mu.Unlock()
 	if n == 0 {
@@ -604,15 +612,14 @@ func (l *Lane) Ack(seq uint64) error {
 
 var ackAll = []byte("+ACK")
 
-// Floor returns the sequence up to which nothing is owed.
+// Floor returns the sequence up to which everything is finished.
 func (l *Lane) Floor() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.floor
 }
 
-// DropLane deletes a lane's consumer, and with it its floor. One that is not there is
-// no error.
+// DropLane deletes a lane's consumer, and with it its floor. It is no error if there is none.
 func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -623,7 +630,7 @@ func (c *Conn) DropLane(ctx context.Context, stream, name string) error {
 	return nil
 }
 
-// drop stops reading. The pin stays until its time is over or Close.
+// drop stops reading. The pin stays until it expires or Close.
 func (l *Lane) drop() {
 	l.hold()
 	if l.pull != nil {
@@ -637,13 +644,13 @@ func (l *Lane) Settled(ctx context.Context) {
 	backoff.Until(ctx, func() bool { return l.owing() == 0 })
 }
 
-// Close stops reading and gives the lane back: the next owner need not wait.
-// What is not acknowledged comes again to it.
+// Close stops reading and releases the pin, so that the next owner need not wait.
+// What is not acknowledged is delivered to it again.
 func (l *Lane) Close() {
 	pin := l.pin
 	if p := l.pull; p != nil && pin == "" {
-		// Claimed, and its first message perhaps on its way: it would leave behind a
-		// pin that nobody knows of.
+		// The lane is claimed, and its first message may be on its way: it would leave
+		// a pin that nobody knows.
 		_ = l.conn.nc.FlushTimeout(releaseTimeout / 2)
 		pin = p.unread()
 	}

@@ -15,8 +15,8 @@ import (
 
 // pull is one subscription with the pull requests that fill it. The client
 // library's own iterator hides the pin and ends asynchronously, so that messages
-// go to an inbox that nobody reads; here both are under the lane's control: after
-// stop the server sends nothing more to this inbox.
+// go to an inbox that nobody reads. Here the lane controls both: after stop the
+// server sends nothing more to this inbox.
 type pull struct {
 	conn    *Conn
 	nc      *nats.Conn
@@ -28,9 +28,9 @@ type pull struct {
 	pin     string // empty until the server has served us
 	asked   []request
 	left    int // requests that were given up and may still be served
-	taken   int // out of msgs
+	taken   int // messages received from msgs
 	count   int
-	active  time.Time // when the server was last heard of
+	active  time.Time // when the server last sent anything
 	single  bool      // a message is larger than a request may be: ask for one, of any size
 	always  bool      // ask for one at a time
 }
@@ -38,7 +38,7 @@ type pull struct {
 // request is a pull request that has not ended.
 type request struct {
 	reply  string
-	single bool // for one message: the server does not say that it has ended
+	single bool // for one message: the server does not report its end
 }
 
 // pullRequest is the server's format (ADR-13, ADR-42).
@@ -58,8 +58,8 @@ const (
 	requestCount = 128
 
 	// The requests of all readers of a connection share connBytes, within these bounds:
-	// a server gives up a connection that owes its client more than 64 MiB (nats-server,
-	// max_pending). A message that is larger than a request is asked for by itself.
+	// a server closes a connection to which it has more than 64 MiB to send (nats-server,
+	// max_pending). A message that is larger than a request is requested alone.
 	connBytes       = 48 << 20
 	minRequestBytes = 256 << 10
 	maxRequestBytes = 4 << 20
@@ -67,32 +67,32 @@ const (
 	requestExpiry    = 5 * time.Second
 	requestHeartbeat = 2 * time.Second
 
-	// deaf is how long the server may be silent before the requests are taken for
+	// deaf is how long the server may be silent before the requests are considered
 	// lost: two heartbeats.
 	deaf = 2*requestHeartbeat + time.Second
 
-	// deafForGood is when reading begins again with another subscription.
+	// deafForGood is after how long a silence reading begins again with another subscription.
 	deafForGood = 30 * time.Second
 
-	// What was taken for lost may be served after all, by a server that was only slow: the
-	// channel has room for as many requests again, and more are not given up.
+	// Requests that were considered lost may still be served, by a server that was only slow:
+	// the channel has room for as many requests again, and no more than these are given up.
 	maxLeft = requests
 )
 
-// errPinLost says that the server serves somebody else, or nobody.
+// errPinLost reports that the server serves another reader, or none.
 var errPinLost = errors.New("the pin is lost")
 
-// errGone says that the consumer is not there any more.
+// errGone reports that the consumer no longer exists.
 var errGone = errors.New("the consumer was deleted")
 
-// errDeaf says that the server does not say anything about requests, again and again.
+// errDeaf reports that the server has repeatedly not answered requests.
 var errDeaf = errors.New("the server does not answer requests for messages")
 
 // newPull subscribes; pin is the pin that is still ours, or empty.
 func newPull(c *Conn, stream, consumer, group, pin string) (*pull, error) {
 	nc := c.nc
 	p := &pull{conn: c, nc: nc, group: group, subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, inbox: nc.NewInbox(), pin: pin, active: time.Now()}
-	p.msgs = make(chan *nats.Msg, (requests+maxLeft)*(requestCount+16)) // messages, and what is said about a request
+	p.msgs = make(chan *nats.Msg, (requests+maxLeft)*(requestCount+16)) // messages, and the server's answers to a request
 	var err error
 	p.sub, err = nc.ChanSubscribe(p.inbox+".*", p.msgs)
 	if err == nil {
@@ -101,8 +101,8 @@ func newPull(c *Conn, stream, consumer, group, pin string) (*pull, error) {
 	return p, err
 }
 
-// stop ends the subscription. What the server sends from now on comes on the same
-// connection behind the end of our interest: it is not sent.
+// stop ends the subscription. The server handles the unsubscription before any later
+// request of this connection, and sends nothing more to the inbox.
 func (p *pull) stop() {
 	if p.sub.Unsubscribe() == nil {
 		p.conn.pulls.Add(-1)
@@ -114,7 +114,7 @@ func (c *Conn) requestBytes() int {
 	return min(max(connBytes/requests/max(int(c.pulls.Load()), 1), minRequestBytes), maxRequestBytes)
 }
 
-// unread returns the pin of a message that has come and was not read, if there is
+// unread returns the pin of a message that has arrived and was not read, if there is
 // one.
 func (p *pull) unread() (pin string) {
 	for pin == "" {
@@ -128,9 +128,9 @@ func (p *pull) unread() (pin string) {
 	return pin
 }
 
-// pinHeader stands on every message of a pinned consumer. The server writes it behind the
-// sender's own fields, and says nothing of one that is there already: only the last one may
-// be the server's, and in a header that a sender has left open not even that.
+// pinHeader is in every message of a pinned consumer. The server appends it to the sender's
+// own fields and does not remove one that a sender has written: only the last one may be the
+// server's, and in a header that a sender did not terminate not even that one.
 const pinHeader = "Nats-Pin-Id"
 
 func pinOf(msg *nats.Msg) string {
@@ -141,8 +141,8 @@ func pinOf(msg *nats.Msg) string {
 	return pins[len(pins)-1]
 }
 
-// next returns a message, or nil when none came within quiet. It ends with
-// errPinLost when the reader is to forget.
+// next returns a message, or nil when none came within quiet. It returns a kind of
+// errPinLost when the lane has to be claimed again.
 func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan string) (*nats.Msg, error) {
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
@@ -154,8 +154,8 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stri
 		case msg := <-p.msgs:
 			p.active = time.Now()
 			p.taken++
-			// A message bears its own subject, not that of the request: what a sender
-			// writes into its header is no word of the server's.
+			// A message has its own subject, an answer that of the request. So a sender
+			// cannot forge an answer of the server by a header.
 			if strings.HasPrefix(msg.Subject, p.inbox+".") {
 				i := slices.IndexFunc(p.asked, func(r request) bool { return r.reply == msg.Subject })
 				if err := p.told(i, msg.Header.Get("Status"), msg); err != nil {
@@ -179,7 +179,7 @@ func (p *pull) next(ctx context.Context, quiet time.Duration, forget <-chan stri
 	}
 }
 
-// giveUp takes the requests for lost when the server has not been heard of for long.
+// giveUp considers the requests lost when the server has been silent for long.
 func (p *pull) giveUp(now time.Time) error {
 	silence := now.Sub(p.active)
 	switch {
@@ -190,14 +190,14 @@ func (p *pull) giveUp(now time.Time) error {
 		p.asked, p.active = p.asked[:0], now
 		return nil
 	case silence <= deafForGood:
-		return nil // it is slow, perhaps
+		return nil // it may only be slow
 	}
 	return errDeaf
 }
 
-// ask keeps enough requests out. One only while there is no pin: the server gives
-// it to the first request without one, also when that has been left behind by a
-// reader who is gone (nats-server 2.15.2), and then serves nobody until it ends.
+// ask keeps enough requests out, but only one while there is no pin: the server grants the
+// pin to the first request without one, even if that was left by a reader that is gone
+// (nats-server 2.15.2), and then serves nobody until the pin expires.
 func (p *pull) ask() error {
 	for len(p.asked) < requests && (p.pin != "" || len(p.asked) == 0) {
 		p.count++
@@ -219,7 +219,7 @@ func marshal(r pullRequest) []byte {
 	return b
 }
 
-// told takes in what the server says about request i.
+// told handles what the server reports about request i.
 func (p *pull) told(i int, status string, msg *nats.Msg) error {
 	what := msg.Header.Get("Description")
 	switch status {
@@ -228,7 +228,7 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 	case "423":
 		return errPinLost
 	case "408", "404", "409":
-		// It has ended: expired, complete, or the server is about to change.
+		// The request has ended: expired, complete, or the consumer's server changes.
 		if strings.Contains(what, "Consumer Deleted") {
 			return errGone
 		}
@@ -248,8 +248,8 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 	return fmt.Errorf("the server refuses to deliver: %s %s", status, what)
 }
 
-// hold tells the server that the owner lives, also while it reads nothing: a
-// request for a message of one byte renews the pin and is never served.
+// hold renews the pin, also while the owner reads nothing: a request for a message of
+// one byte renews it and is never served.
 func (p *pull) hold(ctx context.Context, pin string) error {
 	ctx, cancel := context.WithTimeout(ctx, pinTTL/2)
 	defer cancel()

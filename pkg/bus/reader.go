@@ -9,33 +9,33 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Reader reads a stream in order from a sequence on. It keeps nothing on the
-// server: who reads keeps his place himself. Messages that were deleted are
-// passed over. For one goroutine.
+// Reader reads a stream in order from a sequence on. It keeps no state on the
+// server: the caller keeps its own position. Messages that were deleted are
+// skipped. For one goroutine.
 //
-// A [Lane] is for the hub, where owners change; a Reader for a stream that one
-// process owns, or for a look.
+// A [Lane] is for the hub, where owners change; a Reader is for a stream that one
+// process owns, or for reading without changing anything.
 type Reader struct {
 	conn     *Conn
 	stream   string
 	consumer string
 	pull     *pull
 	next     uint64 // expected delivery sequence
-	left     uint64 // messages behind the last one
+	left     uint64 // messages after the last one
 	headers  bool   // bodies stay on the server
 }
 
-// readerIdle is how long the server keeps the place of a reader that asks for nothing.
+// readerIdle is how long the server keeps the consumer of a reader that requests nothing.
 const readerIdle = time.Minute
 
-// ReaderConfig says what a reader reads.
+// ReaderConfig is what a reader reads.
 type ReaderConfig struct {
 	Stream  string
-	From    uint64   // it begins here, or at the first message behind
+	From    uint64   // it begins here, or at the first message after
 	Filters []string // stored subjects; none for all
 	// Headers leaves the bodies on the server.
 	Headers bool
-	// Single reads not more than two messages ahead, for one of many readers.
+	// Single reads at most two messages ahead, for one of many readers.
 	Single bool
 }
 
@@ -44,7 +44,7 @@ func (c *Conn) OpenReader(ctx context.Context, stream string, from uint64) (*Rea
 	return c.OpenReaderOf(ctx, ReaderConfig{Stream: stream, From: from})
 }
 
-// OpenReaderOf reads what cfg says.
+// OpenReaderOf returns a reader of what cfg describes.
 func (c *Conn) OpenReaderOf(ctx context.Context, cfg ReaderConfig) (*Reader, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -72,8 +72,8 @@ func (r *Reader) failed(err error) error { return fmt.Errorf("read %s: %w", r.st
 
 var errGap = errors.New("a message was not delivered")
 
-// Next blocks for the next message or until ctx ends. Its body is as it was
-// published, compressed. After an error the reader is closed and a new one opened.
+// Next blocks until the next message or until ctx ends. Its body is as it was
+// published, compressed. After an error the caller closes the reader and opens a new one.
 func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 	for {
 		msg, err := r.pull.next(ctx, quietIdle, nil)
@@ -100,12 +100,12 @@ func (r *Reader) Next(ctx context.Context) (Delivery, error) {
 	}
 }
 
-// gone is after how long without a message it is asked whether any is left.
+// gone is after how long without a message the hub is asked whether any is left.
 const gone = 5 * time.Second
 
-// Each calls visit with every message that was there when the reader was opened, or came
-// while it read, until none is left or visit returns false. Messages that the stream
-// lets go of meanwhile are passed over.
+// Each calls visit with every message that the stream had when the reader was opened, or that
+// came while it read, until none is left or visit returns false. Messages that are removed
+// from the stream meanwhile are skipped.
 func (r *Reader) Each(ctx context.Context, visit func(Delivery) bool) error {
 	for r.left > 0 {
 		wait, cancel := context.WithTimeout(ctx, gone)
@@ -129,7 +129,7 @@ func (r *Reader) Each(ctx context.Context, visit func(Delivery) bool) error {
 	return nil
 }
 
-// Left returns how many messages stand behind the last one that was read.
+// Left returns how many messages come after the last one that was read.
 func (r *Reader) Left() uint64 { return r.left }
 
 // Close ends reading.
@@ -137,5 +137,5 @@ func (r *Reader) Close() {
 	r.pull.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
-	_ = r.conn.js.DeleteConsumer(ctx, r.stream, r.consumer) // or it ends by itself
+	_ = r.conn.js.DeleteConsumer(ctx, r.stream, r.consumer) // else it expires after readerIdle
 }

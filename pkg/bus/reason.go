@@ -21,10 +21,10 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 )
 
-// ErrRefused reports that the hub does not know the credential, or takes it no more.
+// ErrRefused reports that the hub does not know the credential, or no longer accepts it.
 var ErrRefused = errors.New("the hub refuses the credential")
 
-// reason says in the operator's words why the hub was not reached, and what to do.
+// reason adds to err, for the operator, why the hub was not reached and what to do.
 func reason(err error) error {
 	var authority x509.UnknownAuthorityError
 	switch {
@@ -47,7 +47,7 @@ func reason(err error) error {
 	return err
 }
 
-// dialer keeps why a server was not reached, of which the client library only says that
+// dialer keeps the reason why a server was not reached; the client library only reports that
 // none was.
 type dialer struct{ last atomic.Pointer[error] }
 
@@ -61,7 +61,7 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	return conn, err
 }
 
-// of adds the reason to what the library says.
+// of returns the reason instead of the library's error that no server was reached.
 func (d *dialer) of(err error) error {
 	if last := d.last.Load(); last != nil && *last != nil && errors.Is(err, nats.ErrNoServers) {
 		return *last
@@ -71,11 +71,11 @@ func (d *dialer) of(err error) error {
 
 var localPort = regexp.MustCompile(`[0-9a-fA-F.:\[\]]+:[0-9]+->`)
 
-// Kind is the text of an error without what differs from one attempt to the next: the port
-// on this side.
+// Kind is the text of an error without what differs from one attempt to the next: the local
+// port.
 func Kind(err error) string { return localPort.ReplaceAllString(err.Error(), "") }
 
-// notReached logs why the hub is not reached, once a minute.
+// notReached logs why the hub cannot be reached, once a minute.
 func notReached(said *backoff.Repeats, log *slog.Logger, err error) {
 	if err = reason(err); err == nil {
 		return
@@ -85,8 +85,8 @@ func notReached(said *backoff.Repeats, log *slog.Logger, err error) {
 	}
 }
 
-// denials is a ring of what the server has not allowed. It says so to the connection, not
-// to the caller, whose request then has no answer.
+// denials is a ring of the server's permission errors. The server reports them to the connection,
+// not to the caller, whose request gets no answer.
 type denials struct {
 	sync.Mutex
 	ring    [16]denial
@@ -111,7 +111,7 @@ func (d *denials) add(text string) {
 }
 
 // since reports whether the server has denied the subject, or anything that names the
-// stream, since began. changed is closed when there is more to say.
+// stream, since began. changed is closed at the next denial.
 func (d *denials) since(began time.Time, subject, stream string) (denied bool, changed <-chan struct{}) {
 	d.Lock()
 	defer d.Unlock()

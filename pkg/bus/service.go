@@ -8,20 +8,20 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// What waits for [Conn.Serve] at most, in requests and bytes; what comes beyond gets no
-// answer.
+// How much may wait for [Conn.Serve] at most, in requests and bytes; requests beyond that get
+// no answer.
 const (
 	maxAsked      = 64
 	maxAskedBytes = 16 << 20
 )
 
-// Serve answers requests on a subject, one after the other, as one of a group of which each
-// request reaches one. Who may ask is a matter of the credential: the tokens that stand for
-// the wildcards of the subject are what it allows.
+// Serve answers requests on a subject, one after the other, as a member of a group: each request
+// reaches one member. The credential determines who may ask, by the tokens that it allows in place
+// of the subject's wildcards.
 func (c *Conn) Serve(subject, group string, answer func(subject string, body []byte) []byte) (stop func(), err error) {
 	sub, err := c.nc.QueueSubscribe(subject, group, func(m *nats.Msg) {
 		if m.Reply != "" {
-			_ = m.Respond(answer(m.Subject, m.Data)) // else it is asked again
+			_ = m.Respond(answer(m.Subject, m.Data)) // if it fails, the caller asks again
 		}
 	})
 	if err == nil {
@@ -34,7 +34,7 @@ func (c *Conn) Serve(subject, group string, answer func(subject string, body []b
 }
 
 // ErrUnserved reports that nobody answers a request: no sink runs, or the credential does not
-// reach them.
+// allow the subject.
 var ErrUnserved = errors.New("nobody answers: does a sink run, and is the credential the instance's?")
 
 // Ask returns the answer to a request.

@@ -16,7 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Topology says how the hub's streams are made when they are not there.
+// Topology is how the hub's streams are created when they do not exist.
 type Topology struct {
 	// The number of partitions of every stream. It can never be changed for an existing stream,
 	// because traces would be split.
@@ -61,7 +61,7 @@ const (
 	Decisions  = "DECISIONS"
 	DeadLetter = "DEADLETTER"
 	Audit      = "AUDIT"
-	// Replayed has the decisions of replays: many in a short time, that must not push
+	// Replayed has the decisions of replays: many in a short time, which must not push
 	// out those of live traffic.
 	Replayed = "REPLAYED"
 )
@@ -72,15 +72,15 @@ const (
 	// maxMessage is the largest message that penstock sends, with its header, in bytes.
 	maxMessage = envelope.MaxPayload + 64<<10
 
-	// duplicateWindow is how long a hub recognises a message id. A sender that
-	// reconnects within it stores nothing twice.
+	// duplicateWindow is for how long the hub recognises a message id. What a sender
+	// that reconnects sends again within it is not stored twice.
 	duplicateWindow = 2 * time.Minute
 )
 
 // Stream returns the name of a signal's stream.
 func Stream(sig otlpwire.Signal) string { return strings.ToUpper(sig.String()) }
 
-// StreamOf returns the name of the stream that a subject, as stored, is of.
+// StreamOf returns the name of the stream that a stored subject belongs to.
 func StreamOf(subject string) string {
 	kind, rest, _ := strings.Cut(subject, ".")
 	if kind == "otlp" {
@@ -135,7 +135,7 @@ func SubjectPartition(subject string) (partition, instance string) {
 
 // consumers is how many consumers a stream may have, where nats-server's own bound is
 // 1,000: a lane for each partition, of up to 16 backends and as many replays that run or
-// are stopped, and readers that come and go. It cannot be changed for a stream.
+// are stopped, and temporary readers. It cannot be changed for an existing stream.
 func (t Topology) consumers() int { return 32*t.Partitions + serverConsumers }
 
 // serverConsumers is nats-server's own bound, which also stands for "not set".
@@ -148,7 +148,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 		Duplicates: duplicateWindow, DenyDelete: true, DenyPurge: true,
 		MaxConsumers: t.consumers(), MaxMsgSize: maxMessage,
 	}
-	// What is owed to somebody stays until a keeper removes it: a stream that is full refuses.
+	// What some lane has not finished stays until a keeper removes it: a full stream refuses.
 	owed := base
 	owed.Discard, owed.DenyPurge = jetstream.DiscardNew, false
 	var all []jetstream.StreamConfig
@@ -171,7 +171,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	decisions.MaxBytes = int64(t.MaxBytes) / 16
 	dead := base
 	dead.Name, dead.Description, dead.Subjects = DeadLetter, "what a backend refused for good", []string{"dead.*.*"}
-	dead.MaxBytes, dead.DenyDelete = int64(t.MaxBytes)/16, false // an operator may clear what is dealt with
+	dead.MaxBytes, dead.DenyDelete = int64(t.MaxBytes)/16, false // an operator may delete what has been dealt with
 	aside := owed
 	aside.Name, aside.Description, aside.Subjects = Aside, "what a backend refuses of some instances, until it takes it", []string{"aside.*.*.*.*"}
 	aside.MaxBytes = int64(t.MaxBytes) / 8
@@ -184,9 +184,8 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	return append(all, spans, decisions, dead, aside, replayed, audit)
 }
 
-// EnsureHub creates the streams and the buckets given that do not exist yet. Those that exist stay
-// as an operator made them, but for one thing that is checked: subjects and
-// number of partitions must be the ones configured here.
+// EnsureHub creates the streams and the given buckets that do not exist yet. Those that exist are not
+// changed; but subjects and number of partitions are checked: they must be the ones configured here.
 func (c *Conn) EnsureHub(ctx context.Context, t Topology, buckets ...BucketConfig) error {
 	for _, want := range t.streams() {
 		err := c.ensureStream(ctx, want)
@@ -209,7 +208,7 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology, buckets ...BucketConfi
 // noStorage is the server's error code where max_file_store has no room for a stream.
 const noStorage = 10047
 
-// willNotMake reports whether the server refuses to make a stream, also when it is asked again.
+// willNotMake reports whether the server refuses to create a stream, also when it is asked again.
 func willNotMake(err error) bool {
 	refused, is := errors.AsType[*jetstream.APIError](err)
 	return is && (refused.Code/100 == 4 || refused.ErrorCode == noStorage)
@@ -220,7 +219,7 @@ func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) er
 	defer cancel()
 	s, err := c.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		// Another process may be just as early; the same configuration is no error.
+		// Another process may create it at the same time; the same configuration is no error.
 		if s, err = c.js.CreateStream(ctx, want); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			s, err = c.js.Stream(ctx, want.Name)
 		}
@@ -246,7 +245,7 @@ func (c *Conn) ensureStream(ctx context.Context, want jetstream.StreamConfig) er
 
 var errTopology = errors.New("the hub differs from the configuration")
 
-// settled reports whether err will not heal by waiting.
+// settled reports whether err will not go away by waiting.
 func (c *Conn) settled(err error) bool {
 	api, refused := errors.AsType[*jetstream.APIError](err)
 	return errors.Is(err, errTopology) || (refused && api.Code/100 == 4)
@@ -261,7 +260,7 @@ func transform(s jetstream.StreamConfig) string {
 
 var partitionsIn = regexp.MustCompile(`\{\{partition\((\d+),1\)\}\}`)
 
-// Partitions returns the number of partitions that the hub's streams were made with.
+// Partitions returns the number of partitions that the hub's streams were created with.
 func (c *Conn) Partitions(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -273,7 +272,7 @@ func (c *Conn) Partitions(ctx context.Context) (int, error) {
 	return storedPartitions(s.CachedInfo().Config)
 }
 
-// storedPartitions returns the number of partitions that a stream was made with.
+// storedPartitions returns the number of partitions that a stream was created with.
 func storedPartitions(s jetstream.StreamConfig) (int, error) {
 	stored := transform(s)
 	m := partitionsIn.FindStringSubmatch(stored)
@@ -287,7 +286,7 @@ func storedPartitions(s jetstream.StreamConfig) (int, error) {
 type StreamState struct {
 	Messages, Bytes, FirstSeq, LastSeq uint64
 	FirstTime                          time.Time // when the first message was stored
-	Created                            time.Time // another one: other messages under the same sequences
+	Created                            time.Time // if it changes, the same sequences have other messages
 	After                              uint64    // of [Conn.Floors]: the last sequence when all lanes had been asked
 	MaxBytes                           uint64    // its bound; 0 for none
 	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
@@ -295,12 +294,12 @@ type StreamState struct {
 	Kept bool
 	// Refuses: it stores nothing more when it is full.
 	Refuses bool
-	// Forgets says what makes it throw messages away by itself, or keeps a keeper from removing
-	// them; empty for nothing.
+	// Forgets names the settings by which it deletes messages by itself, or prevents a keeper
+	// from removing them; empty for none.
 	Forgets string
 }
 
-// Holes is how many messages between the first and the last were deleted.
+// Holes returns how many messages between the first and the last were deleted.
 func (s StreamState) Holes() uint64 {
 	all := s.LastSeq + 1 - min(s.FirstSeq, s.LastSeq+1)
 	return all - min(s.Messages, all)
@@ -351,7 +350,7 @@ func (c *Conn) SequenceAt(ctx context.Context, stream string, t time.Time) (uint
 	return info.Delivered.Stream + 1, nil
 }
 
-// probe returns what the server says of a consumer that would begin where cfg says.
+// probe returns what the server reports about a consumer that begins where cfg says.
 func (c *Conn) probe(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (*jetstream.ConsumerInfo, error) {
 	cfg.AckPolicy, cfg.InactiveThreshold, cfg.MemoryStorage, cfg.Replicas = jetstream.AckNonePolicy, readerIdle, true, 1
 	cons, err := c.js.CreateConsumer(ctx, stream, cfg)

@@ -9,17 +9,17 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// What a lane tells those who watch it; they are other goroutines than its reader.
+// What a lane reports to goroutines other than its reader.
 
-// fails keeps why the lane is not read; nil when it is.
+// fails stores why the lane cannot be read; nil while it is read.
 func (l *Lane) fails(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mu.failed = why
 }
 
-// Waits says what the reader waits for, beyond the lane: its backend, for instance; nil when
-// it goes on.
+// Waits stores what the reader waits for outside the lane, for instance its backend; nil when
+// it continues.
 func (l *Lane) Waits(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -39,7 +39,7 @@ func (l *Lane) WaitsSince() time.Time {
 	return l.mu.since
 }
 
-// Why says what the lane is waiting for, as far as it is known.
+// Why returns what the lane is waiting for, as far as it is known.
 func (l *Lane) Why() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -57,7 +57,7 @@ func lag(info *jetstream.ConsumerInfo) uint64 {
 	return info.NumPending + uint64(max(info.NumAckPending, 0))
 }
 
-// floorOf says how far a lane is.
+// floorOf returns how far a lane is.
 func floorOf(info *jetstream.ConsumerInfo) Floor {
 	return Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 }
@@ -88,7 +88,7 @@ func (l *Lane) Waiting() uint64 {
 // ErrNoLane reports that the hub has no such lane.
 var ErrNoLane = errors.New("the hub does not have the lane")
 
-// LaneFloor asks the server how far a lane is that need not be open here. [ErrNoLane]: it does
+// LaneFloor asks the server how far a lane is, which need not be open here. [ErrNoLane]: it does
 // not exist.
 func (c *Conn) LaneFloor(ctx context.Context, cfg LaneConfig) (Floor, error) {
 	info, err := c.consumerInfo(ctx, cfg)

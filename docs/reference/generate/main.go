@@ -1,7 +1,7 @@
 // Command generate writes docs/reference: the configuration of every role, with
 // keys and defaults from the structs and descriptions from their comments, and
-// the metrics, from the registry. `make docs` runs it; a test of it fails when
-// the files in the repository differ.
+// the metrics, from the registry. `make docs` runs it; its test fails when the
+// files in the repository differ.
 package main
 
 import (
@@ -119,7 +119,7 @@ func writeFields(b *strings.Builder, c comments, v reflect.Value, prefix string)
 	}
 }
 
-// byDefault is the sentence about a default.
+// byDefault returns the sentence about a default.
 func byDefault(v reflect.Value) string {
 	switch v.Kind() {
 	case reflect.String, reflect.Slice, reflect.Map:
@@ -134,7 +134,7 @@ func byDefault(v reflect.Value) string {
 	return "The default is " + value(v) + "."
 }
 
-// value writes a default as YAML would.
+// value formats a default as YAML does.
 func value(v reflect.Value) string {
 	if d, ok := v.Interface().(time.Duration); ok {
 		return "`" + d.String() + "`"
@@ -188,8 +188,8 @@ func (c comments) of(t reflect.Type, field string) string {
 	return ""
 }
 
-// describe makes a description of a field's comment: a sentence that begins with what the key is or does,
-// not with the name of the field, and that names other keys as a configuration does.
+// describe turns a field's comment into a description: a sentence that begins with what the key is or
+// does, not with the name of the field, and that names other keys as a configuration does.
 func describe(comment, field string, keys map[string]string) string {
 	if rest, is := strings.CutPrefix(comment, field+" "); is {
 		comment = rest
@@ -207,13 +207,13 @@ func describe(comment, field string, keys map[string]string) string {
 	return comment
 }
 
-// word is a text that begins with a word of English, not with a key or a path.
+// word matches a text that begins with an English word, not with a key or a path.
 var word = regexp.MustCompile(`^[a-z]+([ ,;]|: |$)`)
 
-// camel is a name of several words.
+// camel matches a name of several words.
 var camel = regexp.MustCompile(`\b[A-Z][a-z]+[A-Z][A-Za-z]*\b`)
 
-// keys are those of a struct's fields, by their names.
+// keys returns the keys of a struct's fields, by their names.
 func keys(t reflect.Type) map[string]string {
 	all := map[string]string{}
 	for i := range t.NumField() {
@@ -247,7 +247,11 @@ func metrics() string {
 On /metrics of every role, besides those of the Go runtime and the process. For
 every signal, when nothing is in flight:
 
-    accepted = delivered + sampled_out + dead_lettered
+    accepted = delivered + sampled_out + filtered + dead_lettered + dropped
+
+Copies of an item are outside this equation: one that a sender repeats is accepted again, one
+that penstock repeats after a failure is not; a span that is recognised as a copy counts in
+duplicate, any other copy in delivered again.
 
 | metric | type | labels | meaning |
 |---|---|---|---|

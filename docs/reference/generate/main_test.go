@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// goName is a description that begins with a name of several words, or with a name and a verb of it.
+// goName matches a description that begins with a name of several words, or with a name and a verb.
 var goName = regexp.MustCompile(`^\| .* \| ([A-Z][a-z]+[A-Z][A-Za-z]* |[A-Z][a-z]+ (is|are) )`)
 
-// byDefaultText ends every description of a key.
+// byDefaultText matches the end of every description of a key.
 var byDefaultText = regexp.MustCompile("The default is (`.+`|empty)\\. \\|$")
 
 // TestReferenceIsUpToDate fails when `make docs` would change anything, and when
