@@ -36,9 +36,9 @@ type Bucket struct {
 
 // Errors of a bucket.
 var (
-	ErrExists  = errors.New("the key is there already")
+	ErrExists  = errors.New("the key already exists")
 	ErrMissing = errors.New("there is no such key")
-	ErrChanged = errors.New("another has changed the key meanwhile")
+	ErrChanged = errors.New("the key has been changed meanwhile")
 	ErrDenied  = errors.New("the credential does not allow that")
 )
 

@@ -73,7 +73,7 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// TestNobodyDeletesAll: whoever may write one key cannot purge the bucket.
+// TestNobodyDeletesAll: a credential that may write one key cannot purge the bucket.
 func TestNobodyDeletesAll(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	b, err := c.OpenBucket(t.Context(), fenced, 1)

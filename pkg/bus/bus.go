@@ -92,7 +92,7 @@ func (cfg Config) Validate(section string) error {
 			err = errors.New("want nats://host:4222, tls://host:4222, ws://host or wss://host:443")
 		}
 		if err == nil && cfg.plain(parsed) {
-			err = fmt.Errorf("others can read what is sent, the credential, too: write tls:// or wss://, or set %s.insecure: true", section)
+			err = fmt.Errorf("plain text: others can read the credential and all data; write tls:// or wss://, or set %s.insecure: true", section)
 		}
 		if wrong, is := errors.AsType[*url.Error](err); is {
 			err = wrong.Err // it would print the URL, password and all
@@ -108,7 +108,7 @@ func (cfg Config) Validate(section string) error {
 		}
 	}
 	if ways > 1 {
-		errs = append(errs, fmt.Errorf("%s.creds, %s.user and %s.token are three ways to say who this is: set one", section, section, section))
+		errs = append(errs, fmt.Errorf("%s.creds, %s.user and %s.token are alternatives: set one", section, section, section))
 	}
 	_, err := cfg.TLS.Load(section + ".tls")
 	return errors.Join(append(errs, err)...)
@@ -151,7 +151,7 @@ func checkCreds(file string) error {
 		_, err = nkeys.ParseDecoratedUserNKey(text)
 	}
 	if err != nil {
-		return fmt.Errorf("%s is no NATS credential, with a user's JWT and seed as nsc writes them: %w", file, err)
+		return fmt.Errorf("%s is no NATS credential (a user's JWT and seed, as nsc writes them): %w", file, err)
 	}
 	return nil
 }
@@ -565,7 +565,7 @@ func (p Pending) Stored(ctx context.Context) (Stored, error) {
 		case now := <-patience.C:
 			left := p.patience(now)
 			if left <= 0 {
-				return Stored{}, publishError(p.subject, fmt.Errorf("no acknowledgement of the stream for %v: %w", publishTimeout, nats.ErrTimeout))
+				return Stored{}, publishError(p.subject, fmt.Errorf("no acknowledgement from the stream for %v: %w", publishTimeout, nats.ErrTimeout))
 			}
 			patience.Reset(left)
 		case <-ctx.Done():

@@ -97,7 +97,7 @@ func expect(t testing.TB, l *Lane, from, to int) (last Delivery) {
 	return last
 }
 
-// message reads past what is said about the lane itself.
+// message skips deliveries that report on the lane itself.
 func message(ctx context.Context, t testing.TB, l *Lane) Delivery {
 	t.Helper()
 	for {
@@ -150,8 +150,8 @@ func waitLag(t testing.TB, l *Lane, want uint64) {
 	t.Fatalf("lag is %d, want %d", got, want)
 }
 
-// TestLaneGoesBackWhenAnotherHasRead takes the consumer over behind a reader's
-// back: the reader must notice before it hands out a message after a gap.
+// TestLaneGoesBackWhenAnotherHasRead takes the consumer over without the reader's
+// knowledge: the reader must notice before it returns a message after a gap.
 func TestLaneGoesBackWhenAnotherHasRead(t *testing.T) {
 	b := testBroker(t)
 	c := testHub(t, b, 1)
@@ -163,7 +163,7 @@ func TestLaneGoesBackWhenAnotherHasRead(t *testing.T) {
 	}
 	waitLag(t, old, 5)
 
-	// Somebody resets the consumer to the floor: what was out on loan comes again.
+	// Somebody resets the consumer to the floor: what was not acknowledged is delivered again.
 	if _, err := c.js.ResetConsumer(t.Context(), "LOGS", "test-0"); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestLaneGoesOnAfterTheHubWasAway(t *testing.T) {
 	defer b.Stop()
 
 	// Whether the lane notices the break or not, nothing above the floor is
-	// skipped: it goes on with 8, or says so and begins again at 3.
+	// skipped: it continues with 8, or reports the break and begins again at 3.
 	next, deadline := 8, time.Now().Add(30*time.Second)
 	for next < 10 && time.Now().Before(deadline) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -225,9 +225,9 @@ func TestLaneGoesOnAfterTheHubWasAway(t *testing.T) {
 	}
 }
 
-// TestLargeMessagesFlow: a request that is full of bytes before it has its messages is
+// TestLargeMessagesFlow: a request that reaches its bytes before its number of messages is
 // followed by another like it, not by requests for single messages, whose end the
-// server does not tell.
+// server does not report.
 func TestLargeMessagesFlow(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	const n = 40
@@ -249,8 +249,8 @@ func TestLargeMessagesFlow(t *testing.T) {
 	}
 }
 
-// TestReader reads from a sequence on, whatever was deleted, however slow it is, and says
-// when its place is gone.
+// TestReader reads from a sequence on, whatever was deleted, however slow it is, and fails
+// when its consumer is gone.
 func TestReader(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	publish(t, c, "as-1", 0, 600)
@@ -315,8 +315,8 @@ func TestForeignMessagesAreMarked(t *testing.T) {
 	}
 }
 
-// TestStreamsPartitionByInstance: the server stores what an instance sends where
-// [partition.OfInstance] says, of every signal and any number of partitions.
+// TestStreamsPartitionByInstance: the server stores what an instance sends in the partition that
+// [partition.OfInstance] returns, for every signal and any number of partitions.
 func TestStreamsPartitionByInstance(t *testing.T) {
 	names := []string{"0", "Z", "as-1", "AS-1", "a_b-c", strings.Repeat("x", 64), strings.Repeat("y", 65), strings.Repeat("z-9", 43)[:128]}
 	for i := range 40 {
@@ -409,8 +409,8 @@ func TestHubThatIsNotThere(t *testing.T) {
 	}
 }
 
-// TestLaneOutlivesItsConsumer deletes the consumer under a reader: reading goes
-// on from the start, which repeats but does not skip.
+// TestLaneOutlivesItsConsumer deletes a reader's consumer: reading continues from
+// the start, which repeats messages but skips none.
 func TestLaneOutlivesItsConsumer(t *testing.T) {
 	c := testHub(t, testBroker(t), 1)
 	publish(t, c, "as-1", 0, 5)
@@ -456,7 +456,7 @@ func TestDeadLettersAlwaysFit(t *testing.T) {
 	}
 }
 
-// TestPlainTextIsRefused beyond this machine, unless it is asked for.
+// TestPlainTextIsRefused on connections to other machines, unless it is configured.
 func TestPlainTextIsRefused(t *testing.T) {
 	for text, refused := range map[string]bool{
 		"nats://10.0.0.5:4222": true, "nats://hub:4222": true, "ws://hub": true, "nats://127.0.0.1:4222,nats://hub:4222": true, "nats://[2001:db8::1]:4222": true,

@@ -11,8 +11,8 @@ import (
 	"github.com/penstock/penstock/pkg/broker"
 )
 
-// cutter is a TCP way to a server that can be cut without a word to either end, as
-// a network does.
+// cutter is a TCP proxy to a server that can be cut without notice to either end, as
+// in a network failure.
 type cutter struct {
 	addr string
 	mu   sync.Mutex
@@ -48,7 +48,7 @@ func startCutter(t testing.TB, target string) *cutter {
 	return c
 }
 
-// copy passes bytes on while the way is open; what comes meanwhile waits.
+// copy passes bytes on while the proxy is open; what arrives while it is cut waits.
 func (c *cutter) copy(dst io.Writer, src io.Reader) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -76,9 +76,9 @@ func (c *cutter) set(cut bool) {
 	c.open.Broadcast()
 }
 
-// TestOwnerThatIsCutOff cuts the way between an owner and the hub for longer than
-// a pin lives: another one reads on from the floor, and the owner, when the way is
-// open again, hands out nothing more but what it had handed over.
+// TestOwnerThatIsCutOff cuts the connection between an owner and the hub for longer than
+// a pin lasts: another reader continues from the floor, and the owner, when it is connected
+// again, delivers nothing more than what it had already handed over.
 func TestOwnerThatIsCutOff(t *testing.T) {
 	t.Parallel()
 	b, err := broker.Start(broker.Config{Name: "test", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 2 << 20}, quiet)
@@ -106,7 +106,7 @@ func TestOwnerThatIsCutOff(t *testing.T) {
 	next := startReader(t, connectTo(t, b, "next"))
 	next.claimed(t, pinTTL+4*time.Second)
 	next.expect(t, 20, 400)
-	_ = owner.lane.Ack(50) // true, and late
+	_ = owner.lane.Ack(50) // finished, but too late
 	way.set(false)
 	woken := 0
 	for quiet := time.After(3 * time.Second); quiet != nil; {

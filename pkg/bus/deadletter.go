@@ -127,7 +127,7 @@ func (c *Conn) Letters(ctx context.Context, signal, instance string, bodies bool
 }
 
 // ErrKept reports that a stream does not allow its messages to be deleted.
-var ErrKept = errors.New("the stream DEADLETTER was made with deny_delete, before there was a command for dead letters: its messages go when it is full; to change that, recreate it")
+var ErrKept = errors.New("the stream DEADLETTER was created with deny_delete by an older version: its messages are deleted only when it is full; to change that, recreate it")
 
 // DropLetter deletes a dead letter.
 func (c *Conn) DropLetter(ctx context.Context, seq uint64) error {

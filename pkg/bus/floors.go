@@ -65,7 +65,7 @@ func (c *Conn) Lanes(ctx context.Context) (all []LaneState, err error) {
 }
 
 // errListed reports that a list of consumers may be incomplete.
-var errListed = errors.New("the hub does not show all consumers of the stream, or some have just come or gone")
+var errListed = errors.New("the list of the stream's consumers is incomplete, or some have just been created or deleted")
 
 // Floors returns how far the lanes of a stream are, by name, and what the stream holds. Lanes of
 // replays are not among them: they read what others have finished. It returns an error when a

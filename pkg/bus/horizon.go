@@ -161,7 +161,7 @@ func (h *Horizon) routed(ctx context.Context, traces jetstream.Stream) (before [
 		}
 	}
 	if unknown == nil && routers < partitions {
-		unknown = fmt.Errorf("%d of %d routers' consumers are there", routers, partitions)
+		unknown = fmt.Errorf("%d of %d routers' consumers exist", routers, partitions)
 	}
 	return before, unknown
 }

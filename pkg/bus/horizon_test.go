@@ -21,7 +21,7 @@ import (
 )
 
 // TestEachPartitionHasAHorizon: what routers have not routed holds the mark of its partition,
-// and so does a router's consumer that is not there; others go on.
+// and so does a router's consumer that does not exist; the marks of others advance.
 func TestEachPartitionHasAHorizon(t *testing.T) {
 	c := testHub(t, testBroker(t), 2)
 	h := NewHorizon(&Hub{Conn: c, Topology: Topology{Partitions: 2}}, ledger.New(prometheus.NewRegistry()), quiet)
@@ -30,7 +30,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 		name := "as-" + strconv.Itoa(i)
 		names[partition.OfInstance(name, 2)] = name
 	}
-	// look returns of which looks the marks are, from 1; 0 for none.
+	// look returns, by partition, the number of the look that set its mark, from 1; 0 for none.
 	var starts []time.Time
 	look := func(complaint string) (at [2]int) {
 		t.Helper()
@@ -108,7 +108,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("another number of partitions", look("2 partitions, not 3"), 8, 8)
 }
 
-// TestAHorizonThatStands: without routers nobody can say how far they are.
+// TestAHorizonThatStands: without routers their progress is not known, and that is reported.
 func TestAHorizonThatStands(t *testing.T) {
 	t.Parallel()
 	c := testHub(t, testBroker(t), 1)
@@ -129,7 +129,7 @@ func TestAHorizonThatStands(t *testing.T) {
 	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.Says("no longer stalled") })
 }
 
-// TestAFullSpansIsSeen: routers that cannot bring anything are not behind, and say nothing.
+// TestAFullSpansIsSeen: the watermark reports that SPANS has no room for the routers.
 func TestAFullSpansIsSeen(t *testing.T) {
 	t.Parallel()
 	top := DefaultTopology()

@@ -15,7 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// rawPublisher speaks NATS as no client library does.
+// rawPublisher sends NATS messages that no client library would send.
 type rawPublisher struct {
 	t    *testing.T
 	conn net.Conn
@@ -42,7 +42,7 @@ func (p *rawPublisher) write(s string) {
 	}
 }
 
-// line reads up to a line that begins so.
+// line reads up to a line with the given beginning.
 func (p *rawPublisher) line(begins string) string {
 	_ = p.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 	for {
@@ -72,8 +72,8 @@ func envelopeHeader(n int, more string) string {
 	return b.String() + more
 }
 
-// hostileHeaders are what a sender can write to be taken for the server. Those that are
-// readable are passed on, with the envelope they have besides.
+// hostileHeaders are what a sender can write to imitate the server. Those that are
+// readable are delivered, with the envelope that they also have.
 var hostileHeaders = map[string]struct {
 	more     string
 	readable bool
@@ -92,8 +92,8 @@ var hostileHeaders = map[string]struct {
 	"a size of its own":            {"Nats-Msg-Size: 9000000000\r\n\r\n", true},
 }
 
-// TestNoHeaderStopsALane: whatever a sender writes into a header, and wherever it stands,
-// the lane reads on, in order and without going back, and the messages of others arrive.
+// TestNoHeaderStopsALane: whatever a sender writes into a header, and wherever in it,
+// the lane continues in order and without going back, and the messages of others arrive.
 func TestNoHeaderStopsALane(t *testing.T) {
 	t.Parallel()
 	for name, hostile := range hostileHeaders {
@@ -108,7 +108,7 @@ func TestNoHeaderStopsALane(t *testing.T) {
 			publish(t, c, "as-2", 2, 4)
 			send(4)
 			publish(t, c, "as-2", 5, 6)
-			send(6) // the last: the lane is quiet behind it
+			send(6) // the last: the lane is quiet after it
 
 			interruptions := 0
 			l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "LOGS", Filter: PartitionFilter(otlpwire.Logs, 0), Name: "test-0", Interrupted: func(string) { interruptions++ }})
@@ -134,7 +134,7 @@ func TestNoHeaderStopsALane(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for { // the server says that this was all
+			for { // until the server reports that nothing is left
 				d, err := l.Next(ctx)
 				if err != nil {
 					t.Fatal(err)
@@ -154,7 +154,7 @@ func TestNoHeaderStopsALane(t *testing.T) {
 	}
 }
 
-// TestTheChannelHoldsWhatMayCome: a server that answers late serves what was given up, too.
+// TestTheChannelHoldsWhatMayCome: a server that answers late also serves requests that were given up.
 func TestTheChannelHoldsWhatMayCome(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)

@@ -25,7 +25,7 @@ func OpenHub(ctx context.Context, cfg Config, t Topology, log *slog.Logger, buck
 	for {
 		if !backoff.Until(ctx, conn.Connected) {
 			conn.Close()
-			return nil, fmt.Errorf("hub %s is not there: %w", cfg.target(), ctx.Err())
+			return nil, fmt.Errorf("hub %s cannot be reached: %w", cfg.target(), ctx.Err())
 		}
 		err := conn.EnsureHub(ctx, t, buckets...)
 		if err == nil {

@@ -48,8 +48,8 @@ func TestErrorsOfTheHubAreCounted(t *testing.T) {
 	until(t, "away", func() bool { return testutil.ToFloat64(led.HubConnected) == 0 })
 }
 
-// TestAHubWithoutRoomForAside: a hub whose max_file_store was just enough before there was ASIDE
-// is used as it is.
+// TestAHubWithoutRoomForAside: a hub whose max_file_store was just enough before ASIDE existed
+// is used without it.
 func TestAHubWithoutRoomForAside(t *testing.T) {
 	t.Parallel()
 	const maxStore = 1 << 50 // of an embedded server
@@ -61,7 +61,7 @@ func TestAHubWithoutRoomForAside(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, err := c.Subjects(t.Context(), Aside, ">"); !errors.Is(err, ErrNoStream) || !said.Says("WARN", "stream cannot be made", "insufficient storage") {
+	if _, err := c.Subjects(t.Context(), Aside, ">"); !errors.Is(err, ErrNoStream) || !said.Says("WARN", "stream cannot be created", "insufficient storage") {
 		t.Errorf("%v; said %s", err, &said)
 	}
 	if _, err := c.State(t.Context(), Audit); err != nil {

@@ -14,7 +14,7 @@ import (
 // forgotten is the reason why a reader has to claim its lane again.
 type forgotten string
 
-func (f forgotten) Error() string { return "the lane is to be claimed again: " + string(f) }
+func (f forgotten) Error() string { return "the lane must be claimed again: " + string(f) }
 
 // Is makes it a kind of errPinLost.
 func (forgotten) Is(target error) bool { return target == errPinLost }
@@ -46,7 +46,7 @@ func interruption(err error) string {
 // the stream's first message is no sign of that: it moves when messages are removed.
 func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 	if info.AckFloor.Consumer > info.Delivered.Consumer {
-		l.conn.log.Info("the floor was moved by an owner before, going back to it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+		l.conn.log.Info("a late ack of a previous owner moved the floor; resuming from it", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 		return true
 	}
 	l.mu.Lock()
@@ -68,7 +68,7 @@ func (l *Lane) moved(ctx context.Context, info *jetstream.ConsumerInfo) bool {
 			return false
 		}
 	}
-	l.conn.log.Error("somebody else has moved the floor of a lane that is ours: what is between is not read", "lane", l.cfg.Name, "stream", l.cfg.Stream, "read", highest, "floor", info.AckFloor.Stream)
+	l.conn.log.Error("somebody else has moved the floor of a lane that is owned here; the messages between are not read", "lane", l.cfg.Name, "stream", l.cfg.Stream, "read", highest, "floor", info.AckFloor.Stream)
 	return true
 }
 
@@ -84,7 +84,7 @@ func (l *Lane) reset(ctx context.Context) (uint64, error) {
 		return res.ResetSeq, err
 	}
 	first := max(state.FirstSeq, l.cfg.Start, 1)
-	l.conn.log.Error("the lane's floor is beyond the end of its stream: reading begins at the first message", "lane", l.cfg.Name, "stream", l.cfg.Stream, "floor", res.ResetSeq-1, "end", state.LastSeq)
+	l.conn.log.Error("the lane's floor is beyond the end of its stream; reading from the first message", "lane", l.cfg.Name, "stream", l.cfg.Stream, "floor", res.ResetSeq-1, "end", state.LastSeq)
 	if l.cfg.Interrupted != nil {
 		l.cfg.Interrupted(ledger.InterruptedMoved)
 	}

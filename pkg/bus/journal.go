@@ -80,7 +80,7 @@ func (j *Journal) recall(ctx context.Context, visit func(body []byte) error) err
 			err = visit(body)
 		}
 		if err != nil {
-			j.conn.log.Error("message cannot be read, passed over", "subject", j.subject, "seq", meta.Sequence.Stream, "err", err)
+			j.conn.log.Error("journal message cannot be read; skipped", "subject", j.subject, "seq", meta.Sequence.Stream, "err", err)
 		}
 	}
 }

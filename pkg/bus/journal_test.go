@@ -27,8 +27,8 @@ func decision(body string) Message {
 	return Message{Subject: DecisionsSubject(3), Body: []byte(body), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions}}
 }
 
-// TestJournalHasOneWriter: whoever has been replaced can record nothing, and the
-// one who replaced it has read everything that was recorded before.
+// TestJournalHasOneWriter: a writer that has been replaced can record nothing, and the
+// one that replaced it has read everything that was recorded before.
 func TestJournalHasOneWriter(t *testing.T) {
 	c := testHub(t, testBroker(t), 4)
 	old, read := takeJournal(t, c)

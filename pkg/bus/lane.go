@@ -417,9 +417,9 @@ func (l *Lane) claim(ctx context.Context) error {
 			break
 		}
 		if !waiting {
-			l.conn.log.Debug("lane is owned by another, waiting", "lane", l.cfg.Name, "stream", l.cfg.Stream)
+			l.conn.log.Debug("lane is owned by another reader, waiting", "lane", l.cfg.Name, "stream", l.cfg.Stream)
 			waiting = true
-			l.fails(l.failed(errors.New("another reader has it")))
+			l.fails(l.failed(errors.New("another reader owns it")))
 		}
 		if !backoff.Sleep(ctx, claimInterval) {
 			return ctx.Err()
@@ -538,7 +538,7 @@ func (l *Lane) Run(ctx context.Context, handle func(Delivery) bool) {
 			}
 			l.fails(err)
 			if more, due := l.conn.said.Due("stalls "+l.cfg.Stream+"/"+l.cfg.Name, time.Now()); due && attempt == 1 {
-				l.conn.log.Warn("lane stalls, will try again", "err", err, "more_since_last_said", more)
+				l.conn.log.Warn("cannot read lane, will try again", "err", err, "more_since_last_said", more)
 			}
 			if !backoff.Until(ctx, l.conn.Connected) || !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 				return

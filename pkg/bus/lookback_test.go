@@ -50,8 +50,8 @@ func TestLookingBack(t *testing.T) {
 	}
 }
 
-// TestRequestsShareTheConnection: lanes of a connection that all catch up ask for no
-// more together than a server grants a connection.
+// TestRequestsShareTheConnection: lanes of a connection that all catch up request together
+// no more than a server allows for a connection.
 func TestRequestsShareTheConnection(t *testing.T) {
 	b := testBroker(t)
 	c := testHub(t, b, 1)
@@ -73,10 +73,10 @@ func TestRequestsShareTheConnection(t *testing.T) {
 		}
 		readers = append(readers, r)
 	}
-	if n := conn.requestBytes(); n*requests*len(readers) > 64<<20 { // what a server grants
+	if n := conn.requestBytes(); n*requests*len(readers) > 64<<20 { // what a server allows
 		t.Errorf("%d bytes a request", n)
 	}
-	// All have asked, and nobody reads on: 24 x 44 MiB would be on their way.
+	// All have sent requests, and nobody reads: 24 x 44 MiB would be on their way.
 	for _, r := range readers {
 		if _, err := r.Next(t.Context()); err != nil {
 			t.Fatal(err)

@@ -82,7 +82,7 @@ func (l *interruptedLane) begin(t *testing.T) {
 const far = 1 << 40
 
 // TestAFloorFarAway: somebody moves the floor of a lane beyond the end of its stream. The lane
-// says so and reads all there is, and what comes, instead of passing it over with a lag of 0.
+// reports it and reads everything from the first message on, instead of skipping it with a lag of 0.
 func TestAFloorFarAway(t *testing.T) {
 	t.Parallel()
 	move := func(t *testing.T, hub *Conn) {
@@ -159,7 +159,7 @@ func TestReasonsOfInterruptions(t *testing.T) {
 	}
 }
 
-// TestALaneThatStallsIsSaidOnce: a minute, however often reading breaks.
+// TestALaneThatStallsIsSaidOnce: it is logged once a minute, however often reading fails.
 func TestALaneThatStallsIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	l, hub := openInterrupted(t)
@@ -184,13 +184,13 @@ func TestALaneThatStallsIsSaidOnce(t *testing.T) {
 	}
 	publish(t, hub, "as-1", 3, 4)
 	until(t, "it goes on", func() bool { return l.times(3) > 0 })
-	if n := strings.Count(l.said.String(), "lane stalls"); n != 1 {
+	if n := strings.Count(l.said.String(), "cannot read lane"); n != 1 {
 		t.Errorf("it is said %d times", n)
 	}
 }
 
-// TestOthersMessagesMoveNoFloor: what is stored in other partitions is not taken for somebody who
-// moves the floor.
+// TestOthersMessagesMoveNoFloor: messages of other partitions are not mistaken for somebody
+// who moves the floor.
 func TestOthersMessagesMoveNoFloor(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -230,7 +230,7 @@ func TestOthersMessagesMoveNoFloor(t *testing.T) {
 		next(func(d Delivery) bool { return d.Seq > 0 })
 		publish(t, hub, there, 100*n, 100*n+100)
 		next(func(d Delivery) bool { return d.Idle })
-		// What a keeper removes moves it over the others' messages.
+		// When a keeper removes messages, the floor moves past those of other partitions.
 		if err := hub.Remove(t.Context(), "LOGS", "", uint64(101*n+60)); err != nil {
 			t.Fatal(err)
 		}

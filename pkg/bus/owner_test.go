@@ -13,8 +13,8 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 )
 
-// reader reads a lane in a goroutine of its own, as a sink does, and hands on
-// what it gets.
+// reader reads a lane in its own goroutine, as a sink does, and passes on
+// what it receives.
 type reader struct {
 	got  chan Delivery
 	lane *Lane
@@ -80,7 +80,7 @@ func (r *reader) expect(t testing.TB, from, to int) {
 	}
 }
 
-// nothing fails when the reader is told anything for a while.
+// nothing fails if the reader receives anything within the given time.
 func (r *reader) nothing(t testing.TB, d time.Duration) {
 	t.Helper()
 	select {
@@ -100,9 +100,9 @@ func connectTo(t testing.TB, b *broker.Broker, name string) *Conn {
 	return c
 }
 
-// TestOneOwnerAtATime has two readers on one lane: the second gets nothing while
-// the first lives, reads on from the floor as soon as it stops, and after its
-// death as soon as the pin has run out.
+// TestOneOwnerAtATime has two readers on one lane: the second receives nothing while
+// the first lives, continues from the floor as soon as it stops, and after a kill as
+// soon as the pin has expired.
 func TestOneOwnerAtATime(t *testing.T) {
 	for name, end := range map[string]struct {
 		how    func(*reader, *Conn)
@@ -140,7 +140,7 @@ func TestOneOwnerAtATime(t *testing.T) {
 }
 
 // TestPausedOwnerHasLostTheLane stops an owner's renewals as SIGSTOP does, with
-// messages in its buffer: when it wakes it hands out none of them.
+// messages in its buffer: when it resumes it delivers none of them.
 func TestPausedOwnerHasLostTheLane(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -155,7 +155,7 @@ func TestPausedOwnerHasLostTheLane(t *testing.T) {
 	next.claimed(t, pinTTL+2*time.Second)
 	next.expect(t, 0, 50)
 
-	// Awake: what was handed over before the pause may still come, no more.
+	// Resumed: what was handed over before the pause may still come, nothing else.
 	woken := 0
 	for quiet := time.After(2 * time.Second); quiet != nil; {
 		select {
@@ -167,7 +167,7 @@ func TestPausedOwnerHasLostTheLane(t *testing.T) {
 			quiet = nil
 		}
 	}
-	// Its late ack is true and harms nobody.
+	// Its late ack does no harm.
 	if err := paused.lane.Ack(9); err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestRivalsSettle(t *testing.T) {
 	}
 }
 
-// TestIdleIsSaidByTheHub wants the word only when nothing is left.
+// TestIdleIsSaidByTheHub: a lane is reported idle only when nothing is left.
 func TestIdleIsSaidByTheHub(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -243,7 +243,7 @@ func TestIdleIsSaidByTheHub(t *testing.T) {
 	}
 }
 
-// TestALaneSaysWhatItHas: what others have in the stream is none of it, what has not come is.
+// TestALaneSaysWhatItHas: messages of other partitions do not count, messages that have not arrived do.
 func TestALaneSaysWhatItHas(t *testing.T) {
 	t.Parallel()
 	hub := testHub(t, testBroker(t), 2)
@@ -297,9 +297,9 @@ func TestALaneSaysWhatItHas(t *testing.T) {
 	}
 }
 
-// TestLateAckOfALongOwner: an ack in the delivery sequence of an owner who has read
-// much more moves the floor's delivery sequence far ahead, and the server takes no ack
-// of the next owner. It notices, and goes on from the floor.
+// TestLateAckOfALongOwner: an ack in the delivery sequence of an owner that has read
+// much more moves the floor's delivery sequence far ahead, and the server accepts no ack
+// of the next owner. It notices, and continues from the floor.
 func TestLateAckOfALongOwner(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -341,7 +341,7 @@ func TestLateAckOfALongOwner(t *testing.T) {
 }
 
 // TestGapsAreNotPassedOn: a message that is not the next one, or has another pin, is
-// not handed out: the lane goes back to its floor.
+// not delivered: the lane goes back to its floor.
 func TestGapsAreNotPassedOn(t *testing.T) {
 	t.Parallel()
 	for name, harm := range map[string]func(*Lane){

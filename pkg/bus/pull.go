@@ -236,7 +236,7 @@ func (p *pull) told(i int, status string, msg *nats.Msg) error {
 			p.single = true
 		}
 		if strings.Contains(what, "Leadership") || strings.Contains(what, "Shutdown") {
-			return fmt.Errorf("the server says: %s", what)
+			return fmt.Errorf("the server reports: %s", what)
 		}
 		if i >= 0 {
 			p.asked = slices.Delete(p.asked, i, i+1)

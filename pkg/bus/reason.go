@@ -31,9 +31,9 @@ func reason(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked), errors.Is(err, nats.ErrAccountAuthExpired):
-		return fmt.Errorf("%w: look at creds, user, password and token, and at the hub's own log: %w", ErrRefused, err)
+		return fmt.Errorf("%w: check creds, user, password and token, and the hub's own log: %w", ErrRefused, err)
 	case errors.As(err, &authority):
-		return fmt.Errorf("the hub's certificate is signed by nobody known here; set tls.ca_file: %w", err)
+		return fmt.Errorf("the hub's certificate is signed by an unknown authority; set tls.ca_file: %w", err)
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
 		return fmt.Errorf("one side wants TLS and the other does not; write tls:// or nats://, and tls_handshake_first where the hub has that: %w", err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
@@ -42,7 +42,7 @@ func reason(err error) error {
 		return fmt.Errorf("nothing listens there: %w", err)
 	}
 	if _, is := errors.AsType[*tls.CertificateVerificationError](err); is {
-		return fmt.Errorf("the hub's certificate does not hold: %w", err)
+		return fmt.Errorf("the hub's certificate is not valid: %w", err)
 	}
 	return err
 }

@@ -75,8 +75,8 @@ func TestAHubThatStopsAnsweringIsAway(t *testing.T) {
 	}
 }
 
-// TestDenialsAreOfTheirTime: only what the server has denied since is the reason of a
-// failure.
+// TestDenialsAreOfTheirTime: only what the server has denied since the request began is the
+// reason of a failure.
 func TestDenialsAreOfTheirTime(t *testing.T) {
 	d := newDenials()
 	d.add(`Permissions Violation for Publish to "$KV.REPLAYS.job.a"`)
@@ -94,7 +94,7 @@ func TestDenialsAreOfTheirTime(t *testing.T) {
 }
 
 // TestLanesOfAThousandPartitions: nats-server's own bound of 1,000 consumers a stream does
-// not hold for streams that are made here.
+// not apply to streams that are created here.
 func TestLanesOfAThousandPartitions(t *testing.T) {
 	t.Parallel()
 	const partitions = 1024
@@ -110,8 +110,8 @@ func TestLanesOfAThousandPartitions(t *testing.T) {
 	}
 }
 
-// TestAStreamThatStopsAnswering is away though another one answers, and those that were
-// sent together are given up together.
+// TestAStreamThatStopsAnswering: a stream counts as unavailable though another one answers, and
+// messages that were sent together are given up together.
 func TestAStreamThatStopsAnswering(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -130,7 +130,7 @@ func TestAStreamThatStopsAnswering(t *testing.T) {
 	defer func() { <-done }()
 	stop := make(chan struct{})
 	defer close(stop)
-	go func() { // the other stream goes on
+	go func() { // the other stream continues
 		defer close(done)
 		for {
 			select {

@@ -190,7 +190,7 @@ func (c *Conn) EnsureHub(ctx context.Context, t Topology, buckets ...BucketConfi
 	for _, want := range t.streams() {
 		err := c.ensureStream(ctx, want)
 		if want.Name == Aside && willNotMake(err) {
-			c.log.Warn("stream cannot be made: an instance that a backend refuses will hold up its lane", "stream", Aside, "err", err)
+			c.log.Warn("stream cannot be created: an instance that a backend refuses will hold up its lane", "stream", Aside, "err", err)
 			continue
 		}
 		if err != nil {

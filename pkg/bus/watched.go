@@ -49,7 +49,7 @@ func (l *Lane) Why() error {
 	case l.mu.waits != nil:
 		return l.mu.waits
 	}
-	return fmt.Errorf("its floor stands at %d", l.mu.floor)
+	return fmt.Errorf("its floor does not move from %d", l.mu.floor)
 }
 
 // lag returns how many messages of the partition are not finished.

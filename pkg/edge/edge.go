@@ -8,15 +8,15 @@
 //
 //   - A request is answered with success when its items are in the spool, with
 //     fsync (spool.durability).
-//   - A spooled message leaves the spool only when the hub has acknowledged it, and
-//     spool.retain_after_ack later; the hub may be away for as long as there is room.
-//     A hub that shows that it has lost some gets all that is held again.
-//   - Per signal the hub gets messages in the order in which they were spooled, but
+//   - A spooled message is deleted only after the hub has acknowledged it, and
+//     spool.retain_after_ack later; the hub may be unavailable for as long as there is
+//     room. A hub that shows that it has lost messages gets all that are held again.
+//   - Per signal the hub gets messages in the order in which they were spooled, except
 //     for one that the hub's own cluster refuses between others (docs/adr/0001).
-//   - Full means refuse, with a code by which senders try again, unless the operator
-//     has chosen spool.on_full: drop_oldest.
-//   - Files that are damaged are put aside and reported; what is whole in them is
-//     forwarded. A disk that does not write makes senders wait, not the edge fail.
+//   - A full spool refuses requests with a retryable code, unless the operator has
+//     chosen spool.on_full: drop_oldest.
+//   - Damaged files are kept aside and reported; what is undamaged in them is
+//     forwarded. If the disk cannot be written, senders are told to retry; the edge does not fail.
 //
 // # Not here
 //
@@ -32,15 +32,14 @@ import (
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
+	"github.com/penstock/penstock/pkg/edge/forward"
 	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
-
-	// Config is what an operator may set.
-	"github.com/penstock/penstock/pkg/edge/forward"
 )
 
+// Config is what an operator may set.
 type Config struct {
 	app.Config `yaml:",inline"`
 
@@ -52,7 +51,7 @@ type Config struct {
 	// Processing changes and drops telemetry before it is stamped and stored.
 	Processing processor.Config `yaml:"processing"`
 	// Local are backends beside the edge, which get everything, unsampled, whether the
-	// hub is there or not. None of them holds anything back.
+	// hub can be reached or not. None of them delays anything.
 	Local backend.Config `yaml:"local"`
 	// How long a stop waits for the hub to acknowledge what is spooled. What is left stays in the
 	// spool.
@@ -80,7 +79,7 @@ func (c InstanceConfig) Instance() envelope.Instance {
 	return envelope.Instance{ID: c.ID, Name: c.Name, Customer: c.Customer, Namespace: c.Namespace, Environment: c.Environment}
 }
 
-// DefaultConfig runs with the environment alone.
+// DefaultConfig is complete but for what the environment sets.
 func DefaultConfig() Config {
 	return Config{
 		Config:   app.DefaultConfig(9661),
@@ -129,14 +128,14 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// CheckFiles looks at what may come after the start.
+// CheckFiles checks files that a start does not need.
 func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
 // minLocalRetain lets a local backend be slow for a moment.
 const minLocalRetain = 10 * time.Second
 
-// Build makes the stages: spool, local, forward, receive. They stop in reverse order,
-// so that nothing is taken that could not be kept.
+// Build creates the stages: spool, local, forward, receive. They stop in reverse order,
+// so that nothing is accepted that could not be stored.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	sp := spool.New(cfg.Spool, p.Ledger, p.Log)
 	cfg.Hub.Name, cfg.Hub.Counts = "edge-"+cfg.Instance.ID, p.Ledger

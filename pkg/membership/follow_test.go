@@ -108,7 +108,7 @@ func TestAReaderThatHangs(t *testing.T) {
 		}
 		return false
 	})
-	w.stalled(t, stuck, "its floor stands at 0")
+	w.stalled(t, stuck, "its floor does not move from 0")
 	if s, stalls := w.seconds(1 - stuck); s > 0 || stalls != 1 {
 		t.Errorf("the other one stands for %v s, %v stalls", s, stalls)
 	}

@@ -1,4 +1,4 @@
-// Package forward moves what is spooled to the centre, which is the hub or a router's gateway, and
+// Package forward sends what is spooled to the centre, which is the hub or a router's gateway, and
 // to backends beside the edge.
 //
 //	f, err := forward.New(cfg, spool, led, log)
@@ -6,12 +6,12 @@
 //
 // # Promises
 //
-//   - Per signal the hub gets messages in the order in which they were spooled, but
+//   - Per signal the hub gets messages in the order in which they were spooled, except
 //     for one that the hub's own cluster refuses between others (docs/adr/0001).
 //   - A message counts as forwarded when the centre has acknowledged it. A hub that shows that it
-//     has lost some gets all that the spool still holds again.
-//   - A local backend delays nothing: what the spool has deleted before it took it, it misses, and
-//     that is counted.
+//     has lost messages gets all that the spool still holds again.
+//   - A local backend delays nothing: it misses what the spool deletes before it has accepted it,
+//     and that is counted.
 //
 // # Not here
 //
@@ -41,33 +41,33 @@ import (
 	"github.com/penstock/penstock/pkg/wal"
 )
 
-// Config says where messages go.
+// Config is where messages go.
 type Config struct {
 	Instance string
 	Hub      bus.Config
 	Central  CentralConfig // when it has an endpoint, Hub is not used
-	Drain    time.Duration // how long a stop may wait for the centre to take what is spooled
+	Drain    time.Duration // how long a stop may wait for the centre to accept what is spooled
 }
 
-// Forward moves messages from the spool to the centre, each signal on its own.
+// Forward sends messages from the spool to the centre, each signal independently.
 type Forward struct {
 	cfg   Config
 	spool *spool.Spool
 	led   *ledger.Ledger
 	log   *slog.Logger
 	way   way
-	// centre is the name of what way leads to.
+	// centre is the name of the destination.
 	centre   string
 	progress [len(otlpwire.Signals)]progress
 }
 
-// progress is how forwarding a signal gets on.
+// progress is the progress of forwarding a signal.
 type progress struct {
-	arrived atomic.Uint64         // rises with what the centre has
-	failed  atomic.Pointer[error] // why a session ended last; nil when something has arrived since
+	arrived atomic.Uint64         // rises with every acknowledgement of the centre
+	failed  atomic.Pointer[error] // why the last session ended; nil when something has arrived since
 }
 
-// fails keeps why the centre did not take something.
+// fails stores why the centre did not accept something.
 func (p *progress) fails(err error) {
 	if err != nil {
 		p.failed.Store(&err)
@@ -83,18 +83,18 @@ func (p *progress) why() error {
 
 // way is one kind of transport to the centre.
 type way interface {
-	// session sends messages of a signal, in order, from behind the hub's mark on,
-	// until something breaks or ctx ends. It reports to done what the centre has, in
-	// order, too.
+	// session sends messages of a signal, in order, from the one after the hub's position on,
+	// until something fails or ctx ends. It reports to done what the centre has, also in
+	// order.
 	session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, done func(arrived)) error
 	// connected reports whether the centre could be reached last time.
 	connected() bool
-	// ready says why the centre will take nothing until a person has mended something.
+	// ready returns why the centre will accept nothing until an operator has corrected something.
 	ready() error
 	close()
 }
 
-// arrived says that the centre has everything of a signal up to a message.
+// arrived reports that the centre has everything of a signal up to a message.
 type arrived struct {
 	seq   uint64 // of the spool
 	hub   uint64 // of the hub's stream; 0 when it is not known
@@ -115,7 +115,7 @@ func New(cfg Config, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) (*Fo
 	return f, err
 }
 
-// Ready says why the centre will take nothing until a person has mended something.
+// Ready returns why the centre will accept nothing until an operator has corrected something.
 func (f *Forward) Ready() error { return f.way.ready() }
 
 func (f *Forward) Service() services.Service {
@@ -137,7 +137,7 @@ func (f *Forward) Service() services.Service {
 	})
 }
 
-// drain waits until the hub has everything, for a while and only while it
+// drain waits until the hub has everything, at most for cfg.Drain and only while it
 // answers. What is left stays in the spool.
 func (f *Forward) drain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.Drain)
@@ -185,7 +185,7 @@ func (f *Forward) run(ctx context.Context, sig otlpwire.Signal) {
 	}
 }
 
-// handing takes down what the centre has.
+// handing records what the centre has.
 type handing struct {
 	spool   *spool.Spool
 	sig     otlpwire.Signal
@@ -204,7 +204,7 @@ func (h *handing) done(a arrived) {
 	h.spool.Forwarded(h.sig, a.seq, a.hub, a.bytes)
 }
 
-// follow tells of signals of which something is spooled and nothing acknowledged, until ctx ends.
+// follow reports signals of which something is spooled and nothing acknowledged, until ctx ends.
 func (f *Forward) follow(ctx context.Context) {
 	var (
 		stalls [len(otlpwire.Signals)]*stall.Detector
@@ -227,10 +227,10 @@ func (f *Forward) follow(ctx context.Context) {
 	}
 }
 
-// sayInterval is how often a line tells what an outage has piled up.
+// sayInterval is how often the backlog of an outage is logged.
 const sayInterval = time.Minute
 
-// say writes a line now and then while the centre is away.
+// say logs the backlog while the centre cannot be reached.
 func (f *Forward) say(ctx context.Context) {
 	for backoff.Sleep(ctx, sayInterval) {
 		if f.way.connected() {
@@ -241,5 +241,5 @@ func (f *Forward) say(ctx context.Context) {
 	}
 }
 
-// errRewind ends a session after which the next one begins at another place.
+// errRewind ends a session; the next one begins at another position or without a condition.
 var errRewind = errors.New("sending again")

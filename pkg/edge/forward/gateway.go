@@ -71,20 +71,20 @@ func (c CentralConfig) client() (*otlpclient.Client, error) {
 }
 
 // maxMerge is how far apart the arrivals of messages may be that are sent as one
-// request: they arrive centrally with the time of the first.
+// request: at the centre they all have the arrival of the first.
 const maxMerge = time.Second
 
-// gatewayWay sends OTLP requests. A signal has one request out at a time: only so is
-// order kept. So that a backlog does not move at the pace of round trips, messages
-// that wait are sent together.
+// gatewayWay sends OTLP requests. A signal has one request in flight at a time, to keep
+// the order. So that a backlog is not limited by round trips, messages that wait are
+// sent together.
 type gatewayWay struct {
 	client *otlpclient.Client
 	spool  *spool.Spool
 	led    *ledger.Ledger
 	log    *slog.Logger
 	away   atomic.Bool
-	denied atomic.Pointer[error] // why the gateway takes nothing of ours; nil when it does
-	// fails is told why a request was not taken.
+	denied atomic.Pointer[error] // why the gateway accepts nothing from this edge; nil when it does
+	// fails is called with the reason why a request was not accepted.
 	fails func(otlpwire.Signal, error)
 }
 
@@ -135,8 +135,8 @@ func (w *gatewayWay) session(ctx context.Context, st *spool.Store, sig otlpwire.
 	}
 }
 
-// deliver sends the same request until the gateway has taken it or ctx ends: another
-// one of the same messages would not be known by its id.
+// deliver sends the same request until the gateway has accepted it or ctx ends: if the same
+// messages were merged otherwise, the hub would not recognise them by the request's id.
 func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged) error {
 	for attempt := 1; len(m.body) > 0; attempt++ {
 		refused, err := w.send(ctx, sig, *m)
@@ -161,7 +161,7 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 	return nil
 }
 
-// gather waits for a message and adds those that are there already, up to the size
+// gather waits for a message and adds those that can be read at once, up to the size
 // of a message. It returns one that did not fit.
 func (w *gatewayWay) gather(ctx context.Context, nonce string, sig otlpwire.Signal, read func(context.Context) (spool.Message, error), first *spool.Message) (m merged, next *spool.Message, err error) {
 	for {
@@ -174,7 +174,7 @@ func (w *gatewayWay) gather(ctx context.Context, nonce string, sig otlpwire.Sign
 			d = &one
 		}
 		if d.Seq <= w.spool.Position(spool.Hub, sig).Done {
-			continue // dropped since it was read
+			continue // deleted by on_full: drop_oldest since it was read
 		}
 		body, err := envelope.Decompress(nil, d.Body, d.Header.Encoding)
 		if err != nil {
@@ -201,7 +201,7 @@ func (w *gatewayWay) gather(ctx context.Context, nonce string, sig otlpwire.Sign
 	}
 }
 
-// send returns nil when the gateway has everything that it will ever take, and how many
+// send returns nil when the gateway has everything that it will ever accept, and how many
 // items it refuses for good.
 func (w *gatewayWay) send(ctx context.Context, sig otlpwire.Signal, m merged) (refused int, err error) {
 	rejected, message, err := w.client.Export(ctx, sig, m.body, map[string]string{

@@ -19,17 +19,18 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// window is how many messages of a signal may be on their way to the hub: at
-// 100 ms round trip and 1 MiB a message it fills 640 MiB/s. A hub that does not answer in
-// time gets half as many the next time, and with every acknowledgement one more: else one
-// that needs longer for a window than its answers may take would be sent it for ever.
+// window is how many messages of a signal may be in flight to the hub: at 100 ms round
+// trip and 1 MiB a message it fills 640 MiB/s. After a hub has not answered in time, the
+// window is halved, and it grows by one with every acknowledgement. Otherwise a hub that
+// needs longer for a window than the timeout would be sent the same window for ever.
 const window = 64
 
-// fullPatience is for how long, behind a refusal for want of room, one message at a time is sent: of
-// several, a small one may find room where the one before found none, and stand before it.
+// fullPatience is for how long messages are sent one at a time after the hub's stream was full: of
+// several in flight, a small one may find room where the larger one before it found none, and be
+// stored before it.
 const fullPatience = time.Minute
 
-// room is how many messages of a signal may be on their way now.
+// room returns how many messages of a signal may be in flight now.
 func (w *hubWay) room(sig otlpwire.Signal, now time.Time) int32 {
 	if now.Sub(time.Unix(0, w.full[sig].Load())) < fullPatience {
 		return 1
@@ -37,7 +38,7 @@ func (w *hubWay) room(sig otlpwire.Signal, now time.Time) int32 {
 	return window - w.narrowed[sig].Load()
 }
 
-// minHubPayload is a message of the largest size, with its headers.
+// minHubPayload is the size of the largest message, with its headers.
 const minHubPayload = envelope.MaxPayload + 4<<10
 
 // hubWay publishes into the hub's JetStream.
@@ -47,14 +48,14 @@ type hubWay struct {
 	led      *ledger.Ledger
 	log      *slog.Logger
 	dialer   dialer
-	// shared is set while others are seen to publish the same subject of ours: what its
-	// last message should be cannot be said then.
+	// shared is set when the subject's last message turns out to be newer than the last that the
+	// hub has acknowledged, as when others publish it, too: the next session sets no condition.
 	shared [len(otlpwire.Signals)]atomic.Bool
 	// narrowed is by how much the window of a signal is smaller than it may be.
 	narrowed [len(otlpwire.Signals)]atomic.Int32
 	// full is when a signal's stream was last full, in Unix nanoseconds.
 	full [len(otlpwire.Signals)]atomic.Int64
-	// denied is why the hub takes nothing of ours; nil when it does.
+	// denied is why the hub accepts nothing from this edge; nil when it does.
 	denied [len(otlpwire.Signals)]atomic.Pointer[error]
 	said   backoff.Repeats
 }
@@ -62,7 +63,7 @@ type hubWay struct {
 func (w *hubWay) connected() bool { return w.dialer.connected() }
 func (w *hubWay) close()          { w.dialer.close() }
 
-// ready says why the hub will take nothing until a person has mended the credential.
+// ready returns why the hub will accept nothing until an operator has corrected the credential.
 func (w *hubWay) ready() error {
 	for sig := range w.denied {
 		if why := w.denied[sig].Load(); why != nil {
@@ -72,7 +73,7 @@ func (w *hubWay) ready() error {
 	return nil
 }
 
-// refuses notes that the hub takes nothing for want of rights, and says so once a minute.
+// refuses notes that the hub accepts nothing because of missing rights, and logs it once a minute.
 func (w *hubWay) refuses(sig otlpwire.Signal, err error) {
 	w.denied[sig].Store(&err)
 	if _, due := w.said.Due("refused", time.Now()); !due {
@@ -81,7 +82,7 @@ func (w *hubWay) refuses(sig otlpwire.Signal, err error) {
 	w.log.Error("the hub takes nothing from this edge, spooling", "instance", w.instance, "err", err)
 }
 
-// flight is a message on its way to the hub.
+// flight is a message in flight to the hub.
 type flight struct {
 	seq     uint64 // of the spool
 	items   int
@@ -91,7 +92,7 @@ type flight struct {
 	pending bus.Pending
 }
 
-// session forwards on one connection until something breaks.
+// session forwards on one connection until something fails.
 func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Signal, done func(arrived)) (err error) {
 	conn, err := w.dialer.dial()
 	if err != nil {
@@ -101,14 +102,15 @@ func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Sign
 		return err
 	}
 	if why := w.denied[sig].Load(); why != nil && errors.Is(*why, bus.ErrRefused) {
-		w.denied[sig].Store(nil) // it is let in again
+		w.denied[sig].Store(nil) // the credential is accepted again
 	}
 	defer func() {
 		if errors.Is(err, bus.ErrDenied) {
 			w.refuses(sig, fmt.Errorf("the credential may not publish for instance %s: is it another instance's? %w", w.instance, err))
 		}
-		// A hub that answers has had everything that was sent before, in order. One that
-		// does not may get it later: never on the connection that is used next.
+		// A hub that has answered has received everything that was sent before, in order.
+		// Otherwise messages may still arrive, so the connection is closed: they must not
+		// mix with those of the next session.
 		if !errors.Is(err, errRewind) && !errors.Is(err, bus.ErrNoStream) && !errors.Is(err, bus.ErrFull) && !errors.Is(err, bus.ErrStore) {
 			conn.Close()
 		}
@@ -136,10 +138,16 @@ func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Sign
 	return err
 }
 
-// publish sends in order with a window in flight. The window opens with the first
-// acknowledgement: a hub that has lost its data shows it there. The first message is
-// sent on the condition that the subject's last message is the one that the hub has
-// acknowledged last, for others may have filled up the stream's sequences since.
+// publish sends in order with a window in flight. The first message of a session is sent
+// alone, and the window opens with its acknowledgement. A hub that has lost data shows it
+// in the answer to this message, before anything newer is stored; so what is sent again
+// then is still in order.
+//
+// The first message is sent on the condition that the subject's last message is the one
+// that the hub has acknowledged last (see compare). The sequence in the acknowledgement
+// (see check) does not suffice, because other instances may have filled up the stream's
+// sequences since the loss. There is no condition when the spool retains nothing that
+// could be sent again, nor when shared is set.
 func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r spool.Reader, sig otlpwire.Signal, flights chan<- flight, acked, first <-chan struct{}) error {
 	for sent, under := 0, int32(0); ; {
 		m, err := r.Next(ctx)
@@ -150,7 +158,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 			m = w.swap(ctx, conn, st, r, sig, m)
 		}
 		if m.Seq <= w.spool.Position(spool.Hub, sig).Done {
-			continue // dropped since it was read
+			continue // deleted by on_full: drop_oldest since it was read
 		}
 		if m.Missing > 0 {
 			if err := send(ctx, flights, flight{seq: m.Seq, missing: m.Missing}); err != nil {
@@ -213,7 +221,7 @@ func await(ctx context.Context, c <-chan struct{}) error {
 	}
 }
 
-// settle takes the hub's acknowledgements in order.
+// settle handles the hub's acknowledgements in order.
 func (w *hubWay) settle(ctx context.Context, st *spool.Store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
 	for opened := false; ; {
 		var f flight
@@ -250,7 +258,7 @@ func (w *hubWay) settle(ctx context.Context, st *spool.Store, sig otlpwire.Signa
 			a.hub = stored.Seq
 		}
 		done(a)
-		acked <- struct{}{} // never more than the window
+		acked <- struct{}{} // never blocks: at most a window is in flight
 		if n := w.narrowed[sig].Load(); n > 0 {
 			w.narrowed[sig].CompareAndSwap(n, n-1)
 		}
@@ -261,12 +269,15 @@ func (w *hubWay) settle(ctx context.Context, st *spool.Store, sig otlpwire.Signa
 	}
 }
 
-// compare is asked when the last message of our subject is another than the last that
-// the hub has acknowledged: last is its sequence, 0 for none.
+// compare handles a failed condition: the last message of our subject is not the last that
+// the hub has acknowledged. last is its sequence, 0 for none. If it is lower, the hub has
+// lost what it acknowledged, and everything retained is sent again, before anything newer.
+// If it is higher, nothing can be concluded, and the next session sets no condition. So a
+// loss that another publisher of the same instance has covered up is not noticed.
 func (w *hubWay) compare(st *spool.Store, sig otlpwire.Signal, last uint64) error {
 	before := w.spool.Position(spool.Hub, sig).Hub
 	if last > before {
-		// Our own, with its acknowledgement lost, or another edge's or a gateway's.
+		// One of ours whose acknowledgement was lost, or one of another edge or a gateway.
 		w.shared[sig].Store(true)
 		return errRewind
 	}
@@ -276,9 +287,10 @@ func (w *hubWay) compare(st *spool.Store, sig otlpwire.Signal, last uint64) erro
 	return errRewind
 }
 
-// check looks for signs that the hub does not have what it has acknowledged: its
-// sequences only rise, unless its stream was made anew or restored from a backup,
-// or has lost its end in a power cut; and it cannot know an id before it is sent.
+// check looks for signs that the hub does not have what it has acknowledged. Its
+// sequences only rise, unless its stream was recreated or restored from a backup, or has
+// lost its end in a power cut. And it cannot know an id that was never sent, unless
+// another message was sent with it.
 func (w *hubWay) check(st *spool.Store, sig otlpwire.Signal, f flight, stored bus.Stored) error {
 	before := w.spool.Position(spool.Hub, sig).Hub
 	switch {
@@ -297,7 +309,7 @@ func (w *hubWay) check(st *spool.Store, sig otlpwire.Signal, f flight, stored bu
 	return errRewind
 }
 
-// dialer shares one connection to the hub among the signals and makes a new one
+// dialer shares one connection to the hub among the signals and opens a new one
 // when it has ended.
 type dialer struct {
 	cfg bus.Config
@@ -306,7 +318,7 @@ type dialer struct {
 	conn    atomic.Pointer[bus.Conn] // the last one; nil before the first
 	dialing struct {
 		sync.Mutex
-		since time.Time // when the hub was lost; zero when it is there
+		since time.Time // when dialling first failed; zero while the hub can be reached
 		said  *backoff.Repeats
 	}
 }
@@ -326,7 +338,7 @@ func (d *dialer) dial() (*bus.Conn, error) {
 		if d.dialing.since.IsZero() {
 			d.dialing.since, d.dialing.said = time.Now(), new(backoff.Repeats)
 		}
-		// Once a minute, and at once when the reason is another one.
+		// Once a minute, and at once when the reason changes.
 		if _, due := d.dialing.said.Due(bus.Kind(err), time.Now()); due {
 			d.log.Warn("hub unreachable, spooling", "err", err, "away", time.Since(d.dialing.since).Truncate(time.Second))
 		}
@@ -340,13 +352,13 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	return conn, nil
 }
 
-// connected does not wait for somebody who dials.
+// connected does not wait for a dial in progress.
 func (d *dialer) connected() bool {
 	conn := d.conn.Load()
 	return conn != nil && conn.Connected()
 }
 
-// close is for when nobody dials any more.
+// close must be called after the last dial.
 func (d *dialer) close() {
 	if conn := d.conn.Load(); conn != nil {
 		conn.Close()

@@ -19,9 +19,9 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Local writes what is spooled to backends beside the edge, all of it, unsampled: who
-// looks for a fault on site finds it while the hub is away. It holds nothing back:
-// what the spool has let go of before a local backend took it, that backend misses.
+// Local writes everything that is spooled, unsampled, to backends beside the edge: so faults
+// can be diagnosed on site while the hub is unavailable. It delays nothing: a local backend
+// misses what the spool deletes before the backend has accepted it.
 type Local struct {
 	cfg      backend.Config
 	instance string
@@ -30,7 +30,7 @@ type Local struct {
 	log      *slog.Logger
 }
 
-// localReader begins the names of local backends as readers of the spool.
+// localReader is the prefix of the names of local backends as readers of the spool.
 const localReader = "local-"
 
 func NewLocal(cfg backend.Config, instance string, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) *Local {
@@ -113,7 +113,7 @@ func (l *Local) session(ctx context.Context, st *spool.Store, sig otlpwire.Signa
 			return wrote, err
 		}
 		d.Arrival = m.Header.Arrival
-		begins := m.Seq - max(m.Missing, 1) // behind this
+		begins := m.Seq - max(m.Missing, 1) // the sequence before the first of them
 		if done := l.spool.Position(name, sig).Done; done > 0 && begins > done {
 			log.Warn("spool deleted messages that the local backend has not taken", "messages", begins-done)
 			count(ledger.LocalMissed).Add(float64(begins - done))
