@@ -181,7 +181,7 @@ func TestAnEdgeWithAnothersCredential(t *testing.T) {
 				}
 				return err
 			})
-			if n := strings.Count(p.out.String(), "the hub takes nothing from this edge"); n != 1 {
+			if n := strings.Count(p.out.String(), "the hub accepts nothing from this edge"); n != 1 {
 				t.Errorf("said %d times", n)
 			}
 			code, body, err := ask("http://" + admin + "/config")

@@ -181,7 +181,7 @@ func (f *Forward) run(ctx context.Context, sig otlpwire.Signal) {
 		if errors.Is(err, wal.ErrUnreadable) {
 			level = slog.LevelWarn
 		}
-		f.log.Log(ctx, level, "forwarding again", "signal", sig, "err", err)
+		f.log.Log(ctx, level, "forwarding failed, trying again", "signal", sig, "err", err)
 	}
 }
 

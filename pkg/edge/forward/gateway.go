@@ -146,13 +146,13 @@ func (w *gatewayWay) deliver(ctx context.Context, sig otlpwire.Signal, m *merged
 		if err == nil {
 			m.items -= refused
 			if w.away.Swap(false) {
-				w.log.Info("gateway takes data")
+				w.log.Info("gateway accepts data")
 			}
 			return nil
 		}
 		w.fails(sig, err)
 		if !w.away.Swap(true) || attempt == 1 {
-			w.log.Warn("gateway does not take data, spooling", "signal", sig, "err", err)
+			w.log.Warn("gateway does not accept data, spooling", "signal", sig, "err", err)
 		}
 		if !backoff.Sleep(ctx, min(fault.Pause(err, attempt, rand.Float64()), fault.MaxHubPause)) {
 			return ctx.Err()

@@ -79,7 +79,7 @@ func (w *hubWay) refuses(sig otlpwire.Signal, err error) {
 	if _, due := w.said.Due("refused", time.Now()); !due {
 		return
 	}
-	w.log.Error("the hub takes nothing from this edge, spooling", "instance", w.instance, "err", err)
+	w.log.Error("the hub accepts nothing from this edge, spooling", "instance", w.instance, "err", err)
 }
 
 // flight is a message in flight to the hub.
@@ -331,7 +331,7 @@ func (d *dialer) dial() (*bus.Conn, error) {
 	}
 	conn, err := bus.Dial(d.cfg, d.log)
 	if err == nil && conn.MaxPayload() < minHubPayload {
-		err = fmt.Errorf("the hub takes messages of up to %d bytes, and the spool holds some of up to %d: set its max_payload to 2MB, as deploy/nats does", conn.MaxPayload(), minHubPayload)
+		err = fmt.Errorf("the hub accepts messages of up to %d bytes, and the spool may hold some of up to %d: set its max_payload to 2MB, as deploy/nats does", conn.MaxPayload(), minHubPayload)
 		conn.Close()
 	}
 	if err != nil {

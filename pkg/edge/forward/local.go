@@ -115,7 +115,7 @@ func (l *Local) session(ctx context.Context, st *spool.Store, sig otlpwire.Signa
 		d.Arrival = m.Header.Arrival
 		begins := m.Seq - max(m.Missing, 1) // the sequence before the first of them
 		if done := l.spool.Position(name, sig).Done; done > 0 && begins > done {
-			log.Warn("spool deleted messages that the local backend has not taken", "messages", begins-done)
+			log.Warn("spool deleted messages before the local backend accepted them", "messages", begins-done)
 			count(ledger.LocalMissed).Add(float64(begins - done))
 		}
 		body, err := envelope.Decompress(nil, m.Body, m.Header.Encoding)
@@ -123,7 +123,7 @@ func (l *Local) session(ctx context.Context, st *spool.Store, sig otlpwire.Signa
 			body = bytes.Clone(body) // a transport may read it after an attempt has failed
 		}
 		if err != nil || m.Missing > 0 {
-			log.Error("spooled messages are damaged and were left out", "messages", max(m.Missing, 1), "last", m.Seq, "err", err)
+			log.Error("spooled messages are damaged and were skipped", "messages", max(m.Missing, 1), "last", m.Seq, "err", err)
 		} else if !d.Write(ctx, l.instance, body, otlpwire.Count(sig, body), !wrote) {
 			return wrote, ctx.Err()
 		}

@@ -65,7 +65,7 @@ func (c Config) share(sig otlpwire.Signal) config.Bytes {
 	return c.MaxBytes / 100 * config.Bytes(percent)
 }
 
-// minShare holds a few messages of the largest size.
+// minShare has room for a few messages of the largest size.
 const minShare = 4 << 20
 
 // Validate reports every mistake at once.

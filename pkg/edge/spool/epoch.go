@@ -13,11 +13,21 @@ import (
 )
 
 // epoch is the nonce that begins the ids of a spool's messages; no other instance
-// can guess it. The hub takes two messages with one id for the same message, so a
-// nonce is used only as long as a sequence of the spool cannot be given twice:
-// for the same directory, on the same boot of the machine. A copy of the
-// directory has another inode; a power cut may take messages that the hub has
-// seen, but not without a boot.
+// can guess it. The rest of an id is the message's sequence. The hub treats two
+// messages with one id as the same message and does not store the second, so a nonce
+// is used only as long as no sequence of the spool can be given twice.
+//
+// That happens when the end of a log is lost: a power cut may take messages that the
+// hub has seen, if they were not synced, and the next messages get their sequences.
+// Without a boot this cannot happen, because the page cache survives the process. It
+// also happens when a copy of the directory is used. So the nonce is bound to the
+// kernel's boot id and to the directory's inode, which is another one for a copy.
+//
+// The nonce also changes when messages are missing from the end of a log (see
+// opener.open), when messages were deleted and the positions could not be written
+// (see Spool.letGo), and when the hub knows an id that was never sent (see
+// [Store.Renew]). What was sent under the old nonce and not acknowledged may then be
+// stored twice in the hub, but no message is mistaken for another.
 type epoch struct {
 	Nonce string `json:"nonce"`
 	Boot  string `json:"boot"`  // of the kernel
@@ -26,9 +36,9 @@ type epoch struct {
 
 const epochFile = "epoch"
 
-// loadEpoch returns the nonce of a spool directory, a new one where it must be, or
-// where anew says so. A new one is good also when it cannot be written down, with an
-// error: the next start makes another.
+// loadEpoch returns the nonce of a spool directory, a new one where necessary or if
+// anew is set. If a new one cannot be stored, it returns it with an error: it can be
+// used, and the next start makes another.
 func loadEpoch(dir string, anew bool) (string, error) {
 	path := filepath.Join(dir, epochFile)
 	now, err := newEpoch(dir)

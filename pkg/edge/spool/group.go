@@ -10,9 +10,9 @@ import (
 	"github.com/penstock/penstock/pkg/receive"
 )
 
-// groups makes one message of the requests that arrive while the message before is
-// written (group commit): one write, one fsync for all of them. The first request of a
-// group writes it, in its own goroutine; the others wait for that.
+// groups combines the requests that arrive while the previous message is written into
+// one message (group commit): one write and one fsync for all of them. The first request
+// of a group writes it, in its own goroutine; the others wait for that.
 type groups struct {
 	maxItems int
 	linger   time.Duration
@@ -21,8 +21,8 @@ type groups struct {
 	turn  chan struct{} // capacity 1: full while a group is written
 	state struct {
 		sync.Mutex
-		open  *group // takes requests; nil for none
-		spare []byte // the body of a group that is done
+		open  *group // accepts requests; nil for none
+		spare []byte // the body of a group that is done, for reuse
 	}
 }
 
@@ -32,19 +32,19 @@ type group struct {
 	items    int
 	requests int
 	closed   chan struct{} // no more requests
-	done     chan struct{} // err holds
+	done     chan struct{} // closed when err is final
 	err      error
 }
 
-// errNotWritten is what a group has come to while nothing else is known.
+// errNotWritten is the result of a group as long as no other is known.
 var errNotWritten = errors.New("the group was not written")
 
 func newGroups(maxItems int, linger time.Duration, write func(*group) error) *groups {
 	return &groups{maxItems: maxItems, linger: linger, write: write, turn: make(chan struct{}, 1)}
 }
 
-// join returns when the group that b has become a part of is written. Who does not write
-// it himself may leave when ctx ends: the payload is in the group already.
+// join adds b to a group and returns when the group is written. A request that does not
+// write the group may leave when ctx ends: its payload is already in the group.
 func (q *groups) join(ctx context.Context, b receive.Batch) error {
 	g, first := q.add(b)
 	if first {
@@ -78,7 +78,7 @@ func (q *groups) add(b receive.Batch) (g *group, first bool) {
 	return g, first
 }
 
-// lead writes a group when the one before is written.
+// lead writes a group when the previous one has been written.
 func (q *groups) lead(g *group) {
 	defer close(g.done)
 	select {
@@ -110,7 +110,7 @@ func (q *groups) lead(g *group) {
 	q.state.Unlock()
 }
 
-// end takes no more requests into a group.
+// end closes a group to further requests.
 func (q *groups) end(g *group) {
 	q.state.Lock()
 	defer q.state.Unlock()

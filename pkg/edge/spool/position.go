@@ -22,9 +22,9 @@ type Position struct {
 	Hub uint64 `json:"hub,omitempty"`
 }
 
-// positions hold those of all readers, in a file beside the streams: a checksum, and
-// the state in JSON. It is written every second. What it says too little is sent again;
-// the hub knows that by its id, unless the machine was booted in between.
+// positions are those of all readers, in a file beside the streams: a checksum, and
+// the state in JSON. It is written every second. If a position in it is too low, messages
+// are sent again; the hub recognises their ids, unless the machine was booted in between.
 type positions struct {
 	path   string
 	saving sync.Mutex // one writer of the file
@@ -37,13 +37,13 @@ type positions struct {
 }
 
 type positionFile struct {
-	// Appended is the last sequence of each signal that was seen in its stream.
+	// Appended is the last known sequence of each signal's stream.
 	Appended map[string]uint64 `json:"appended"`
 	// Readers are by name and signal: hub/traces.
 	Readers map[string]Position `json:"readers"`
 }
 
-// loadPositions reads the file; what cannot be read counts as not there.
+// loadPositions reads the file; one that cannot be read counts as missing.
 func loadPositions(path string) (*positions, error) {
 	m := &positions{path: path}
 	text, err := os.ReadFile(path)
@@ -89,7 +89,7 @@ func (m *positions) advance(reader string, sig otlpwire.Signal, done, hub uint64
 	m.mu.state.Readers[key], m.mu.dirty = now, true
 }
 
-// rewind moves a position to where it is told.
+// rewind sets a position, also to a lower one.
 func (m *positions) rewind(reader string, sig otlpwire.Signal, to Position) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -113,9 +113,9 @@ func (m *positions) end(sig otlpwire.Signal) uint64 {
 }
 
 // reconcile compares the positions with a log that was opened and ends at last. It returns
-// how many messages were in it once, are gone from its end, and are not with the hub:
-// their sequences will be given to others, so no position may be above them. Those of
-// what the hub has will not.
+// how many messages were once in the log, are missing from its end and are not known to be
+// in the hub. Their sequences will be given to other messages, so no position may be above
+// last. The sequences of messages that the hub has are not given again.
 func (m *positions) reconcile(sig otlpwire.Signal, last uint64) (missing uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -140,8 +140,8 @@ func (m *positions) of(sig otlpwire.Signal) map[string]Position {
 	return all
 }
 
-// save writes the file when something has changed, and returns when it is on the
-// disk: what is deleted from the spool must be marked before.
+// save writes the file if something has changed, and returns when it is on the
+// disk: before messages are deleted from the spool, their positions must be stored.
 func (m *positions) save() error {
 	m.saving.Lock()
 	defer m.saving.Unlock()

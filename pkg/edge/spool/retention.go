@@ -2,22 +2,22 @@ package spool
 
 import "time"
 
-// retention says how long messages stay in the spool that the hub has: should the
-// hub lose what it has acknowledged, they are sent again. Not for concurrent use.
+// retention determines how long messages that the hub has stay in the spool: if the
+// hub loses what it has acknowledged, they are sent again. Not for concurrent use.
 type retention struct {
 	keep   time.Duration
 	points []point // in order of time and sequence
 	held   int64
 }
 
-// point is a stretch of messages that the hub has had since at.
+// point is a range of messages that the hub has had since at.
 type point struct {
 	at    time.Time
 	upto  uint64
 	bytes int64
 }
 
-// grain is how finely times are kept; a point takes 48 bytes.
+// grain is the resolution of the times; a point takes 48 bytes.
 const grain = time.Second
 
 // add notes that the hub has everything up to seq, bytes more than before.
@@ -42,5 +42,5 @@ func (r *retention) expire(now time.Time) (upto uint64) {
 	return upto
 }
 
-// forget is expire for when there is no room: everything the hub has may go.
+// forget is expire for a full log: everything that the hub has may be deleted.
 func (r *retention) forget() { r.points, r.held = r.points[:0], 0 }

@@ -14,9 +14,9 @@ import (
 	"github.com/penstock/penstock/pkg/wal"
 )
 
-// makeRoom deletes from a full log what the hub has, then, with on_full: drop_oldest,
-// what it has not, and tries to append again after each. It returns [wal.ErrFull] when
-// nothing may be deleted.
+// makeRoom deletes from a full log what the hub has and then, with on_full: drop_oldest,
+// what the hub does not have, and tries to append again after each. It returns
+// [wal.ErrFull] when nothing more may be deleted.
 func (s *Spool) makeRoom(st *Store, sig otlpwire.Signal, head, body []byte) (seq uint64, err error) {
 	if err := s.release(st, sig); err != nil {
 		return 0, err
@@ -44,9 +44,10 @@ func (s *Spool) release(st *Store, sig otlpwire.Signal) error {
 	return s.letGo(st, sig, s.positions.get(Hub, sig).Done)
 }
 
-// letGo deletes messages up to one that the hub has. Its position is written to the disk
-// before; on a disk without room for it behind, and so that ids are new ones should the
-// process end in between.
+// letGo deletes messages up to a sequence that the hub's position has passed. The positions
+// are written to the disk first. If the disk has no room for them, they are written after
+// the deletion, and the epoch is removed before it: if the process ends in between, the
+// next start could give sequences again, and then must use new ids.
 func (s *Spool) letGo(st *Store, sig otlpwire.Signal, upto uint64) error {
 	marked := s.positions.save()
 	if marked != nil {
@@ -62,7 +63,7 @@ func (s *Spool) letGo(st *Store, sig otlpwire.Signal, upto uint64) error {
 	return err
 }
 
-// dropTimeout bounds the search for what may go.
+// dropTimeout bounds the search for what may be dropped.
 const dropTimeout = 5 * time.Second
 
 // dropOldest deletes messages that the hub does not have, the oldest first, until
@@ -77,7 +78,7 @@ func (s *Spool) dropOldest(st *Store, sig otlpwire.Signal, need int64) (messages
 	}
 	r := Reader{st.logs[sig].Read(state.First)}
 	defer r.Close()
-	// A little more at a time, so that not every group has to do this.
+	// Drop some more than needed, so that not every group has to do this.
 	need = max(need, int64(s.cfg.share(sig))/64)
 	var last uint64
 	items := 0
@@ -90,7 +91,7 @@ func (s *Spool) dropOldest(st *Store, sig otlpwire.Signal, need int64) (messages
 		freed += int64(len(m.Body))
 		items += max(m.Header.Items, int(m.Missing), 1)
 	}
-	s.log.Warn("spool full, the oldest is dropped", "signal", sig, "items", items, "messages", messages)
+	s.log.Warn("spool full, oldest messages dropped", "signal", sig, "items", items, "messages", messages)
 	s.led.Of(sig).Dropped(ledger.DroppedFull).Add(float64(items))
 	s.positions.advance(Hub, sig, last, 0)
 	return messages, s.letGo(st, sig, last)
@@ -106,12 +107,12 @@ func (s *Spool) Forwarded(sig otlpwire.Signal, seq, hub uint64, bytes int64) {
 	h.Unlock()
 }
 
-// purgeInterval is how often what the hub has is deleted when its time is over.
+// purgeInterval is how often what the hub has had for long enough is deleted.
 const purgeInterval = 250 * time.Millisecond
 
 // Purge deletes what the hub has had for retain_after_ack, until ctx ends.
 func (s *Spool) Purge(ctx context.Context, st *Store, sig otlpwire.Signal) {
-	owing := uint64(0) // what is to be deleted
+	owing := uint64(0) // up to where messages are to be deleted
 	for goOn := true; goOn; {
 		goOn = backoff.Sleep(ctx, purgeInterval)
 		h := &s.held[sig]
@@ -122,7 +123,7 @@ func (s *Spool) Purge(ctx context.Context, st *Store, sig otlpwire.Signal) {
 			continue
 		}
 		if err := s.letGo(st, sig, owing); err != nil {
-			s.log.Debug("spool keeps what the hub already has", "signal", sig, "err", err)
+			s.log.Debug("could not delete what the hub has", "signal", sig, "err", err)
 			continue
 		}
 		owing = 0

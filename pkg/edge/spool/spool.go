@@ -1,4 +1,4 @@
-// Package spool keeps what an edge has taken on its disk until the hub has it: a durable first-in,
+// Package spool keeps what an edge has accepted on its disk until the hub has it: a durable first-in,
 // first-out log for each signal.
 //
 //	s := spool.New(cfg, led, log)
@@ -9,12 +9,12 @@
 //
 // # Promises
 //
-//   - A message leaves the spool only when the hub has it, and retain_after_ack later, unless the
+//   - A message is deleted only after the hub has it, and retain_after_ack later, unless the
 //     operator has chosen on_full: drop_oldest; what is dropped is counted.
-//   - Where the disk does not take a write, senders are told to retry, and what was stored is still
-//     read. Damaged files are kept aside; what is whole in them stays, what is gone is counted.
-//   - A sequence is given to one message only, or the ids of messages change: nobody takes two
-//     messages for one.
+//   - If a write fails, senders are told to retry, and what was stored can still be read. Damaged
+//     files are kept aside; what is undamaged in them stays, what is lost is counted.
+//   - A sequence is given to one message only, or the ids of messages change: the hub never
+//     mistakes two messages for one.
 //
 // # Not here
 //
@@ -49,14 +49,14 @@ import (
 )
 
 const (
-	// watchInterval is how often disk space and spool size are looked at. The
-	// reserve must be more than a disk can take in that time.
+	// watchInterval is how often disk space and spool size are checked. The
+	// reserve must be more than can be written to a disk in that time.
 	watchInterval = time.Second
 
-	// stallTimeout is how long a write may take until senders are told to retry.
+	// stallTimeout is how long a write may take before senders are told to retry.
 	stallTimeout = 5 * time.Second
 
-	// maxReopenPause is between attempts to open a spool whose disk does not write.
+	// maxReopenPause is the longest pause between attempts to open a spool after a write error.
 	maxReopenPause = 5 * time.Second
 )
 
@@ -66,7 +66,7 @@ type Spool struct {
 	led *ledger.Ledger
 	log *slog.Logger
 	now func() time.Time // the wall clock
-	// clock is that of the streams, in Unix nanoseconds. It runs on the monotonic one: a
+	// clock is the time of the streams, in Unix nanoseconds. It follows the monotonic clock: a
 	// step of the wall clock neither stops it nor makes it jump.
 	clock     func() int64
 	positions *positions
@@ -82,16 +82,16 @@ type Spool struct {
 	owed    atomic.Int64 // bytes that the hub does not have
 }
 
-// writer is what one who writes groups keeps from one to the next.
+// writer is the state that is kept from one written group to the next.
 type writer struct {
 	head  []byte
 	out   []byte // compressed
 	last  int64  // arrival of the last group: the clock of the stream never goes back
 	meter envelope.Meter
-	since atomic.Int64 // when the write began that is not done, by the spool's clock; 0 for none
+	since atomic.Int64 // when the current write began, by the spool's clock; 0 for none
 }
 
-// holdBack is what the hub has of a signal and the spool still holds.
+// holdBack is what of a signal the hub has and the spool still holds.
 type holdBack struct {
 	sync.Mutex
 	retention
@@ -113,7 +113,7 @@ func New(cfg Config, led *ledger.Ledger, log *slog.Logger) *Spool {
 
 func (s *Spool) Service() services.Service {
 	if disk.Limits != "" {
-		s.log.Warn("this system cannot do all for a spool", "limits", disk.Limits)
+		s.log.Warn("this system does not support everything that a spool needs", "limits", disk.Limits)
 	}
 	return services.NewBasicService(s.start, s.run, func(error) error {
 		if s.positions != nil {
@@ -128,12 +128,12 @@ func (s *Spool) Service() services.Service {
 	})
 }
 
-// start opens the spool. A disk that does not write today may tomorrow: meanwhile
-// senders are told to retry.
+// start opens the spool. If the disk cannot be written, that may be temporary: run tries
+// again, and meanwhile senders are told to retry.
 func (s *Spool) start(context.Context) error {
 	var err error
 	if s.positions, err = loadPositions(filepath.Join(s.cfg.Dir, "marks")); err != nil {
-		s.log.Warn("the spool will send again what the hub may have", "err", err)
+		s.log.Warn("cannot read forward positions; messages that the hub has may be sent again", "err", err)
 	}
 	opened := s.now()
 	started := time.Now()
@@ -165,7 +165,7 @@ func (s *Spool) open(after error) error {
 	return nil
 }
 
-// holdAgain takes what the hub has had before this store was opened for fresh.
+// holdAgain treats what the hub had before this store was opened as just acknowledged.
 func (s *Spool) holdAgain(st *Store, sig otlpwire.Signal) {
 	h := &s.held[sig]
 	h.Lock()
@@ -176,12 +176,12 @@ func (s *Spool) holdAgain(st *Store, sig otlpwire.Signal) {
 	if state.Records() == 0 || done < state.First {
 		return
 	}
-	// How large they are is not known; by number is near enough for a gauge.
+	// Their size is not known; an estimate by number is good enough for a gauge.
 	share := float64(done-state.First+1) / float64(state.Records())
 	h.add(s.now(), done, int64(share*float64(state.Bytes)))
 }
 
-// Await returns the open store, when there is one.
+// Await waits for an open store and returns it.
 func (s *Spool) Await(ctx context.Context) (*Store, error) {
 	var st *Store
 	if !backoff.Until(ctx, func() bool { st = s.current.Load(); return st != nil }) {
@@ -215,8 +215,8 @@ func (s *Spool) run(ctx context.Context) error {
 	}
 }
 
-// reopen closes a store that does not write and opens others until one does or ctx
-// ends. In between what is spooled is forwarded, and deleted when its time is over.
+// reopen closes a store that cannot be written and opens new ones until one can or ctx
+// ends. Meanwhile what is spooled is forwarded, and deleted after retain_after_ack.
 func (s *Spool) reopen(ctx context.Context, b brokenStore) {
 	st, err := b.Store, b.err
 	s.led.SpoolWritable.Set(0)
@@ -226,18 +226,18 @@ func (s *Spool) reopen(ctx context.Context, b brokenStore) {
 	for attempt := 1; backoff.Sleep(ctx, min(fault.Pause(nil, attempt, 0), maxReopenPause)); attempt++ {
 		probeErr := s.probe()
 		if st != nil && (disk.NoSpace(probeErr) || disk.NoSpace(err)) {
-			for _, sig := range otlpwire.Signals { // what the hub has goes first, to the last file
+			for _, sig := range otlpwire.Signals { // delete what the hub has, the last file included
 				_ = st.logs[sig].Close()
 				if err := s.release(st, sig); err != nil {
-					s.log.Debug("nothing is deleted", "signal", sig, "err", err)
+					s.log.Debug("could not delete what the hub has", "signal", sig, "err", err)
 				}
 			}
 		}
 		if st != nil && probeErr != nil && !st.lock.Gone() {
 			s.watch()
-			continue // it is read as it is
+			continue // the store stays open for reading
 		}
-		s.led.SpoolBytes.Set(math.NaN()) // not known
+		s.led.SpoolBytes.Set(math.NaN()) // unknown
 		if s.current.Store(nil); st != nil {
 			st.close()
 		}
@@ -246,7 +246,7 @@ func (s *Spool) reopen(ctx context.Context, b brokenStore) {
 			openErr = st.refusing()
 		}
 		if openErr == nil {
-			s.log.Info("the spool takes writes again")
+			s.log.Info("the spool can be written again")
 			s.writable(st)
 			return
 		}
@@ -257,21 +257,21 @@ func (s *Spool) reopen(ctx context.Context, b brokenStore) {
 	}
 }
 
-// probe reports whether the disk takes a write.
+// probe returns an error if the disk cannot be written.
 func (s *Spool) probe() error {
 	path := filepath.Join(s.cfg.Dir, "probe")
 	return errors.Join(disk.WriteSynced(path, make([]byte, 64<<10)), os.Remove(path))
 }
 
-// report tells run that a store does not write.
+// report notifies run that a store cannot be written.
 func (s *Spool) report(st *Store, err error) {
 	select {
 	case s.broken <- brokenStore{st, err}:
-	default: // it has been told
+	default: // a report is pending
 	}
 }
 
-// Accept returns when b is durable. The payload is not used any more then.
+// Accept returns when b is durable. The payload is not used after that.
 func (s *Spool) Accept(ctx context.Context, b receive.Batch) error {
 	if s.noRoom.Load() {
 		return fmt.Errorf("%w: less than %v free on the spool's disk", receive.ErrFull, s.cfg.Reserve)
@@ -292,7 +292,7 @@ var (
 	errStalled = fmt.Errorf("the spool's disk has not answered for %v", stallTimeout)
 )
 
-// commit stores a group. One at a time for each signal.
+// commit stores a group. For each signal it runs once at a time.
 func (s *Spool) commit(sig otlpwire.Signal, g *group) error {
 	st := s.current.Load()
 	if st == nil {
@@ -339,7 +339,7 @@ func (s *Spool) commit(sig otlpwire.Signal, g *group) error {
 	return err
 }
 
-// watch looks at the disk and publishes the spool's size.
+// watch checks the disk and publishes the spool's size.
 func (s *Spool) watch() {
 	s.checkDisk()
 	st := s.current.Load()
@@ -368,12 +368,12 @@ func (s *Spool) watch() {
 	s.led.SpoolBytes.Set(float64(owed))
 	s.led.SpoolHeld.Set(float64(held))
 	if err := s.positions.save(); err != nil {
-		s.log.Debug("not saved", "err", err)
+		s.log.Debug("could not save forward positions", "err", err)
 	}
 }
 
-// watchWrites looks for one that does not end. It asks the disk for nothing: it would wait,
-// too.
+// watchWrites looks for a write that does not end. It does not access the disk, because it
+// would have to wait, too.
 func (s *Spool) watchWrites(ctx context.Context) {
 	for backoff.Sleep(ctx, watchInterval) {
 		stalled := false
@@ -385,7 +385,7 @@ func (s *Spool) watchWrites(ctx context.Context) {
 			continue
 		}
 		if stalled {
-			s.log.Error("a write to the spool is not done, senders are told to retry", "after", stallTimeout)
+			s.log.Error("a write to the spool has not finished; senders are told to retry", "after", stallTimeout)
 		} else {
 			s.log.Info("the spool's disk answers again")
 		}
@@ -404,13 +404,13 @@ func (s *Spool) checkDisk() {
 		return
 	}
 	if noRoom {
-		s.log.Warn("disk nearly full, refusing", "free_bytes", free, "reserve", s.cfg.Reserve)
+		s.log.Warn("disk nearly full, refusing requests", "free_bytes", free, "reserve", s.cfg.Reserve)
 	} else {
 		s.log.Info("disk has room again", "free_bytes", free)
 	}
 }
 
-// writable says whether the spool takes writes.
+// writable sets the gauge that shows whether the spool accepts writes.
 func (s *Spool) writable(st *Store) {
 	ok := 0.0
 	if st != nil && st.refusing() == nil && !s.noRoom.Load() && !s.stalled.Load() {
@@ -429,10 +429,10 @@ func (s *Spool) Empty(sig otlpwire.Signal) bool {
 	return state.Records() == 0 || s.positions.get(Hub, sig).Done >= state.Last
 }
 
-// Damaged tells of messages up to a sequence that were sound when the spool was opened, and
-// cannot be read: only this process writes it.
+// Damaged reports messages, up to a sequence, that were undamaged when the spool was opened and
+// cannot be read now, though only this process writes it.
 func (s *Spool) Damaged(sig otlpwire.Signal, messages, upto uint64) {
-	s.log.Error("spooled messages are damaged and were left out", "signal", sig, "messages", messages, "last", upto)
+	s.log.Error("spooled messages are damaged and were skipped", "signal", sig, "messages", messages, "last", upto)
 	s.led.Of(sig).Dropped(ledger.DroppedDamaged).Add(float64(messages))
 }
 
@@ -449,7 +449,7 @@ func (s *Spool) Advance(reader string, sig otlpwire.Signal, done, hub uint64) {
 // Owes returns how many bytes the hub does not have, and how many the spool may hold.
 func (s *Spool) Owes() (owed int64, bound config.Bytes) { return s.owed.Load(), s.cfg.MaxBytes }
 
-// Retains reports whether there is anything that could be sent again.
+// Retains reports whether the spool holds anything that could be sent again.
 func (s *Spool) Retains(sig otlpwire.Signal) bool {
 	h := &s.held[sig]
 	h.Lock()
@@ -457,7 +457,7 @@ func (s *Spool) Retains(sig otlpwire.Signal) bool {
 	return h.held > 0
 }
 
-// Rewind makes forwarding begin again with the oldest message there is.
+// Rewind makes forwarding begin again with the oldest message that the spool holds.
 func (s *Spool) Rewind(st *Store, sig otlpwire.Signal) {
 	h := &s.held[sig]
 	h.Lock()

@@ -22,48 +22,54 @@ import (
 )
 
 // Store is the spool while its files are open: a log for each signal. After a write
-// error it is closed and another one opened.
+// error it is closed and a new one opened.
 type Store struct {
 	dir   string
 	lock  *disk.Lock
 	logs  [len(otlpwire.Signals)]*wal.Log
 	epoch atomic.Pointer[string]
 	// sent is the highest sequence of each signal that may have been sent: at first
-	// all that was there when the store was opened.
+	// the last one in the log when the store was opened.
 	sent [len(otlpwire.Signals)]atomic.Uint64
-	// users are those who read the store, and move positions by what they read, or write it.
-	// None is left when it has been closed: the next one may give sequences again.
+	// users are the goroutines that write the store, or read it and move positions by what they
+	// read. close waits for all of them: the next store may give the same sequences to other
+	// messages, and an old user would move positions past those.
 	users struct {
 		sync.Mutex
 		sync.WaitGroup
 		ctx  context.Context
 		stop context.CancelFunc
 	}
-	// refuses is why nothing is written, though it is read and forwarded. nil for a
-	// store that works.
+	// refuses is why nothing is written; what is stored is still read and forwarded. nil for
+	// a store that works.
 	refuses atomic.Pointer[error]
 }
 
-// opener is what it takes to open a store.
+// opener opens stores.
 type opener struct {
 	cfg       Config
 	positions *positions
 	log       *slog.Logger
-	// lost is told how many messages are gone that were acknowledged.
+	// lost is called with the number of acknowledged messages that are lost.
 	lost func(sig otlpwire.Signal, messages uint64)
 }
 
 // Hub is the reader whose position is what the hub has.
 const Hub = "hub"
 
-// damagedDir is where files are put that were not as they should be.
+// damagedDir is where copies of damaged files are put.
 const damagedDir = "damaged"
 
-// errOld is fatal: what is there must not be passed over.
+// errOld is fatal: the messages of the earlier version must not be ignored.
 var errOld = errors.New("holds a spool of an earlier version, in the directory jetstream: let that version run until its penstock_spool_bytes is 0, then remove jetstream")
 
-// open examines the spool's files and mends what is damaged. after is the write error
-// that closed the store before; nil at a start.
+// open examines the spool's files and repairs what is damaged. after is the write error
+// that closed the previous store; nil at a start.
+//
+// If messages are missing from the end of a log, their sequences are given to the next
+// messages. The hub may have some of them: the positions are written only every second, so
+// it may have acknowledged more than they show. It would take a new message with a known id
+// for the old one. So the ids then begin with a new nonce, before anything is sent.
 func (o *opener) open(after error) (st *Store, err error) {
 	st = &Store{dir: o.cfg.Dir}
 	st.users.ctx, st.users.stop = context.WithCancel(context.Background())
@@ -86,7 +92,7 @@ func (o *opener) open(after error) (st *Store, err error) {
 			return st, err
 		}
 		if missing > 0 {
-			o.log.Error("messages are gone from the end of the spool", "signal", sig, "messages", missing)
+			o.log.Error("messages are missing from the end of the spool", "signal", sig, "messages", missing)
 			o.lost(sig, missing)
 			anew = true
 		}
@@ -101,14 +107,14 @@ func (o *opener) open(after error) (st *Store, err error) {
 	return st, nil
 }
 
-// openLog opens the log of a signal and tells what was found. It returns how many
-// messages are gone from its end, whose sequences are given again.
+// openLog opens the log of a signal and reports what was found. It returns how many
+// messages are missing from its end, whose sequences are given again.
 func (o *opener) openLog(st *Store, sig otlpwire.Signal, distrust bool) (missing uint64, err error) {
 	o.sweep(sig)
 	done := o.positions.get(Hub, sig).Done
 	dir := filepath.Join(o.cfg.Dir, sig.String())
 	if n := size(dir); n > tellBytes {
-		o.log.Info("reading what the spool holds", "signal", sig, "bytes", n)
+		o.log.Info("reading the spool", "signal", sig, "bytes", n)
 	}
 	began := time.Now()
 	l, report, err := wal.Open(wal.Config{
@@ -124,31 +130,31 @@ func (o *opener) openLog(st *Store, sig otlpwire.Signal, distrust bool) (missing
 	st.logs[sig] = l
 	o.log.Debug("spool examined", "signal", sig, "messages", report.Records, "bytes", report.Bytes, "took", time.Since(began))
 	if n := len(report.Damage); n > 0 {
-		o.log.Error("spool is damaged: what is whole is kept, the files as they were are kept", "signal", sig, "places", n, "first", report.Damage[0].String(), "aside", filepath.Join(o.cfg.Dir, damagedDir))
+		o.log.Error("spool is damaged: undamaged messages stay in it, copies of the damaged files are kept", "signal", sig, "places", n, "first", report.Damage[0].String(), "aside", filepath.Join(o.cfg.Dir, damagedDir))
 	}
 	if report.Torn != "" {
-		o.log.Warn("the spool's youngest file ends with a write that was cut off; a copy is kept", "signal", sig, "bytes", report.TornBytes, "aside", filepath.Join(o.cfg.Dir, damagedDir))
+		o.log.Warn("the spool's newest file ends with an incomplete write; a copy is kept", "signal", sig, "bytes", report.TornBytes, "aside", filepath.Join(o.cfg.Dir, damagedDir))
 	}
 	state := l.State()
 	gone := uint64(0)
 	for _, m := range report.Missing {
-		if m.To > done { // a crash while files were deleted that the hub has
+		if m.To > done { // else a crash while files were deleted whose messages the hub has
 			gone += m.To - max(m.From-1, done)
 		}
 	}
 	if o.positions.end(sig) > 0 && state.Records() > 0 && state.First > done+1 {
 		gone += state.First - done - 1
-		o.positions.advance(Hub, sig, state.First-1, 0) // told once
+		o.positions.advance(Hub, sig, state.First-1, 0) // so that it is reported only once
 	}
 	if gone > 0 {
-		o.log.Error("messages are gone from the spool", "signal", sig, "messages", gone)
+		o.log.Error("messages are missing from the spool", "signal", sig, "messages", gone)
 		o.lost(sig, gone)
 	}
 	st.sent[sig].Store(state.Last)
 	return o.positions.reconcile(sig, state.Last), nil
 }
 
-// Nonce begins the ids of the messages that are sent now.
+// Nonce returns the beginning of the ids of the messages that are sent now.
 func (st *Store) Nonce() string { return *st.epoch.Load() }
 
 // Sending notes that a message is about to be sent, and reports whether it may have been before.
@@ -158,7 +164,7 @@ func (st *Store) Sending(sig otlpwire.Signal, seq uint64) (again bool) {
 	return seq <= before
 }
 
-// Renew makes the ids new ones.
+// Renew replaces the nonce, and thus all ids.
 func (st *Store) Renew() error {
 	nonce, err := loadEpoch(st.dir, true)
 	if err == nil {
@@ -167,7 +173,7 @@ func (st *Store) Renew() error {
 	return err
 }
 
-// refuse makes the store one that is read only.
+// refuse makes the store read-only.
 func (st *Store) refuse(err error) { st.refuses.Store(&err) }
 
 // refusing returns why nothing is written, or nil.
@@ -183,7 +189,7 @@ func (st *Store) refusing() error {
 	return nil
 }
 
-// hold makes the caller a user, until leave; ok is false when the store is to be closed.
+// hold makes the caller a user, until leave; ok is false when the store is being closed.
 func (st *Store) hold() (leave func(), ok bool) {
 	st.users.Lock()
 	defer st.users.Unlock()
@@ -194,8 +200,8 @@ func (st *Store) hold() (leave func(), ok bool) {
 	return st.users.Done, true
 }
 
-// Enter is hold for longer work: the context that it is done under ends with ctx, and
-// when the store is to be closed.
+// Enter is hold for longer work: the returned context ends with ctx and when the store
+// is being closed.
 func (st *Store) Enter(ctx context.Context) (work context.Context, leave func(), ok bool) {
 	done, ok := st.hold()
 	if !ok {
@@ -206,7 +212,7 @@ func (st *Store) Enter(ctx context.Context) (work context.Context, leave func(),
 	return work, func() { unlink(); cancel(); done() }, true
 }
 
-// close waits until nobody uses the store.
+// close waits until nobody uses the store, and closes its files.
 func (st *Store) close() {
 	st.users.Lock()
 	st.users.stop()
@@ -222,14 +228,14 @@ func (st *Store) close() {
 	}
 }
 
-// Message is a group as the spool holds it: what the hub gets, and its place.
+// Message is a group as the spool holds it: what the hub gets, and its sequence.
 type Message struct {
 	wal.Record // without the head of the body
 	Header     envelope.Header
 }
 
-// A record of the log is arrival(8) items(4) encoding(1) body, in little endian; where
-// hasLoad is set in encoding, the load stands before the body.
+// A record of the log is arrival(8) items(4) encoding(1) body, in little endian; if
+// hasLoad is set in encoding, the load comes before the body.
 const (
 	messageHead = 13
 	hasLoad     = 0x80
@@ -249,7 +255,7 @@ func appendHead(b []byte, h envelope.Header) []byte {
 	return h.Load.Append(append(b, encoding|hasLoad))
 }
 
-// parse reads a record. One that no edge has written counts as missing.
+// parse reads a record. One that no edge can have written counts as missing.
 func parse(r wal.Record) Message {
 	m := Message{Record: r, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
 	switch {
@@ -273,11 +279,11 @@ func parse(r wal.Record) Message {
 // Reader reads messages of a signal.
 type Reader struct{ *wal.Reader }
 
-// readPause is how long a reader waits for more when it has read all: at thousands of
+// readPause is how long a reader waits for more when it has read everything: at thousands of
 // requests a second, each a message, waking it for each would cost more than reading.
 const readPause = 10 * time.Millisecond
 
-// Read begins behind what a reader has read.
+// Read returns a reader that begins after done, what has been read before.
 func (st *Store) Read(sig otlpwire.Signal, done uint64) Reader {
 	r := st.logs[sig].Read(done + 1)
 	r.Pause = readPause
@@ -290,8 +296,8 @@ func (r Reader) Next(ctx context.Context) (Message, error) {
 	return parse(rec), err
 }
 
-// sweep bounds what is kept of a signal's damaged files by twice the signal's share;
-// the oldest goes first.
+// sweep bounds the copies of a signal's damaged files by twice the signal's share;
+// the oldest is removed first.
 func (o *opener) sweep(sig otlpwire.Signal) {
 	all, _ := filepath.Glob(filepath.Join(o.cfg.Dir, damagedDir, sig.String()+"@*")) // in order of time
 	kept := int64(0)
@@ -301,13 +307,13 @@ func (o *opener) sweep(sig otlpwire.Signal) {
 			continue
 		}
 		if kept += info.Size(); kept > 2*int64(o.cfg.share(sig)) {
-			o.log.Warn("a damaged file from long ago is removed", "file", path)
+			o.log.Warn("old copy of a damaged file removed", "file", path)
 			_ = os.Remove(path)
 		}
 	}
 }
 
-// tellBytes is how large a log is whose reading is told of: it takes seconds.
+// tellBytes is the size from which reading a log is logged: it takes seconds.
 const tellBytes = 512 << 20
 
 // size adds up the files in a directory, in bytes.
@@ -321,7 +327,7 @@ func size(dir string) (total int64) {
 	return total
 }
 
-// fatal reports whether a person has to mend the configuration before a spool can
+// fatal reports whether an operator has to correct the configuration before a spool can
 // be opened: then the process ends with the reason instead of trying again.
 func fatal(err error) bool {
 	return errors.Is(err, disk.ErrOwned) || errors.Is(err, errOld) || errors.Is(err, wal.ErrVersion) ||
