@@ -2,10 +2,10 @@
 //
 // # Promises
 //
-//   - Every section of the roles' configurations works here, as it does there: it is
+//   - Every section of the roles' configurations works as it does in the role: it is
 //     decoded into the role's own configuration and checked by the role.
-//   - Nothing is read from the network but what the edge, the gateway and the hub
-//     listen for; the roles reach the hub within the process.
+//   - Only the edge, the gateway and the hub listen on the network; the roles reach the
+//     hub within the process.
 //
 // # Not here
 //
@@ -35,8 +35,8 @@ import (
 )
 
 // Config is what an operator may set for all roles in one process. A section of a role
-// stands at the top, as in the role's own file; one that several roles have (log,
-// admin, memory_limiter, streams, member, drain_timeout) is for all of them, and
+// is at the top level, as in the role's own file; one that several roles have (log,
+// admin, memory_limiter, streams, member, drain_timeout) applies to all of them, and
 // processing is done where data comes in, by edge and gateway: what it removes is never
 // stored.
 type Config struct {
@@ -46,7 +46,7 @@ type Config struct {
 	Sink   sink.Config   `yaml:",inline"`
 }
 
-// Own is what no role has by itself.
+// Own are the keys that no role has.
 type Own struct {
 	// The directory of the hub, and of the spool and the files where spool.dir and file.dir are not
 	// set.
@@ -68,7 +68,7 @@ type NATSConfig struct {
 // then stays on disk and is delivered after the next start.
 const drain = 15 * time.Second
 
-// DefaultConfig runs without any setting.
+// DefaultConfig is complete: nothing has to be set.
 func DefaultConfig() Config {
 	c := Config{
 		Own:  Own{DataDir: "penstock-data", NATS: NATSConfig{Listen: "127.0.0.1:4222"}, Report: 5 * time.Second},
@@ -84,10 +84,10 @@ func DefaultConfig() Config {
 	return c
 }
 
-// plain has no methods.
+// plain is Own without methods.
 type plain Own
 
-// UnmarshalYAML lets every role take its sections out of one document.
+// UnmarshalYAML decodes one document into the configuration of every role.
 func (c *Config) UnmarshalYAML(n *yaml.Node) error {
 	for _, part := range []any{(*plain)(&c.Own), &c.Edge, &c.Router, &c.Sink} {
 		if err := n.Decode(part); err != nil {
@@ -120,7 +120,7 @@ func (c *Config) MarshalYAML() (any, error) {
 // Process returns the part that is common to all roles.
 func (c *Config) Process() *app.Config { return &c.Edge.Config }
 
-// ApplyEnv takes the variables of all roles but those that say where the hub is.
+// ApplyEnv applies the variables of all roles except those for the connection to the hub.
 func (c *Config) ApplyEnv(getenv func(string) string) {
 	hubs := []*bus.Config{&c.Edge.Hub, &c.Router.Hub, &c.Sink.Hub}
 	before := []bus.Config{*hubs[0], *hubs[1], *hubs[2]}
@@ -185,7 +185,7 @@ func appendNew(errs []error, err error) []error {
 func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
 	e, r, s := c.Edge, c.Router, c.Sink
 	r.Config, s.Config = e.Config, e.Config
-	// Once, where data comes in: rules that hash do not bear being applied twice.
+	// Once, where data comes in: rules that hash must not be applied twice.
 	r.Gateway.Processing, s.Processing = e.Processing, processor.Config{}
 	s.DrainTraces = true
 	if e.Spool.Dir == "" {
@@ -199,8 +199,8 @@ func (c *Config) roles() (edge.Config, router.Config, sink.Config) {
 	return e, r, s
 }
 
-// Build makes the stages: those of sink, router and edge, in this order, behind an
-// embedded hub.
+// Build creates the stages: an embedded hub, and after it those of sink, router and edge,
+// in this order.
 func Build(p *app.Process, cfg *Config) ([]app.Stage, error) {
 	hub := &embeddedHub{cfg: broker.Config{
 		Name: "hub", Dir: filepath.Join(cfg.DataDir, "hub"), Listen: cfg.NATS.Listen, Sync: true, MaxPayload: 8 << 20,

@@ -10,7 +10,7 @@ import (
 	"github.com/penstock/penstock/pkg/broker"
 )
 
-// embeddedHub is the hub in this process, there from the start of its stage on.
+// embeddedHub is the hub in this process; it runs from the start of its stage on.
 type embeddedHub struct {
 	cfg    broker.Config
 	p      *app.Process

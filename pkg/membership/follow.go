@@ -23,11 +23,11 @@ func (m *Members) follow(ctx context.Context, r *run) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			goOn = false // once more: what is left for the next owner
+			goOn = false // one last time: what is left for the next owner
 		}
 		lane, at, err := m.ask(ctx, r)
 		if err == nil {
-			behind.Set(float64(at.Lag)) // whoever has the pin: the lane is placed here
+			behind.Set(float64(at.Lag)) // also while another member has the pin: the lane is placed here
 		}
 		ours := lane != nil && lane.Owned()
 		if owned.Set(0); ours {
@@ -66,8 +66,9 @@ func (m *Members) ask(ctx context.Context, r *run) (*bus.Lane, bus.Floor, error)
 	return lane, at, err
 }
 
-// look tells whether a lane that is placed here gets on: this reader has it, and its floor has
-// moved, or nothing is left, or it waits for what it has.
+// look notes whether a lane that is placed here makes progress: this reader owns it, and its
+// floor has moved, or nothing is left, or the floor has not moved for less than Hold while the
+// reader waits for nothing outside the lane.
 func (r *run) look(lane *bus.Lane, at bus.Floor, err error) {
 	now := time.Now()
 	if err != nil || !lane.Owned() {
@@ -94,12 +95,12 @@ func (r *run) look(lane *bus.Lane, at bus.Floor, err error) {
 	r.stall.Look(now, moved, lane.Why)
 }
 
-// maxQuestions is how many questions a second all members together ask about lanes that run
+// maxQuestions is how many requests a second all members together send about lanes that run
 // elsewhere.
 const maxQuestions = 500
 
-// followOthers looks at the lasting lanes that do not run here, until ctx ends: somebody must
-// read each of them. A member that is none, but keeps its key, owns lanes and reads none.
+// followOthers checks the lasting lanes that do not run here, until ctx ends: some member must
+// read each of them. A key that is renewed by something that reads no lanes has lanes placed on it.
 func (m *Members) followOthers(ctx context.Context) {
 	for backoff.Sleep(ctx, stall.Interval/2) {
 		others, members := m.elsewhere()
@@ -124,8 +125,8 @@ func (m *Members) elsewhere() (others []*run, members int) {
 	return others, max(len(m.seen), 1)
 }
 
-// lookElsewhere asks whether somebody reads a lane. A hub that does not answer says nothing
-// about that; the lanes that run here tell of it.
+// lookElsewhere asks whether somebody reads a lane. If the hub does not answer, nothing is known
+// about that; the lanes that run here report it.
 func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, stall.Interval)
 	defer cancel()
@@ -136,14 +137,14 @@ func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 	here := r.done != nil
 	m.mu.Unlock()
 	if here {
-		return // it has come here meanwhile
+		return // it has been placed here meanwhile
 	}
 	r.stall.Look(now, read || unknown, func() error {
 		return fmt.Errorf("nobody reads the lane; it is placed with %s", m.owners()[r.Stream][r.Partition])
 	})
 }
 
-// pace tells from how many messages waited a while ago when none will.
+// pace estimates from how the number of waiting messages changes when none will wait.
 type pace struct{ past []waited }
 
 type waited struct {
@@ -151,7 +152,7 @@ type waited struct {
 	messages uint64
 }
 
-// left takes in how many messages wait, and returns the seconds until none does.
+// left notes how many messages wait, and returns the seconds until none does.
 func (p *pace) left(now time.Time, waiting uint64) float64 {
 	if p.past = append(p.past, waited{now, waiting}); len(p.past) > 6 { // ten seconds
 		p.past = p.past[1:]

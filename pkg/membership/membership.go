@@ -5,10 +5,10 @@
 //
 // # Promises
 //
-//   - Each lane is placed on one member; all members place alike when they see the same ones.
-//   - When a member stops its lanes have an owner again at once, and within ten seconds when it
-//     dies or is cut off.
-//   - A lane that nobody reads, or that makes no progress, shows within ten seconds.
+//   - Each lane is placed on one member; members that see the same members place lanes in the same way.
+//   - When a member stops, its lanes have an owner again at once; when it dies or is cut off,
+//     within ten seconds.
+//   - A lane that nobody reads, or that makes no progress, is reported within ten seconds.
 //
 // # Not here
 //
@@ -40,14 +40,14 @@ import (
 	"github.com/penstock/penstock/pkg/stall"
 )
 
-// Members is the group of processes that share the lanes of a role. Each keeps a
-// key of its own alive in the hub's bucket MEMBERS, <group>.<name>, and watches
-// those of the others.
+// Members is the group of processes that share the lanes of a role. Each renews its
+// own key in the hub's bucket MEMBERS, <group>.<name>, and watches those of the
+// others.
 //
-// Time is this process's own, and counted from one renewal of its own key to the
-// next, as the watch brings them: a member is gone when memberTTL of that has passed
-// without its key. While our own renewals do not come back, we are the one that is
-// cut off, and nobody is taken for gone.
+// Time is measured by this process's clock, but it only advances when the watch reports
+// a renewal of this process's own key: a member is gone when its key was last seen more
+// than memberTTL before that. While our own renewals do not come back, this process is
+// the one that is cut off, and no other member is considered gone.
 type Members struct {
 	hub   *bus.Hub
 	group string
@@ -58,12 +58,12 @@ type Members struct {
 	mu   sync.Mutex
 	seen map[string]sighting // by name
 	runs []*run              // the lanes, in the order given
-	also []Shared            // further ones, as last told
-	told chan struct{}       // that there are others
+	also []Shared            // further ones, as last set by Also
+	told chan struct{}       // signals that Also has set others
 	said backoff.Repeats
 }
 
-// Member is what a member says about itself.
+// Member is what a member reports about itself.
 type Member struct {
 	Name    string    `json:"name"`
 	Version string    `json:"version"`
@@ -82,15 +82,15 @@ type Shared struct {
 	Signal    string
 	Partition int
 	Backend   string
-	// Partitions is how many the stream has; 0 where every one has a lane. A lane for
-	// a while has the owner of the lasting lane of its stream and partition, if there
-	// is one.
+	// Partitions is how many the stream has; 0 where every one has a lane. A temporary
+	// lane has the owner of the lasting lane of its stream and partition, if there is
+	// one.
 	Partitions int
 	// Quiet lanes have no gauges.
 	Quiet bool
 	// Journal is the subject of DECISIONS that the lane's owner writes; empty for none.
 	Journal string
-	// Hold, if not nil, is for how long the floor may stand while the lane gets on.
+	// Hold, if not nil, returns for how long the floor need not move while the lane makes progress.
 	Hold func() time.Duration
 	// Run reads the lane until ctx ends, finishes what it can within
 	// [HandOver], and closes it.
@@ -99,20 +99,20 @@ type Shared struct {
 
 func (s Shared) id() string { return s.Stream + "/" + s.Name }
 
-// run is a lane and what goes on here with it.
+// run is a lane and its state in this process.
 type run struct {
 	Shared
 	stop context.CancelFunc // nil: it does not run here
 	done chan struct{}
 	lane *bus.Lane
-	also bool // for a while
-	gone bool // not any more
+	also bool // a temporary lane, set by Also
+	gone bool // no longer wanted
 
 	failed error           // why it is not open; nil when it is
 	stall  *stall.Detector // nil: a quiet lane
-	// As the one who follows it has seen:
+	// As follow has seen it:
 	floor uint64
-	moved time.Time // when the floor has moved last, or nothing was left
+	moved time.Time // when the floor last moved, or nothing was left
 }
 
 func (m *Members) newRun(s Shared, also bool) *run {
@@ -124,8 +124,8 @@ func (m *Members) newRun(s Shared, also bool) *run {
 }
 
 const (
-	// HandOver is how long a reader whose lane goes to another may finish what it
-	// has begun.
+	// HandOver is for how long a reader whose lane is placed on another member may finish
+	// what it has begun.
 	HandOver = 1500 * time.Millisecond
 
 	renewInterval = time.Second
@@ -136,7 +136,7 @@ const (
 var Bucket = bus.BucketConfig{Name: "MEMBERS", Description: "who shares the lanes, a key each", TTL: memberTTL, Memory: true}
 
 // New returns the group; name is this process's, unique in the group.
-// Without a name it is the host's with something random behind.
+// If it is empty, it is the host's name with a random suffix.
 func New(hub *bus.Hub, group, name string, led *ledger.Ledger, log *slog.Logger) *Members {
 	if name == "" {
 		host, _ := os.Hostname()
@@ -147,8 +147,8 @@ func New(hub *bus.Hub, group, name string, led *ledger.Ledger, log *slog.Logger)
 
 var unfit = regexp.MustCompile(`[^A-Za-z0-9_-]`)
 
-// CheckName reports whether a name can stand in a key of the bucket. Empty is
-// fine.
+// CheckName returns an error if a name cannot be part of a key of the bucket. It may
+// be empty.
 func CheckName(name string) error {
 	if len(name) > 128 || unfit.MatchString(name) {
 		return fmt.Errorf("member is %q, want up to 128 letters, digits, - and _", name)
@@ -193,21 +193,20 @@ func (m *Members) Run(ctx context.Context, lanes []Shared) {
 	}
 }
 
-// Also says which lanes there are for a while, besides those of [Members.Run]: new ones
-// are placed, those that are not among them any more are stopped. A lane is told apart
-// by its stream and name.
+// Also sets the temporary lanes, besides those of [Members.Run]: new ones are placed, those
+// that are no longer among them are stopped. A lane is identified by its stream and name.
 func (m *Members) Also(lanes []Shared) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.also = lanes
 	select {
 	case m.told <- struct{}{}:
-	default: // it has been told
+	default: // a signal is pending
 	}
 }
 
-// adopt takes in what Also has said. A lane that runs here and is not wanted any more
-// stays until it has ended.
+// adopt applies what Also has set. A lane that runs here and is no longer wanted stays
+// until it has ended.
 func (m *Members) adopt() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -236,14 +235,15 @@ func (m *Members) adopt() {
 
 func (m *Members) key() string { return m.group + "." + m.self }
 
-// change is what the watch says of one key; without a key all that was there before has been said.
+// change is what the watch reports of one key; without a key it reports that all existing keys
+// have been reported.
 type change struct {
 	key   string
 	value []byte
 }
 
-// watch keeps the key alive, follows those of the others and places lanes, until
-// ctx ends or the watch turns out to be deaf.
+// watch renews this member's key, follows those of the others and places lanes, until
+// ctx ends or the watch turns out to be stale.
 func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 	b, err := m.hub.OpenBucket(ctx, Bucket)
 	if err != nil {
@@ -285,7 +285,7 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 			return nil
 		}
 		if err != nil {
-			return err // a hub that was restarted has forgotten the bucket
+			return err // a hub that was restarted has lost the bucket
 		}
 		if complete {
 			if m.expire(started) {
@@ -296,7 +296,7 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 	}
 }
 
-// refresh gives everybody time to be seen on a watch that is new.
+// refresh gives every member time to be seen on a new watch.
 func (m *Members) refresh() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -343,8 +343,8 @@ func (m *Members) note(c change) {
 	m.seen[name] = sighting{member, time.Now()}
 }
 
-// parseMember reads what a member says of itself: under its own name, and since when. Anything
-// else in its place would own partitions and read none.
+// parseMember reads what a member reports about itself: its own name, and since when it runs.
+// Anything else in its place would own partitions and read none.
 func parseMember(name string, value []byte) (m Member, err error) {
 	if err = json.Unmarshal(value, &m); err == nil && (m.Name != name || m.Since.IsZero() || CheckName(name) != nil) {
 		err = fmt.Errorf("it names %.128q, since %v", m.Name, m.Since)
@@ -352,7 +352,7 @@ func parseMember(name string, value []byte) (m Member, err error) {
 	return m, err
 }
 
-// expire forgets who is gone. It reports whether we have not been seen ourselves
+// expire removes members that are gone. It reports whether our own key has not been seen
 // for too long, on a watch that was begun at started.
 func (m *Members) expire(started time.Time) (deaf bool) {
 	m.mu.Lock()
@@ -370,7 +370,7 @@ func (m *Members) expire(started time.Time) (deaf bool) {
 	return time.Since(us.at) > memberTTL
 }
 
-// place starts and stops lanes as the members at hand ask for.
+// place starts and stops lanes according to the current members.
 func (m *Members) place(work context.Context) {
 	m.adopt()
 	owners := m.owners()
@@ -385,8 +385,8 @@ func (m *Members) place(work context.Context) {
 		switch mine := owners[r.Stream][r.Partition] == m.self; {
 		case mine && r.done == nil && !r.gone:
 			if r.stop != nil {
-				r.stop() // of the reader that has ended by itself
-			} else if r.stall != nil { // it begins now
+				r.stop() // releases the context of the reader that has ended by itself
+			} else if r.stall != nil { // the lane begins now
 				r.moved = time.Now()
 				r.stall.Look(r.moved, true, nil)
 			}
@@ -431,14 +431,14 @@ func (m *Members) runLane(ctx context.Context, r *run, done chan<- struct{}) {
 	stop() // a reader that has lost the lane ends by itself; it begins again if the lane is still ours
 	follower.Wait()
 	if r.stall != nil && ctx.Err() != nil {
-		r.stall.Look(time.Now(), true, nil) // another's from now on
+		r.stall.Look(time.Now(), true, nil) // another member's from now on
 	}
 	m.mu.Lock()
 	r.lane = nil
 	m.mu.Unlock()
 }
 
-// open opens a lane, as often as it takes; nil when ctx ended first.
+// open opens a lane, and tries again until it succeeds; nil when ctx ended first.
 func (m *Members) open(ctx context.Context, r *run, cfg bus.LaneConfig) *bus.Lane {
 	backoff.Retry(ctx, m.log, "open lane "+r.id(), func() error {
 		lane, err := m.hub.Conn.OpenLane(ctx, cfg)
@@ -447,11 +447,11 @@ func (m *Members) open(ctx context.Context, r *run, cfg bus.LaneConfig) *bus.Lan
 		r.lane, r.failed = lane, err
 		return err
 	})
-	return r.lane // nobody else sets it
+	return r.lane // set only by this goroutine
 }
 
-// Finish returns a context that ends [HandOver] after ctx has: for what a reader has
-// begun when its lane goes to another.
+// Finish returns a context that ends [HandOver] after ctx: for what a reader has begun
+// when its lane is placed on another member.
 func Finish(ctx context.Context) (context.Context, context.CancelFunc) {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, func() {
@@ -463,7 +463,7 @@ func Finish(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Drain waits until the lanes have nothing left, for at most d. It returns at once
-// when there are others who take over.
+// when there are other members to take over.
 func (m *Members) Drain(ctx context.Context, d time.Duration, counts func(Shared) bool) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -492,7 +492,7 @@ func (m *Members) lanes(counts func(Shared) bool) (lanes []*bus.Lane) {
 	return lanes
 }
 
-// Alone reports whether nobody could take the lanes over.
+// Alone reports whether no other member could take the lanes over.
 func (m *Members) Alone() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -500,7 +500,7 @@ func (m *Members) Alone() bool {
 	return len(m.seen) == 0 || (len(m.seen) == 1 && seen)
 }
 
-// Behind returns how many messages wait for the lasting lane that is furthest behind,
+// Behind returns how many messages wait for the lasting lane with the largest backlog,
 // of those that are owned here.
 func (m *Members) Behind() (most uint64) {
 	m.mu.Lock()
@@ -534,8 +534,8 @@ func (m *Members) All() (all []Member) {
 	return all
 }
 
-// First reports whether this process is the first, by name, of the members at hand: one of them
-// is, but for the seconds in which one comes or goes.
+// First reports whether this process is the first, by name, of the current members: exactly one
+// is, except for the seconds in which a member joins or leaves.
 func (m *Members) First() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

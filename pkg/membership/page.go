@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Partitions is what the admin server says on /partitions, as a page or, to who
-// accepts application/json or asks with ?format=json, as JSON.
+// Partitions is what the admin server serves on /partitions: a page or, if the client
+// accepts application/json or asks with ?format=json, JSON.
 type Partitions struct {
 	Self    string       `json:"self"`
 	Members []Member     `json:"members"`
@@ -22,9 +22,9 @@ type LaneStatus struct {
 	Signal    string   `json:"signal"`
 	Partition int      `json:"partition"`
 	Backend   string   `json:"backend"`
-	Placed    string   `json:"placed"` // who should own it
-	Owners    []string `json:"owners"` // who says to own it; two for a moment at a hand-over
-	Floor     uint64   `json:"floor"`  // the stream's sequence up to which nothing is owed
+	Placed    string   `json:"placed"` // the member that should own it
+	Owners    []string `json:"owners"` // the members that report to own it; two for a moment at a hand-over
+	Floor     uint64   `json:"floor"`  // the stream's sequence up to which everything is finished
 	Lag       uint64   `json:"lag"`    // messages not finished
 	Error     string   `json:"error,omitempty"`
 }

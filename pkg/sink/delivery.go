@@ -15,27 +15,27 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 )
 
-// delivery brings payloads to one backend, and dead-letters what that refuses for
+// delivery writes payloads to one backend, and dead-letters what the backend refuses for
 // good.
 type delivery struct {
 	sig     otlpwire.Signal
 	w       backend.Writer
 	process *processor.Rules // nil: none
-	conn    func() *bus.Conn // there once the hub's stage has started
+	conn    func() *bus.Conn // valid once the hub's stage has started
 	led     *ledger.Ledger
 	log     *slog.Logger
-	said    *backoff.Repeats // shared by all lanes; nil: everything is said
-	// count counts, where it is set, instead of the ledger.
+	said    *backoff.Repeats // shared by all lanes; nil: everything is logged
+	// count, if set, counts instead of the ledger.
 	count tally
 	// owned is [backend.Deliverer.Owned].
 	owned func() bool
-	quota *bus.Quota // of letters for what nobody can read
+	quota *bus.Quota // of dead letters for unreadable messages
 	aside *aside     // nil: none is set aside, the lane waits
-	// waits, where it is set, is told what the lane waits for, see [bus.Lane.Waits].
+	// waits, if set, is called with what the lane waits for, see [bus.Lane.Waits].
 	waits func(why error)
 }
 
-// retry is [backoff.Retry] for what the lane waits for.
+// retry is [backoff.Retry], and reports the error as what the lane waits for.
 func (d *delivery) retry(ctx context.Context, what string, do func() error) bool {
 	return retry(ctx, d.log, d.waits, what, do)
 }
@@ -66,14 +66,14 @@ type origin struct {
 	stream  string
 	seq     uint64
 	arrival int64     // at its edge
-	stored  time.Time // when the hub had it; zero when nobody knows
+	stored  time.Time // when the hub stored it; zero when unknown
 	again   bool      // it may have been written before
 	first   string    // where it came from before it was set aside; empty: it was not
 }
 
-// dated is the time by which a backend tells what is ahead of its time, or gives a time to
-// what has none. Of metrics that is the hub's: the clock of an edge may stand, or be wrong,
-// and all of them would be dead letters.
+// dated is the time by which a backend recognises what is ahead of its time, and which it gives
+// to what has none. For metrics it is the hub's: the clock of an edge may be frozen or wrong,
+// and all of them would become dead letters.
 func (o origin) dated(sig otlpwire.Signal) int64 {
 	if sig == otlpwire.Metrics && !o.stored.IsZero() {
 		return o.stored.UnixNano()
@@ -81,7 +81,7 @@ func (o origin) dated(sig otlpwire.Signal) int64 {
 	return o.arrival
 }
 
-// source is the origin as dead letters tell it.
+// source is the origin as dead letters record it.
 func (o origin) source() string {
 	if o.first != "" {
 		return o.first
@@ -104,7 +104,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 	return true
 }
 
-// send is write of what has been processed.
+// send is write for a payload that has been processed.
 func (d *delivery) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Deliverer{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
@@ -116,7 +116,8 @@ func (d *delivery) send(ctx context.Context, instance string, payload []byte, it
 	if a := d.aside; a != nil {
 		b.Aside = func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool) {
 			if put, goOn = a.set(ctx, instance, payload, again, from, why); put && why != nil {
-				// Its series go on elsewhere, and come back one day: never from the sums of now.
+				// The instance's series continue outside the lane and may come back to it: they
+				// must then not continue from the present sums.
 				d.w = backend.Session(d.w)
 				b.Writer = d.w
 			}
@@ -132,7 +133,7 @@ func (d *delivery) send(ctx context.Context, instance string, payload []byte, it
 
 func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {
 	items := otlpwire.Count(d.sig, payload)
-	// Equal but for an item's time or name: one a minute of each kind, and how many more.
+	// These differ only in an item's time or name: one of each kind is logged a minute, with the number of the others.
 	if held, due := d.said.Due(d.w.Name()+" "+instance+" "+reason, time.Now()); due {
 		d.log.Warn("backend refuses items for good, dead-lettered", "instance", instance, "reason", reason, "err", why, "letters_since_last_said", held)
 	}
@@ -142,9 +143,9 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 	})
 }
 
-// undecodable dead-letters a message that is no envelope of ours.
+// undecodable dead-letters a message that is not a valid envelope.
 func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
-	const items = 1 // what it holds nobody can count; what its sender says is not believed
+	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
 	if held, due := d.said.Due(m.Subject, time.Now()); due {
 		d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}

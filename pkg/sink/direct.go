@@ -9,8 +9,8 @@ import (
 	"github.com/penstock/penstock/pkg/membership"
 )
 
-// directLane writes payloads as they come, one message after the other: metrics, logs,
-// and spans that are not to be sampled.
+// directLane writes payloads in the order in which they are read, one message after the other:
+// metrics, logs, and spans that are not to be sampled.
 type directLane struct {
 	lane     *bus.Lane
 	source   source
@@ -19,16 +19,16 @@ type directLane struct {
 	ackEvery int
 	guard    envelope.Guard
 	body     []byte // of the current message
-	// repeats is how many of the next messages the owner before may have written: its last
-	// acks may be lost. None that came to the hub after the claim.
+	// repeats is how many of the next messages the previous owner may have written: its last
+	// acks may be lost. Messages that came to the hub after the claim are not among them.
 	repeats int
-	// finished is up to where this reader has written everything before: a hub may lose a floor.
+	// finished is up to where this reader had written everything before: a hub may lose a floor.
 	finished uint64
 	done     uint64 // the last message that has been dealt with
 	count    int    // of messages that have been
 }
 
-// maxRepeated is how many that can be at the most.
+// maxRepeated is the most that repeats can be.
 const maxRepeated = 64
 
 // newDirectLane writes live traffic.
@@ -42,7 +42,7 @@ func (l *directLane) run(ctx context.Context) (why error) {
 	finish, stop := membership.Finish(ctx)
 	defer stop()
 	defer l.delivery.aside.close()
-	defer func() { _ = l.lane.Ack(l.done) }() // what has been put off
+	defer func() { _ = l.lane.Ack(l.done) }() // acks that were put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
 		why = l.take(ctx, finish, d)
 		return why == nil
@@ -50,7 +50,8 @@ func (l *directLane) run(ctx context.Context) (why error) {
 	return why
 }
 
-// claim begins again: what was remembered of series is another owner's by now.
+// claim begins again with a new session of the writer: another owner may have continued the
+// series since.
 func (l *directLane) claim(ctx context.Context) error {
 	first, err := l.source.claim(ctx)
 	if err != nil {
@@ -66,7 +67,7 @@ func (l *directLane) claim(ctx context.Context) error {
 	return nil
 }
 
-// take deals with what the lane has read; what has begun when ctx ends is done under finish.
+// take handles what the lane has read; what has begun when ctx ends is completed under finish.
 func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	if d.Claimed {
 		l.finished = d.After
@@ -95,7 +96,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 		}
 	}
 	if d.Pending == 0 {
-		l.repeats = 0 // nothing came after it: what comes now the owner before has not seen
+		l.repeats = 0 // nothing came after it: the previous owner has not seen what comes now
 	}
 	l.source.finished(d.Seq)
 	if l.source.last(d) {
@@ -104,7 +105,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	return nil
 }
 
-// write brings a message to the backend, and to DEADLETTER what that refuses for good.
+// write writes a message to the backend, and to DEADLETTER what the backend refuses for good.
 func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
 	if d.Decompress(&l.body); d.Err != nil {
 		return l.source.unreadable(ctx, d, d.Err)

@@ -28,19 +28,19 @@ type excerpt struct {
 	backend string
 	owned   func() bool
 	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
-	sampled bool                                                       // spans out of the range decide, too: the sampler leaves them out
+	sampled bool                                                       // spans outside the range count for decisions: the sampler leaves them out
 	guard   envelope.Guard
-	due     time.Time // when the next message may be read, by the rate
+	due     time.Time // when the rate allows the next message to be read
 
 	mu struct {
 		sync.Mutex
-		// progress counts on from what the bucket has, which is read when the lane is
-		// claimed, and written under the revision that it then has: one who has lost the
-		// lane writes nothing.
+		// progress continues from what the bucket has, which is read when the lane is
+		// claimed. It is written only on the revision that it then had: a sink that has
+		// lost the lane writes nothing.
 		progress replay.Progress
 		revision uint64
 		known    bool
-		tried    []byte // what was to be written last
+		tried    []byte // what was last tried to write
 		read     uint64 // the sequence of the last message
 	}
 }
@@ -48,8 +48,8 @@ type excerpt struct {
 // In reports whether something is in the range.
 func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, seq) }
 
-// run does the work until it is done or ctx ends, and writes down how far it is. When
-// it returns the members begin it anew, if it is still theirs.
+// run does the work until it is done or ctx ends, and records its progress. When it
+// returns, the members start it again if the lane is still placed here.
 func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	e.owned, e.has = lane.Owned, lane.Has
 	report, stop := context.WithCancel(ctx)
@@ -69,11 +69,11 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	if !errors.Is(err, errEnd) {
 		_ = e.write(last)
 	} else if e.finish(last) {
-		<-ctx.Done() // until the table says so: the members would begin it again
+		<-ctx.Done() // until the table shows it: otherwise the members would start it again
 	}
 }
 
-// read runs the lane: errEnd when everything has been read and dealt with.
+// read runs the lane; it returns errEnd when everything has been read and handled.
 func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *delivery) error {
 	policies, err := e.decides(ctx)
 	if err != nil {
@@ -118,7 +118,7 @@ func (e *excerpt) decides(ctx context.Context) (*versions.Versions, error) {
 	return e.policies.Replayed(e.job.Policies)
 }
 
-// claim reads how far the lane was when this sink became its owner.
+// claim reads how far the lane had come when this sink became its owner.
 func (e *excerpt) claim(ctx context.Context) (first bool, err error) {
 	if !backoff.Retry(ctx, e.log, "read how far a replay is", func() error {
 		b, err := e.hub.OpenBucket(ctx, replay.Bucket)
@@ -150,8 +150,8 @@ func (e *excerpt) claim(ctx context.Context) (first bool, err error) {
 	return before.Owner == "", nil
 }
 
-// report writes how far the lane is, and notes what the stream has let go of before it
-// was read; other instances' messages may be among that.
+// report writes how far the lane has come, and notes how many messages were removed from the
+// stream before they were read; other instances' messages may be among them.
 func (e *excerpt) report(ctx context.Context) {
 	e.mu.Lock()
 	known := e.mu.known
@@ -173,8 +173,8 @@ func (e *excerpt) report(ctx context.Context) {
 	}
 }
 
-// finish says that the lane is done, and what came of it. It returns false when ctx
-// ended, or the lane has another owner.
+// finish records that the lane is done, and its results. It returns false when ctx
+// ended or the lane has another owner.
 func (e *excerpt) finish(ctx context.Context) bool {
 	if !e.progress().Done {
 		e.change(func(p *replay.Progress) { p.Done, p.Floor, p.Wait = true, max(p.Floor, e.lane.Last), "" })
@@ -212,7 +212,7 @@ func (e *excerpt) progress() replay.Progress {
 	return e.mu.progress
 }
 
-// write stores the progress, unless somebody else has since the lane was claimed.
+// write stores the progress, unless another owner has stored its own since the lane was claimed.
 func (e *excerpt) write(ctx context.Context) error {
 	e.mu.Lock()
 	e.mu.progress.Owner, e.mu.progress.At = e.members.Self(), time.Now().UTC()
@@ -235,10 +235,10 @@ func (e *excerpt) write(ctx context.Context) error {
 		there, at, readErr := b.Get(ctx, e.job.LaneKey(e.lane))
 		switch {
 		case readErr != nil:
-		case bytes.Equal(there, tried): // ours: its answer was not waited for, or lost
+		case bytes.Equal(there, tried): // ours: its answer was lost or came too late
 			next, err = b.Store(ctx, e.job.LaneKey(e.lane), value, at)
 		case json.Unmarshal(there, &now) == nil && !now.Done && e.owned():
-			next = at // the owner before has written once more
+			next = at // the previous owner has written once more
 		default:
 			err = errLost
 		}
@@ -252,7 +252,8 @@ func (e *excerpt) write(ctx context.Context) error {
 	return err
 }
 
-// next keeps to the end, the rate of the job, and the room that live lanes need.
+// next ends the lane at the end of the job's range, and slows it to the rate of the job and while
+// live lanes have a backlog.
 func (e *excerpt) next(ctx context.Context, d bus.Delivery) error {
 	switch {
 	case d.Idle:
@@ -265,8 +266,8 @@ func (e *excerpt) next(ctx context.Context, d bus.Delivery) error {
 	return nil
 }
 
-// idle returns errEnd when the lane has nothing left that is to be read; after is the last message
-// that it has read.
+// idle returns errEnd when the lane has nothing left to read; after is the last message that it
+// has read.
 func (e *excerpt) idle(ctx context.Context, after uint64) error {
 	over, err := e.has(ctx, after, e.lane.Last)
 	if err != nil && ctx.Err() == nil {
@@ -280,15 +281,15 @@ func (e *excerpt) idle(ctx context.Context, after uint64) error {
 	return nil
 }
 
-// last: what there is up to
-// the end was in the stream when the job was planned. A copy of the stream on another
-// server may be behind; there the end is where the stream's leader says that nothing is left.
+// last reports whether d is the last message. Everything up to the end was in the stream when the
+// job was planned, so nothing pending means the end. With several replicas a copy of the stream may
+// lag: then only the leader's answer counts that nothing is left (see idle).
 func (e *excerpt) last(d bus.Delivery) bool {
 	return d.Pending == 0 && (e.cfg.Streams.Replicas <= 1 || d.Seq >= e.lane.Last)
 }
 
-// admits leaves out other instances' messages, which a lane reads where many are asked for, and what is
-// out of the range.
+// admits leaves out other instances' messages, which a lane reads when the job is for many
+// instances, and what is outside the range.
 func (e *excerpt) admits(d bus.Delivery) bool {
 	asked := e.job.Matches(d.Instance()) && (e.sampled || e.In(d.Header.Arrival, d.Seq))
 	if !asked {
@@ -297,15 +298,15 @@ func (e *excerpt) admits(d bus.Delivery) bool {
 	return asked
 }
 
-// unreadable counts a message that is in DEADLETTER since it was live.
+// unreadable counts a message that has been in DEADLETTER since it was read live.
 func (e *excerpt) unreadable(_ context.Context, d bus.Delivery, _ error) error {
 	e.unchosen(max(d.Header.Items, 1))
 	return nil
 }
 
 const (
-	// maxBehind is by how many messages a live lane of this sink may be behind before
-	// replays make room for it.
+	// maxBehind is the backlog, in messages, that a live lane of this sink may have before
+	// replays slow down.
 	maxBehind = 128
 
 	// yield is how long each message of a replay then waits.
@@ -315,8 +316,8 @@ const (
 	pacing = 100 * time.Millisecond
 )
 
-// wait keeps to the rate of the job and makes room for live lanes. It returns false
-// when ctx ended.
+// wait delays the lane to the rate of the job and while live lanes have a backlog. It returns
+// false when ctx ended.
 func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 	e.change(func(p *replay.Progress) {
 		p.Bytes += int64(d.Size)
@@ -343,7 +344,7 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 	return true
 }
 
-// share returns what of the job's rate this lane may have, in bytes a second.
+// share returns this lane's share of the job's rate, in bytes a second.
 func (e *excerpt) share() float64 {
 	e.replays.mu.Lock()
 	defer e.replays.mu.Unlock()
@@ -358,8 +359,8 @@ func (e *excerpt) share() float64 {
 	return float64(e.job.Rate) / float64(max(left, 1))
 }
 
-// ackEvery is after how many messages the floor of a replay is moved: so many may come
-// twice after a crash.
+// ackEvery is after how many messages the floor of a replay is moved: up to so many may be
+// read twice after a crash.
 const ackEvery = 32
 
 func (e *excerpt) finished(floor uint64) {
@@ -381,7 +382,7 @@ func (e *excerpt) dead(_ string, items int) {
 
 func (e *excerpt) restamped() {} // counted when it was live
 
-// filtered counts with what was not asked for.
+// filtered counts filtered items as not asked for.
 func (e *excerpt) filtered(items int) { e.unchosen(items) }
 
 func (e *excerpt) decided(out sampler.Output) {

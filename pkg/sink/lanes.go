@@ -76,7 +76,7 @@ func (l *lanes) service() services.Service {
 	return services.NewBasicService(start, run, end)
 }
 
-// serveJobs answers those who may have one instance replayed, as one of the sinks.
+// serveJobs answers requests of credentials that may replay one instance, as one of the sinks.
 func (l *lanes) serveJobs(ctx context.Context) {
 	backoff.Retry(ctx, l.log, "answer requests for replays", func() error {
 		jobs, err := replay.Open(ctx, l.hub.Conn, l.cfg.Streams)
@@ -96,9 +96,9 @@ func (l *lanes) serveJobs(ctx context.Context) {
 	})
 }
 
-// lane returns the lane of a backend and a partition. A further one of a signal samples
-// for itself, and comes to the same decisions: its own place is then that of a backend that
-// was away.
+// lane returns the lane of a backend and a partition. The lane of a further backend of a signal
+// has its own sampler, which makes the same decisions, and its own floor: a backend that was
+// unavailable may be further back than the others.
 func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool) membership.Shared {
 	s := membership.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
@@ -135,7 +135,7 @@ func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery
 	}
 }
 
-// ended says why a lane ended by itself; the members begin it again while it is still placed here.
+// ended logs why a lane ended by itself; the members start it again while it is still placed here.
 func (d *delivery) ended(ctx context.Context, why error) {
 	if ctx.Err() == nil {
 		d.log.Debug("lane ended, beginning again", "err", why)

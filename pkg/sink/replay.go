@@ -21,17 +21,17 @@ import (
 )
 
 // replays runs the lanes of replay jobs: it follows the bucket, asks the backends
-// whether they take data that old, and tells the members which lanes there are.
+// whether they accept data that old, and gives the lanes to the members to place.
 type replays struct {
 	*lanes
 	writers Writers
 	log     *slog.Logger
-	behind  func() uint64 // by how many messages a live lane is
+	behind  func() uint64 // the largest backlog of a live lane, in messages
 
 	mu      sync.Mutex
 	table   *replay.Table
-	known   bool            // what was there at the start has been read
-	asking  map[string]bool // keys of the checks under way
+	known   bool            // what the bucket had at the start has been read
+	asking  map[string]bool // keys of what runs in the background
 	running sync.WaitGroup
 }
 
@@ -55,17 +55,17 @@ func (r *replays) run(ctx context.Context) {
 	r.running.Wait()
 }
 
-// retryInterval is how long a watch that breaks waits before it begins again.
+// retryInterval is the pause before a watch that has failed is started again.
 const retryInterval = time.Second
 
-// forget begins with an empty table: a new watch says everything again.
+// forget begins with an empty table: a new watch reports everything again.
 func (r *replays) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.table, r.known = replay.NewTable(), false
 }
 
-// note takes in what the watch says of a key; "" when all that was there has been said.
+// note handles what the watch reports of a key; "" when all existing keys have been reported.
 func (r *replays) note(ctx context.Context, key string, value []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,7 +79,7 @@ func (r *replays) note(ctx context.Context, key string, value []byte) {
 	}
 }
 
-// act does what the table asks for. r.mu is held.
+// act does what the jobs in the table require. r.mu is held.
 func (r *replays) act(ctx context.Context) {
 	var wanted []membership.Shared
 	for _, job := range r.table.Jobs() {
@@ -112,7 +112,7 @@ func (r *replays) act(ctx context.Context) {
 	}
 }
 
-// background runs do once at a time for a key.
+// background runs do, for each key once at a time.
 func (r *replays) background(key string, do func()) {
 	if r.asking[key] {
 		return
@@ -126,7 +126,7 @@ func (r *replays) background(key string, do func()) {
 	})
 }
 
-// sweep removes what a job has left behind that was removed.
+// sweep removes what is left of a job that was removed.
 func (r *replays) sweep(ctx context.Context, key string) {
 	tokens := strings.Split(key, ".") // lane.<run>.<signal>.<partition>
 	if len(tokens) == 4 {
@@ -134,7 +134,7 @@ func (r *replays) sweep(ctx context.Context, key string) {
 		p, numErr := strconv.Atoi(tokens[3])
 		if err == nil && numErr == nil {
 			if err := r.hub.Conn.DropLane(ctx, bus.Stream(sig), bus.ReplayLane(tokens[1], p)); err != nil {
-				return // another change of the table, or another sink, tries again
+				return // tried again at the next change of the table, or by another sink
 			}
 		}
 	}
@@ -143,8 +143,8 @@ func (r *replays) sweep(ctx context.Context, key string) {
 	}
 }
 
-// settle finds something out about a job and writes it down; the first sink that knows
-// it counts.
+// settle determines something about a job and records it; the result of the first sink
+// counts.
 func (r *replays) settle(ctx context.Context, key string, find func() any) {
 	r.background(key, func() {
 		value, _ := json.Marshal(find()) // cannot fail
@@ -164,10 +164,10 @@ func (r *replays) settle(ctx context.Context, key string, find func() any) {
 	})
 }
 
-// askTimes is how often a backend that gives no answer is asked.
+// askTimes is how often a backend that does not answer is asked.
 const askTimes = 4
 
-// plan finds out which lanes a job has.
+// plan determines which lanes a job has.
 func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Plan) {
 	if !r.policies.Await(ctx) {
 		return nil
@@ -187,7 +187,7 @@ func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Pla
 	return plan
 }
 
-// check asks the backend of a signal whether it takes data as old as a job's.
+// check asks the backend of a signal whether it accepts data as old as a job's.
 func (r *replays) check(ctx context.Context, job replay.Status, name string) replay.Check {
 	sig, _ := otlpwire.ParseSignal(name) // the table holds valid jobs only
 	w, ok := r.writer(job, sig)
@@ -213,9 +213,9 @@ func (r *replays) check(ctx context.Context, job replay.Status, name string) rep
 	}
 }
 
-// writer returns the backend that a job's data of a signal goes to: the first of those it
-// names, or without names the one that has none itself. ok is false when there is none of
-// them.
+// writer returns the backend that a job's data of a signal goes to: the first of those that the
+// job names, or if it names none, the first of the signal. ok is false if this sink has none of
+// those that are named.
 func (r *replays) writer(job replay.Status, sig otlpwire.Signal) (w backend.Writer, ok bool) {
 	for _, w := range r.writers[sig] {
 		if len(job.Backends) == 0 || slices.Contains(job.Backends, w.Name()) {
@@ -225,7 +225,7 @@ func (r *replays) writer(job replay.Status, sig otlpwire.Signal) (w backend.Writ
 	return r.writers[sig][0], false
 }
 
-// lane returns the lane of a job that the members are to place.
+// lane returns a lane of a job, for the members to place.
 func (r *replays) lane(job replay.Status, l replay.LaneStatus, sig otlpwire.Signal, w backend.Writer) membership.Shared {
 	return membership.Shared{
 		LaneConfig: bus.LaneConfig{Stream: bus.Stream(sig), Name: bus.ReplayLane(job.Run(), l.Partition), Filters: l.Filters(), Start: max(l.First, 1), Raw: true},

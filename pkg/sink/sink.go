@@ -6,14 +6,14 @@
 //
 // # Promises
 //
-//   - A lane's floor passes a message only when everything in it is stored by
-//     the backend, sampled out, or dead-lettered with a reason.
+//   - A lane's floor passes a message only after everything in it has been stored by
+//     the backend, sampled out, filtered, set aside or dead-lettered with a reason.
 //   - Per instance and signal items reach the backend in the order in which
 //     they arrived at its edge; a retry blocks its own lane only, and a refusal of one
 //     instance that instance only.
 //   - One request to a backend holds items of one instance.
-//   - Sinks share the partitions: each has one owner, and a new one when that one
-//     stops or dies. The new one follows what the old one has recorded.
+//   - Sinks share the partitions: each has one owner, and a new one when that owner
+//     stops or dies. The new one follows the decisions that the old one has recorded.
 //
 // # Not here
 //
@@ -47,7 +47,7 @@ type Config struct {
 	Hub      bus.Config      `yaml:"hub"`
 	Streams  bus.Topology    `yaml:"streams"`
 	Sampling versions.Config `yaml:"sampling"`
-	// Processing changes and drops telemetry on the way to all backends, behind the sampler.
+	// Processing changes and drops telemetry on the way to all backends, after the sampler.
 	Processing processor.Config `yaml:"processing"`
 	Backends   `yaml:",inline"`
 	// Further backends: a second site, or the other one of a pair. Each receives all data of its
@@ -61,12 +61,12 @@ type Config struct {
 	// to take over.
 	Drain time.Duration `yaml:"drain_timeout"`
 
-	// DrainTraces makes a stop wait for the decisions, too. Without it traces
-	// that wait for theirs stay in SPANS and are decided by the next owner.
+	// DrainTraces makes a stop wait for the decisions, too. Without it undecided
+	// traces stay in SPANS and are decided by the next owner.
 	DrainTraces bool `yaml:"-"`
 }
 
-// DefaultConfig runs with the environment alone.
+// DefaultConfig is complete but for what the environment sets.
 func DefaultConfig() Config {
 	c := Config{
 		Config:   app.DefaultConfig(9663),
@@ -138,10 +138,10 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// CheckFiles looks at what may come after the start.
+// CheckFiles checks files that a start does not need.
 func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 
-// Build makes the stages: hub, lanes.
+// Build creates the stages: hub, lanes.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, versions.Bucket, replay.Bucket)

@@ -7,34 +7,34 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 )
 
-// source is what a lane's messages are of: live traffic, or the part of a replay in one partition
-// (excerpt). Lanes read both in the same way.
+// source is where a lane's messages come from: live traffic, or the part of a replay in one
+// partition (excerpt). Lanes read both in the same way.
 type source interface {
-	// claim takes up the work where the owner before was; first reports that there was none.
+	// claim continues where the previous owner was; first reports that there was none.
 	// errEnd: nothing is left to do.
 	claim(ctx context.Context) (first bool, err error)
-	// next is asked about what the lane has read, before anything is done with it, and returns
-	// when that may be done. errEnd: all that is to be read has been read, and d is not of it.
+	// next is called with what the lane has read, before anything is done with it, and returns
+	// when it may be handled. errEnd: everything has been read, and d is beyond the end.
 	next(ctx context.Context, d bus.Delivery) error
-	// admits reports whether a message is asked for, and counts it when it is not.
+	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
-	// unreadable deals with a message that holds no telemetry.
+	// unreadable handles a message that holds no telemetry.
 	unreadable(ctx context.Context, d bus.Delivery, why error) error
 	// last reports whether nothing that is to be read comes after d.
 	last(d bus.Delivery) bool
-	// finished notes that everything up to the floor has been dealt with.
+	// finished notes that everything up to the floor has been handled.
 	finished(floor uint64)
 }
 
 var (
-	// errEnd says that everything that is to be read has been dealt with.
+	// errEnd reports that everything has been read and handled.
 	errEnd = errors.New("everything has been read")
 
-	// errLost says that a lane is not ours, or not known to be.
+	// errLost reports that this sink does not own a lane, or does not know whether it does.
 	errLost = errors.New("the lane has another owner")
 )
 
-// stopped is why something has not been done that is done unless ctx ends or the lane is lost.
+// stopped returns why an operation that ends only in success was given up: ctx ended, or the lane is lost.
 func stopped(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -42,7 +42,7 @@ func stopped(ctx context.Context) error {
 	return errLost
 }
 
-// live is traffic as it comes: all of it, without an end.
+// live is live traffic: all of it, without an end.
 type live struct{ delivery *delivery }
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }

@@ -18,8 +18,7 @@ import (
 )
 
 // traceLane samples the spans of one partition and exports the kept traces. It
-// is the shell around the sampler: it reads, tells the time, exports, and moves
-// the floor.
+// runs the sampler: it reads, gives it the time, exports, and moves the floor.
 type traceLane struct {
 	lane     *bus.Lane
 	source   source
@@ -30,7 +29,7 @@ type traceLane struct {
 	// none.
 	attribute string
 	// stream has the spans, frames calls visit with those of a message, partitions is over how many
-	// of SPANS they are spread, and in, if not nil, says which are asked for.
+	// of SPANS they are spread, and in, if not nil, reports which are wanted.
 	stream     string
 	frames     func(d bus.Delivery, visit func(envelope.Frame) error) error
 	partitions int
@@ -47,18 +46,18 @@ type traceLane struct {
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool          // once all is sent, begin again at the floor
+	rewind    bool          // once everything is sent, begin again at the floor
 	ended     bool          // everything has been read
-	horizon   *bus.Horizon  // nil: silence does not move the time
+	horizon   *bus.Horizon  // nil: the time of silent instances does not advance
 	mark      bus.Watermark // of the horizon, not reached yet
-	idled     time.Time     // when the last one that was reached had been asked for
+	idled     time.Time     // Asked of the last mark that was reached
 	free      time.Time     // when SPANS last had room
-	used      int           // how many changes of the rules the sampler knows
+	used      int           // how many changes of the policies the sampler knows
 	written   time.Time     // when the journal was last written
 }
 
 const (
-	// tick is how often an idle lane looks at the time.
+	// tick is how often an idle lane checks the time.
 	tick = 250 * time.Millisecond
 
 	// maxDecisions is how many decisions are gathered for one message: of 40
@@ -66,16 +65,16 @@ const (
 	// server's 1 MiB.
 	maxDecisions = 2048
 
-	// fullPatience is for how long SPANS must be full before what is held is decided without what
-	// routers cannot bring.
+	// fullPatience is for how long SPANS must be full before the traces that are held are decided
+	// without the spans that routers cannot publish.
 	fullPatience = 10 * time.Second
 
-	// journalInterval is how often a journal is written at the least: a message of
-	// DECISIONS lives for two hours at least, and the last one is what fences.
+	// journalInterval is the longest time between two writes to a journal: a message of
+	// DECISIONS stays for two hours at least, and the last one is what fences.
 	journalInterval = 30 * time.Minute
 
 	// maxRequest is how many bytes go to the backend in one request, without what the
-	// decision adds to each span; Tempo takes 4 MiB by default.
+	// decision adds to each span; Tempo accepts 4 MiB by default.
 	maxRequest = 1 << 20
 )
 
@@ -90,11 +89,11 @@ func newTraceLane(lane *bus.Lane, d *delivery, policies *versions.Versions, jour
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
 func (l *traceLane) run(ctx context.Context) error {
 	defer l.lane.Close()
-	deliveries := make(chan bus.Delivery, 16) // hides the hand-over between the goroutines
+	deliveries := make(chan bus.Delivery, 16) // hides the latency between the goroutines
 	reading, leave := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer leave() // what is replayed has an end
+	defer leave() // a replay ends before ctx
 	wg.Go(func() {
 		l.lane.Run(reading, func(d bus.Delivery) bool {
 			select {
@@ -131,7 +130,7 @@ func (l *traceLane) run(ctx context.Context) error {
 		}
 		switch {
 		case errors.Is(err, bus.ErrSuperseded):
-			l.forget(ledger.InterruptedSuperseded) // the lane is to be claimed again
+			l.forget(ledger.InterruptedSuperseded) // the lane has to be claimed again
 		case err != nil:
 			return err
 		case l.ended:
@@ -140,7 +139,7 @@ func (l *traceLane) run(ctx context.Context) error {
 	}
 }
 
-// look does what there is to do without a delivery.
+// look does what is due without a delivery.
 func (l *traceLane) look(ctx context.Context) {
 	if l.sampler == nil {
 		return
@@ -155,7 +154,7 @@ func (l *traceLane) look(ctx context.Context) {
 	l.show(l.sampler.Held())
 }
 
-// forget drops what is held; the lane is claimed again, and begins at its floor.
+// forget discards what is held; the lane is claimed again, and begins at its floor.
 func (l *traceLane) forget(why string) {
 	l.sampler, l.rewind, l.ended = nil, false, false
 	l.lane.Forget(why)
@@ -189,8 +188,8 @@ func routed(d bus.Delivery, visit func(envelope.Frame) error) error {
 	return nil
 }
 
-// claim begins at the floor: everything above it comes again, and follows
-// the decisions that were recorded. From now on no owner before can record any.
+// claim begins at the floor: everything above it is read again, and follows the
+// decisions that were recorded. From now on no previous owner can record any.
 func (l *traceLane) claim(ctx context.Context) error {
 	l.lane.Waits(errors.New("the versions of the policies are not known yet"))
 	known := l.policies.Await(ctx)
@@ -219,7 +218,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 	return nil
 }
 
-// use tells the sampler of new versions of the policies.
+// use gives the sampler new versions of the policies.
 func (l *traceLane) use() {
 	if all, changes := l.policies.All(); changes != l.used {
 		l.sampler.Use(all)
@@ -234,8 +233,8 @@ func (l *traceLane) decisionsMessage(items int) bus.Message {
 }
 
 // record makes the decisions durable: before the first span of a kept trace is
-// sent, and before the floor passes a span of one that was not. After an error nothing may be
-// sent; [bus.ErrSuperseded]: another owner has come.
+// sent, and before the floor passes a span of a trace that was not kept. After an error nothing
+// may be sent; [bus.ErrSuperseded]: the lane has another owner.
 func (l *traceLane) record(ctx context.Context) error {
 	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
@@ -270,8 +269,8 @@ func (l *traceLane) record(ctx context.Context) error {
 	return nil
 }
 
-// checkpoint records that everything decided has been sent: whoever reads it again,
-// at a stop the next owner, sends none of it again.
+// checkpoint records that everything decided has been sent: an owner that reads the spans
+// again, after a stop the next one, sends none of them again.
 func (l *traceLane) checkpoint(ctx context.Context) {
 	if l.sampler == nil {
 		return
@@ -284,13 +283,13 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	}
 }
 
-// take deals with what the lane has read: a message goes to the sampler.
+// take handles what the lane has read: a message goes to the sampler.
 func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 	if d.Claimed {
 		return l.claim(ctx)
 	}
 	if l.sampler == nil {
-		return nil // from before the claim
+		return nil // delivered before the claim
 	}
 	switch err := l.source.next(ctx, d); {
 	case errors.Is(err, errEnd):
@@ -315,7 +314,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 	return nil
 }
 
-// end decides what is held: nothing more comes.
+// end decides what is held, because nothing more comes.
 func (l *traceLane) end() {
 	l.note(l.sampler.Finish())
 	l.ended = true
@@ -353,20 +352,20 @@ func (l *traceLane) idle(reached bool) {
 	if !reached || l.horizon == nil {
 		return
 	}
-	if l.mark.Asked.After(l.idled) { // once a mark: it looks at every instance
+	if l.mark.Asked.After(l.idled) { // once for each mark: it visits every instance
 		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
 	}
 	latest := l.horizon.Watermark()
-	if !latest.Full || latest.Spans != l.mark.Spans { // routers bring something, or may
+	if !latest.Full || latest.Spans != l.mark.Spans { // routers publish, or can
 		l.free = latest.Asked
-	} else if latest.Asked.Sub(l.free) > fullPatience { // all there is has been added
+	} else if latest.Asked.Sub(l.free) > fullPatience { // everything in SPANS has been added
 		l.note(l.sampler.Unblock(time.Now()))
 	}
 	l.mark = latest
 }
 
-// note books what the sampler has brought.
+// note records the sampler's output: counts, decisions and exports.
 func (l *traceLane) note(out sampler.Output) {
 	l.delivery.tally().decided(out)
 	if out.Full {
@@ -390,7 +389,7 @@ func (l *traceLane) note(out sampler.Output) {
 	}
 }
 
-// payload appends the spans of an export, with what the decision says about them.
+// payload appends the spans of an export, with what the decision adds to them.
 func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {
 	note := otlpwire.Annotation{Threshold: e.Threshold}
 	if l.attribute != "" {
@@ -416,8 +415,8 @@ func together(exports []sampler.Export) (n, spans, size int) {
 	return n, spans, size
 }
 
-// flush records what was decided, exports it, one instance a request, in the
-// order of decision, and moves the floor. Errors are those of record; or what was to be sent was not.
+// flush records the decisions, exports the kept traces, one instance a request, in the order of
+// decision, and moves the floor. It returns an error of record, or if an export was given up.
 func (l *traceLane) flush(ctx context.Context) error {
 	if l.sampler == nil {
 		return nil
@@ -460,7 +459,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 func (l *traceLane) export(ctx context.Context) (int, error) {
 	first := l.exports[0]
 	n, spans, size := together(l.exports)
-	// Memory of its own: a transport may still read it when an attempt has failed.
+	// Not reused: a transport may still read it after a failed attempt.
 	payload := make([]byte, 0, size)
 	for i := range l.exports[:n] {
 		payload = l.payload(payload, &l.exports[i])

@@ -1,17 +1,18 @@
 // Package stall reports work that makes no progress: by a gauge at once, by a counter and the log
-// when it has lasted.
+// after some seconds.
 //
 //	d := stall.New(led, "logs", "3", "loki", log)
 //	d.Look(now, progressed, why) // every [Interval]
 //
 // # Promises
 //
-//   - What makes no progress shows within ten seconds: the gauge counts its seconds, the counter
-//     counts it once, and the log says why, again each minute, and when it is over.
+//   - Work that makes no progress is reported within ten seconds: the gauge shows for how many
+//     seconds, the counter counts it once, and the log gives the reason, again each minute, and
+//     reports the end.
 //
 // # Not here
 //
-// What progress is: the one who looks decides.
+// What progress is: the caller decides.
 package stall
 
 import (
@@ -29,29 +30,29 @@ type Detector struct {
 	log   *slog.Logger
 
 	mu      sync.Mutex
-	since   time.Time // when it last got on
-	said    time.Time // when the log was told; zero when there is nothing to tell
+	since   time.Time // when it last made progress
+	said    time.Time // when a stall was last logged; zero when there is none
 	counted bool
 }
 
 const (
-	// Interval is how often one looks: seldom enough for a thousand lanes on one hub.
+	// Interval is how often the caller should look: seldom enough for a thousand lanes on one hub.
 	Interval = 2 * time.Second
 
-	// After is when a stall counts. With the time between two looks it is seen within
-	// ten seconds.
+	// After is after how long a stall counts. With the time between two looks it is noticed
+	// within ten seconds.
 	After = 8 * time.Second
 )
 
-// New returns a detector that begins with its first look.
+// New returns a detector that counts from its first look.
 func New(led *ledger.Ledger, signal, partition, backend string, log *slog.Logger) *Detector {
 	gauge, count := led.Stall(signal, partition, backend)
 	gauge.Set(0)
 	return &Detector{gauge: gauge, count: count, log: log.With("signal", signal, "partition", partition, "backend", backend)}
 }
 
-// Look notes whether it has got on since the last look, or has nothing to do. why is asked
-// when there is something to tell.
+// Look notes whether the work has made progress since the last look, or has nothing to do. why
+// is called when a stall is logged.
 func (d *Detector) Look(now time.Time, good bool, why func() error) {
 	d.mu.Lock()
 	if good || d.since.IsZero() {
@@ -71,8 +72,8 @@ func (d *Detector) Since(now, since time.Time, why func() error) {
 	tell(why)
 }
 
-// note sets what is measured, and returns what writes the log: without the lock, for why may
-// ask somebody who looks.
+// note sets the metrics, and returns a function that logs: it is called without the lock,
+// because why may look, too.
 func (d *Detector) note(now time.Time) (tell func(why func() error)) {
 	stood, said := max(now.Sub(d.since), 0), !d.said.IsZero()
 	d.gauge.Set(stood.Seconds())

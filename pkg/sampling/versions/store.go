@@ -16,14 +16,14 @@ import (
 )
 
 // Record is one version of the sampling policies as the hub has it, in the bucket POLICIES under its
-// number. It is in force for traces whose first span is in SPANS at From or
-// later, until the next version is. Version 0 is what the sinks have in their own configuration, for
-// those that want to know what is in force while the hub has no other version.
+// number. It is in force for traces whose first span is in SPANS at From or later, until the next
+// version is. Version 0 is what the sinks have in their own configuration: it shows other processes
+// what is in force while the hub has no other version.
 type Record struct {
 	Number uint64    `json:"-"`
 	From   uint64    `json:"from"`   // a sequence of SPANS
-	Spans  time.Time `json:"spans"`  // when that SPANS was made: in force from the start of another one
-	Traces uint64    `json:"traces"` // the end of TRACES at the push: where a replay has the new version begin
+	Spans  time.Time `json:"spans"`  // when that SPANS was created: in another one it is in force from the start
+	Traces uint64    `json:"traces"` // the end of TRACES at the push: from here on it is in force for a replay
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Text   string    `json:"text"` // of the key tail_sampling
@@ -34,8 +34,8 @@ type Record struct {
 // Bucket has a key for each version.
 var Bucket = bus.BucketConfig{Name: "POLICIES", Description: "versions of the sampling policies, a key each"}
 
-// maxKept is how many versions are kept: those of the last traces that are
-// still to be decided, and what an operator wants to look up.
+// maxKept is how many versions are kept: those of traces that are still undecided, and
+// some that an operator may want to look up.
 const maxKept = 16
 
 // Push makes text the next version, in force from the end of SPANS on. The
@@ -63,13 +63,13 @@ func Push(ctx context.Context, conn *bus.Conn, t bus.Topology, text, by string) 
 		r.Number = all[n-1].Number + 1
 	}
 	if len(all) > 0 && all[0].Number == 0 {
-		all = all[1:] // it stays
+		all = all[1:] // version 0 is never deleted
 	}
 	value, err := json.Marshal(r)
 	if err != nil {
 		return fail(err)
 	}
-	if err := b.Create(ctx, strconv.FormatUint(r.Number, 10), value); err != nil { // fails when another was as quick
+	if err := b.Create(ctx, strconv.FormatUint(r.Number, 10), value); err != nil { // fails if another push was faster
 		return fail(err)
 	}
 	for len(all) >= maxKept {
@@ -81,7 +81,7 @@ func Push(ctx context.Context, conn *bus.Conn, t bus.Topology, text, by string) 
 	return r, nil
 }
 
-// publish writes down what the sinks have in their own configuration.
+// publish writes what the sinks have in their own configuration to the hub.
 func publish(ctx context.Context, hub *bus.Hub, text string, maxKept int64, by string) error {
 	b, err := hub.OpenBucket(ctx, Bucket)
 	if err == nil {
@@ -96,7 +96,7 @@ func publish(ctx context.Context, hub *bus.Hub, text string, maxKept int64, by s
 	return nil
 }
 
-// All returns the versions there are, by number. What is none is reported to refused and passed over.
+// All returns all versions, by number. A record that is not a version is reported to refused and skipped.
 func All(ctx context.Context, conn *bus.Conn, t bus.Topology, refused func(error)) ([]Record, error) {
 	b, err := conn.OpenBucket(ctx, Bucket, t.Replicas)
 	if err != nil {
@@ -122,7 +122,7 @@ func read(ctx context.Context, b *bus.Bucket, refused func(error)) (all []Record
 	return all, nil
 }
 
-// parse reads a version: a number for a key, and when it was written by whom.
+// parse reads a version: its key must be a number, and it must have what a writer always sets.
 func parse(key string, value []byte) (r Record, err error) {
 	if r.Number, err = strconv.ParseUint(key, 10, 63); err == nil {
 		err = json.Unmarshal(value, &r)
@@ -136,12 +136,11 @@ func parse(key string, value []byte) (r Record, err error) {
 	return r, nil
 }
 
-// retryInterval is how long a watch that breaks waits before it begins again.
+// retryInterval is the pause before a watch that has failed is started again.
 const retryInterval = time.Second
 
-// follow calls changed with each version, those that are there first, and
-// with nil when these have been said, until ctx ends; and refused with why a record is no
-// version.
+// follow calls changed with each version until ctx ends: first with the existing ones, then with
+// nil, then with new ones. It calls refused with the reason why a record is not a version.
 func follow(ctx context.Context, hub *bus.Hub, log *slog.Logger, changed func(*Record), refused func(error)) {
 	var said backoff.Repeats
 	for ctx.Err() == nil {

@@ -1,5 +1,5 @@
 // Package versions has the sampling policies that are in force: those of a sink's configuration, and the
-// versions that operators have pushed to the hub, each from its place in the stream on.
+// versions that operators have pushed to the hub, each from its sequence of the stream on.
 //
 //	r, err := versions.Push(ctx, conn, topology, text, by) // an operator
 //	v, err := versions.New(cfg, partitions, led, log)      // a sink
@@ -9,11 +9,11 @@
 // # Promises
 //
 //   - A version is in force for traces that begin at its sequence of SPANS or later, the same on
-//     every sink. A version never changes; a record that is none is reported and passed over.
+//     every sink. A version never changes; a record that is not a version is reported and skipped.
 //
 // # Not here
 //
-// What a policy says: pkg/sampling/policy. What it decides: pkg/sampling/sampler.
+// What a policy means: pkg/sampling/policy. What it decides: pkg/sampling/sampler.
 package versions
 
 import (
@@ -33,7 +33,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
-// Config says which traces are kept.
+// Config determines which traces are kept.
 type Config struct {
 	// A file with the collector's tail_sampling configuration. Empty: every trace is kept.
 	File string `yaml:"file"`
@@ -69,8 +69,8 @@ func (c Config) policies() (*policy.Set, error) {
 // DefaultConfig keeps every trace.
 func DefaultConfig() Config { return Config{MaxBytes: 256 << 20, InstanceShare: 25} }
 
-// Validate reports every mistake at once, also those in the policies; section is the key that c stands
-// under.
+// Validate reports every mistake at once, also those in the policies; section is the key of c in the
+// configuration.
 func (c Config) Validate(section string) error {
 	var errs []error
 	if c.MaxBytes < 8<<20 { // several messages of the bus
@@ -85,22 +85,22 @@ func (c Config) Validate(section string) error {
 	return errors.Join(errs...)
 }
 
-// keepAllWait is the decision wait of those who sample nothing: long enough
-// for the spans of a request to come together in one write.
+// keepAllWait is the decision wait when nothing is sampled out: long enough for the spans
+// of a request to go to the backend in one write.
 const keepAllWait = 2 * time.Second
 
 // Versions are the policies of the configuration and the versions that the hub has.
-// One that cannot be read is reported and passed over: the one before stays in
+// One that cannot be read is reported and skipped: the previous one stays in
 // force. It is safe for concurrent use.
 type Versions struct {
-	text string // of its file; empty to keep all
+	text string // of the configured file; empty to keep all
 	base *policy.Set
 	led  *ledger.Ledger
 	log  *slog.Logger
 
 	mu      sync.Mutex
 	all     []policy.Version  // by number
-	past    []policy.Version  // likewise, from where in TRACES each is in force
+	past    []policy.Version  // by number, with the sequence of TRACES from which each is in force
 	texts   map[uint64]string // of all
 	changes int
 	known   bool    // what the hub had at the start has been read
@@ -127,7 +127,7 @@ func New(cfg Config, partitions int, led *ledger.Ledger, log *slog.Logger) (*Ver
 	return v, nil
 }
 
-// changed takes in a version; nil when those that were there have been told.
+// changed handles a version; nil when the existing ones have been reported.
 func (v *Versions) changed(p *Record) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -145,7 +145,7 @@ func (v *Versions) changed(p *Record) {
 	name := fmt.Sprintf("policies version %d", p.Number)
 	switch text, have := v.texts[p.Number]; {
 	case have && text == p.Text:
-		return // told again by a new watch
+		return // reported again by a new watch
 	case have:
 		v.refused(fmt.Errorf("%s of the hub was overwritten with another text: versions do not change, push a new one", name))
 		return
@@ -167,7 +167,7 @@ func (v *Versions) changed(p *Record) {
 	}
 }
 
-// refused says that a version is not used.
+// refused logs and counts that a version is not used.
 func (v *Versions) refused(why error) {
 	v.log.Error("policies of the hub are not used, those before stay in force", "err", why)
 	v.led.PoliciesRefused.Inc()
@@ -175,14 +175,14 @@ func (v *Versions) refused(why error) {
 
 func (v *Versions) same(p *Record) bool { return p.Text == v.text && p.MaxKept == v.base.MaxKept }
 
-// tells reports whether the hub has another version 0 than this sink.
+// tells reports whether this sink has to publish its version 0: the hub has another one, or none.
 func (v *Versions) tells() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.known && (v.told == nil || !v.same(v.told))
 }
 
-// Watch follows the versions in the hub until ctx ends, and tells it what this sink has of its own.
+// Watch follows the versions in the hub until ctx ends, and publishes this sink's own configuration.
 func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
 	follow(ctx, hub, v.log, func(p *Record) {
 		v.changed(p)
@@ -202,7 +202,7 @@ func (v *Versions) number() uint64 {
 	return 0
 }
 
-// Base returns the policies of the configuration, those before the first version of the hub.
+// Base returns the policies of the configuration, which are in force before the first version of the hub.
 func (v *Versions) Base() *policy.Set { return v.base }
 
 // All returns the versions of the hub, and how often they have changed.
@@ -231,8 +231,8 @@ func (v *Versions) Replayed(text string) (*Versions, error) {
 // Fixed returns policies that have no versions.
 func Fixed(set *policy.Set) *Versions { return &Versions{base: set, known: true} }
 
-// Wait returns how long the most patient of the policies wait for a trace: for as long the floor of a
-// live lane does not move.
+// Wait returns the longest decision wait of all versions: the floor of a live lane may not move for
+// that long.
 func (v *Versions) Wait() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
