@@ -28,8 +28,8 @@ func load(t *testing.T, text string) (Config, error) {
 	return c, c.Validate()
 }
 
-// TestEverySectionOfTheRoles writes every role's defaults, but hub and central, as
-// a configuration of up, and expects the roles to be given the same.
+// TestEverySectionOfTheRoles writes every role's defaults, except hub and central, as
+// a configuration of up, and expects the roles to get the same.
 func TestEverySectionOfTheRoles(t *testing.T) {
 	e, r, s := edge.DefaultConfig(), router.DefaultConfig(), sink.DefaultConfig()
 	e.Instance.ID = "as-1"
@@ -124,7 +124,7 @@ func TestWrongConfigurations(t *testing.T) {
 	}
 }
 
-// TestEnvironment: the variables of all roles count, those of a hub do not.
+// TestEnvironment: the variables of all roles apply, those of a hub do not.
 func TestEnvironment(t *testing.T) {
 	env := map[string]string{
 		"INSTANCE_ID": "as-3", "CUSTOMER_ID": "acme", "HUB_URL": "nats://other:4222", "HUB_CREDS": "x.creds", "CENTRAL_OTEL_ENDPOINT": "https://g:4317",

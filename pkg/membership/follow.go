@@ -61,7 +61,7 @@ func (m *Members) ask(ctx context.Context, r *run) (*bus.Lane, bus.Floor, error)
 	defer cancel()
 	at, err := lane.Progress(ctx)
 	if err != nil && !m.hub.Conn.Connected() {
-		err = fmt.Errorf("the hub is not reached: %w", err)
+		err = fmt.Errorf("the hub cannot be reached: %w", err)
 	}
 	return lane, at, err
 }
@@ -140,7 +140,7 @@ func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 		return // it has been placed here meanwhile
 	}
 	r.stall.Look(now, read || unknown, func() error {
-		return fmt.Errorf("nobody reads the lane; it is placed with %s", m.owners()[r.Stream][r.Partition])
+		return fmt.Errorf("nobody reads the lane; it is placed on %s", m.owners()[r.Stream][r.Partition])
 	})
 }
 

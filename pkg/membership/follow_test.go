@@ -22,7 +22,7 @@ import (
 	"github.com/penstock/penstock/pkg/stall"
 )
 
-// watched is a member that reads lanes of LOGS, what it counts and what it says.
+// watched is a member that reads lanes of LOGS, with its metrics and its log.
 type watched struct {
 	*Members
 	led  *ledger.Ledger
@@ -53,13 +53,13 @@ func startWatched(t *testing.T, b *broker.Broker, name string, lanes int, change
 	return w
 }
 
-// seconds returns the gauge of a partition, and how often lanes stood still.
+// seconds returns the gauge of a partition, and how often lanes have stalled.
 func (w watched) seconds(p int) (seconds, stalls float64) {
 	gauge, count := w.led.Stall("logs", fmt.Sprint(p), "test")
 	return testutil.ToFloat64(gauge), testutil.ToFloat64(count)
 }
 
-// stalled waits until a partition is seen to stand still, and the log says why.
+// stalled waits until a partition is reported as stalled, and the log has the reason.
 func (w watched) stalled(t *testing.T, p int, why string) {
 	t.Helper()
 	until(t, "a stall: "+why, func() bool {
@@ -76,8 +76,8 @@ func (w watched) goesOn(t *testing.T, p int) {
 	})
 }
 
-// TestAReaderThatHangs: a backend that does not answer is seen, the lane beside it is not
-// taken for one that stands still.
+// TestAReaderThatHangs: a backend that does not answer is reported, and the lane beside it
+// does not count as stalled.
 func TestAReaderThatHangs(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -116,8 +116,8 @@ func TestAReaderThatHangs(t *testing.T) {
 	w.goesOn(t, stuck)
 }
 
-// TestALaneThatHolds: a floor may stand for the time that the lane is told to hold, unless
-// what it waits for is its backend.
+// TestALaneThatHolds: a floor need not move for the time that Hold returns, unless the lane
+// waits for its backend.
 func TestALaneThatHolds(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -153,7 +153,7 @@ func TestALaneThatHolds(t *testing.T) {
 	w.stalled(t, 0, "429 too much")
 }
 
-// TestALaneThatDoesNotOpen: the watch is there before the lane is.
+// TestALaneThatDoesNotOpen: a lane is watched before it is open.
 func TestALaneThatDoesNotOpen(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -162,7 +162,7 @@ func TestALaneThatDoesNotOpen(t *testing.T) {
 	w.stalled(t, 0, "stream not found")
 }
 
-// TestAMemberThatReadsNothing: somebody keeps a key that is a member's, and reads no lane.
+// TestAMemberThatReadsNothing: something renews the key of a member, and reads no lane.
 func TestAMemberThatReadsNothing(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -185,7 +185,7 @@ func TestAMemberThatReadsNothing(t *testing.T) {
 	until(t, "the ghost has lanes", func() bool {
 		for p, owner := range w.owners()["LOGS"] {
 			if owner == "ghost" {
-				w.stalled(t, p, "nobody reads the lane; it is placed with ghost")
+				w.stalled(t, p, "nobody reads the lane; it is placed on ghost")
 				return true
 			}
 		}
@@ -198,7 +198,7 @@ func TestAMemberThatReadsNothing(t *testing.T) {
 	}
 }
 
-// TestLanesElsewhereAreRead: what another member reads does not stand still.
+// TestLanesElsewhereAreRead: a lane that another member reads does not count as stalled.
 func TestLanesElsewhereAreRead(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// FuzzMember: a key of the bucket is a member only when it says what a member would have said of itself; an acknowledgement of the server's, which a sender can have
-// published anywhere in its account, is never taken.
+// FuzzMember: a key of the bucket counts as a member only if it has what a member writes about itself. An
+// acknowledgement of the server, which a sender can have published anywhere in its account, never does.
 func FuzzMember(f *testing.F) {
 	member, _ := json.Marshal(Member{Name: "s1", Since: time.Unix(1, 0)})
 	f.Add("s1", member)

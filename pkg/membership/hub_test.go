@@ -53,7 +53,7 @@ func connectTo(t testing.TB, b *broker.Broker, name string, log *slog.Logger) *b
 	return &bus.Hub{Conn: conn, Topology: bus.DefaultTopology()}
 }
 
-// jetStream is the server's own interface, for what no member does.
+// jetStream is the server's own interface, for operations that no member performs.
 func jetStream(t testing.TB, b *broker.Broker) jetstream.JetStream {
 	t.Helper()
 	nc, err := nats.Connect("", nats.InProcessServer(b))

@@ -57,8 +57,8 @@ func startPeer(t testing.TB, b *broker.Broker, name string, got chan<- string) *
 	return p
 }
 
-// owned waits until the members given own all lanes, each one once and balanced,
-// as the page of the first one says.
+// owned waits until the given members own all lanes, each one once and balanced,
+// according to the page of the first one.
 func owned(t testing.TB, within time.Duration, peers ...*peer) {
 	t.Helper()
 	var s Partitions
@@ -154,8 +154,8 @@ func TestMembersShareTheLanes(t *testing.T) {
 	}
 }
 
-// TestAReaderThatEndsBeginsAgain: one that has found the lane not ours, while it could not ask,
-// has ended by itself; nobody else takes the lane, for it is still placed here.
+// TestAReaderThatEndsBeginsAgain: a reader that has found that it is no longer the owner ends by itself.
+// It is started again, because the lane is still placed here and no other member claims it.
 func TestAReaderThatEndsBeginsAgain(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -184,8 +184,8 @@ func TestAReaderThatEndsBeginsAgain(t *testing.T) {
 	}
 }
 
-// TestMembersOutliveTheBucket deletes the bucket under the members, as a hub does
-// that loses what it held in memory.
+// TestMembersOutliveTheBucket deletes the members' bucket, as a hub does that loses
+// what it held in memory.
 func TestMembersOutliveTheBucket(t *testing.T) {
 	t.Parallel()
 	b := testBroker(t)
@@ -197,7 +197,7 @@ func TestMembersOutliveTheBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	one.mu.Lock()
-	clear(one.seen) // what it knows is not what we want to see
+	clear(one.seen) // so that only what is seen from now on counts
 	one.mu.Unlock()
 	owned(t, 15*time.Second, one, two)
 }
@@ -213,9 +213,9 @@ func TestMemberNames(t *testing.T) {
 	}
 }
 
-// TestLanesForAWhile: a lane that is told of later begins where it says and reads what it
-// names, has the owner of the lasting lane, goes on after an owner that stops, and ends
-// when it is not wanted any more.
+// TestLanesForAWhile: a temporary lane begins at its start sequence and reads its subjects,
+// has the owner of the lasting lane, continues after an owner that stops, and ends when it
+// is no longer wanted.
 func TestLanesForAWhile(t *testing.T) {
 	b := testBroker(t)
 	hub := testHub(t, b, 2)
@@ -266,7 +266,7 @@ func TestLanesForAWhile(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("a lane that is not wanted goes on")
 	}
-	// Asked for again, it begins at its floor: nothing.
+	// Set again, it begins at its floor: nothing is left.
 	ended = make(chan struct{})
 	m.Also([]Shared{lane})
 	select {

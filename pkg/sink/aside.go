@@ -24,30 +24,30 @@ type AsideConfig struct {
 	MaxInstances int `yaml:"max_instances"`
 }
 
-// aside lets a lane go on although its backend refuses an instance (401, 403, 404, 429: its
-// tenant, or how much it sends). What the instance has is put into the stream ASIDE, and
+// aside lets a lane continue although its backend refuses an instance (401, 403, 404, 429: its
+// tenant, or how much it sends). The instance's data is put into the stream ASIDE, and
 // delivered from there, in order and beside the lane.
 //
 // Its messages in ASIDE are the record that an instance is set aside: the next owner of the lane
-// finds them. While one is left there, what is newer goes behind it, so that the order of the
-// instance holds; when none is, the instance is back in the lane. The lane's floor passes what
+// finds them. While one is left there, newer data is put after it, which keeps the instance's
+// order; when none is left, the instance is back in the lane. The lane's floor passes what
 // ASIDE has acknowledged, and nothing of it counts as delivered before the backend has it.
 //
-// Whoever stops removes what was delivered. After a crash what was delivered within the last
-// [removeInterval] is delivered again, and what the floor had not passed may be in ASIDE twice.
-// The writer is told what may be a repetition.
+// An owner that stops removes what was delivered. After a crash what was delivered within the
+// last [removeInterval] is delivered again, and what the floor had not passed may be in ASIDE
+// twice. The writer is told what may be a repetition.
 //
-// Whether a refusal concerns one instance or everybody shows only when another one is tried.
-// So one is set aside, and a further one only when the backend has taken something since, or
-// after [doubt]: of a backend that refuses everybody one instance in that time.
+// Whether a refusal concerns one instance or all shows only when another one is tried. So one
+// is set aside, and a further one only when the backend has accepted something since, or after
+// [doubt]: with a backend that refuses everything, one instance each [doubt].
 type aside struct {
 	delivery  *delivery
 	partition int
 	most      int
 	gauge     func(instances float64)
-	waits     func(why error) // of the lane: what goes on beside it does not hold it up
+	waits     func(why error) // of the lane: what happens beside it does not hold it up
 
-	taken atomic.Bool // something was taken since an instance was set aside
+	taken atomic.Bool // the backend has accepted something since an instance was set aside
 
 	mu      sync.Mutex      // held while something is put there
 	waiting map[string]*int // instances, and how often something was put there since the claim
@@ -62,14 +62,14 @@ type aside struct {
 }
 
 const (
-	// doubt is after how long another instance is set aside although nothing was taken.
+	// doubt is after how long another instance is set aside although nothing was accepted.
 	doubt = 30 * time.Second
 
 	// removeInterval is how often what was delivered is removed from ASIDE, while more is there.
 	removeInterval = time.Second
 
-	// lookInterval is how often the hub is asked what is in ASIDE: of what was put there without
-	// an answer, or by an owner before that was slow, nobody else knows.
+	// lookInterval is how often the hub is asked what is in ASIDE: nothing else shows what was put
+	// there without an answer, or by a previous owner that was slow.
 	lookInterval = time.Minute
 
 	// mayRepeat is the reason of a message that may have been written before it was set aside.
@@ -86,8 +86,8 @@ func (a *aside) subject(instance string) string {
 	return bus.AsideSubject(a.delivery.sig, a.delivery.w.Name(), a.partition, instance)
 }
 
-// claim begins with what the owner before has set aside. It returns false when ctx ended first.
-// nil sets nothing aside.
+// claim begins with what the previous owner has set aside. It returns false when ctx ended first.
+// A nil aside sets nothing aside.
 func (a *aside) claim(ctx context.Context) bool {
 	if a == nil {
 		return true
@@ -102,7 +102,7 @@ func (a *aside) claim(ctx context.Context) bool {
 	work := a.work
 	a.drains.Go(func() {
 		for backoff.Sleep(work, lookInterval) {
-			_ = a.look(work) // or the next time
+			_ = a.look(work) // after an error, the next time
 		}
 	})
 	return true
@@ -167,7 +167,7 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if put = a.waiting[instance] != nil; !put {
-				return nil // not any longer
+				return nil // no longer set aside
 			}
 			*a.waiting[instance]++
 			return a.store(ctx, instance, payload, again, from)
@@ -185,13 +185,13 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 	more, due := a.delivery.said.Due("aside "+a.subject(instance), a.last)
 	if err := a.store(ctx, instance, payload, again, from); err != nil {
 		if due {
-			a.delivery.log.Error("cannot set an instance aside that the backend refuses: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
+			a.delivery.log.Error("cannot set aside an instance that the backend refuses: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
 		}
 		return false, ctx.Err() == nil
 	}
 	a.taken.Store(false)
 	if due {
-		a.delivery.log.Warn("instance set aside: the backend refuses it; its data is kept and tried again, the lane goes on", "instance", instance, "err", why, "more_since_last_said", more)
+		a.delivery.log.Warn("instance set aside: the backend refuses it; its data is kept and sent again later, the lane continues", "instance", instance, "err", why, "more_since_last_said", more)
 	}
 	a.beginLocked(instance)
 	return true, true
@@ -207,10 +207,10 @@ func (a *aside) store(ctx context.Context, instance string, payload []byte, agai
 				return err
 			}
 			return a.store(ctx, instance, second, again, from)
-		} // else the stream has some room beyond, for what was added here
+		} // else the stream's limit has some room above MaxPayload, for what the sink has added
 	}
 	items := otlpwire.Count(d.sig, payload)
-	// By its content, too: a payload that is cut otherwise next time is another one.
+	// By its content, too: a payload that is cut differently next time is another message.
 	hash := sha256.Sum256(payload)
 	why := bus.Refusal{Reason: "refused", Backend: d.w.Name(), Source: from.source()}
 	if again {
@@ -231,7 +231,7 @@ func (a *aside) store(ctx context.Context, instance string, payload []byte, agai
 	return nil
 }
 
-var errNotOwner = errors.New("the lane is another's for the moment")
+var errNotOwner = errors.New("the lane is not owned by this process now")
 
 // drain delivers what an instance has in ASIDE and returns nil when nothing is left, and the
 // instance is back in the lane. After an error it may be called again.
@@ -245,7 +245,7 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 		return err
 	}
 	defer r.Close()
-	own := *d // a goroutine of its own
+	own := *d // a copy, because this is another goroutine
 	own.w, own.log = backend.Session(d.w), d.log.With("instance", instance)
 	p := &drained{delivery: &own, subject: subject, removed: time.Now()}
 	defer p.close(ctx)
@@ -274,10 +274,10 @@ type drained struct {
 	subject  string
 	body     []byte
 	done     uint64    // the last one that was delivered
-	removed  time.Time // when those were last removed
+	removed  time.Time // when delivered ones were last removed
 }
 
-// deliver brings a message to the backend, or to DEADLETTER.
+// deliver writes a message to the backend, or to DEADLETTER.
 func (p *drained) deliver(ctx context.Context, instance string, m bus.Delivery, again bool) error {
 	d := p.delivery
 	if !d.owned() {
@@ -303,7 +303,7 @@ func (p *drained) deliver(ctx context.Context, instance string, m bus.Delivery, 
 	return nil
 }
 
-// remove removes what was delivered, now and then and when nothing is left.
+// remove removes what was delivered, every removeInterval and when nothing is left.
 func (p *drained) remove(ctx context.Context, nothingLeft bool) error {
 	if p.done == 0 || !nothingLeft && time.Since(p.removed) <= removeInterval {
 		return nil
@@ -324,7 +324,7 @@ func (a *aside) back(ctx context.Context, instance string) (bool, error) {
 	a.mu.Lock()
 	before := *a.waiting[instance]
 	a.mu.Unlock()
-	there, err := a.subjects(ctx, instance) // not under the lock: everybody would wait
+	there, err := a.subjects(ctx, instance) // not under the lock, which would block the lane
 	if err != nil || len(there) > 0 {
 		return false, err
 	}
@@ -336,7 +336,7 @@ func (a *aside) back(ctx context.Context, instance string) (bool, error) {
 	delete(a.waiting, instance)
 	a.gauge(float64(len(a.waiting)))
 	if more, due := a.delivery.said.Due("back "+a.subject(instance), time.Now()); due {
-		a.delivery.log.Info("instance is no longer set aside: the backend has taken everything", "instance", instance, "more_since_last_said", more)
+		a.delivery.log.Info("instance is no longer set aside: the backend has accepted everything", "instance", instance, "more_since_last_said", more)
 	}
 	return true, nil
 }

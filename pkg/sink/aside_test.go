@@ -26,13 +26,13 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
-// tenants is a backend for several: it refuses those it is told to.
+// tenants is a backend for several tenants: it refuses those in refused.
 type tenants struct {
 	mu      sync.Mutex
 	refused map[string]error // by instance; "*": everybody
 	stored  map[string][]string
 	asked   map[string]int // how often it has refused
-	slow    chan struct{}  // as-1 is taken when it is closed; nil: at once
+	slow    chan struct{}  // as-1 is accepted when it is closed; nil: at once
 }
 
 func (w *tenants) Name() string { return "loki" }
@@ -88,7 +88,7 @@ func (w *tenants) refusals(instance string) int {
 	return w.asked[instance]
 }
 
-// asideWorld is a lane of three instances, of which each has a tenant.
+// asideWorld is a lane of three instances, each with its own tenant.
 type asideWorld struct {
 	*testing.T
 	w    *tenants
@@ -221,9 +221,9 @@ func (w *asideWorld) nothingOwed() bool {
 
 var errTenant = fault.Sender(fault.Configuration(errors.New("401 Unauthorized: no such tenant")))
 
-// TestOneInstanceIsSetAside: a backend that refuses one instance gets what is of others, at
-// once and in order; what is of the refused one is there when it is taken again, in order, once,
-// also when the lane has changed its owner meanwhile.
+// TestOneInstanceIsSetAside: a backend that refuses one instance gets the data of others, at
+// once and in order; when it accepts the refused one again, it gets its data, in order, once,
+// also if the lane has changed its owner meanwhile.
 func TestOneInstanceIsSetAside(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []otlpwire.Signal{otlpwire.Logs, otlpwire.Traces} {
@@ -277,8 +277,8 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 	}
 }
 
-// TestWhatIsNewerGoesBehind: while something of an instance is in ASIDE, the lane writes nothing of it,
-// though the backend would take it.
+// TestWhatIsNewerGoesBehind: while data of an instance is in ASIDE, the lane writes none of this instance,
+// though the backend would accept it.
 func TestWhatIsNewerGoesBehind(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -303,9 +303,9 @@ func TestWhatIsNewerGoesBehind(t *testing.T) {
 	w.until("all of it", w.arrived("as-1"))
 }
 
-// TestWhatIsSetAsideTwice: an owner that died between ASIDE's acknowledgement and the floor is
-// followed by one that puts the same there, or writes it, where that has been delivered
-// meanwhile. Nothing is lost or out of order.
+// TestWhatIsSetAsideTwice: an owner dies between ASIDE's acknowledgement and the move of the floor. The
+// next one puts the same data there, or writes it if that has been delivered meanwhile. Nothing is
+// lost or out of order.
 func TestWhatIsSetAsideTwice(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -349,7 +349,7 @@ const asideTries = 3
 func TestAsideIsBounded(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
-	stop := w.own() // two at the most
+	stop := w.own() // two at most
 	for i, instance := range []string{"as-1", "as-2", "as-3"} {
 		w.w.refuse(instance, errTenant)
 		w.send(instance, "as-4")
@@ -370,8 +370,8 @@ func TestAsideIsBounded(t *testing.T) {
 	w.until("all", w.arrived("as-1", "as-2", "as-3", "as-4"))
 }
 
-// TestWhatIsRefusedForOtherReasonsStays: an outage of a backend sets nobody aside, and neither
-// do bad items.
+// TestWhatIsRefusedForOtherReasonsStays: neither an outage of a backend nor bad items set an
+// instance aside.
 func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -390,7 +390,8 @@ func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
 	}
 }
 
-// TestEqualHalvesAreTwo: what is cut for its size into two of the same bytes is not one.
+// TestEqualHalvesAreTwo: a payload that is cut, for its size, into two halves of the same bytes is
+// stored as two messages.
 func TestEqualHalvesAreTwo(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -409,8 +410,8 @@ func TestEqualHalvesAreTwo(t *testing.T) {
 	w.until("both", func() bool { return len(w.w.of("as-1")) == 2 })
 }
 
-// TestWhatNobodyKnowsOfIsFound: what was put into ASIDE without an answer, or by an owner before that was
-// slow, is delivered, by whoever owns the lane.
+// TestWhatNobodyKnowsOfIsFound: what was put into ASIDE without an answer, or by a previous owner that was
+// slow, is delivered by the present owner of the lane.
 func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -461,7 +462,7 @@ func TestDeadLettersOfWhatWasSetAside(t *testing.T) {
 	}
 }
 
-// TestAsideIsDeleted: without the stream a lane waits for whom the backend refuses, and nothing else.
+// TestAsideIsDeleted: without the stream a lane waits while the backend refuses an instance, and nothing else happens.
 func TestAsideIsDeleted(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
@@ -477,12 +478,12 @@ func TestAsideIsDeleted(t *testing.T) {
 	stop = w.own()
 	defer stop()
 	w.send("as-1", "as-2")
-	w.sent["as-1"] = w.sent["as-1"][1:] // whoever deletes a stream has what was in it no more
+	w.sent["as-1"] = w.sent["as-1"][1:] // what was in the deleted stream is lost
 	w.until("both", w.arrived("as-1", "as-2"))
 }
 
 // TestSumsDoNotComeBack: the series of an instance that is set aside begin at zero, there and when it is
-// back: a sum of before would be an increase that never was.
+// back: an earlier sum would show an increase that never happened.
 func TestSumsDoNotComeBack(t *testing.T) {
 	t.Parallel()
 	s := newSums(t)

@@ -66,7 +66,7 @@ func (s *sums) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// refuses makes it refuse so many requests.
+// refuses makes it refuse the given number of requests.
 func (s *sums) refuses(n, status int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +79,7 @@ func (s *sums) stored() []float64 {
 	return slices.Clone(s.values)
 }
 
-// publish publishes a delta of 1, the one of millisecond n.
+// publish publishes a delta of 1, at millisecond n.
 func (s *sums) publish(t *testing.T, n int) {
 	t.Helper()
 	body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, fmt.Appendf(nil, `{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"d","sum":{"isMonotonic":true,"aggregationTemporality":1,"dataPoints":[{"timeUnixNano":"%d000000","asInt":"1"}]}}]}]}]}`, n), otlpwire.DefaultLimits)
@@ -103,11 +103,11 @@ func (s *sums) lane(t *testing.T) *bus.Lane {
 	return lane
 }
 
-// TestAClaimBeginsAnew: whoever claims a lane knows nothing of the sums of deltas from when it
-// had it before, and takes a refusal of what comes first for a repetition.
+// TestAClaimBeginsAnew: a sink that claims a lane again does not use the sums of deltas from its
+// earlier ownership, and treats a refusal of the first messages as a repetition.
 func TestAClaimBeginsAnew(t *testing.T) {
 	s := newSums(t)
-	// own runs the lane until so many samples are stored or refused.
+	// own runs the lane until the given number of samples is stored or refused.
 	own := func(until int) {
 		t.Helper()
 		lane := s.lane(t)
@@ -115,7 +115,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			mine := *s.delivery // as the members begin it anew
+			mine := *s.delivery // as when the members start it again
 			_ = newDirectLane(lane, &mine).run(ctx)
 		}()
 		if !backoff.Until(t.Context(), func() bool {
@@ -134,7 +134,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		s.publish(t, n+4)
 	}
 	own(5)
-	s.refuses(1, http.StatusBadRequest, "duplicate sample for timestamp") // the first one is there already
+	s.refuses(1, http.StatusBadRequest, "duplicate sample for timestamp") // the backend already has the first one
 	for n := range 2 {
 		s.publish(t, n+6)
 	}
@@ -148,8 +148,8 @@ func TestAClaimBeginsAnew(t *testing.T) {
 	}
 }
 
-// TestALostFloorRepeats: a hub that has lost a lane's floor, as on a full disk, makes everything come
-// again. What this reader has written before is no dead letter, however much it is.
+// TestALostFloorRepeats: a hub that has lost a lane's floor, as on a full disk, delivers everything
+// again. What this reader has written before is not dead-lettered, however much it is.
 func TestALostFloorRepeats(t *testing.T) {
 	s := newSums(t)
 	lane := s.lane(t)
@@ -185,8 +185,8 @@ func TestALostFloorRepeats(t *testing.T) {
 	}
 }
 
-// TestWhatIsNewIsNoRepetition: what came to the hub after the claim cannot have been written by the owner
-// before, and is dead-lettered when the backend refuses it.
+// TestWhatIsNewIsNoRepetition: what came to the hub after the claim cannot have been written by the
+// previous owner, and is dead-lettered if the backend refuses it.
 func TestWhatIsNewIsNoRepetition(t *testing.T) {
 	answered := make(chan struct{}, 10)
 	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -231,7 +231,7 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 	}
 	stop()
 	<-done
-	// The first may have been there when the lane was claimed.
+	// The first may have been in the hub when the lane was claimed.
 	if dead := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)); dead < 2 {
 		t.Errorf("%v are dead, want those that came later", dead)
 	}

@@ -147,7 +147,7 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
 	if held, due := d.said.Due(m.Subject, time.Now()); due {
-		d.log.Warn("message is no telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
+		d.log.Warn("message is not telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}
 	if !d.quota.Take(m.Instance(), time.Now()) {
 		d.led.Of(d.sig).Dropped(ledger.DroppedUndecodable).Add(items)

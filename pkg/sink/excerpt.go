@@ -120,7 +120,7 @@ func (e *excerpt) decides(ctx context.Context) (*versions.Versions, error) {
 
 // claim reads how far the lane had come when this sink became its owner.
 func (e *excerpt) claim(ctx context.Context) (first bool, err error) {
-	if !backoff.Retry(ctx, e.log, "read how far a replay is", func() error {
+	if !backoff.Retry(ctx, e.log, "read the progress of a replay", func() error {
 		b, err := e.hub.OpenBucket(ctx, replay.Bucket)
 		if err != nil {
 			return err
@@ -169,7 +169,7 @@ func (e *excerpt) report(ctx context.Context) {
 		})
 	}
 	if err := e.write(ctx); err != nil && ctx.Err() == nil {
-		e.log.Debug("progress of a replay is not written", "job", e.job.ID, "err", err)
+		e.log.Debug("cannot write progress of a replay", "job", e.job.ID, "err", err)
 	}
 }
 
@@ -179,7 +179,7 @@ func (e *excerpt) finish(ctx context.Context) bool {
 	if !e.progress().Done {
 		e.change(func(p *replay.Progress) { p.Done, p.Floor, p.Wait = true, max(p.Floor, e.lane.Last), "" })
 		lost := false
-		if !backoff.Retry(ctx, e.log, "write down that a replay lane is done", func() error {
+		if !backoff.Retry(ctx, e.log, "record that a replay lane is finished", func() error {
 			err := e.write(ctx)
 			if lost = errors.Is(err, errLost); lost {
 				return nil
@@ -190,12 +190,12 @@ func (e *excerpt) finish(ctx context.Context) bool {
 		}
 		counts := e.progress()
 		if err := replay.Record(ctx, e.hub.Conn, replay.Entry{At: time.Now().UTC(), By: counts.Owner, What: "lane finished", Job: e.job.ID, Lane: e.lane.Key(), Counts: &counts}); err != nil {
-			e.log.Warn("end of a replay lane is not in the audit", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+			e.log.Warn("replay lane finished, audit entry not written", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
 		}
 		e.log.Info("replay lane finished", "job", e.job.ID, "lane", e.lane.Key(), "delivered", counts.Delivered, "sampled_out", counts.SampledOut)
 	}
 	if err := e.hub.Conn.DropLane(ctx, bus.Stream(e.sig), bus.ReplayLane(e.job.Run(), e.lane.Partition)); err != nil {
-		e.log.Warn("consumer of a replay is left behind", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
+		e.log.Warn("cannot delete the consumer of a finished replay lane", "job", e.job.ID, "lane", e.lane.Key(), "err", err)
 	}
 	return true
 }
@@ -272,7 +272,7 @@ func (e *excerpt) idle(ctx context.Context, after uint64) error {
 	over, err := e.has(ctx, after, e.lane.Last)
 	if err != nil && ctx.Err() == nil {
 		if more, due := e.said.Due("has "+e.job.ID, time.Now()); due {
-			e.log.Warn("the hub does not say whether a replay has read everything, it is asked again", "job", e.job.ID, "err", err, "more_since_last_said", more)
+			e.log.Warn("cannot determine whether a replay has read everything, will try again", "job", e.job.ID, "err", err, "more_since_last_said", more)
 		}
 	}
 	if over {

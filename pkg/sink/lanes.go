@@ -138,6 +138,6 @@ func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery
 // ended logs why a lane ended by itself; the members start it again while it is still placed here.
 func (d *delivery) ended(ctx context.Context, why error) {
 	if ctx.Err() == nil {
-		d.log.Debug("lane ended, beginning again", "err", why)
+		d.log.Debug("lane ended, will be started again", "err", why)
 	}
 }

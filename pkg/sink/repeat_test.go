@@ -24,7 +24,7 @@ import (
 )
 
 // stretch is a recorded stretch of SPANS: two instances, ten minutes of stream
-// time, what comes first is decided long before the end.
+// time; the first traces are decided long before the end.
 func stretch() (messages []bus.Message, spans int) {
 	const perInstance = 26_000 // traces
 	rng := rand.New(rand.NewPCG(7, 7))
@@ -96,8 +96,8 @@ func (k *spanSet) count() int {
 }
 
 // TestDecisionsAreRepeated decides a recorded stretch of more than 100,000 spans
-// while it comes, with two sinks that die on the way, and from the start again at
-// full speed: the kept spans are the same.
+// live, with two sinks that die meanwhile, and once more from the start at full
+// speed: the kept spans are the same.
 func TestDecisionsAreRepeated(t *testing.T) {
 	t.Parallel()
 	messages, spans := stretch()
@@ -156,7 +156,7 @@ policies:
 				publish(min(next+200, upto))
 			}
 			if upto < len(messages) {
-				for k.count() < before+1000 { // it has begun to send: it dies in the middle
+				for k.count() < before+1000 { // it has begun to send, and dies while it sends
 					time.Sleep(time.Millisecond)
 				}
 			} else {

@@ -72,7 +72,7 @@ func (r *replays) note(ctx context.Context, key string, value []byte) {
 	if key == "" {
 		r.known = true
 	} else if err := r.table.Set(key, value); err != nil {
-		r.log.Error("replay job is passed over", "key", key, "err", err)
+		r.log.Error("replay job in the hub cannot be read, ignored", "key", key, "err", err)
 	}
 	if r.known {
 		r.act(ctx)
@@ -99,7 +99,7 @@ func (r *replays) act(ctx context.Context) {
 				sig, _ := otlpwire.ParseSignal(l.Signal) // the table holds valid jobs only
 				w, ok := r.writer(job, sig)
 				if !ok {
-					r.log.Error("a replay is for a backend that this sink does not have: its configuration is not that of the others", "job", job.ID, "backends", job.Backends)
+					r.log.Error("replay is for a backend that this sink does not have; all sinks must have the same configuration", "job", job.ID, "backends", job.Backends)
 					continue
 				}
 				wanted = append(wanted, r.lane(job, l, sig, w))
@@ -151,7 +151,7 @@ func (r *replays) settle(ctx context.Context, key string, find func() any) {
 		if ctx.Err() != nil {
 			return
 		}
-		backoff.Retry(ctx, r.log, "write down what is known of a replay job", func() error {
+		backoff.Retry(ctx, r.log, "record the plan or a check of a replay job", func() error {
 			b, err := r.hub.OpenBucket(ctx, replay.Bucket)
 			if err == nil {
 				err = b.Create(ctx, key, value)
@@ -207,7 +207,7 @@ func (r *replays) check(ctx context.Context, job replay.Status, name string) rep
 			return c
 		}
 		if attempt == askTimes || !backoff.Sleep(ctx, time.Second) {
-			c.OK, c.Text = false, fmt.Sprintf("%s does not say what it takes: %v", w.Name(), err)
+			c.OK, c.Text = false, fmt.Sprintf("%s does not answer whether it accepts data that old: %v", w.Name(), err)
 			return c
 		}
 	}

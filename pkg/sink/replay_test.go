@@ -24,7 +24,7 @@ import (
 )
 
 // TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
-// while live traffic is behind. Slower is no error.
+// while live lanes have a backlog. The test accepts that it is slower.
 func TestReplaysMakeRoom(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
@@ -55,7 +55,7 @@ func TestReplaysMakeRoom(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	// The table knows no such job: this lane is alone.
+	// The table has no such job: this lane is the only one.
 	if took := read(200_000, 20); took < 800*time.Millisecond {
 		t.Errorf("200 kB at 200 kB/s took %v", took)
 	}
@@ -81,8 +81,8 @@ func TestReplaysMakeRoom(t *testing.T) {
 	}
 }
 
-// TestExcerptsEnd: after its last sequence, when the hub has nothing left, and with the
-// last message there is. Live traffic has no end.
+// TestExcerptsEnd: an excerpt ends after its last sequence, when the hub has nothing left, and
+// with the last message of the stream. Live traffic has no end.
 func TestExcerptsEnd(t *testing.T) {
 	for name, tc := range map[string]struct {
 		d          bus.Delivery
@@ -116,8 +116,8 @@ func TestExcerptsEnd(t *testing.T) {
 	}
 }
 
-// TestOneWriterOfProgress: who has lost a lane writes nothing over what its next owner has,
-// and nobody takes back that it is done.
+// TestOneWriterOfProgress: a sink that has lost a lane does not overwrite the next owner's
+// progress, and nothing undoes that the lane is done.
 func TestOneWriterOfProgress(t *testing.T) {
 	d, conn := testDelivery(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
@@ -157,7 +157,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if err := errors.Join(a.write(ctx), a.write(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	// B takes over while A has something to say still: B's counts are what stays.
+	// B takes over while A still has something to write: B's counts remain.
 	if first, err := b.claim(ctx); err != nil || first || b.progress().Delivered != 3 {
 		t.Fatalf("%v, the first one: %v, %+v", err, first, b.progress())
 	}
@@ -178,8 +178,8 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if a.finish(ctx) || stored().Done {
 		t.Error("one who has lost the lane has called it done")
 	}
-	// The last report has come to the bucket, but its answer was not waited for, and the
-	// lane is closed by now: nobody else has it.
+	// The last report was stored in the bucket, but its answer was not waited for, and the
+	// lane is closed by now: nobody else owns it.
 	revision := b.mu.revision
 	if err := b.write(ctx); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if !b.finish(ctx) || !stored().Done {
 		t.Errorf("the owner cannot call it done: %+v", stored())
 	}
-	// Whoever comes later, thinking it is his, finds it done.
+	// A later owner finds it done.
 	a.owned = func() bool { return true }
 	if err := a.write(ctx); !errors.Is(err, errLost) || !stored().Done {
 		t.Errorf("%v, %+v", err, stored())
@@ -199,8 +199,8 @@ func TestOneWriterOfProgress(t *testing.T) {
 	}
 }
 
-// TestOthersAreLeftOut: where a lane reads the whole partition, what is of instances that
-// nobody asked for reaches neither the samplers nor the backend.
+// TestOthersAreLeftOut: where a lane reads the whole partition, data of instances that the job
+// is not for reaches neither the samplers nor the backend.
 func TestOthersAreLeftOut(t *testing.T) {
 	d, _ := testDelivery(t, &picky{})
 	ls := &lanes{log: d.log, led: d.led, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
@@ -224,7 +224,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	if n := e.progress().Unchosen; n != 1 {
 		t.Errorf("%d items are not asked for, want 1", n)
 	}
-	// Where nothing is sampled, the range leaves out, too.
+	// Where nothing is sampled, messages outside the range are left out, too.
 	e.sampled = false
 	e.job.From, e.job.To = replay.Point{Seq: 5}, replay.Point{Seq: 9}
 	for seq, asked := range map[uint64]bool{4: false, 5: true} {

@@ -25,7 +25,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// picky refuses payloads that hold a poisoned line, and fails as often as told.
+// picky is a backend that refuses payloads that hold a poisoned line, and fails a given number of times.
 type picky struct {
 	mu     sync.Mutex
 	stored []string

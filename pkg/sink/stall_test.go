@@ -21,15 +21,15 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
-// taking is a backend that does as it is told.
+// taking is a backend that calls a function for each request.
 type taking func(ctx context.Context) error
 
 func (taking) Name() string                                          { return "tempo" }
 func (taking) Close() error                                          { return nil }
 func (w taking) Write(ctx context.Context, _ string, _ []byte) error { return w(ctx) }
 
-// TestABackendThatTakesNothing: also where traces wait for their decision for an hour, a backend
-// that refuses one, or does not answer, is seen.
+// TestABackendThatTakesNothing: a backend that refuses a trace, or does not answer, is reported as a
+// stall, also if traces wait for their decision for an hour.
 func TestABackendThatTakesNothing(t *testing.T) {
 	t.Parallel()
 	for why, write := range map[string]taking{

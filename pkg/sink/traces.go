@@ -259,7 +259,7 @@ func (l *traceLane) record(ctx context.Context) error {
 		}
 		if superseded {
 			if more, due := l.delivery.said.Due("superseded "+l.journalSubject, time.Now()); due {
-				l.delivery.log.Info("another sink has taken the partition over, its decisions count", "more_since_last_said", more)
+				l.delivery.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
 			}
 			return bus.ErrSuperseded
 		}
@@ -340,7 +340,7 @@ func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
 	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
 	if err != nil && ctx.Err() == nil {
 		if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
-			l.delivery.log.Warn("the hub does not say whether all spans have come: traces of silent instances wait", "err", err, "more_since_last_said", more)
+			l.delivery.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
 		}
 	}
 	l.idle(reached)

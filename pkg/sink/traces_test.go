@@ -55,9 +55,9 @@ func TestOneInstanceARequest(t *testing.T) {
 	}
 }
 
-// TestABacklogHoldsUpItsOwnPartition: nobody routes what is in one of two partitions of
-// TRACES. The last trace of a silent instance in the other one is decided; that of one in the
-// same is not, for the backlog may have the rest of it, until that is routed.
+// TestABacklogHoldsUpItsOwnPartition: one of two partitions of TRACES is not routed. The last
+// trace of a silent instance in the other one is decided; that of an instance in the same one is
+// not, because the backlog may have the rest of it, until the backlog is routed.
 func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	t.Parallel()
 	k := &spanSet{spans: map[uint64]bool{}}
@@ -91,8 +91,8 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 		}
 	}
 
-	// An instance in each partition has sent one message, whose spans are in SPANS: those of
-	// the backlog may be a router's that was killed before it could say so.
+	// An instance in each partition has sent one message, whose spans are in SPANS: for the
+	// backlog, as by a router that was killed before it could acknowledge the message.
 	names := make([]string, 2)
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := fmt.Sprint("as-", i)
@@ -143,7 +143,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 		}
 	}
 	await("the backlog stays", false, true, false)
-	send(1, 3) // the lane goes by later and later marks
+	send(1, 3) // the lane reaches later and later marks
 	route(1)
 	await("the backlog stays, later", false, true, true)
 	route(0)

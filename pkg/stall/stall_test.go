@@ -53,7 +53,7 @@ func TestStall(t *testing.T) {
 	}
 }
 
-// TestWhyMayLook: the reason is asked for without a lock.
+// TestWhyMayLook: why is called without the lock.
 func TestWhyMayLook(t *testing.T) {
 	s := New(ledger.New(prometheus.NewRegistry()), "logs", "3", "loki", slog.New(slog.DiscardHandler))
 	now := time.Unix(1000, 0)

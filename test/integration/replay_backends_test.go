@@ -97,7 +97,7 @@ func TestReplayAsksLoki(t *testing.T) {
 	}
 	l.Fail(503)
 	code, out = penstockReplay(t, p.hub.url, append(wanted, "--late", "1h")...)
-	if code != 1 || !strings.Contains(out, "does not say what it takes") {
+	if code != 1 || !strings.Contains(out, "does not answer whether it accepts data that old") {
 		t.Errorf("exit %d:\n%s", code, out)
 	}
 }

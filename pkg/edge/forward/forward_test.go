@@ -136,7 +136,7 @@ func (h *testHub) start(dir string) {
 	h.conn().Close()
 }
 
-// conn connects as an operator, and makes the streams.
+// conn connects as an operator, and creates the streams.
 func (h *testHub) conn() *bus.Conn {
 	h.t.Helper()
 	top := bus.DefaultTopology()
@@ -319,7 +319,7 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 			if n := testutil.ToFloat64(led.HubAlarms); n != 1 {
 				t.Errorf("%v alarms, want 1", n)
 			}
-			// It goes on in order, and a restart of the edge sends nothing again.
+			// Forwarding continues in order, and a restart of the edge sends nothing again.
 			drained(t, s)
 			before := len(h.logs())
 			accept(t, s, 51, 60)
@@ -331,7 +331,7 @@ func TestHubThatLostDataGetsItAgain(t *testing.T) {
 	}
 }
 
-// TestRestartSendsNothingAgain: what the hub has is marked, also across a stop.
+// TestRestartSendsNothingAgain: the position of what the hub has survives a stop.
 func TestRestartSendsNothingAgain(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
@@ -352,8 +352,8 @@ func TestRestartSendsNothingAgain(t *testing.T) {
 	}
 }
 
-// TestKnownIDsAreAnAlarm: the hub says duplicate of a message that was never sent, as
-// for a copy of the spool's directory that somebody uses.
+// TestKnownIDsAreAnAlarm: the hub reports a duplicate of a message that was never sent, as
+// when a copy of the spool's directory is in use.
 func TestKnownIDsAreAnAlarm(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
@@ -384,7 +384,7 @@ func TestKnownIDsAreAnAlarm(t *testing.T) {
 	}
 }
 
-// TestDroppedIsNotForwarded drops while the hub is away.
+// TestDroppedIsNotForwarded drops messages while the hub is unavailable.
 func TestDroppedIsNotForwarded(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
@@ -459,7 +459,7 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 }
 
 // TestDropReachesWhatIsRead drops messages that the forwarder has read already and not
-// sent: they are not sent, for they count as lost.
+// sent: they are not sent, because they count as lost.
 func TestDropReachesWhatIsRead(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
@@ -490,8 +490,8 @@ func TestDropReachesWhatIsRead(t *testing.T) {
 	wg.Wait()
 }
 
-// TestASlowHubGetsASmallerWindow: after answers that did not come in time half as much is
-// on its way, and one more with every answer.
+// TestASlowHubGetsASmallerWindow: after answers that did not come in time the window is
+// halved, and it grows by one with every answer.
 func TestASlowHubGetsASmallerWindow(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)
@@ -546,7 +546,7 @@ func TestASlowHubGetsASmallerWindow(t *testing.T) {
 }
 
 // TestTwoPublishersOfASubject: the gateway, or another edge, publishes for the same
-// instance. That is no alarm.
+// instance. That does not count as an alarm.
 func TestTwoPublishersOfASubject(t *testing.T) {
 	h := newHub(t)
 	cfg := newConfig(t)

@@ -20,8 +20,8 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// TestAFullStreamKeepsTheOrder: large and small messages in turn, into a stream in which only small ones
-// find room now and then.
+// TestAFullStreamKeepsTheOrder: large and small messages alternate, into a stream that sometimes has
+// room for small ones only.
 func TestAFullStreamKeepsTheOrder(t *testing.T) {
 	t.Parallel()
 	hub, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 8 << 20}, silent)

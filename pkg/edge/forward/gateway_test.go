@@ -47,8 +47,8 @@ func startGateway(t *testing.T, protocol string, maxPayload int, accept func(con
 	return gateway.Addrs()[map[string]int{"grpc": 0, "http": 1}[protocol]]
 }
 
-// TestGatewayRefusesAnItem: what the gateway will never take is counted as lost, not as
-// forwarded, and holds nothing back.
+// TestGatewayRefusesAnItem: what the gateway will never accept is counted as lost, not as
+// forwarded, and delays nothing.
 func TestGatewayRefusesAnItem(t *testing.T) {
 	taken := 0
 	addr := startGateway(t, "grpc", 256<<10, func(_ context.Context, b receive.Batch) error { taken += b.Items; return nil })
@@ -69,7 +69,7 @@ func TestGatewayRefusesAnItem(t *testing.T) {
 	}
 }
 
-// TestGatewayWay forwards over OTLP, with both protocols, to a gateway that is away,
+// TestGatewayWay forwards over OTLP, with both protocols, to a gateway that is unavailable,
 // refuses, loses answers and comes back.
 func TestGatewayWay(t *testing.T) {
 	for _, protocol := range []string{"grpc", "http"} {

@@ -22,8 +22,8 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// TestLocalBackendsReadTheSpool: the hub is away and one local backend is dead, and
-// the others get everything, once, also across a restart.
+// TestLocalBackendsReadTheSpool: the hub is unavailable and one local backend is dead; the
+// others get everything, once, also across a restart.
 func TestLocalBackendsReadTheSpool(t *testing.T) {
 	var asked atomic.Int64
 	dead := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -63,7 +63,7 @@ func TestLocalBackendsReadTheSpool(t *testing.T) {
 			t.Errorf("round %d: %d lines of traces, %v counted, the dead backend was asked %d times", round, lines(), counted(), asked.Load())
 		}
 		cancel()
-		// The hub's side does not care.
+		// Forwarding to the hub is not affected.
 		s.Advance(spool.Hub, otlpwire.Logs, 10, 0)
 		if !s.Empty(otlpwire.Logs) && round == 0 {
 			t.Error("a dead local backend holds the spool back")
@@ -75,8 +75,8 @@ func TestLocalBackendsReadTheSpool(t *testing.T) {
 	}
 }
 
-// TestLocalBackendMissesWhatIsGone: a backend that was away finds a gap, and it is
-// counted.
+// TestLocalBackendMissesWhatIsGone: a backend that was unavailable misses messages, and they
+// are counted.
 func TestLocalBackendMissesWhatIsGone(t *testing.T) {
 	cfg := newConfig(t)
 	local := backend.DefaultConfig()

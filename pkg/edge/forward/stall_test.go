@@ -17,7 +17,7 @@ import (
 )
 
 // TestACentreThatStoresNothing: a hub that is connected and has no stream, and a gateway that
-// is not there, show; a signal of which nothing is spooled does not stand.
+// is not running, are reported; a signal of which nothing is spooled does not count as stalled.
 func TestACentreThatStoresNothing(t *testing.T) {
 	t.Parallel()
 	for centre, why := range map[string]string{"hub": "no stream stores the subject", "gateway": "connection refused"} {

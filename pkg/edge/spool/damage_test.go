@@ -22,8 +22,8 @@ import (
 
 const perDamageTest = 16
 
-// TestDamagedFiles damages a spool in every way that disks know, and opens it: what
-// is whole is there, in order, and what is not is counted and put aside.
+// TestDamagedFiles damages a spool in every way that disks do, and opens it: what is
+// undamaged is read, in order, and what is damaged is counted and kept aside.
 func TestDamagedFiles(t *testing.T) {
 	segments := func(t *testing.T, dir string) []string {
 		t.Helper()
@@ -46,7 +46,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		damage func(t *testing.T, dir string)
-		// lost is how many messages may be gone at the most, and whether one must be.
+		// lost is how many messages may be lost at most, and whether one must be.
 		lost  int
 		must  bool
 		aside bool
@@ -122,7 +122,7 @@ func TestDamagedFiles(t *testing.T) {
 			if s.current.Load().logs[otlpwire.Logs].State().Last < perDamageTest && s.current.Load().Nonce() == before {
 				t.Error("sequences are given again, under the same ids")
 			}
-			// It goes on, and the next start finds nothing to complain of.
+			// The spool continues, and the next start finds no damage.
 			if err := s.Accept(t.Context(), edgetest.Log(t, 99, 10)); err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +142,7 @@ func flip(at int) func([]byte) []byte {
 	return func(b []byte) []byte { b[at] ^= 0x10; return b }
 }
 
-// TestDamageToWhatTheHubHas: only what was owed can be lost.
+// TestDamageToWhatTheHubHas: only what the hub does not have counts as lost.
 func TestDamageToWhatTheHubHas(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
@@ -162,8 +162,8 @@ func TestDamageToWhatTheHubHas(t *testing.T) {
 	}
 }
 
-// TestMendingThatFails: what cannot be mended is read as it is, nothing is taken, and it
-// goes on when it can.
+// TestMendingThatFails: a log that cannot be repaired is read as it is, nothing is accepted,
+// and the spool continues when the repair succeeds.
 func TestMendingThatFails(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
@@ -198,8 +198,8 @@ func TestMendingThatFails(t *testing.T) {
 	}
 }
 
-// TestSequencesGoOn: the files may go with what the hub has; its sequences are not given
-// again.
+// TestSequencesGoOn: if the files with what the hub has are deleted, its sequences are not
+// given again.
 func TestSequencesGoOn(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
@@ -220,8 +220,8 @@ func TestSequencesGoOn(t *testing.T) {
 	}
 }
 
-// TestOnlyWhatIsOwedIsLost: neither what the hub has and the disk has lost, nor what was
-// released before the hub had to be sent all again.
+// TestOnlyWhatIsOwedIsLost: neither what the hub has and the disk has lost counts as lost, nor
+// what was released before everything had to be sent to the hub again.
 func TestOnlyWhatIsOwedIsLost(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)
@@ -285,7 +285,7 @@ func segmentFiles(t *testing.T, dir string) []string {
 	return all
 }
 
-// TestForeignRecords: what no edge has written is not sent as if one had.
+// TestForeignRecords: records that no edge has written are not sent.
 func TestForeignRecords(t *testing.T) {
 	for _, body := range []string{"", "short", "\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x09encoding 9"} {
 		if m := parse(wal.Record{Seq: 7, Body: []byte(body)}); m.Missing != 1 || m.Body != nil {

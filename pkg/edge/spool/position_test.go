@@ -37,7 +37,7 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// TestMarksAreBelievedWhole: a bit that flips in a mark must not skip messages.
+// TestMarksAreBelievedWhole: a flipped bit in the positions must not skip messages.
 func TestMarksAreBelievedWhole(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, stop := startSpool(t, cfg)

@@ -76,13 +76,13 @@ func TestRequestsShareMessages(t *testing.T) {
 	t.Logf("%d requests in %d messages", n, messages)
 }
 
-// TestGroupIsCut: by bytes and items; what does not fit begins the next one.
+// TestGroupIsCut: groups are bounded by bytes and items; what does not fit begins the next one.
 func TestGroupIsCut(t *testing.T) {
 	type cut struct{ requests, items, bytes int }
 	put := func(items, bytes int) receive.Batch {
 		return receive.Batch{Signal: otlpwire.Logs, Items: items, Payload: make([]byte, bytes)}
 	}
-	// written returns the groups that requests become which arrive while one is written.
+	// written returns the groups that are formed of requests that arrive while one is written.
 	written := func(all ...receive.Batch) (cuts []cut) {
 		began, goOn := make(chan struct{}), make(chan struct{})
 		q := newGroups(10, 0, func(g *group) error {
@@ -132,7 +132,7 @@ func TestGroupIsCut(t *testing.T) {
 	}
 }
 
-// TestGroupsLinger: a request waits for others as long as it is told to, or until one
+// TestGroupsLinger: a request waits for others as long as linger says, or until one
 // does not fit.
 func TestGroupsLinger(t *testing.T) {
 	sizes := make(chan int, 2)
@@ -159,8 +159,8 @@ func TestGroupsLinger(t *testing.T) {
 	wg.Wait()
 }
 
-// TestWhoWaitsForAGroupMayLeave: a sender that has given up holds nothing, and its
-// request is written all the same.
+// TestWhoWaitsForAGroupMayLeave: a sender that has given up blocks nothing, and its
+// request is written nevertheless.
 func TestWhoWaitsForAGroupMayLeave(t *testing.T) {
 	began, goOn := make(chan struct{}, 2), make(chan struct{})
 	items := 0
@@ -183,7 +183,7 @@ func TestWhoWaitsForAGroupMayLeave(t *testing.T) {
 	}
 }
 
-// TestAWriterThatPanics tells nobody success.
+// TestAWriterThatPanics: no request is answered with success.
 func TestAWriterThatPanics(t *testing.T) {
 	joined := make(chan struct{})
 	q := newGroups(10, 0, func(*group) error { <-joined; panic("BUG") })
@@ -223,7 +223,7 @@ func TestSpoolKeepsWhatItAcknowledged(t *testing.T) {
 	wantLogs(t, s, 0, 20)
 }
 
-// wantLogs reads the spool and wants the log records numbered from to to, in order.
+// wantLogs reads the spool and expects the log records numbered from to to, in order.
 func wantLogs(t testing.TB, s *Spool, from, to int) {
 	t.Helper()
 	r := s.current.Load().Read(otlpwire.Logs, 0)
@@ -281,7 +281,7 @@ func TestFullSpoolRefusesAndTakesAgain(t *testing.T) {
 
 func TestDiskReserveRefuses(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
-	cfg.Reserve = 1 << 60 // no disk has that
+	cfg.Reserve = 1 << 60 // more than any disk has
 	s, _ := startSpool(t, cfg)
 	if err := s.Accept(t.Context(), edgetest.Log(t, 0, 10)); !errors.Is(err, receive.ErrFull) || !strings.Contains(err.Error(), "free") {
 		t.Errorf("got %v", err)
@@ -306,8 +306,8 @@ func accept(t *testing.T, s *Spool, from, to int) {
 	}
 }
 
-// TestSpoolIsForItsOwner: what applications say is not for all who have an account on the
-// machine.
+// TestSpoolIsForItsOwner: other users of the machine cannot read the applications'
+// telemetry.
 func TestSpoolIsForItsOwner(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data", "spool")
 	s, stop := startSpool(t, testConfig(t, dir))

@@ -55,7 +55,7 @@ func numbers(t *testing.T, s *Spool) (all []int) {
 	}
 }
 
-// TestASpoolOfAnEarlierVersion is not passed over: what it holds is owed.
+// TestASpoolOfAnEarlierVersion: it is not ignored, because its messages have not been forwarded.
 func TestASpoolOfAnEarlierVersion(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "jetstream"), 0o700); err != nil {
@@ -147,7 +147,7 @@ func TestWriteErrorsOpenTheStoreAnew(t *testing.T) {
 	}
 }
 
-// TestARefusingStoreIsReopened: also when nobody has reported it.
+// TestARefusingStoreIsReopened: also if the error was not reported.
 func TestARefusingStoreIsReopened(t *testing.T) {
 	s, _ := startSpool(t, testConfig(t, t.TempDir()))
 	accept(t, s, 0, 1)
@@ -161,8 +161,8 @@ func TestARefusingStoreIsReopened(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotMarkedIsDeletedLater: as long as marks cannot be written nothing that the
-// hub has is deleted, and then it is.
+// TestWhatIsNotMarkedIsDeletedLater: as long as positions cannot be written, nothing that the
+// hub has is deleted; after that it is.
 func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	cfg.Retain = 0
@@ -196,7 +196,7 @@ func TestWhatIsNotMarkedIsDeletedLater(t *testing.T) {
 	wg.Wait()
 }
 
-// TestRemovedDirectoryIsNoticed: files that nobody can open again hold nothing.
+// TestRemovedDirectoryIsNoticed: what is written to files that cannot be opened again is lost.
 func TestRemovedDirectoryIsNoticed(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, _ := startSpool(t, cfg)
@@ -219,7 +219,7 @@ func TestRemovedDirectoryIsNoticed(t *testing.T) {
 	}
 }
 
-// TestDropOldest drops, counts and takes the newest.
+// TestDropOldest drops the oldest, counts them and accepts the newest.
 func TestDropOldest(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	cfg.OnFull = DropOldest
@@ -237,7 +237,7 @@ func TestDropOldest(t *testing.T) {
 	}
 }
 
-// TestLowerBoundKeepsWhatIsThere: less max_bytes than the spool holds deletes nothing.
+// TestLowerBoundKeepsWhatIsThere: a max_bytes below what the spool holds deletes nothing.
 func TestLowerBoundKeepsWhatIsThere(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	cfg.MaxBytes = 48 << 20
@@ -258,7 +258,7 @@ func TestLowerBoundKeepsWhatIsThere(t *testing.T) {
 	}
 }
 
-// TestHeldBackGoesFirst: what the hub has makes room before anybody is refused.
+// TestHeldBackGoesFirst: what the hub has is deleted before any request is refused.
 func TestHeldBackGoesFirst(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	s, _ := startSpool(t, cfg)
@@ -318,7 +318,7 @@ func TestClockSteps(t *testing.T) {
 }
 
 // TestFullDisk fills a small file system from outside: senders are told to retry, what
-// was acknowledged stays, and it goes on when there is room again.
+// was acknowledged stays, and the spool continues when there is room again.
 func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: mounting a tmpfs needs root")
@@ -357,7 +357,7 @@ func TestFullDisk(t *testing.T) {
 	if refused == 0 {
 		t.Fatal("a full disk takes everything")
 	}
-	// A start on the full disk: what is there can be read, nothing is taken.
+	// A start on the full disk: what is stored can be read, nothing is accepted.
 	stop()
 	s, stop = startSpool(t, cfg)
 	if got := slices.Compact(numbers(t, s)); len(got) != acked {

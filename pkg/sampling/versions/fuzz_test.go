@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// FuzzRecord: a key of the bucket is a version only when it says what its writer would have said; an acknowledgement of the server's, which a sender can have
-// published anywhere in its account, is never taken.
+// FuzzRecord: a key of the bucket counts as a version only if it has what its writer writes. An acknowledgement
+// of the server, which a sender can have published anywhere in its account, never does.
 func FuzzRecord(f *testing.F) {
 	record, _ := json.Marshal(Record{From: 1, At: time.Unix(1, 0), Text: "policies: []"})
 	f.Add("1", record)

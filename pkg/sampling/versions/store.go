@@ -128,7 +128,7 @@ func parse(key string, value []byte) (r Record, err error) {
 		err = json.Unmarshal(value, &r)
 	}
 	if err == nil && (r.At.IsZero() || r.MaxKept < 0 || r.Number > 0 && (r.Text == "" || r.From == 0 || key != strconv.FormatUint(r.Number, 10))) {
-		err = errors.New("it is no version that penstock policies push has written")
+		err = errors.New("it was not written by penstock policies push")
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("policies %.64q of the hub cannot be read: %w", key, err)

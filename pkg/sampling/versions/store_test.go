@@ -79,7 +79,7 @@ func TestPoliciesAreVersions(t *testing.T) {
 	<-done
 }
 
-// TestARecordThatIsNoVersion is told, and does not hide the versions beside it.
+// TestARecordThatIsNoVersion: it is reported, and does not hide the versions beside it.
 func TestARecordThatIsNoVersion(t *testing.T) {
 	t.Parallel()
 	c := testHub(t)

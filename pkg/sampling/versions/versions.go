@@ -169,7 +169,7 @@ func (v *Versions) changed(p *Record) {
 
 // refused logs and counts that a version is not used.
 func (v *Versions) refused(why error) {
-	v.log.Error("policies of the hub are not used, those before stay in force", "err", why)
+	v.log.Error("policies in the hub cannot be used, the previous version stays in force", "err", why)
 	v.led.PoliciesRefused.Inc()
 }
 
@@ -190,7 +190,7 @@ func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
 			return
 		}
 		if err := publish(ctx, hub, v.text, v.base.MaxKept, member); err != nil && ctx.Err() == nil {
-			v.log.Warn("penstock whatif will not know what this sink keeps", "err", err)
+			v.log.Warn("cannot publish this sink's policies; penstock whatif will not know them", "err", err)
 		}
 	}, v.refused)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/penstock/penstock/pkg/logtest"
 )
 
-// TestAVersionDoesNotChange: one that was overwritten with another text is refused and said, one
-// that is told again is not.
+// TestAVersionDoesNotChange: a version that was overwritten with another text is refused and logged,
+// one that is reported again is not.
 func TestAVersionDoesNotChange(t *testing.T) {
 	led := ledger.New(prometheus.NewRegistry())
 	var said logtest.Log
