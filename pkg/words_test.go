@@ -16,7 +16,9 @@ import (
 // dialect matches words that are not ordinary technical English. CONTRIBUTING.md says what to write
 // instead.
 var dialect = regexp.MustCompile(`(?i)\b(anew|likewise|at hand|lets? go of|who(so)?ever|made again|mends?|mending|may heal|` +
-	`(give[sn]?|gave) back|of late|by and by|for want of|those there are|stands? twice|at the least)\b`)
+	`(give[sn]?|gave) back|of late|by and by|for want of|those there are|stands? twice|at the least|` +
+	`go(es)? on|gets? on|passed over|tells? of|mended|comes? again|the owner before|those before|nobody knows|` +
+	`left behind|for the moment)\b`)
 
 // TestPlainWords keeps them out of what users read: the documentation, and the texts of messages, errors
 // and help.

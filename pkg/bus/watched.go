@@ -62,7 +62,7 @@ func floorOf(info *jetstream.ConsumerInfo) Floor {
 	return Floor{Filter: info.Config.FilterSubject, Done: info.AckFloor.Stream, Lag: lag(info), Read: pinned(info) != "" || info.NumWaiting > 0}
 }
 
-// Progress asks the server how far the lane is, whoever owns it.
+// Progress asks the server how far the lane is, also if another reader owns it.
 func (l *Lane) Progress(ctx context.Context) (Floor, error) {
 	info, err := l.conn.consumerInfo(ctx, l.cfg)
 	if err != nil {

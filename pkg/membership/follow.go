@@ -125,8 +125,8 @@ func (m *Members) elsewhere() (others []*run, members int) {
 	return others, max(len(m.seen), 1)
 }
 
-// lookElsewhere asks whether somebody reads a lane. If the hub does not answer, nothing is known
-// about that; the lanes that run here report it.
+// lookElsewhere asks whether any member reads a lane. If the hub does not answer, that is not known,
+// and not reported here: the lanes that run here report it.
 func (m *Members) lookElsewhere(ctx context.Context, r *run, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, stall.Interval)
 	defer cancel()

@@ -319,7 +319,7 @@ func (p *drained) close(ctx context.Context) {
 	_ = p.remove(last, true)
 }
 
-// back takes an instance of which nothing is left into the lane again.
+// back returns an instance to the lane if nothing of it is left in ASIDE.
 func (a *aside) back(ctx context.Context, instance string) (bool, error) {
 	a.mu.Lock()
 	before := *a.waiting[instance]

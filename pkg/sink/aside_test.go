@@ -462,7 +462,7 @@ func TestDeadLettersOfWhatWasSetAside(t *testing.T) {
 	}
 }
 
-// TestAsideIsDeleted: without the stream a lane waits while the backend refuses an instance, and nothing else happens.
+// TestAsideIsDeleted: without the stream a lane works, but waits while the backend refuses an instance.
 func TestAsideIsDeleted(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)

@@ -324,7 +324,7 @@ func (e *excerpt) wait(ctx context.Context, d bus.Delivery) bool {
 		e.mu.read = d.Seq
 	})
 	if e.behind() > maxBehind {
-		e.change(func(p *replay.Progress) { p.Wait = "live traffic is behind" })
+		e.change(func(p *replay.Progress) { p.Wait = "live lanes have a backlog" })
 		if !backoff.Sleep(ctx, yield) {
 			return false
 		}

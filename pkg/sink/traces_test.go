@@ -79,7 +79,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 		t.Helper()
 		return openLane(bus.LaneConfig{Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p)})
 	}
-	route := func(p int) { // the one message that is there
+	route := func(p int) { // routes the partition's only message
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()

@@ -68,8 +68,8 @@ var errOld = errors.New("holds a spool of an earlier version, in the directory j
 //
 // If messages are missing from the end of a log, their sequences are given to the next
 // messages. The hub may have some of them: the positions are written only every second, so
-// it may have acknowledged more than they show. It would take a new message with a known id
-// for the old one. So the ids then begin with a new nonce, before anything is sent.
+// it may have acknowledged more than they show. It would not store a new message under an id
+// that it knows. So the ids then begin with a new nonce, before anything is sent.
 func (o *opener) open(after error) (st *Store, err error) {
 	st = &Store{dir: o.cfg.Dir}
 	st.users.ctx, st.users.stop = context.WithCancel(context.Background())
