@@ -129,9 +129,10 @@ func (d *Delivery) Decompress(buf *[]byte) {
 // this reader has not seen would finish that message although nobody has handled it.
 //
 // The server would redeliver such a message only after ackWait, and after newer ones. So
-// ackWait is a day, longer than a lane holds a message, and a new owner does not wait
-// for it: the reset makes the server forget what it has delivered above the floor and
-// deliver all of it again, in order.
+// ackWait is a day, in order not to end while a lane holds a message; if it does, the
+// redelivery is recognised by its stream sequence, and the lane is claimed again. A new
+// owner does not wait for it: the reset makes the server forget what it has delivered
+// above the floor and deliver all of it again, in order.
 //
 // An owner that was paused for longer than its pin lasts has lost the lane when it
 // resumes: if the pin was not renewed in time, Next asks the server before it returns a
