@@ -41,7 +41,7 @@ type AsideConfig struct {
 // is set aside, and a further one only when the backend has accepted something since, or after
 // [doubt]: with a backend that refuses everything, one instance each [doubt].
 type aside struct {
-	delivery  *delivery
+	exporter  *exporter
 	partition int
 	most      int
 	gauge     func(instances float64)
@@ -77,13 +77,13 @@ const (
 )
 
 // newAside is for the owner of a lane. d is copied: its writer is the lane's.
-func newAside(d delivery, lane *bus.Lane, partition, most int) *aside {
+func newAside(d exporter, lane *bus.Lane, partition, most int) *aside {
 	d.owned, d.waits = lane.Owned, nil
-	return &aside{delivery: &d, waits: lane.Waits, partition: partition, most: most, gauge: d.led.Aside(d.sig.String(), partition, d.w.Name()).Set, stop: func() {}}
+	return &aside{exporter: &d, waits: lane.Waits, partition: partition, most: most, gauge: d.led.Aside(d.sig.String(), partition, d.w.Name()).Set, stop: func() {}}
 }
 
 func (a *aside) subject(instance string) string {
-	return bus.AsideSubject(a.delivery.sig, a.delivery.w.Name(), a.partition, instance)
+	return bus.AsideSubject(a.exporter.sig, a.exporter.w.Name(), a.partition, instance)
 }
 
 // claim begins with what the previous owner has set aside. It returns false when ctx ended first.
@@ -96,7 +96,7 @@ func (a *aside) claim(ctx context.Context) bool {
 	a.work, a.stop = context.WithCancel(ctx)
 	a.waiting = map[string]*int{}
 	a.taken.Store(true)
-	if !retry(ctx, a.delivery.log, a.waits, "look for what was set aside", func() error { return a.look(a.work) }) {
+	if !retry(ctx, a.exporter.log, a.waits, "look for what was set aside", func() error { return a.look(a.work) }) {
 		return false
 	}
 	work := a.work
@@ -127,7 +127,7 @@ func (a *aside) look(ctx context.Context) error {
 // subjects returns those of instances that have something in ASIDE: nothing in a hub without
 // that stream.
 func (a *aside) subjects(ctx context.Context, instance string) (map[string]uint64, error) {
-	there, err := a.delivery.conn().Subjects(ctx, bus.Aside, a.subject(instance))
+	there, err := a.exporter.conn().Subjects(ctx, bus.Aside, a.subject(instance))
 	if errors.Is(err, bus.ErrNoStream) {
 		err = nil
 	}
@@ -140,7 +140,7 @@ func (a *aside) beginLocked(instance string) {
 	a.gauge(float64(len(a.waiting)))
 	work := a.work
 	a.drains.Go(func() {
-		backoff.Retry(work, a.delivery.log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
+		backoff.Retry(work, a.exporter.log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
 	})
 }
 
@@ -163,7 +163,7 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 	put, goOn = a.waiting[instance] != nil, true
 	a.mu.Unlock()
 	if put {
-		goOn = retry(ctx, a.delivery.log.With("instance", instance), a.waits, "set data aside", func() error {
+		goOn = retry(ctx, a.exporter.log.With("instance", instance), a.waits, "set data aside", func() error {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			if put = a.waiting[instance] != nil; !put {
@@ -182,16 +182,16 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 		return false, true
 	}
 	a.last = time.Now()
-	more, due := a.delivery.said.Due("aside "+a.subject(instance), a.last)
+	more, due := a.exporter.said.Due("aside "+a.subject(instance), a.last)
 	if err := a.store(ctx, instance, payload, again, from); err != nil {
 		if due {
-			a.delivery.log.Error("cannot set aside an instance that the backend refuses: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
+			a.exporter.log.Error("cannot set aside an instance that the backend refuses: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
 		}
 		return false, ctx.Err() == nil
 	}
 	a.taken.Store(false)
 	if due {
-		a.delivery.log.Warn("instance set aside: the backend refuses it; its data is kept and sent again later, the lane continues", "instance", instance, "err", why, "more_since_last_said", more)
+		a.exporter.log.Warn("instance set aside: the backend refuses it; its data is kept and sent again later, the lane continues", "instance", instance, "err", why, "more_since_last_said", more)
 	}
 	a.beginLocked(instance)
 	return true, true
@@ -199,7 +199,7 @@ func (a *aside) set(ctx context.Context, instance string, payload []byte, again 
 
 // store publishes a payload, in several messages where one is too small.
 func (a *aside) store(ctx context.Context, instance string, payload []byte, again bool, from origin) error {
-	d := a.delivery
+	d := a.exporter
 	body, encoding := envelope.Compress(nil, payload, envelope.S2)
 	if len(body) > envelope.MaxPayload {
 		if first, second, several := otlpwire.Halve(d.sig, payload); several {
@@ -236,7 +236,7 @@ var errNotOwner = errors.New("the lane is not owned by this process now")
 // drain delivers what an instance has in ASIDE and returns nil when nothing is left, and the
 // instance is back in the lane. After an error it may be called again.
 func (a *aside) drain(ctx context.Context, instance string) error {
-	d, subject := a.delivery, a.subject(instance)
+	d, subject := a.exporter, a.subject(instance)
 	r, err := d.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Aside, Filters: []string{subject}, Single: true})
 	if err != nil {
 		if back, _ := a.back(ctx, instance); back { // the stream is gone
@@ -247,7 +247,7 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 	defer r.Close()
 	own := *d // a copy, because this is another goroutine
 	own.w, own.log = backend.Session(d.w), d.log.With("instance", instance)
-	p := &drained{delivery: &own, subject: subject, removed: time.Now()}
+	p := &drained{exporter: &own, subject: subject, removed: time.Now()}
 	defer p.close(ctx)
 	for n := 0; ; n++ {
 		if err := p.remove(ctx, r.Left() == 0); err != nil {
@@ -270,7 +270,7 @@ func (a *aside) drain(ctx context.Context, instance string) error {
 
 // drained is what has been delivered of an instance's messages in ASIDE.
 type drained struct {
-	delivery *delivery
+	exporter *exporter
 	subject  string
 	body     []byte
 	done     uint64    // the last one that was delivered
@@ -279,7 +279,7 @@ type drained struct {
 
 // deliver writes a message to the backend, or to DEADLETTER.
 func (p *drained) deliver(ctx context.Context, instance string, m bus.Delivery, again bool) error {
-	d := p.delivery
+	d := p.exporter
 	if !d.owned() {
 		return errNotOwner
 	}
@@ -309,7 +309,7 @@ func (p *drained) remove(ctx context.Context, nothingLeft bool) error {
 		return nil
 	}
 	p.removed = time.Now()
-	return p.delivery.conn().Remove(ctx, bus.Aside, p.subject, p.done)
+	return p.exporter.conn().Remove(ctx, bus.Aside, p.subject, p.done)
 }
 
 // close removes what was delivered: the lane is still ours, its owner waits for this.
@@ -335,8 +335,8 @@ func (a *aside) back(ctx context.Context, instance string) (bool, error) {
 	}
 	delete(a.waiting, instance)
 	a.gauge(float64(len(a.waiting)))
-	if more, due := a.delivery.said.Due("back "+a.subject(instance), time.Now()); due {
-		a.delivery.log.Info("instance is no longer set aside: the backend has accepted everything", "instance", instance, "more_since_last_said", more)
+	if more, due := a.exporter.said.Due("back "+a.subject(instance), time.Now()); due {
+		a.exporter.log.Info("instance is no longer set aside: the backend has accepted everything", "instance", instance, "more_since_last_said", more)
 	}
 	return true, nil
 }

@@ -92,7 +92,7 @@ func (w *tenants) refusals(instance string) int {
 type asideWorld struct {
 	*testing.T
 	w    *tenants
-	d    *delivery
+	d    *exporter
 	conn *bus.Conn
 	sent map[string][]string
 	lane *bus.Lane
@@ -100,7 +100,7 @@ type asideWorld struct {
 
 func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
 	w := &tenants{refused: map[string]error{}, stored: map[string][]string{}, asked: map[string]int{}}
-	d, conn := testDelivery(t, w)
+	d, conn := testExporter(t, w)
 	d.sig, d.said = sig, new(backoff.Repeats)
 	world := &asideWorld{t, w, d, conn, map[string][]string{}, nil}
 	world.router() // for the horizon
@@ -156,7 +156,7 @@ func (w *asideWorld) own() (stop func()) {
 	done := make(chan struct{})
 	own := *w.d
 	own.waits = lane.Waits
-	if own.aside = newAside(own, lane, 0, 2); own.aside.delivery.waits != nil {
+	if own.aside = newAside(own, lane, 0, 2); own.aside.exporter.waits != nil {
 		w.Error("what is delivered beside the lane holds it up")
 	}
 	go func() {
@@ -417,7 +417,7 @@ func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
 	w := newAsideWorld(t, otlpwire.Logs)
 	a := newAside(*w.d, w.router(), 0, 2)
 	var asked, owned atomic.Int64
-	a.delivery.owned = func() bool {
+	a.exporter.owned = func() bool {
 		asked.Add(1)
 		return owned.Load() > 0
 	}
@@ -490,10 +490,10 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	lane := s.lane(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	s.aside = newAside(*s.delivery, lane, 0, 2)
+	s.aside = newAside(*s.exporter, lane, 0, 2)
 	go func() {
 		defer close(done)
-		_ = newDirectLane(lane, s.delivery).run(ctx)
+		_ = newDirectLane(lane, s.exporter).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	sent := 0

@@ -27,7 +27,7 @@ import (
 
 // sums is a Prometheus that keeps the first value of each request, and the lane of metrics that feeds it.
 type sums struct {
-	*delivery
+	*exporter
 	conn *bus.Conn
 
 	mu     sync.Mutex
@@ -47,7 +47,7 @@ func newSums(t *testing.T) *sums {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.delivery, s.conn = testDelivery(t, w)
+	s.exporter, s.conn = testExporter(t, w)
 	s.sig = otlpwire.Metrics
 	return s
 }
@@ -115,7 +115,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			mine := *s.delivery // as when the members start it again
+			mine := *s.exporter // as when the members start it again
 			_ = newDirectLane(lane, &mine).run(ctx)
 		}()
 		if !backoff.Until(t.Context(), func() bool {
@@ -157,7 +157,7 @@ func TestALostFloorRepeats(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		mine := *s.delivery
+		mine := *s.exporter
 		_ = newDirectLane(lane, &mine).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
@@ -200,7 +200,7 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, conn := testDelivery(t, w)
+	d, conn := testExporter(t, w)
 	d.sig = otlpwire.Metrics
 	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
 	if err != nil {

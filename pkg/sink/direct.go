@@ -14,7 +14,7 @@ import (
 type directLane struct {
 	lane     *bus.Lane
 	source   source
-	delivery *delivery
+	exporter *exporter
 	// ackEvery is after how many messages the floor is moved; so many may come twice after a crash.
 	ackEvery int
 	guard    envelope.Guard
@@ -32,8 +32,8 @@ type directLane struct {
 const maxRepeated = 64
 
 // newDirectLane writes live traffic.
-func newDirectLane(lane *bus.Lane, d *delivery) *directLane {
-	return &directLane{lane: lane, source: live{d}, delivery: d, ackEvery: 1}
+func newDirectLane(lane *bus.Lane, d *exporter) *directLane {
+	return &directLane{lane: lane, source: live{d}, exporter: d, ackEvery: 1}
 }
 
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
@@ -41,7 +41,7 @@ func (l *directLane) run(ctx context.Context) (why error) {
 	defer l.lane.Close()
 	finish, stop := membership.Finish(ctx)
 	defer stop()
-	defer l.delivery.aside.close()
+	defer l.exporter.aside.close()
 	defer func() { _ = l.lane.Ack(l.done) }() // acks that were put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
 		why = l.take(ctx, finish, d)
@@ -57,13 +57,13 @@ func (l *directLane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !l.delivery.aside.claim(ctx) {
+	if !l.exporter.aside.claim(ctx) {
 		return stopped(ctx)
 	}
 	if l.repeats = maxRepeated; first {
 		l.repeats = 0
 	}
-	l.delivery.w = backend.Session(l.delivery.w)
+	l.exporter.w = backend.Session(l.exporter.w)
 	return nil
 }
 
@@ -83,7 +83,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 		return nil
 	}
 	if d.Restamped {
-		l.delivery.tally().restamped()
+		l.exporter.tally().restamped()
 	}
 	if l.source.admits(d) {
 		if err := l.write(finish, d); err != nil {
@@ -92,7 +92,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	}
 	if l.done, l.count = d.Seq, l.count+1; l.count%l.ackEvery == 0 {
 		if err := l.lane.Ack(l.done); err != nil {
-			l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+			l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
 		}
 	}
 	if d.Pending == 0 {
@@ -110,13 +110,13 @@ func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
 	if d.Decompress(&l.body); d.Err != nil {
 		return l.source.unreadable(ctx, d, d.Err)
 	}
-	payload, items, err := l.guard.Open(l.delivery.sig, d.Instance(), d.Body)
+	payload, items, err := l.guard.Open(l.exporter.sig, d.Instance(), d.Body)
 	if err != nil {
 		return l.source.unreadable(ctx, d, err)
 	}
 	again := l.repeats > 0 || d.Seq <= l.finished
 	l.repeats--
-	if !l.delivery.write(ctx, d.Instance(), payload, items, origin{stream: bus.Stream(l.delivery.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
+	if !l.exporter.write(ctx, d.Instance(), payload, items, origin{stream: bus.Stream(l.exporter.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
 		return stopped(ctx)
 	}
 	return nil

@@ -59,7 +59,7 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 			e.report(report)
 		}
 	})
-	own := *e.delivery(e.sig, w, e.lane.Partition)
+	own := *e.exporter(e.sig, w, e.lane.Partition)
 	own.owned, own.count, own.log = lane.Owned, e, own.log.With("replay", e.job.ID)
 	err := e.read(ctx, lane, &own)
 	stop()
@@ -74,7 +74,7 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 }
 
 // read runs the lane; it returns errEnd when everything has been read and handled.
-func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *delivery) error {
+func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error {
 	policies, err := e.decides(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -85,11 +85,11 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *delivery) error
 		return err
 	}
 	if policies == nil {
-		return (&directLane{lane: lane, source: e, delivery: own, ackEvery: ackEvery}).run(ctx)
+		return (&directLane{lane: lane, source: e, exporter: own, ackEvery: ackEvery}).run(ctx)
 	}
 	e.sampled = true
 	return (&traceLane{
-		lane: lane, source: e, delivery: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+		lane: lane, source: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
 		stream: bus.Stream(e.sig), frames: e.frames, partitions: max(policies.Base().Partitions, 1), in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)

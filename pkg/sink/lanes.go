@@ -103,7 +103,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	s := membership.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
 	}}
-	d := l.delivery(sig, w, p)
+	d := l.exporter(sig, w, p)
 	journal, gauges := bus.DecisionsSubject(p), strconv.Itoa(p)
 	if further {
 		d.count = furtherTally{liveTally{l.led, sig, w.Name()}}
@@ -128,15 +128,15 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	return s
 }
 
-func (l *lanes) delivery(sig otlpwire.Signal, w backend.Writer, p int) *delivery {
-	return &delivery{said: &l.said, quota: &l.quota,
+func (l *lanes) exporter(sig otlpwire.Signal, w backend.Writer, p int) *exporter {
+	return &exporter{said: &l.said, quota: &l.quota,
 		sig: sig, w: w, process: l.process, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
 		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
 	}
 }
 
 // ended logs why a lane ended by itself; the members start it again while it is still placed here.
-func (d *delivery) ended(ctx context.Context, why error) {
+func (d *exporter) ended(ctx context.Context, why error) {
 	if ctx.Err() == nil {
 		d.log.Debug("lane ended, will be started again", "err", why)
 	}

@@ -117,7 +117,7 @@ policies:
 	kept := map[string]map[uint64]bool{}
 	for name, deaths := range map[string][]int{"live": nil, "after two failovers": {len(messages) / 3, 2 * len(messages) / 3}, "from the start again": {}} {
 		k := &spanSet{spans: map[uint64]bool{}}
-		d, conn := testDelivery(t, k)
+		d, conn := testExporter(t, k)
 		d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
 		next := 0
 		publish := func(upto int) {

@@ -86,10 +86,10 @@ func (r *replays) act(ctx context.Context) {
 		switch job.Phase() {
 		case replay.Checking:
 			if job.Plan == nil {
-				r.settle(ctx, job.PlanKey(), func() any { return r.plan(ctx, job) })
+				r.resolve(ctx, job.PlanKey(), func() any { return r.plan(ctx, job) })
 			}
 			for _, name := range job.Unasked() {
-				r.settle(ctx, job.CheckKey(name), func() any { return r.check(ctx, job, name) })
+				r.resolve(ctx, job.CheckKey(name), func() any { return r.check(ctx, job, name) })
 			}
 		case replay.Running:
 			for _, l := range job.Lanes {
@@ -143,9 +143,9 @@ func (r *replays) sweep(ctx context.Context, key string) {
 	}
 }
 
-// settle determines something about a job and records it; the result of the first sink
+// resolve determines something about a job and records it; the result of the first sink
 // counts.
-func (r *replays) settle(ctx context.Context, key string, find func() any) {
+func (r *replays) resolve(ctx context.Context, key string, find func() any) {
 	r.background(key, func() {
 		value, _ := json.Marshal(find()) // cannot fail
 		if ctx.Err() != nil {

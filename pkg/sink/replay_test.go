@@ -26,7 +26,7 @@ import (
 // TestReplaysMakeRoom: a lane reads no faster than its share of the rate, and much slower
 // while live lanes have a backlog. The test accepts that it is slower.
 func TestReplaysMakeRoom(t *testing.T) {
-	d, _ := testDelivery(t, &picky{})
+	d, _ := testExporter(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 	ls := &lanes{log: d.log, led: d.led, members: membership.New(hub, "sink", "a", ledger.New(prometheus.NewRegistry()), d.log)}
 	r := newReplays(ls, Writers{})
@@ -119,7 +119,7 @@ func TestExcerptsEnd(t *testing.T) {
 // TestOneWriterOfProgress: a sink that has lost a lane does not overwrite the next owner's
 // progress, and nothing undoes that the lane is done.
 func TestOneWriterOfProgress(t *testing.T) {
-	d, conn := testDelivery(t, &picky{})
+	d, conn := testExporter(t, &picky{})
 	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 	hub.Conn = conn
 	job := &replay.Job{State: replay.Running, Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"logs"}}}
@@ -202,13 +202,13 @@ func TestOneWriterOfProgress(t *testing.T) {
 // TestOthersAreLeftOut: where a lane reads the whole partition, data of instances that the job
 // is not for reaches neither the samplers nor the backend.
 func TestOthersAreLeftOut(t *testing.T) {
-	d, _ := testDelivery(t, &picky{})
+	d, _ := testExporter(t, &picky{})
 	ls := &lanes{log: d.log, led: d.led, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
 	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{delivery: d, policies: versions.Fixed(set), source: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{exporter: d, policies: versions.Fixed(set), source: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

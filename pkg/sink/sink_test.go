@@ -53,11 +53,11 @@ func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
 	return nil
 }
 
-func testDelivery(t *testing.T, w backend.Writer) (*delivery, *bus.Conn) {
+func testExporter(t *testing.T, w backend.Writer) (*exporter, *bus.Conn) {
 	return testPartitions(t, w, 1)
 }
 
-func testPartitions(t *testing.T, w backend.Writer, n int) (*delivery, *bus.Conn) {
+func testPartitions(t *testing.T, w backend.Writer, n int) (*exporter, *bus.Conn) {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
@@ -72,7 +72,7 @@ func testPartitions(t *testing.T, w backend.Writer, n int) (*delivery, *bus.Conn
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	return &delivery{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet, quota: new(bus.Quota)}, conn
+	return &exporter{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet, quota: new(bus.Quota)}, conn
 }
 
 func lines(t *testing.T, texts ...string) []byte {
@@ -91,7 +91,7 @@ func lines(t *testing.T, texts ...string) []byte {
 // TestOnlyTheCulpritIsDeadLettered puts one poisoned line among a hundred.
 func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 	w := &picky{fail: 2}
-	d, conn := testDelivery(t, w)
+	d, conn := testExporter(t, w)
 	var texts []string
 	for i := range 100 {
 		texts = append(texts, fmt.Sprintf("line %03d", i))
@@ -128,7 +128,7 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 
 func TestWriteEndsWithItsContext(t *testing.T) {
 	w := &picky{fail: 1 << 30}
-	d, _ := testDelivery(t, w)
+	d, _ := testExporter(t, w)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if d.write(ctx, "as-1", lines(t, "a"), 1, origin{}) {

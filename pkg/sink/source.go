@@ -43,7 +43,7 @@ func stopped(ctx context.Context) error {
 }
 
 // live is live traffic: all of it, without an end.
-type live struct{ delivery *delivery }
+type live struct{ exporter *exporter }
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
@@ -52,7 +52,7 @@ func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}
 
 func (l live) unreadable(ctx context.Context, d bus.Delivery, why error) error {
-	if !l.delivery.undecodable(ctx, d, why) {
+	if !l.exporter.undecodable(ctx, d, why) {
 		return stopped(ctx)
 	}
 	return nil

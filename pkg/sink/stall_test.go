@@ -38,7 +38,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 	} {
 		t.Run(why, func(t *testing.T) {
 			t.Parallel()
-			d, conn := testDelivery(t, write)
+			d, conn := testExporter(t, write)
 			var said logtest.Log
 			log := said.Logger(slog.LevelInfo)
 			hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1, Replicas: 1}, log)

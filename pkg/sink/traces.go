@@ -22,7 +22,7 @@ import (
 type traceLane struct {
 	lane     *bus.Lane
 	source   source
-	delivery *delivery
+	exporter *exporter
 	policies *versions.Versions
 	maxBytes int
 	// attribute is the key of the span attribute that names the policy; empty for
@@ -79,9 +79,9 @@ const (
 )
 
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
-func newTraceLane(lane *bus.Lane, d *delivery, policies *versions.Versions, journal string, horizon *bus.Horizon) *traceLane {
+func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *bus.Horizon) *traceLane {
 	return &traceLane{
-		lane: lane, source: live{d}, delivery: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
+		lane: lane, source: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon,
 	}
 }
@@ -106,7 +106,7 @@ func (l *traceLane) run(ctx context.Context) error {
 	})
 	finish, stop := membership.Finish(ctx) // what is decided when ctx ends is still sent
 	defer stop()
-	defer l.delivery.aside.close()
+	defer l.exporter.aside.close()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	defer l.show(0, 0)
@@ -165,7 +165,7 @@ func (l *traceLane) show(traces, bytes int) {
 	if l.gauges == "" {
 		return
 	}
-	t, b := l.delivery.led.Sampler(l.gauges)
+	t, b := l.exporter.led.Sampler(l.gauges)
 	t.Set(float64(traces))
 	b.Set(float64(bytes))
 }
@@ -199,14 +199,14 @@ func (l *traceLane) claim(ctx context.Context) error {
 	if _, err := l.source.claim(ctx); err != nil {
 		return err
 	}
-	if !l.delivery.aside.claim(ctx) {
+	if !l.exporter.aside.claim(ctx) {
 		return stopped(ctx)
 	}
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = bus.Watermark{}, time.Time{}, time.Now()
-	if !l.delivery.retry(ctx, "read the recorded decisions", func() (err error) {
+	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := sampler.NewSamplers(l.policies.Base(), l.partitions, l.maxBytes, l.lane.Floor(), l.in)
-		l.journal, err = l.delivery.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
+		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
@@ -248,7 +248,7 @@ func (l *traceLane) record(ctx context.Context) error {
 		msg := l.journal.Entry(l.decisionsMessage(len(chunk)))
 		msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
 		superseded := false
-		if !l.delivery.retry(ctx, "record decisions", func() error {
+		if !l.exporter.retry(ctx, "record decisions", func() error {
 			err := l.journal.Append(ctx, msg)
 			if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
 				return nil
@@ -258,8 +258,8 @@ func (l *traceLane) record(ctx context.Context) error {
 			return stopped(ctx)
 		}
 		if superseded {
-			if more, due := l.delivery.said.Due("superseded "+l.journalSubject, time.Now()); due {
-				l.delivery.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
+			if more, due := l.exporter.said.Due("superseded "+l.journalSubject, time.Now()); due {
+				l.exporter.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
 			}
 			return bus.ErrSuperseded
 		}
@@ -279,7 +279,7 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	msg := l.journal.Entry(l.decisionsMessage(0))
 	msg.Body = envelope.AppendDecision(nil, envelope.Decision{})
 	if err := l.journal.Append(ctx, msg); err != nil {
-		l.delivery.log.Debug("checkpoint not written; some traces may be exported twice after failover", "err", err)
+		l.exporter.log.Debug("checkpoint not written; some traces may be exported twice after failover", "err", err)
 	}
 }
 
@@ -339,8 +339,8 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
 	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
 	if err != nil && ctx.Err() == nil {
-		if more, due := l.delivery.said.Due("has "+l.journalSubject, time.Now()); due {
-			l.delivery.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
+		if more, due := l.exporter.said.Due("has "+l.journalSubject, time.Now()); due {
+			l.exporter.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
 		}
 	}
 	l.idle(reached)
@@ -367,16 +367,16 @@ func (l *traceLane) idle(reached bool) {
 
 // note records the sampler's output: counts, decisions and exports.
 func (l *traceLane) note(out sampler.Output) {
-	l.delivery.tally().decided(out)
+	l.exporter.tally().decided(out)
 	if out.Full {
-		if more, due := l.delivery.said.Due("full "+l.journalSubject, time.Now()); due {
-			l.delivery.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+		if more, due := l.exporter.said.Due("full "+l.journalSubject, time.Now()); due {
+			l.exporter.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
-		if more, due := l.delivery.said.Due("too large "+l.journalSubject, time.Now()); due {
-			l.delivery.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
+		if more, due := l.exporter.said.Due("too large "+l.journalSubject, time.Now()); due {
+			l.exporter.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
 		}
 	}
 	l.decisions = append(l.decisions, out.Decisions...)
@@ -445,7 +445,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 		floor++
 	}
 	if err := l.lane.Ack(floor); err != nil {
-		l.delivery.log.Debug("ack lost, a later one makes up for it", "err", err)
+		l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
 	l.source.finished(floor)
 	if l.rewind {
@@ -464,7 +464,7 @@ func (l *traceLane) export(ctx context.Context) (int, error) {
 	for i := range l.exports[:n] {
 		payload = l.payload(payload, &l.exports[i])
 	}
-	if !l.delivery.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
+	if !l.exporter.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
 		return 0, stopped(ctx)
 	}
 	return n, nil

@@ -27,7 +27,7 @@ func (t *translation) exemplar(b []byte) {
 		}
 	}
 	e.end = uint32(len(t.pairs))
-	t.marks = append(t.marks, mark{e.value, int32(len(t.exemplars))})
+	t.refs = append(t.refs, exemplarRef{e.value, int32(len(t.exemplars))})
 	t.exemplars = append(t.exemplars, e)
 }
 

@@ -144,7 +144,7 @@ func (h *otlpHistogram) bounded() error {
 
 // bucketSeries adds the series of the buckets, each with the exemplars that are not above its bound.
 func (t *translation) bucketSeries(h *otlpHistogram, name uint32, pt point) {
-	slices.SortStableFunc(t.marks, func(a, b mark) int {
+	slices.SortStableFunc(t.refs, func(a, b exemplarRef) int {
 		if a.value < b.value {
 			return -1
 		} else if a.value > b.value {
@@ -154,19 +154,19 @@ func (t *translation) bucketSeries(h *otlpHistogram, name uint32, pt point) {
 	})
 	le := t.symbols.addString(leLabel)
 	t.le(h.bounds)
-	total, marks := uint64(0), t.marks
+	total, refs := uint64(0), t.refs
 	for i := 0; i < len(h.bounds) && (i < len(h.counts) || pt.ended); i++ {
 		if i < len(h.counts) {
 			total += h.counts[i]
 		}
 		s := t.one(name, label{name: le, value: t.les[i]}, pt, float64(total))
-		for ; len(marks) > 0 && !(marks[0].value > h.bounds[i]); marks = marks[1:] {
-			t.attach(s, marks[0].entry)
+		for ; len(refs) > 0 && !(refs[0].value > h.bounds[i]); refs = refs[1:] {
+			t.attach(s, refs[0].entry)
 		}
 	}
 	s := t.one(name, label{name: le, value: t.symbols.addString("+Inf")}, pt, float64(h.count))
-	for ; len(marks) > 0; marks = marks[1:] {
-		t.attach(s, marks[0].entry)
+	for ; len(refs) > 0; refs = refs[1:] {
+		t.attach(s, refs[0].entry)
 	}
 }
 
@@ -233,7 +233,7 @@ func (t *translation) exponential(m *otlpwire.Metric, p []byte, names familyName
 	}
 	t.put(s, pt, 0, int32(len(t.native)))
 	t.native = append(t.native, n)
-	for _, k := range t.marks {
+	for _, k := range t.refs {
 		t.attach(s, k.entry)
 	}
 	return nil

@@ -107,7 +107,7 @@ type translation struct {
 	extra      uint32      // the name of the current extra label
 	extraAt    int         // where it goes
 	own        []label
-	marks      []mark
+	refs       []exemplarRef
 	scratch    []byte
 	id         []byte
 	bounds     []float64 // of the previous histogram
@@ -119,8 +119,8 @@ type translation struct {
 	incoming   otlpExemplar
 }
 
-// mark is an exemplar of the current point.
-type mark struct {
+// exemplarRef is an exemplar of the current point.
+type exemplarRef struct {
 	value float64
 	entry int32
 }
@@ -223,7 +223,7 @@ func (t *translation) metric(m *otlpwire.Metric) {
 			return
 		}
 		t.replaces, t.collides = false, false
-		t.settle(m, t.addPoint(m, p, names))
+		t.outcome(m, t.addPoint(m, p, names))
 		t.point++
 	}
 }
@@ -276,8 +276,8 @@ func (t *translation) addPoint(m *otlpwire.Metric, p []byte, names familyNames) 
 	return nil
 }
 
-// settle records the outcome of the current point.
-func (t *translation) settle(m *otlpwire.Metric, err error) {
+// outcome records the outcome of the current point.
+func (t *translation) outcome(m *otlpwire.Metric, err error) {
 	if err == nil && t.collides {
 		err = errCollides
 	}
@@ -348,7 +348,7 @@ var layouts = [...]layout{
 // labels.
 func (t *translation) read(p []byte, kind otlpwire.MetricKind, own func(otlpwire.Field)) (pt point, err error) {
 	l := &layouts[kind]
-	t.attributes, t.marks, t.stream = t.attributes[:0], t.marks[:0], 0
+	t.attributes, t.refs, t.stream = t.attributes[:0], t.refs[:0], 0
 	for i := 0; i < len(p); {
 		var f otlpwire.Field
 		switch f, i = otlpwire.NextField(p, i); f.Tag {
@@ -416,7 +416,7 @@ func (t *translation) number(m *otlpwire.Metric, p []byte, names familyNames) er
 		return errCollides
 	}
 	s := t.one(names.plain, label{}, pt, v)
-	for _, k := range t.marks {
+	for _, k := range t.refs {
 		t.attach(s, k.entry)
 	}
 	return nil

@@ -122,7 +122,7 @@ func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Sign
 	flights, acked := make(chan flight, window), make(chan struct{}, window)
 	first := make(chan struct{}) // closed when the hub has acknowledged the first message
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(w.settle(ctx, st, sig, flights, acked, first, done)) })
+	wg.Go(func() { cancel(w.collect(ctx, st, sig, flights, acked, first, done)) })
 	err = w.publish(ctx, conn, st, r, sig, flights, acked, first)
 	close(flights)
 	wg.Wait()
@@ -201,7 +201,7 @@ func (w *hubWay) swap(ctx context.Context, conn *bus.Conn, st *spool.Store, r sp
 	return m
 }
 
-// send puts a flight on its way to settle.
+// send puts a flight on its way to collect.
 func send(ctx context.Context, flights chan<- flight, f flight) error {
 	select {
 	case flights <- f:
@@ -221,8 +221,8 @@ func await(ctx context.Context, c <-chan struct{}) error {
 	}
 }
 
-// settle handles the hub's acknowledgements in order.
-func (w *hubWay) settle(ctx context.Context, st *spool.Store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
+// collect handles the hub's acknowledgements in order.
+func (w *hubWay) collect(ctx context.Context, st *spool.Store, sig otlpwire.Signal, flights <-chan flight, acked, first chan<- struct{}, done func(arrived)) error {
 	for opened := false; ; {
 		var f flight
 		select {

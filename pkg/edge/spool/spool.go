@@ -75,7 +75,7 @@ type Spool struct {
 	broken  chan brokenStore      // capacity 1: one report is enough
 	groups  [len(otlpwire.Signals)]*groups
 	writers [len(otlpwire.Signals)]writer
-	held    [len(otlpwire.Signals)]holdBack
+	held    [len(otlpwire.Signals)]retained
 
 	noRoom  atomic.Bool  // less than Reserve free on the disk
 	stalled atomic.Bool  // a write takes longer than stallTimeout
@@ -91,8 +91,8 @@ type writer struct {
 	since atomic.Int64 // when the current write began, by the spool's clock; 0 for none
 }
 
-// holdBack is what of a signal the hub has and the spool still holds.
-type holdBack struct {
+// retained is what of a signal the hub has and the spool still holds.
+type retained struct {
 	sync.Mutex
 	retention
 }
@@ -158,15 +158,15 @@ func (s *Spool) open(after error) error {
 		return err
 	}
 	for _, sig := range otlpwire.Signals {
-		s.holdAgain(st, sig)
+		s.retainAgain(st, sig)
 	}
 	s.current.Store(st)
 	s.watch()
 	return nil
 }
 
-// holdAgain treats what the hub had before this store was opened as just acknowledged.
-func (s *Spool) holdAgain(st *Store, sig otlpwire.Signal) {
+// retainAgain treats what the hub had before this store was opened as just acknowledged.
+func (s *Spool) retainAgain(st *Store, sig otlpwire.Signal) {
 	h := &s.held[sig]
 	h.Lock()
 	defer h.Unlock()
@@ -301,7 +301,7 @@ func (s *Spool) commit(sig otlpwire.Signal, g *group) error {
 	if err := st.refusing(); err != nil {
 		return fmt.Errorf("%w: %w", errClosed, err)
 	}
-	leave, ok := st.hold()
+	leave, ok := st.use()
 	if !ok {
 		return errClosed
 	}

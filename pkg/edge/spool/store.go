@@ -189,8 +189,8 @@ func (st *Store) refusing() error {
 	return nil
 }
 
-// hold makes the caller a user, until leave; ok is false when the store is being closed.
-func (st *Store) hold() (leave func(), ok bool) {
+// use makes the caller a user, until leave; ok is false when the store is being closed.
+func (st *Store) use() (leave func(), ok bool) {
 	st.users.Lock()
 	defer st.users.Unlock()
 	if st.users.ctx.Err() != nil {
@@ -200,10 +200,10 @@ func (st *Store) hold() (leave func(), ok bool) {
 	return st.users.Done, true
 }
 
-// Enter is hold for longer work: the returned context ends with ctx and when the store
+// Enter is use for longer work: the returned context ends with ctx and when the store
 // is being closed.
 func (st *Store) Enter(ctx context.Context) (work context.Context, leave func(), ok bool) {
-	done, ok := st.hold()
+	done, ok := st.use()
 	if !ok {
 		return nil, nil, false
 	}

@@ -88,7 +88,7 @@ func (t *Trace) summarise() {
 	for r := range otlpwire.Resources(t.Payload) {
 		if look.any() {
 			otlpwire.EachResourceAttribute(r.Resource(), look.see)
-			look.settle()
+			look.evaluate()
 		}
 		for sc := range r.Scopes() {
 			for item := range sc.Items() {
@@ -100,7 +100,7 @@ func (t *Trace) summarise() {
 				t.sampled = t.sampled || sp.Flags&1 != 0
 				if look.any() {
 					sp.EachAttribute(look.see)
-					look.settle()
+					look.evaluate()
 				}
 			}
 		}
@@ -421,8 +421,8 @@ func newAnswers(w *wanted) *answers {
 
 func (a *answers) any() bool { return a.matchers > 0 }
 
-// settle evaluates the policies on the current values.
-func (a *answers) settle() {
+// evaluate matches the current values.
+func (a *answers) evaluate() {
 	for _, k := range a.seen {
 		for _, q := range a.want[k] {
 			a.found[q.matcher] = a.found[q.matcher] || q.match(otlpwire.ParseValue(a.values[k]))

@@ -228,7 +228,7 @@ func TestEveryKnownTypeIsBuilt(t *testing.T) {
 		}
 	}
 	_, err := Parse("s.yaml", []byte("policies:\n  - {name: a, type: always_sample, latency: {}}"))
-	if want := "there is a section latency, which nothing would read"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "does not read the section latency"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("a section of another type: %v, want %s", err, want)
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 )
 
-// delivery writes payloads to one backend, and dead-letters what the backend refuses for
+// exporter writes payloads to one backend, and dead-letters what the backend refuses for
 // good.
-type delivery struct {
+type exporter struct {
 	sig     otlpwire.Signal
 	w       backend.Writer
 	process *processor.Rules // nil: none
@@ -36,7 +36,7 @@ type delivery struct {
 }
 
 // retry is [backoff.Retry], and reports the error as what the lane waits for.
-func (d *delivery) retry(ctx context.Context, what string, do func() error) bool {
+func (d *exporter) retry(ctx context.Context, what string, do func() error) bool {
 	return retry(ctx, d.log, d.waits, what, do)
 }
 
@@ -54,7 +54,7 @@ func retry(ctx context.Context, log *slog.Logger, waits func(why error), what st
 	})
 }
 
-func (d *delivery) tally() tally {
+func (d *exporter) tally() tally {
 	if d.count != nil {
 		return d.count
 	}
@@ -91,7 +91,7 @@ func (o origin) source() string {
 
 // write returns true when every one of a payload's items is stored or dead-lettered,
 // and false when ctx ended first.
-func (d *delivery) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
+func (d *exporter) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	payload, filtered := d.process.Apply(d.sig, payload)
 	if items -= filtered; items == 0 {
 		d.tally().filtered(filtered)
@@ -105,7 +105,7 @@ func (d *delivery) write(ctx context.Context, instance string, payload []byte, i
 }
 
 // send is write for a payload that has been processed.
-func (d *delivery) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
+func (d *exporter) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Deliverer{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
 		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
@@ -131,7 +131,7 @@ func (d *delivery) send(ctx context.Context, instance string, payload []byte, it
 	return b.Write(ctx, instance, payload, items, from.again)
 }
 
-func (d *delivery) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {
+func (d *exporter) deadLetter(ctx context.Context, instance string, payload []byte, from origin, reason string, why error) bool {
 	items := otlpwire.Count(d.sig, payload)
 	// These differ only in an item's time or name: one of each kind is logged a minute, with the number of the others.
 	if held, due := d.said.Due(d.w.Name()+" "+instance+" "+reason, time.Now()); due {
@@ -144,7 +144,7 @@ func (d *delivery) deadLetter(ctx context.Context, instance string, payload []by
 }
 
 // undecodable dead-letters a message that is not a valid envelope.
-func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
+func (d *exporter) undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
 	if held, due := d.said.Due(m.Subject, time.Now()); due {
 		d.log.Warn("message is not telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
@@ -159,7 +159,7 @@ func (d *delivery) undecodable(ctx context.Context, m bus.Delivery, why error) b
 	})
 }
 
-func (d *delivery) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
+func (d *exporter) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
 	ok := d.retry(ctx, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
 		d.tally().dead(reason, items)
