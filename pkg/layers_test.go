@@ -2,7 +2,9 @@
 package pkg
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -85,5 +87,35 @@ func TestPackagesImportLowerLayersOnly(t *testing.T) {
 	}
 	if seen < 15 {
 		t.Errorf("only %d packages seen", seen)
+	}
+}
+
+// maxRoom is how many lines of code, without comments, blank lines and tests, a package may have; one
+// that grows beyond it holds more than one thing.
+const maxRoom = 2500
+
+// TestRoomsAreSmall: but for otlpwire, which is one format.
+func TestRoomsAreSmall(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{.Dir}} {{join .GoFiles " "}}`, module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		pkg, dir, lines := strings.TrimPrefix(f[0], module), f[1], 0
+		for _, file := range f[2:] {
+			text, err := os.ReadFile(filepath.Join(dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(text)) {
+				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "//") {
+					lines++
+				}
+			}
+		}
+		if lines > maxRoom && pkg != "pkg/otlpwire" {
+			t.Errorf("%s has %d lines of code, want at most %d", pkg, lines, maxRoom)
+		}
 	}
 }

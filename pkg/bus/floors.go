@@ -69,7 +69,8 @@ var errListed = errors.New("the list of the stream's consumers is incomplete, or
 
 // Floors returns how far the lanes of a stream are, by name, and what the stream holds. Lanes of
 // replays are not among them: they read what others have finished. It returns an error when a
-// lane may be missing, for example while its leader in a cluster is unavailable.
+// lane may be missing, for example while its leader in a cluster is unavailable, together with the
+// floors that are known; nil where nothing is.
 func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, StreamState, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -98,11 +99,11 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 		err = errListed
 	}
 	if err != nil {
-		return nil, StreamState{}, fmt.Errorf("lanes of stream %s: %w", stream, err)
+		err = fmt.Errorf("lanes of stream %s: %w", stream, err)
 	}
 	state := stateOf(before)
 	state.After = after.State.LastSeq
-	return floors, state, nil
+	return floors, state, err
 }
 
 // isLane reports whether a consumer belongs to a lane that is not a replay's.

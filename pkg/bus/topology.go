@@ -290,6 +290,7 @@ type StreamState struct {
 	After                              uint64    // of [Conn.Floors]: the last sequence when all lanes had been asked
 	MaxBytes                           uint64    // its bound; 0 for none
 	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
+	Partitions                         int       // that it was made with; 0 for a stream without any
 	// Kept: none of its messages may be deleted.
 	Kept bool
 	// Refuses: it stores nothing more when it is full.
@@ -305,9 +306,15 @@ func (s StreamState) Holes() uint64 {
 	return all - min(s.Messages, all)
 }
 
+// Full reports whether the stream has no room for another message of the largest size.
+func (s StreamState) Full() bool {
+	return s.Refuses && s.MaxBytes > 0 && s.Bytes+maxMessage > s.MaxBytes
+}
+
 func stateOf(info *jetstream.StreamInfo) StreamState {
 	st, cfg := info.State, info.Config
 	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0)), Refuses: cfg.Discard == jetstream.DiscardNew, Kept: cfg.DenyDelete}
+	s.Partitions, _ = storedPartitions(cfg)
 	var why []string
 	for _, w := range []struct {
 		is   bool

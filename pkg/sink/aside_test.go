@@ -167,9 +167,9 @@ func (w *asideWorld) own() (stop func()) {
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
 		hub.Conn = w.conn
-		horizon := bus.NewHorizon(hub, own.led, own.log)
+		horizon := newHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
-		wg.Go(func() { horizon.Run(ctx) })
+		wg.Go(func() { horizon.run(ctx) })
 		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
 		l.maxBytes = 64 << 20
 		_ = l.run(ctx)

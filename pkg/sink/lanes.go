@@ -29,7 +29,7 @@ type lanes struct {
 	log      *slog.Logger
 	hub      *bus.Hub
 	members  *membership.Members
-	horizon  *bus.Horizon
+	horizon  *horizon
 	said     backoff.Repeats
 	quota    bus.Quota
 }
@@ -59,7 +59,7 @@ func (l *lanes) service() services.Service {
 		defer stop()
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
-		wg.Go(func() { l.horizon.Run(work) })
+		wg.Go(func() { l.horizon.run(work) })
 		wg.Go(func() {
 			keeper.New(func() *bus.Conn { return l.hub.Conn }, l.members.First, l.cfg.Streams, shared, l.led, l.log).Run(work)
 		})

@@ -140,10 +140,10 @@ policies:
 		for _, upto := range sinks {
 			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 			hub.Conn = conn
-			horizon := bus.NewHorizon(hub, d.led, d.log)
+			horizon := newHorizon(hub, d.led, d.log)
 			ctx, die := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
-			wg.Go(func() { horizon.Run(ctx) })
+			wg.Go(func() { horizon.run(ctx) })
 			lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 			if err != nil {
 				t.Fatal(err)

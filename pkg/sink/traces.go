@@ -46,14 +46,14 @@ type traceLane struct {
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool          // once everything is sent, begin again at the floor
-	ended     bool          // everything has been read
-	horizon   *bus.Horizon  // nil: the time of silent instances does not advance
-	mark      bus.Watermark // of the horizon, not reached yet
-	idled     time.Time     // Asked of the last mark that was reached
-	free      time.Time     // when SPANS last had room
-	used      int           // how many changes of the policies the sampler knows
-	written   time.Time     // when the journal was last written
+	rewind    bool      // once everything is sent, begin again at the floor
+	ended     bool      // everything has been read
+	horizon   *horizon  // nil: the time of silent instances does not advance
+	mark      watermark // of the horizon, not reached yet
+	idled     time.Time // Asked of the last mark that was reached
+	free      time.Time // when SPANS last had room
+	used      int       // how many changes of the policies the sampler knows
+	written   time.Time // when the journal was last written
 }
 
 const (
@@ -79,7 +79,7 @@ const (
 )
 
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
-func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *bus.Horizon) *traceLane {
+func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon) *traceLane {
 	return &traceLane{
 		lane: lane, source: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon,
@@ -203,7 +203,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 		return stopped(ctx)
 	}
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
-	l.mark, l.idled, l.free = bus.Watermark{}, time.Time{}, time.Now()
+	l.mark, l.idled, l.free = watermark{}, time.Time{}, time.Now()
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := sampler.NewSamplers(l.policies.Base(), l.partitions, l.maxBytes, l.lane.Floor(), l.in)
 		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
@@ -310,7 +310,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 	if l.source.last(d) {
 		l.end()
 	}
-	l.idle(d.Seq >= l.mark.Spans)
+	l.idle(d.Seq >= l.mark.spans)
 	return nil
 }
 
@@ -337,7 +337,7 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 
 // quiet is take for a lane that has nothing left to read.
 func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
-	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
+	reached, err := l.lane.Has(ctx, d.After, l.mark.spans)
 	if err != nil && ctx.Err() == nil {
 		if more, due := l.exporter.said.Due("has "+l.journalSubject, time.Now()); due {
 			l.exporter.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
@@ -352,14 +352,14 @@ func (l *traceLane) idle(reached bool) {
 	if !reached || l.horizon == nil {
 		return
 	}
-	if l.mark.Asked.After(l.idled) { // once for each mark: it visits every instance
-		l.idled = l.mark.Asked
-		l.note(l.sampler.Idle(l.mark.Before, time.Now()))
+	if l.mark.asked.After(l.idled) { // once for each mark: it visits every instance
+		l.idled = l.mark.asked
+		l.note(l.sampler.Idle(l.mark.before, time.Now()))
 	}
-	latest := l.horizon.Watermark()
-	if !latest.Full || latest.Spans != l.mark.Spans { // routers publish, or can
-		l.free = latest.Asked
-	} else if latest.Asked.Sub(l.free) > fullPatience { // everything in SPANS has been added
+	latest := l.horizon.latest()
+	if !latest.full || latest.spans != l.mark.spans { // routers publish, or can
+		l.free = latest.asked
+	} else if latest.asked.Sub(l.free) > fullPatience { // everything in SPANS has been added
 		l.note(l.sampler.Unblock(time.Now()))
 	}
 	l.mark = latest

@@ -119,7 +119,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	router(0).Close() // the backlog
 	route(1)
 
-	horizon := bus.NewHorizon(hub, d.led, d.log)
+	horizon := newHorizon(hub, d.led, d.log)
 	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
 	l.maxBytes = 64 << 20
@@ -127,7 +127,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { horizon.Run(ctx) })
+	wg.Go(func() { horizon.run(ctx) })
 	wg.Go(func() { _ = l.run(ctx) })
 	decided := func() []bool {
 		k.mu.Lock()

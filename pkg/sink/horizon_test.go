@@ -1,8 +1,9 @@
-package bus
+package sink
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -10,11 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
@@ -23,8 +24,8 @@ import (
 // TestEachPartitionHasAHorizon: what routers have not routed holds the mark of its partition,
 // and so does a router's consumer that does not exist; the marks of others advance.
 func TestEachPartitionHasAHorizon(t *testing.T) {
-	c := testHub(t, testBroker(t), 2)
-	h := NewHorizon(&Hub{Conn: c, Topology: Topology{Partitions: 2}}, ledger.New(prometheus.NewRegistry()), quiet)
+	d, c := testPartitions(t, &picky{}, 2)
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 2}}, d.led, d.log)
 	names := make([]string, 2) // an instance in each
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := "as-" + strconv.Itoa(i)
@@ -40,7 +41,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 			t.Fatalf("got %v, want %q", err, complaint)
 		}
 		starts = append(starts, start)
-		for p, before := range h.Watermark().Before {
+		for p, before := range h.latest().before {
 			for i, start := range starts {
 				if !before.Before(start) {
 					at[p] = i + 1
@@ -55,9 +56,9 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 			t.Errorf("%s: the marks are of looks %v, want %d and %d", what, got, first, second)
 		}
 	}
-	open := func(p int) *Lane {
+	open := func(p int) *bus.Lane {
 		t.Helper()
-		l, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, p), Name: RouterLane + strconv.Itoa(p)})
+		l, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,9 +67,9 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	send := func(n int) {
 		t.Helper()
 		for _, name := range names {
-			m := logsMessage(name, n)
-			m.Subject = Subject(otlpwire.Traces, name)
-			if _, err := c.Publish(t.Context(), m); err != nil {
+			if _, err := c.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Traces, name), Header: envelope.Header{
+				ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(name, "-", n),
+			}}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -79,16 +80,16 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 		defer cancel()
 		l := open(p)
 		defer l.Close()
-		if err := l.Ack(message(ctx, t, l).Seq); err != nil {
-			t.Fatal(err)
+		l.Run(ctx, func(m bus.Delivery) bool { return m.Seq == 0 || l.Ack(m.Seq) != nil })
+		if !backoff.Until(ctx, func() bool { at, err := l.Progress(ctx); return err == nil && at.Lag == left }) {
+			t.Fatalf("partition %d: not %d messages are left", p, left)
 		}
-		waitLag(t, l, left)
 	}
 
-	if _, err := c.js.CreateConsumer(t.Context(), "TRACES", jetstream.ConsumerConfig{Durable: RouterLane + "01", AckPolicy: jetstream.AckAllPolicy}); err != nil {
+	if _, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, 1), Name: bus.RouterLane + "01"}); err != nil {
 		t.Fatal(err)
 	}
-	want("somebody else's consumer", look("0 of 2 routers"), 0, 0)
+	want("a consumer of another name", look("0 of 2 routers"), 0, 0)
 	open(1)
 	want("one router's consumer, and nothing sent", look("1 of 2 routers"), 0, 2)
 	open(0)
@@ -111,55 +112,56 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 // TestAHorizonThatStands: without routers their progress is not known, and that is reported.
 func TestAHorizonThatStands(t *testing.T) {
 	t.Parallel()
-	c := testHub(t, testBroker(t), 1)
+	d, c := testExporter(t, &picky{})
 	var said logtest.Log
-	led := ledger.New(prometheus.NewRegistry())
-	h := NewHorizon(&Hub{Conn: c, Topology: Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
+	led := d.led
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); h.Run(ctx) }()
+	go func() { defer close(done); h.run(ctx) }()
 	defer func() { cancel(); <-done }()
 	seconds, stalls := led.Stall("traces", "", "horizon")
-	until(t, "a stall", func() bool {
+	until := func(what string, done func() bool) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if !backoff.Until(ctx, done) {
+			t.Fatalf("%s: never", what)
+		}
+	}
+	until("a stall", func() bool {
 		return testutil.ToFloat64(stalls) == 1 && said.Says("msg=stalled", "0 of 1 routers", "idle instances")
 	})
-	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
+	if _, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, 0), Name: bus.RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.Says("no longer stalled") })
+	until("it goes on", func() bool { return testutil.ToFloat64(seconds) == 0 && said.Says("no longer stalled") })
 }
 
 // TestAFullSpansIsSeen: the watermark reports that SPANS has no room for the routers.
 func TestAFullSpansIsSeen(t *testing.T) {
 	t.Parallel()
-	top := DefaultTopology()
-	top.Partitions, top.MaxBytes = 1, 16<<20
-	c, err := OpenHub(t.Context(), Config{Name: "test", InProcess: testBroker(t)}, top, quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	h := NewHorizon(&Hub{Conn: c, Topology: top}, ledger.New(prometheus.NewRegistry()), quiet)
-	if _, err := c.OpenLane(t.Context(), LaneConfig{Stream: "TRACES", Filter: PartitionFilter(otlpwire.Traces, 0), Name: RouterLane + "0"}); err != nil {
+	d, c := testExporter(t, &picky{})
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, d.led, d.log)
+	if _, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, 0), Name: bus.RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}
 	look := func(full bool) {
 		t.Helper()
-		if err := h.look(t.Context()); err != nil || h.Watermark().Full != full {
-			t.Errorf("%+v, %v", h.Watermark(), err)
+		if err := h.look(t.Context()); err != nil || h.latest().full != full {
+			t.Errorf("%+v, %v", h.latest(), err)
 		}
 	}
 	look(false)
+	var err error
 	for err == nil {
-		m := logsMessage("as-1", 0)
-		m.Subject, m.Header.ID, m.Body = SpansSubject(0), "", make([]byte, 1000<<10)
-		_, err = c.Publish(t.Context(), m)
+		_, err = c.Publish(t.Context(), bus.Message{Subject: bus.SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames, Arrival: 1}, Body: make([]byte, 1000<<10)})
 	}
-	if !errors.Is(err, ErrFull) {
+	if !errors.Is(err, bus.ErrFull) {
 		t.Fatal(err)
 	}
 	look(true)
-	if err := c.Remove(t.Context(), Spans, "", 3); err != nil {
+	if err := c.Remove(t.Context(), bus.Spans, "", 3); err != nil {
 		t.Fatal(err)
 	}
 	look(false)
