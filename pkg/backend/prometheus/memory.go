@@ -465,7 +465,7 @@ func (m *memory) admit(t *translation, name uint32, pt point, shape []float64) e
 	return nil
 }
 
-// seriesHash is a hash of the series of the point at hand.
+// seriesHash is a hash of the series of the current point.
 func (t *translation) seriesHash(name uint32, shape []float64) uint64 {
 	hash := t.symbols.hashes[name]
 	for _, b := range shape {
@@ -501,7 +501,7 @@ func (g *guard) knows(hash uint64) bool {
 	return false
 }
 
-// roomFor reports why the new series of the point at hand is one too many.
+// roomFor reports why the new series of the current point is one too many.
 func (g *guard) roomFor(t *translation, limits *Limits) error {
 	most, values := limits.NewSeries, limits.LabelValues
 	if g.minute < g.first+learning {
@@ -523,7 +523,7 @@ func (g *guard) roomFor(t *translation, limits *Limits) error {
 	return nil
 }
 
-// enter takes in the point at hand, which is so many new series.
+// enter takes in the current point, which is so many new series.
 func (g *guard) enter(t *translation, hash uint64, series int) {
 	for _, l := range t.own {
 		v := g.values[t.symbols.hashes[l.name]]

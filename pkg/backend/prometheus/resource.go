@@ -175,7 +175,7 @@ func (t *translation) targetInfo() {
 	t.memory.wroteTarget(id, end)
 }
 
-// setTarget makes t.target the labels of target_info for the resource at hand. It returns false where
+// setTarget makes t.target the labels of target_info of the current resource. It returns false where
 // there is nothing to tell, or nobody to tell it of.
 func (t *translation) setTarget() bool {
 	t.attributes, t.target = t.attributes[:0], t.target[:0]
