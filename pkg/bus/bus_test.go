@@ -293,7 +293,7 @@ func TestReader(t *testing.T) {
 	}
 	r.Close()
 	if _, err := c.OpenReader(t.Context(), "NOWHERE", 1); err == nil {
-		t.Error("reads a stream that is not there")
+		t.Error("reads a stream that cannot be reached")
 	}
 }
 
@@ -404,7 +404,7 @@ func TestHubThatIsNotThere(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := OpenHub(ctx, Config{Name: "x", URL: "nats://127.0.0.1:1"}, DefaultTopology(), quiet); err == nil || !strings.Contains(err.Error(), "is not there") {
+	if _, err := OpenHub(ctx, Config{Name: "x", URL: "nats://127.0.0.1:1"}, DefaultTopology(), quiet); err == nil || !strings.Contains(err.Error(), "cannot be reached") {
 		t.Errorf("OpenHub: %v", err)
 	}
 }
