@@ -68,7 +68,7 @@ func runPolicies(hub *hubFlags, words []string) error {
 	}
 	defer conn.Close()
 	if words[0] == "push" {
-		p, err := versions.Push(ctx, conn, hub.top, string(text), caller())
+		p, err := versions.Push(ctx, conn, hub.top, string(text), caller(), unreadable)
 		if err == nil {
 			fmt.Printf("version %d is in force for traces from message %d of SPANS on\n", p.Number, p.From)
 		}

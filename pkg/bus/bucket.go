@@ -147,7 +147,7 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	return b.failed(began, "write", key, err)
 }
 
-// Purge removes a key and the marker that Delete would leave.
+// Purge removes a key and its earlier values; a marker stays, as with Delete. A fenced bucket refuses it.
 func (b *Bucket) Purge(ctx context.Context, key string) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
@@ -188,19 +188,20 @@ func (b *Bucket) Watch(ctx context.Context, keys string, seen func(key string, v
 
 // All returns all keys and their values.
 func (b *Bucket) All(ctx context.Context) (map[string][]byte, error) {
-	began := time.Now()
+	began, complete := time.Now(), false
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	all := map[string][]byte{}
 	err := b.Watch(ctx, ">", func(key string, value []byte) {
 		switch {
 		case key == "":
+			complete = true
 			cancel()
-		case value != nil:
+		case value != nil && !complete:
 			all[key] = value
 		}
 	})
-	if err == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err == nil && !complete {
 		err = b.failed(began, "read", "all keys", ctx.Err())
 	}
 	return all, err

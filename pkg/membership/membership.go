@@ -259,27 +259,35 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 			}
 		})
 	}()
-	defer func() {
-		stop()
-		<-ended //nolint:errcheck // the first error counts
-	}()
-	renew := time.NewTicker(renewInterval)
-	defer renew.Stop()
-	started, complete := time.Now(), false
+	err = m.track(ctx, work, changes, ended, func() error { return m.renew(ctx, b, since) })
+	stop()
+	<-ended //nolint:errcheck // the first error counts
+	return err
+}
+
+// track is watch with a watch that has begun. The key is renewed only once the watch has shown what
+// exists: a member that sees nobody would own lanes, and run none.
+func (m *Members) track(ctx, work context.Context, changes <-chan change, ended chan error, renew func() error) error {
+	tick := time.NewTicker(renewInterval)
+	defer tick.Stop()
+	var started time.Time // when the watch had shown everything; zero before
 	for {
+		var err error
 		select {
 		case c := <-changes:
 			if c.key != "" {
 				m.note(c)
 				break
 			}
-			complete = true
+			started = time.Now()
 			m.refresh()
-			err = m.renew(ctx, b, since)
+			err = renew()
 		case err = <-ended:
 			ended <- nil
-		case <-renew.C:
-			err = m.renew(ctx, b, since)
+		case <-tick.C:
+			if !started.IsZero() {
+				err = renew()
+			}
 		case <-m.told:
 		case <-ctx.Done():
 			return nil
@@ -287,12 +295,13 @@ func (m *Members) watch(ctx, work context.Context, since time.Time) error {
 		if err != nil {
 			return err // a hub that was restarted has lost the bucket
 		}
-		if complete {
-			if m.expire(started) {
-				return errors.New("own heartbeats not received; membership watch is stale")
-			}
-			m.place(work)
+		if started.IsZero() {
+			continue
 		}
+		if m.expire(started) {
+			return errors.New("own heartbeats not received; membership watch is stale")
+		}
+		m.place(work)
 	}
 }
 

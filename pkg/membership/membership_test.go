@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -285,4 +286,37 @@ func TestLanesForAWhile(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestWhoSeesNobodyIsNoMember: while the watch shows nothing, as where the credential may not read the
+// bucket, the key is not renewed: others would give lanes to a member that runs none.
+func TestWhoSeesNobodyIsNoMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(nil, "sink", "one", ledger.New(prometheus.NewRegistry()), quiet)
+		ctx, stop := context.WithCancel(t.Context())
+		changes, ended, renewals := make(chan change), make(chan error, 1), 0
+		done := make(chan error)
+		go func() {
+			done <- m.track(ctx, ctx, changes, ended, func() error { renewals++; return nil })
+		}()
+		time.Sleep(10 * renewInterval)
+		synctest.Wait()
+		if renewals > 0 {
+			t.Errorf("its key was written %d times", renewals)
+		}
+		changes <- change{}
+		for range 3 {
+			time.Sleep(renewInterval)
+			synctest.Wait()
+			value, _ := json.Marshal(Member{Name: "one", Since: time.Now()})
+			changes <- change{"sink.one", value}
+		}
+		if renewals != 4 {
+			t.Errorf("its key was written %d times, want 4", renewals)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -145,7 +145,8 @@ func (s *Stamp) appendResource(dst, body []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// appendAttributes appends the fields of a resource except those that the stamp overwrites.
+// measure reads one ResourceSpans, ResourceMetrics or ResourceLogs: which attributes of the stamp it has, one
+// bit each, how many bytes of the resource stay, and how many are not of the resource.
 func (s *Stamp) measure(body []byte) (present uint64, resourceLen, restLen int, err error) {
 	for i := 0; i < len(body); {
 		num, typ, value, end := nextField(body, i)

@@ -10,7 +10,8 @@ import (
 // source is where a lane's messages come from: live traffic, or the part of a replay in one
 // partition (excerpt). Lanes read both in the same way.
 type source interface {
-	// claim continues where the previous owner was; first reports that there was none.
+	// claim continues the work of the previous owner. first reports that there is known to be none; of
+	// live traffic that is never known.
 	// errEnd: nothing is left to do.
 	claim(ctx context.Context) (first bool, err error)
 	// next is called with what the lane has read, before anything is done with it, and returns

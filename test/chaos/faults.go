@@ -257,7 +257,7 @@ func (w *world) push(ctx context.Context) error {
 	defer conn.Close()
 	t := bus.DefaultTopology()
 	t.Partitions = partitions
-	p, err := versions.Push(ctx, conn, t, policies, "chaos")
+	p, err := versions.Push(ctx, conn, t, policies, "chaos", func(error) {})
 	w.say("policies version %d from %d", p.Number, p.From)
 	return err
 }

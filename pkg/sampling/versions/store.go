@@ -39,14 +39,14 @@ var Bucket = bus.BucketConfig{Name: "POLICIES", Description: "versions of the sa
 const maxKept = 16
 
 // Push makes text the next version, in force from the end of SPANS on. The
-// caller has checked it. The oldest versions are deleted.
-func Push(ctx context.Context, conn *bus.Conn, t bus.Topology, text, by string) (Record, error) {
+// caller has checked it. The oldest versions are deleted. refused is as in [All].
+func Push(ctx context.Context, conn *bus.Conn, t bus.Topology, text, by string, refused func(error)) (Record, error) {
 	fail := func(err error) (Record, error) { return Record{}, fmt.Errorf("push policies: %w", err) }
 	b, err := conn.OpenBucket(ctx, Bucket, t.Replicas)
 	if err != nil {
 		return fail(err)
 	}
-	all, err := read(ctx, b, func(error) {})
+	all, err := read(ctx, b, refused)
 	if err != nil {
 		return fail(err)
 	}

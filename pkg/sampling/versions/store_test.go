@@ -51,7 +51,7 @@ func TestPoliciesAreVersions(t *testing.T) {
 	}
 	for i := range maxKept + 3 {
 		text := fmt.Sprintf("policies: %d", i)
-		p, err := Push(t.Context(), c, top, text, "me")
+		p, err := Push(t.Context(), c, top, text, "me", func(err error) { t.Error(err) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,7 @@
 // Package versions has the sampling policies that are in force: those of a sink's configuration, and the
 // versions that operators have pushed to the hub, each from its sequence of the stream on.
 //
-//	r, err := versions.Push(ctx, conn, topology, text, by) // an operator
+//	r, err := versions.Push(ctx, conn, topology, text, by, refused) // an operator
 //	v, err := versions.New(cfg, partitions, led, log)      // a sink
 //	go v.Watch(ctx, hub, member)
 //	all, changes := v.All()
