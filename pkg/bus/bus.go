@@ -169,6 +169,7 @@ type Conn struct {
 	// denials are the server's last permission errors.
 	denials *denials
 	said    backoff.Repeats
+	silence func() // ends [Conn.sayWhy], and waits for it
 }
 
 const (
@@ -224,7 +225,10 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	go conn.sayWhy(said)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); conn.sayWhy(ctx, said) }()
+	conn.silence = func() { stop(); <-ended }
 	return conn, nil
 }
 
@@ -254,10 +258,8 @@ const sayInterval = 2 * time.Second
 
 // sayWhy logs once a minute why the hub cannot be reached, until the connection is closed. The
 // client library reports some reasons at every attempt, and others never.
-func (c *Conn) sayWhy(said *backoff.Repeats) {
-	tick := time.NewTicker(sayInterval)
-	defer tick.Stop()
-	for range tick.C {
+func (c *Conn) sayWhy(ctx context.Context, said *backoff.Repeats) {
+	for backoff.Sleep(ctx, sayInterval) {
 		switch {
 		case c.nc.IsClosed():
 			return
@@ -323,7 +325,7 @@ func connect(cfg Config, log *slog.Logger, opts ...nats.Option) (*Conn, error) {
 		nc.Close()
 		return nil, fmt.Errorf("connect to hub %s: %w", cfg.target(), err)
 	}
-	return &Conn{nc: nc, js: js, log: log, denials: denied}, nil
+	return &Conn{nc: nc, js: js, log: log, denials: denied, silence: func() {}}, nil
 }
 
 // reportErrors returns what counts and logs the errors that the client library reports.
@@ -385,6 +387,7 @@ func (c *Conn) MaxPayload() int64 { return c.nc.MaxPayload() }
 func (c *Conn) Close() {
 	_ = c.nc.FlushTimeout(time.Second)
 	c.nc.Close()
+	c.silence()
 }
 
 // Message is what is published. Body is kept until the publish is done.
