@@ -63,18 +63,24 @@ func New(cfg Config) (*Writer, error) {
 		return nil, err
 	}
 	if cfg.StatusURL != "" {
-		if w.status, err = httpclient.New(strings.TrimSuffix(cfg.StatusURL, "/"), statusPath, nil); err != nil {
-			return nil, fmt.Errorf("tempo.status_url: %w", err)
-		}
-		access := cfg.Access
-		if !strings.HasPrefix(cfg.StatusURL, "https://") { // no secrets in plain text
-			access = httpclient.Access{Tenant: cfg.Tenant}
-		}
-		if err := w.status.Use("tempo", access); err != nil {
-			return nil, err
+		if w.status, err = statusClient(cfg); err != nil {
+			return nil, errors.Join(err, w.client.Close())
 		}
 	}
 	return w, nil
+}
+
+// statusClient asks Tempo's status page.
+func statusClient(cfg Config) (*httpclient.Client, error) {
+	c, err := httpclient.New(strings.TrimSuffix(cfg.StatusURL, "/"), statusPath, nil)
+	if err != nil {
+		return nil, fmt.Errorf("tempo.status_url: %w", err)
+	}
+	access := cfg.Access
+	if !strings.HasPrefix(cfg.StatusURL, "https://") { // no secrets in plain text
+		access = httpclient.Access{Tenant: cfg.Tenant}
+	}
+	return c, c.Use("tempo", access)
 }
 
 // hostOf returns the host of a TLS endpoint, which has a scheme.

@@ -1,6 +1,9 @@
 package tempo
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestEndpoints(t *testing.T) {
 	for endpoint, ok := range map[string]bool{"h:4317": true, "http://h:4317": true, "https://h:4317": true, "h": false, "ftp://h:1": false, "": false, "http://h": false} {
@@ -27,5 +30,15 @@ func TestHosts(t *testing.T) {
 		if got := hostOf(endpoint); got != want {
 			t.Errorf("%s: %q, want %q", endpoint, got, want)
 		}
+	}
+}
+
+// TestNothingIsLeftOfAWriterThatIsRefused: with a status page that cannot be asked there is no writer, and
+// the connection to Tempo is closed (TestMain looks for its goroutines).
+func TestNothingIsLeftOfAWriterThatIsRefused(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Endpoint, cfg.StatusURL = "localhost:4317", "tempo:3200"
+	if w, err := New(cfg); err == nil || !strings.Contains(err.Error(), "tempo.status_url") || w != nil {
+		t.Errorf("%v, %v", w, err)
 	}
 }
