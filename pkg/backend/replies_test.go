@@ -107,6 +107,7 @@ func bringAll(t *testing.T, kind string, set func(*Config), payloads [][]byte, a
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = w.Close() }()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	d := Deliverer{

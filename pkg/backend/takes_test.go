@@ -86,6 +86,7 @@ func TestTakes(t *testing.T) {
 	if ok, text, err := w.(Asked).Takes(t.Context(), now.Add(-time.Hour), now); !ok || err != nil || !strings.Contains(text, "tempo.status_url") {
 		t.Errorf("%v, %q, %v", ok, text, err)
 	}
+	_ = w.Close()
 	// One behind a path of its own cannot be asked.
 	cfg.Prometheus.URL = "http://localhost:9009/api/v1/push"
 	w, err = cfg.Open(otlpwire.Metrics)
