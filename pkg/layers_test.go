@@ -17,7 +17,7 @@ const module = "github.com/penstock/penstock/"
 // list. ARCHITECTURE.md draws the same.
 var layers = [][]string{
 	// leaves
-	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/stall"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
+	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest", "pkg/scripttest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/stall"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
 	// the bus
 	{"pkg/bus"},
 	{"pkg/membership"},

@@ -1,19 +1,15 @@
 package sampler
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,124 +21,60 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
+	"github.com/penstock/penstock/pkg/scripttest"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the outcomes of the scripts anew; read the diff")
-
-// TestScripts runs the stories in testdata: lines of input, then ---- and what
-// the sampler did.
+// TestScripts runs the stories in testdata.
 func TestScripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := runScript(t, string(text))
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if got != string(text) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, text)
-			}
-		})
-	}
+	scripttest.Run(t, func(t *testing.T, s *scripttest.Script) {
+		sc := &script{base: time.Unix(1_000_000, 0)}
+		s.Run(t, scripttest.Commands{"policies": sc.policies, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor})
+	})
 }
 
 // script is the state of one script.
 type script struct {
-	t    *testing.T
 	s    *Sampler
 	seq  uint64
 	base time.Time
 }
 
-func runScript(t *testing.T, text string) string {
-	var out strings.Builder
-	sc := &script{t: t, base: time.Unix(1_000_000, 0)}
-	lines := bufio.NewScanner(strings.NewReader(text))
-	skipping := false
-	var policies strings.Builder
-	for lines.Scan() {
-		line := lines.Text()
-		word, rest, _ := strings.Cut(line, " ")
-		switch {
-		case line == "----":
-			skipping = true
-			continue
-		case word == "policies" || strings.HasPrefix(line, "\t"):
-			skipping = false
-			if word == "policies" {
-				policies.Reset()
-			} else {
-				policies.WriteString(strings.TrimPrefix(line, "\t") + "\n")
-				set, err := policy.Parse("script", []byte(policies.String()))
-				if err == nil {
-					sc.s = New(set, 1<<20, 0)
-				}
-			}
-			out.WriteString(line + "\n")
-			continue
-		case word == "add" || word == "idle" || word == "release" || word == "floor" || line == "" || word == "#":
-			skipping = false
-		}
-		if skipping {
-			continue
-		}
-		out.WriteString(line + "\n")
-		if word == "#" || line == "" {
-			continue
-		}
-		out.WriteString("----\n" + sc.do(word, rest))
+// policies begins with a sampler that has the policies in the body.
+func (sc *script) policies(c *scripttest.Call) string {
+	set, err := policy.Parse("script", []byte(c.Body))
+	if err != nil {
+		c.Fatalf("%v", err)
 	}
-	return out.String()
+	sc.s = New(set, 1<<20, 0)
+	return ""
 }
 
-func (sc *script) do(word, rest string) string {
-	args := map[string]string{}
-	for f := range strings.FieldsSeq(rest) {
-		k, v, _ := strings.Cut(f, "=")
-		args[k] = v
+func (sc *script) at(c *scripttest.Call) time.Time { return sc.base.Add(c.Duration("at")) }
+
+func (sc *script) add(c *scripttest.Call) string {
+	sc.seq++
+	f := envelope.Frame{Instance: c.Text("instance", "i"), Arrival: sc.at(c).UnixNano()}
+	trace, lasts, failed := c.Text("trace", ""), c.Duration("ms"), c.Text("error", "") == "yes"
+	for _, name := range strings.Split(c.Text("spans", ""), ",") {
+		f.Payload = append(f.Payload, spanOf(trace, name, lasts, failed)...)
 	}
-	at := func(key string) time.Duration {
-		d, err := time.ParseDuration(args[key])
-		if err != nil && args[key] != "" {
-			sc.t.Fatalf("%s %s: %v", word, rest, err)
-		}
-		return d
+	out, err := sc.s.Add(sc.seq, f)
+	if err != nil {
+		c.Fatalf("%v", err)
 	}
-	switch word {
-	case "add":
-		sc.seq++
-		inst := args["instance"]
-		if inst == "" {
-			inst = "i"
-		}
-		f := envelope.Frame{Instance: inst, Arrival: sc.base.Add(at("at")).UnixNano()}
-		for _, name := range strings.Split(args["spans"], ",") {
-			f.Payload = append(f.Payload, spanOf(args["trace"], name, at("ms"), args["error"] == "yes")...)
-		}
-		out, err := sc.s.Add(sc.seq, f)
-		if err != nil {
-			sc.t.Fatal(err)
-		}
-		return describe(out)
-	case "idle":
-		return describe(sc.s.Idle([]time.Time{sc.base.Add(at("at"))}, sc.base.Add(at("at"))))
-	case "release":
-		n, _ := strconv.Atoi(args["seq"])
-		sc.s.Release(uint64(n))
-		return ""
-	}
-	return fmt.Sprintf("at %d\n", sc.s.Floor())
+	return describe(out)
 }
+
+func (sc *script) idle(c *scripttest.Call) string {
+	return describe(sc.s.Idle([]time.Time{sc.at(c)}, sc.at(c)))
+}
+
+func (sc *script) release(c *scripttest.Call) string {
+	sc.s.Release(uint64(c.Number("seq", 0)))
+	return ""
+}
+
+func (sc *script) floor(*scripttest.Call) string { return fmt.Sprintf("at %d\n", sc.s.Floor()) }
 
 func describe(o Output) string {
 	var b strings.Builder
