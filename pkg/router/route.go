@@ -24,7 +24,7 @@ import (
 // that order is kept and a round trip does not cost throughput.
 type route struct {
 	cfg     Config
-	hub     *bus.Hub
+	to      target
 	led     *ledger.Ledger
 	log     *slog.Logger
 	members *membership.Members
@@ -35,9 +35,35 @@ type route struct {
 	quota   bus.Quota
 }
 
+// target is what a route writes to: the hub.
+type target interface {
+	// publish sends a message and returns at once; stored waits until it is stored.
+	publish(m bus.Message) (stored func(context.Context) error)
+	// deadLetter returns when the dead letter is stored.
+	deadLetter(ctx context.Context, instance string, m bus.Message) error
+}
+
+type hubTarget struct{ *bus.Hub }
+
+func (h hubTarget) publish(m bus.Message) func(context.Context) error {
+	return h.Conn.PublishAsync(m).Wait
+}
+
+func (h hubTarget) deadLetter(ctx context.Context, instance string, m bus.Message) error {
+	return h.Conn.DeadLetter(ctx, otlpwire.Traces, instance, m)
+}
+
+// origin is the lane of an input.
+type origin interface {
+	// Ack settles all inputs up to seq.
+	Ack(seq uint64) error
+	// Waits notes what the inputs wait for; nil for nothing.
+	Waits(why error)
+}
+
 // input is one message of TRACES.
 type input struct {
-	lane *bus.Lane
+	lane origin
 	bus.Delivery
 }
 
@@ -48,7 +74,7 @@ const inputsAhead = 64
 func newRoute(cfg Config, h *bus.Hub, led *ledger.Ledger, log *slog.Logger) *route {
 	log = log.With("component", "route")
 	return &route{
-		cfg: cfg, hub: h, led: led, log: log, members: membership.New(h, "router", cfg.Member, led, log),
+		cfg: cfg, to: hubTarget{h}, led: led, log: log, members: membership.New(h, "router", cfg.Member, led, log),
 		inputs: make(chan input, inputsAhead), idBase: nonce(),
 	}
 }
@@ -100,8 +126,8 @@ func (r *route) read(ctx context.Context, lane *bus.Lane) {
 
 // batch is what is published together: the inputs, and the messages made from them.
 type batch struct {
-	floors map[*bus.Lane]uint64 // the highest sequence of every input lane
-	outs   [][]out              // by partition; more than one where a message would be too large
+	floors map[origin]uint64 // the highest sequence of every input lane
+	outs   [][]out           // by partition; more than one where a message would be too large
 	items  int
 	bytes  int
 }
@@ -114,7 +140,7 @@ type out struct {
 }
 
 func (r *route) newBatch() *batch {
-	return &batch{floors: make(map[*bus.Lane]uint64), outs: make([][]out, r.cfg.Streams.Partitions)}
+	return &batch{floors: make(map[origin]uint64), outs: make([][]out, r.cfg.Streams.Partitions)}
 }
 
 // run gathers and publishes batches until ctx ends.
@@ -194,7 +220,7 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 		return true
 	}
 	ok := backoff.Retry(ctx, r.log, "store a dead letter", func() error {
-		return r.hub.Conn.DeadLetter(ctx, otlpwire.Traces, in.Instance(), bus.Message{
+		return r.to.deadLetter(ctx, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
 			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
 		})
@@ -251,14 +277,14 @@ func (r *route) message(partition int, o out) bus.Message {
 // while they are not.
 func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why error)) bool {
 	return backoff.Retry(ctx, r.log, "publish spans", func() error {
-		pending := make([]bus.Pending, len(msgs))
+		stored := make([]func(context.Context) error, len(msgs))
 		for i, m := range msgs {
-			pending[i] = r.hub.Conn.PublishAsync(m)
+			stored[i] = r.to.publish(m)
 		}
 		var failed error
 		left := msgs[:0]
-		for i, p := range pending {
-			if err := p.Wait(ctx); err != nil {
+		for i, wait := range stored {
+			if err := wait(ctx); err != nil {
 				failed = err
 				left = append(left, msgs[i])
 			}

@@ -36,7 +36,7 @@ import (
 func TestSplitterKeepsTracesTogether(t *testing.T) {
 	const partitions = 8
 	split := &splitter{n: partitions}
-	b := &batch{floors: map[*bus.Lane]uint64{}, outs: make([][]out, partitions)}
+	b := &batch{floors: map[origin]uint64{}, outs: make([][]out, partitions)}
 	forged, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(`{"resourceSpans":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]}}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
