@@ -93,7 +93,10 @@ func (c *Conn) Floors(ctx context.Context, stream string) (map[string]Floor, Str
 	}
 	after := before
 	if err = consumers.Err(); err == nil {
-		after, err = s.Info(ctx)
+		var now *jetstream.StreamInfo
+		if now, err = s.Info(ctx); err == nil {
+			after = now
+		}
 	}
 	if n := len(listed); err == nil && (listed[""] || n != before.State.Consumers || n != after.State.Consumers || !before.Created.Equal(after.Created)) {
 		err = errListed

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -97,5 +98,32 @@ func TestRequestsShareTheConnection(t *testing.T) {
 	}
 	if n := conn.pulls.Load(); n != 0 {
 		t.Errorf("%d readers are still counted", n)
+	}
+}
+
+// TestFloorsAreInterrupted: whenever the answers end, what is known comes with an error.
+func TestFloorsAreInterrupted(t *testing.T) {
+	t.Parallel()
+	c := testHub(t, testBroker(t), 1)
+	openLane(t, c)
+	outcomes := map[string]int{}
+	for wait := time.Microsecond; outcomes["all"] < 20 && wait < time.Minute; wait += wait/50 + time.Microsecond {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		floors, _, err := c.Floors(ctx, "LOGS")
+		cancel()
+		switch {
+		case err == nil && len(floors) == 1:
+			outcomes["all"]++
+		case err == nil:
+			t.Fatalf("%d floors without an error", len(floors))
+		case floors == nil:
+			outcomes["nothing"]++
+		default:
+			outcomes["some"]++
+		}
+	}
+	t.Log(outcomes)
+	if outcomes["nothing"] == 0 || outcomes["all"] == 0 {
+		t.Errorf("%v", outcomes)
 	}
 }

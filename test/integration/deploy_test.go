@@ -27,6 +27,8 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/test/backend"
 )
 
@@ -74,18 +76,24 @@ func startServer(t *testing.T, opts *server.Options) *server.Server {
 	return s
 }
 
-// role opens the hub as a central role would.
+// openAs opens the hub as a central role would.
 func openAs(t *testing.T, url, user string, topology bus.Topology) *bus.Conn {
 	t.Helper()
 	log, _ := newLog(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	conn, err := bus.OpenHub(ctx, bus.Config{URL: url, User: user, Pass: password, Name: user}, topology, log)
+	conn, err := bus.OpenHub(ctx, bus.Config{URL: url, User: user, Pass: password, Name: user}, topology, log, buckets[user]...)
 	if err != nil {
 		t.Fatalf("%s opens the hub: %v", user, err)
 	}
 	t.Cleanup(conn.Close)
 	return conn
+}
+
+// buckets are those that a role creates.
+var buckets = map[string][]bus.BucketConfig{
+	"router": {membership.Bucket},
+	"sink":   {membership.Bucket, versions.Bucket, replay.Bucket},
 }
 
 // TestDeployedServer starts the server of deploy/nats, lets router and sink

@@ -32,6 +32,7 @@ func deployed(t *testing.T) (url string) {
 	topology := bus.DefaultTopology()
 	topology.Partitions = 2
 	openAs(t, s.ClientURL(), "router", topology)
+	openAs(t, s.ClientURL(), "sink", topology)
 	return s.ClientURL()
 }
 
@@ -122,7 +123,7 @@ func TestCommandsOfAnOperator(t *testing.T) {
 		{byFlags, "policies list -user operator -creds /nowhere.creds", 1, "hub.creds"},
 		{byFlags, "policies list -user operator -tls-ca /nowhere.pem", 1, "hub.tls.ca_file"},
 		{byFlags, "policies push", 2, "FILE is missing"},
-		{byFlags, "policies", 2, "One of list, push, show"},
+		{byFlags, "policies", 2, "want one of list, push, show"},
 		{byFlags, "replay", 2, "--from is not set"},
 		{byFlags, "replay stop", 2, "ID of a job"},
 		{byFlags, "replay --from -1x", 1, "-1x"},
