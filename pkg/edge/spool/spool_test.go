@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -135,28 +136,64 @@ func TestGroupIsCut(t *testing.T) {
 // TestGroupsLinger: a request waits for others as long as linger says, or until one
 // does not fit.
 func TestGroupsLinger(t *testing.T) {
-	sizes := make(chan int, 2)
-	q := newGroups(10, 100*time.Millisecond, func(g *group) error { sizes <- g.requests; return nil })
-	b := receive.Batch{Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() { _ = q.join(t.Context(), b) })
-	}
-	wg.Wait()
-	if n := <-sizes; n != 2 {
-		t.Errorf("%d requests in a group that waits for 100 ms", n)
-	}
-	q.linger, b.Items = time.Hour, 10
-	for range 2 {
-		wg.Go(func() { _ = q.join(t.Context(), b) })
-	}
-	if n := <-sizes; n != 1 {
-		t.Errorf("%d requests in a full group", n)
-	}
-	q.state.Lock()
-	close(q.state.open.closed) // as a third would
-	q.state.Unlock()
-	wg.Wait()
+	synctest.Test(t, func(t *testing.T) {
+		const linger = 100 * time.Millisecond
+		type written struct {
+			requests int
+			after    time.Duration
+		}
+		var all []written
+		start := time.Now()
+		q := newGroups(10, linger, func(g *group) error {
+			all = append(all, written{g.requests, time.Since(start)})
+			return nil
+		})
+		var wg sync.WaitGroup
+		join := func(items int) {
+			wg.Go(func() {
+				_ = q.join(t.Context(), receive.Batch{Signal: otlpwire.Logs, Items: items, Payload: []byte("x")})
+			})
+		}
+		join(1)
+		time.Sleep(linger - 1)
+		join(1)
+		wg.Wait()
+		if !slices.Equal(all, []written{{2, linger}}) {
+			t.Errorf("written: %v", all)
+		}
+		// The second does not fit into the first one's group, which need not wait any longer.
+		all, start = nil, time.Now()
+		join(10)
+		time.Sleep(linger / 2)
+		join(10)
+		wg.Wait()
+		if !slices.Equal(all, []written{{1, linger / 2}, {1, linger/2 + linger}}) {
+			t.Errorf("written: %v", all)
+		}
+	})
+}
+
+// TestGroupsBehindAWriteThatHangs: after stallTimeout they are refused; the one that hangs is not.
+func TestGroupsBehindAWriteThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		q := newGroups(10, 0, func(*group) error { <-answer; return nil })
+		b := receive.Batch{Signal: otlpwire.Logs, Items: 1, Payload: []byte("x")}
+		hung := make(chan error, 1)
+		go func() { hung <- q.join(t.Context(), b) }()
+		synctest.Wait()
+		start := time.Now()
+		if err := q.join(t.Context(), b); !errors.Is(err, errStalled) || time.Since(start) != stallTimeout {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		close(answer)
+		if err := <-hung; err != nil {
+			t.Errorf("the write that hung: %v", err)
+		}
+		if err := q.join(t.Context(), b); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
 }
 
 // TestWhoWaitsForAGroupMayLeave: a sender that has given up blocks nothing, and its
