@@ -138,16 +138,10 @@ func TestLaneReadsInOrderFromItsFloor(t *testing.T) {
 
 func waitLag(t testing.TB, l *Lane, want uint64) {
 	t.Helper()
-	var got uint64
-	for range 200 {
-		if at, err := l.Progress(t.Context()); err == nil {
-			if got = at.Lag; got == want {
-				return
-			}
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatalf("lag is %d, want %d", got, want)
+	until(t, fmt.Sprint("a lag of ", want), func() bool {
+		at, err := l.Progress(t.Context())
+		return err == nil && at.Lag == want
+	})
 }
 
 // TestLaneGoesBackWhenAnotherHasRead takes the consumer over without the reader's

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -64,7 +65,9 @@ func owned(t testing.TB, within time.Duration, peers ...*peer) {
 	t.Helper()
 	var s Partitions
 	start := time.Now()
-	for time.Since(start) < within {
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	if !backoff.Until(ctx, func() bool {
 		r := httptest.NewRequest("GET", "/partitions?format=json", nil)
 		w := httptest.NewRecorder()
 		peers[0].Page().ServeHTTP(w, r)
@@ -83,13 +86,11 @@ func owned(t testing.TB, within time.Duration, peers ...*peer) {
 		for _, p := range peers {
 			balanced = balanced && load[p.self] >= lanesOfTest/len(peers) && load[p.self] <= (lanesOfTest+len(peers)-1)/len(peers)
 		}
-		if good == lanesOfTest && balanced && len(s.Members) == len(peers) {
-			t.Logf("%d members own all lanes after %v", len(peers), time.Since(start).Truncate(100*time.Millisecond))
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
+		return good == lanesOfTest && balanced && len(s.Members) == len(peers)
+	}) {
+		t.Fatalf("after %v: %+v", within, s)
 	}
-	t.Fatalf("after %v: %+v", within, s)
+	t.Logf("%d members own all lanes after %v", len(peers), time.Since(start).Truncate(100*time.Millisecond))
 }
 
 // TestMembersShareTheLanes lets members join, stop, die and come back while

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -71,8 +71,10 @@ func stretch() (messages []bus.Message, spans int) {
 
 // spanSet is a backend that remembers which spans came.
 type spanSet struct {
-	mu    sync.Mutex
-	spans map[uint64]bool
+	mu      sync.Mutex
+	spans   map[uint64]bool
+	wanted  int           // how many must have come until reached is closed
+	reached chan struct{} // nil: nobody waits
 }
 
 func (k *spanSet) Name() string { return "tempo" }
@@ -86,13 +88,19 @@ func (k *spanSet) Write(_ context.Context, _ string, payload []byte) error {
 		sp.Parse(item)
 		k.spans[binary.BigEndian.Uint64(sp.SpanID[:])] = true
 	}
+	if k.reached != nil && len(k.spans) >= k.wanted {
+		close(k.reached)
+		k.reached = nil
+	}
 	return nil
 }
 
-func (k *spanSet) count() int {
+// more returns a channel that is closed when n more have come.
+func (k *spanSet) more(n int) <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.spans)
+	k.wanted, k.reached = len(k.spans)+n, make(chan struct{})
+	return k.reached
 }
 
 // TestDecisionsAreRepeated decides a recorded stretch of more than 100,000 spans
@@ -151,18 +159,20 @@ policies:
 			l := newTraceLane(lane, d, versions.Fixed(policies), bus.DecisionsSubject(0), horizon)
 			l.maxBytes = 64 << 20
 			wg.Go(func() { _ = l.run(ctx) })
-			before := k.count()
+			begun := k.more(1000)
 			for next < upto {
 				publish(min(next+200, upto))
 			}
 			if upto < len(messages) {
-				for k.count() < before+1000 { // it has begun to send, and dies while it sends
-					time.Sleep(time.Millisecond)
+				select {
+				case <-begun: // it has begun to send, and dies while it sends
+				case <-t.Context().Done():
 				}
 			} else {
-				for at, err := lane.Progress(ctx); err != nil || at.Lag > 1; at, err = lane.Progress(ctx) {
-					time.Sleep(20 * time.Millisecond)
-				}
+				backoff.Until(t.Context(), func() bool {
+					at, err := lane.Progress(ctx)
+					return err == nil && at.Lag <= 1
+				})
 			}
 			die()
 			wg.Wait()
