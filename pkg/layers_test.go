@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy"}, {"pkg/otlpclient", "pkg/processor"},
 	{"pkg/replay", "pkg/keeper"},
 	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/sampling/versions", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
-	{"pkg/backend", "pkg/sampling/whatif", "pkg/edge/edgetest", "pkg/edge/spool"},
+	{"pkg/backend", "pkg/sampling/whatif", "pkg/edge/edgetest", "pkg/edge/spool", "pkg/tokens"},
 	{"pkg/edge/forward"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},

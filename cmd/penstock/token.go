@@ -15,7 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/disk"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/router"
+	"github.com/penstock/penstock/pkg/tokens"
 )
 
 const tokenUsage = `Usage: penstock token -instance-id ID [-file tokens.yaml] [flags]
@@ -115,7 +115,7 @@ func addToken(file, entry string) error {
 		entry = "\n" + entry
 	}
 	text = append(text, entry...)
-	if err := router.CheckTokens(file, text); err != nil {
+	if err := tokens.Check(file, text); err != nil {
 		return fmt.Errorf("%s would not be a valid tokens file; correct it, or add this by hand:\n%s%w", file, entry, err)
 	}
 	return disk.Rewrite(file, text)

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/penstock/penstock/pkg/router"
+	"github.com/penstock/penstock/pkg/tokens"
 )
 
 // TestTokenFile adds tokens to a file: it is replaced as a whole, keeps its mode, and
@@ -39,7 +39,7 @@ func TestTokenFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := router.CheckTokens(file, text); err != nil {
+	if err := tokens.Check(file, text); err != nil {
 		t.Error(err)
 	}
 	in30 := time.Now().Add(30 * 24 * time.Hour).UTC().Format("2006-01-02T")

@@ -39,6 +39,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/tokens"
 )
 
 // Config is what an operator may set.
@@ -103,7 +104,7 @@ func (c *Config) ApplyEnv(getenv func(string) string) {
 func (c *Config) Validate() error {
 	errs := []error{c.Hub.Validate("hub"), c.Streams.Validate(), membership.CheckName(c.Member)}
 	if c.Gateway.TokensFile != "" {
-		_, err := LoadTokens(c.Gateway.TokensFile, nil)
+		_, err := tokens.Load(c.Gateway.TokensFile, nil)
 		errs = append(errs, c.Gateway.Validate("gateway"), err)
 	}
 	if c.Linger < 0 || c.Linger > time.Second {
@@ -128,7 +129,7 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	if cfg.Gateway.TokensFile == "" {
 		return stages, nil
 	}
-	tokens, err := LoadTokens(cfg.Gateway.TokensFile, p.Log.With("component", "gateway"))
+	senders, err := tokens.Load(cfg.Gateway.TokensFile, p.Log.With("component", "gateway"))
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +139,7 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	}
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
 		Process:    rules.Apply,
-		Identify:   tokens.Identify,
+		Identify:   senders.Identify,
 		Accept:     newGateway(hub, p.Log.With("component", "gateway")).accept,
 		Tokens:     true,
 		Origin:     true,

@@ -1,4 +1,4 @@
-package router
+package tokens
 
 import (
 	"bytes"
@@ -35,10 +35,10 @@ func hash(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) 
 func bearer(auth string) receive.Credentials { return receive.Credentials{Authorization: auth} }
 
 // tokensOf returns tokens with a clock of their own, which the caller moves, and their log.
-func tokensOf(t *testing.T, text string) (tokens *Tokens, path string, clock *time.Time, log *bytes.Buffer) {
+func tokensOf(t *testing.T, text string) (tokens *File, path string, clock *time.Time, log *bytes.Buffer) {
 	t.Helper()
 	path, log = tokensPath(t, text), new(bytes.Buffer)
-	tokens, err := LoadTokens(path, slog.New(slog.NewTextHandler(log, nil)))
+	tokens, err := Load(path, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestTokensFileSaysWhereItIsWrong(t *testing.T) {
 		"tokens:\n  - {certificate: true, sha256: " + hash("x") + ", instance_id: as-1}":                  "tokens.yaml:2: tokens[0]: certificate: true may occur",
 		"tokens:\n  - {instance_id: as-1}":                                                                "sha256 must be 64 hex digits",
 	} {
-		if _, err := LoadTokens(tokensPath(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Load(tokensPath(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %q", text, err, want)
 		}
 	}

@@ -1,4 +1,19 @@
-package router
+// Package tokens checks the credential of a sender at a gateway: a bearer token or a client certificate.
+//
+//	f, err := tokens.Load("tokens.yaml", log)
+//	sender, err := f.Identify(credentials)
+//
+// # Promises
+//
+//   - A token or certificate that is removed from the file, or has expired, is refused within 5 s, also on
+//     open connections. A broken file changes nothing.
+//   - File and memory hold only the SHA-256 of a token.
+//
+// # Not here
+//
+// Where a credential comes from in a request: package receive. The credentials of edges at the hub: the hub
+// checks those itself.
+package tokens
 
 import (
 	"crypto/sha256"
@@ -22,11 +37,11 @@ import (
 // a second later.
 const lookEvery = time.Second
 
-// Tokens identifies a sender's instance by its token or certificate and a tokens file, which is
+// File identifies a sender's instance by its token or certificate and a tokens file, which is
 // reloaded when it changes. If the new file is broken, the previous entries stay in force.
 //
 // File and memory hold only the SHA-256 of a token: reading them does not allow sending.
-type Tokens struct {
+type File struct {
 	file *config.File[*table]
 	log  *slog.Logger
 	said backoff.Repeats
@@ -63,7 +78,7 @@ type tokensFile struct {
 	} `yaml:"tokens"`
 }
 
-// LoadTokens reads a tokens file:
+// Load reads a tokens file:
 //
 //	tokens:
 //	  - sha256: 64 hex digits, of the token
@@ -78,8 +93,8 @@ type tokensFile struct {
 //	    instance_id: as-2
 //
 // An instance may have several tokens, so that a new one can replace an old one.
-func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
-	t := &Tokens{log: log, now: time.Now}
+func Load(path string, log *slog.Logger) (*File, error) {
+	t := &File{log: log, now: time.Now}
 	t.file = config.NewFile(path, func(text []byte) (*table, error) { return parseTokens(path, text) })
 	var err error
 	if t.table, err = t.file.Get(); err != nil {
@@ -92,8 +107,8 @@ func LoadTokens(path string, log *slog.Logger) (*Tokens, error) {
 	return t, nil
 }
 
-// CheckTokens reports what is wrong with the text of a tokens file; path names it in the error.
-func CheckTokens(path string, text []byte) error {
+// Check reports what is wrong with the text of a tokens file; path names it in the error.
+func Check(path string, text []byte) error {
 	_, err := parseTokens(path, text)
 	return err
 }
@@ -153,7 +168,7 @@ func parseTokens(path string, text []byte) (*table, error) {
 }
 
 // current returns the table, and checks the file if lookEvery has passed.
-func (t *Tokens) current(now time.Time) *table {
+func (t *File) current(now time.Time) *table {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if since := now.Sub(t.looked); since >= 0 && since < lookEvery {
@@ -180,7 +195,7 @@ var (
 
 // Identify returns the sender that token and certificate identify. If there are both, they must belong
 // to the same instance.
-func (t *Tokens) Identify(c receive.Credentials) (*receive.Sender, error) {
+func (t *File) Identify(c receive.Credentials) (*receive.Sender, error) {
 	now := t.now()
 	table := t.current(now)
 	if c.Certificate == nil {
