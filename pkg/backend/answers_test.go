@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -236,14 +237,16 @@ func (w *slow) Write(context.Context, string, []byte) error {
 }
 
 // TestAnOwnerThatSlept: whoever lost the lane while it waited does not write what another has brought.
-func TestAnOwnerThatSlept(t *testing.T) {
-	w := new(slow)
+func TestAnOwnerThatSlept(t *testing.T) { synctest.Test(t, testAnOwnerThatSlept) }
+
+func testAnOwnerThatSlept(t *testing.T) {
+	w, start := new(slow), time.Now()
 	d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(int) {}, Paused: func(bool) {}, Owned: func() bool {
 		w.owned--
 		return w.owned >= 0
 	}}
-	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 1 {
-		t.Errorf("%d writes", w.writes)
+	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 1 || time.Since(start) == 0 {
+		t.Errorf("%d writes, %v waited", w.writes, time.Since(start))
 	}
 }
 
@@ -266,7 +269,9 @@ func (w *sequence) Write(context.Context, string, []byte) (err error) {
 
 // TestWhatGoesAside: a payload is set aside behind older ones of its instance, or when its sender is
 // refused three times, or for longer than can be waited for; nothing else is.
-func TestWhatGoesAside(t *testing.T) {
+func TestWhatGoesAside(t *testing.T) { synctest.Test(t, testWhatGoesAside) }
+
+func testWhatGoesAside(t *testing.T) {
 	refused := fault.Sender(fault.After(errors.New("too many"), time.Millisecond))
 	long := fault.Sender(fault.After(errors.New("too many"), time.Minute))
 	for name, tc := range map[string]struct {
@@ -276,18 +281,19 @@ func TestWhatGoesAside(t *testing.T) {
 		writes, stored int
 		offered        []bool // each time it is offered, whether it may have been written
 		result         bool
+		within         time.Duration // how long it may wait; a quarter of each pause is chance
 	}{
 		"accepted":             {stored: 1, writes: 1, offered: []bool{false}, result: true},
 		"behind older ones":    {behind: true, offered: []bool{false}, result: true},
-		"sender refused twice": {answers: []error{refused, refused}, writes: 3, stored: 1, offered: []bool{false}, result: true},
-		"three times":          {answers: []error{refused, refused, refused}, writes: 3, offered: []bool{false, true}, result: true},
+		"sender refused twice": {answers: []error{refused, refused}, writes: 3, stored: 1, offered: []bool{false}, result: true, within: 300 * time.Millisecond},
+		"three times":          {answers: []error{refused, refused, refused}, writes: 3, offered: []bool{false, true}, result: true, within: 300 * time.Millisecond},
 		"for a minute":         {answers: []error{long}, writes: 1, offered: []bool{false, true}, result: true},
-		"no room there":        {answers: []error{refused, refused, refused}, full: true, writes: 4, stored: 1, offered: []bool{false, true}, result: true},
-		"another refusal":      {answers: []error{fault.After(errors.New("busy"), time.Millisecond)}, writes: 2, stored: 1, offered: []bool{false}, result: true},
+		"no room there":        {answers: []error{refused, refused, refused}, full: true, writes: 4, stored: 1, offered: []bool{false, true}, result: true, within: 700 * time.Millisecond},
+		"another refusal":      {answers: []error{fault.After(errors.New("busy"), time.Millisecond)}, writes: 2, stored: 1, offered: []bool{false}, result: true, within: 100 * time.Millisecond},
 		"ended":                {answers: []error{long}, ended: true, writes: 1, offered: []bool{false, true}},
 	} {
 		w := &sequence{answers: tc.answers}
-		stored := 0
+		stored, start := 0, time.Now()
 		var offered []bool
 		d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(n int) { stored += n }, Paused: func(bool) {}}
 		d.Aside = func(_ context.Context, instance string, _ []byte, again bool, why error) (put, goOn bool) {
@@ -300,6 +306,9 @@ func TestWhatGoesAside(t *testing.T) {
 		result := d.Write(t.Context(), "as-1", nil, 1, false)
 		if result != tc.result || w.writes != tc.writes || stored != tc.stored || !slices.Equal(offered, tc.offered) {
 			t.Errorf("%s: %v after %d writes, %d stored, offered %v", name, result, w.writes, stored, offered)
+		}
+		if took := time.Since(start); took > tc.within || took < tc.within*3/4 {
+			t.Errorf("%s: it takes %v, want up to %v", name, took, tc.within)
 		}
 	}
 }
