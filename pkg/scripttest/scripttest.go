@@ -106,41 +106,24 @@ func (s *Script) Run(t *testing.T, commands Commands) {
 func run(t *testing.T, file, text string, commands Commands) (string, error) {
 	var out strings.Builder
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	begins := func(line string) bool { // whether a line ends the output before it
-		word, _, _ := strings.Cut(line, " ")
-		return line == "" || word == "#" || commands[word] != nil
-	}
-	output := false
+	output := false // whether the lines are what a command did before; this run writes its own
 	for n := 0; n < len(lines); n++ {
 		line := lines[n]
-		switch {
-		case begins(line):
-			output = false
-		case line == "----" && n > 0:
-			output = true
-		}
+		output = !commands.begin(line) && (output || line == "----" && n > 0)
 		if output {
-			continue // what it was; this run writes its own
+			continue
 		}
 		out.WriteString(line + "\n")
 		if line == "" || line[0] == '#' {
 			continue
 		}
 		c := &Call{T: t, at: fmt.Sprintf("%s:%d", file, n+1), line: line, used: map[string]bool{}}
-		if err := c.parse(line); err != nil {
-			return "", err
+		for ; n+1 < len(lines) && strings.HasPrefix(lines[n+1], "\t"); n++ {
+			c.Body += strings.TrimPrefix(lines[n+1], "\t") + "\n"
+			out.WriteString(lines[n+1] + "\n")
 		}
-		do := commands[c.word]
-		if do == nil {
-			return "", fmt.Errorf("%s: no command: %s", c.at, line)
-		}
-		for n+1 < len(lines) && strings.HasPrefix(lines[n+1], "\t") {
-			n++
-			c.Body += strings.TrimPrefix(lines[n], "\t") + "\n"
-			out.WriteString(lines[n] + "\n")
-		}
-		did := do(c)
-		if err := c.check(did, begins); err != nil {
+		did, err := c.do(commands)
+		if err != nil {
 			return "", err
 		}
 		if c.Body == "" || did != "" {
@@ -148,6 +131,25 @@ func run(t *testing.T, file, text string, commands Commands) (string, error) {
 		}
 	}
 	return out.String(), nil
+}
+
+// begin reports whether a line ends the output before it.
+func (c Commands) begin(line string) bool {
+	word, _, _ := strings.Cut(line, " ")
+	return line == "" || word == "#" || c[word] != nil
+}
+
+// do executes the command and returns what it did.
+func (c *Call) do(commands Commands) (string, error) {
+	if err := c.parse(c.line); err != nil {
+		return "", err
+	}
+	do := commands[c.word]
+	if do == nil {
+		return "", fmt.Errorf("%s: no command: %s", c.at, c.line)
+	}
+	did := do(c)
+	return did, c.check(did, commands.begin)
 }
 
 // Call is one command of a script. Its methods fail the test when what they are asked for is not what
