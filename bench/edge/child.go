@@ -70,7 +70,7 @@ type hubKind struct {
 
 func (k hubKind) topology() bus.Topology {
 	t := bus.DefaultTopology()
-	if t.MaxBytes = 256 << 20; k.whole {
+	if t.MaxBytes = 4 << 30; k.whole { // nothing is removed: a full stream would refuse
 		t.MaxBytes = 1 << 40
 	}
 	return t
