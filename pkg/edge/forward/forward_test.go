@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -450,12 +451,51 @@ func TestLateAcksDoNotMoveANewStore(t *testing.T) {
 	accept(t, s, 0, 3)
 	r := current(t, s).Read(otlpwire.Logs, 0)
 	defer r.Close()
-	m, err := r.Next(patience)
-	if done := s.Position(spool.Hub, otlpwire.Logs).Done; err != nil || done >= m.Seq {
-		t.Errorf("the hub is said to have messages up to %d of a store whose first new one is %d, %v", done, m.Seq, err)
+	done := s.Position(spool.Hub, otlpwire.Logs).Done
+	for n := range uint64(3) {
+		m, err := r.Next(patience)
+		if err != nil || done >= m.Seq || m.Behind != 2-n {
+			t.Errorf("the hub is said to have messages up to %d of a store that holds 3 new ones: %d, with %d after it, %v", done, m.Seq, m.Behind, err)
+		}
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestFullDiskIsForwarded: a spool that was opened on a full disk takes nothing, and what it holds is
+// forwarded.
+func TestFullDiskIsForwarded(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: mounting a tmpfs needs root")
+	}
+	cfg := newConfig(t)
+	disk := t.TempDir()
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=24m"); err != nil {
+		t.Skipf("SKIPPED: mounting a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
+	cfg.Spool.Dir = filepath.Join(disk, "spool")
+	s, _, stop := runSpool(t, cfg.Spool)
+	accept(t, s, 0, 4)
+	stop()
+	f, err := os.Create(filepath.Join(disk, "stranger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for buf := make([]byte, 64<<10); err == nil; _, err = f.Write(buf) {
+	}
+	h := newHub(t)
+	cfg.Forward.Hub = bus.Config{URL: "nats://" + h.cfg.Listen, Name: "edge-as-1"}
+	s, led, _ := runSpool(t, cfg.Spool)
+	if err := s.Accept(t.Context(), edgetest.Log(t, 4, 100<<10)); err == nil {
+		t.Error("taken, though the disk is full")
+	}
+	startForward(t, cfg.Forward, s, led)
+	drained(t, s)
+	if got := slices.Compact(h.logs()); !slices.Equal(got, want(4)) {
+		t.Errorf("the hub holds %v", got)
+	}
 }
 
 // TestDropReachesWhatIsRead drops messages that the forwarder has read already and not
