@@ -48,13 +48,18 @@ func (c *Conn) OpenBucket(ctx context.Context, cfg BucketConfig, replicas int) (
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	var err error
-	if b.kv, err = c.js.KeyValue(ctx, cfg.Name); errors.Is(err, jetstream.ErrBucketNotFound) {
+	b.kv, err = c.js.KeyValue(ctx, cfg.Name)
+	missing := errors.Is(err, jetstream.ErrBucketNotFound)
+	if missing {
 		if b.kv, err = c.makeBucket(ctx, cfg, replicas); errors.Is(err, jetstream.ErrBucketExists) || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			b.kv, err = c.js.KeyValue(ctx, cfg.Name) // another process created it at the same time
 		}
 	}
+	if err = b.failed(began, "open", "all keys", err); err != nil && missing {
+		err = fmt.Errorf("bucket %s does not exist yet and cannot be created here; routers and sinks create theirs when they start: %w", cfg.Name, err)
+	}
 	if err != nil {
-		return nil, b.failed(began, "open", "all keys", err)
+		return nil, err
 	}
 	return b, nil
 }

@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -108,5 +109,17 @@ func TestNobodyDeletesAll(t *testing.T) {
 	}
 	if _, err := b.Store(t.Context(), "lane.x", []byte("3"), next); !errors.Is(err, ErrChanged) {
 		t.Errorf("stored under an old revision: %v", err)
+	}
+}
+
+// TestABucketThatCannotBeCreated says who creates it.
+func TestABucketThatCannotBeCreated(t *testing.T) {
+	c := testHub(t, testBroker(t), 1)
+	large := BucketConfig{Name: "LARGE", MaxBytes: 1 << 60} // more than any hub has
+	if _, err := c.OpenBucket(t.Context(), large, 1); err == nil || !strings.Contains(err.Error(), "routers and sinks create theirs") || !strings.Contains(err.Error(), "LARGE") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := c.OpenBucket(t.Context(), fenced, 1); err != nil {
+		t.Error(err)
 	}
 }
