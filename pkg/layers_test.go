@@ -20,10 +20,10 @@ var layers = [][]string{
 	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest", "pkg/scripttest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/stall"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
 	// the bus
 	{"pkg/bus"},
-	{"pkg/membership"},
+	{"pkg/membership"}, {"pkg/tally"},
 	// stages
 	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy"}, {"pkg/otlpclient", "pkg/processor"},
-	{"pkg/replay", "pkg/keeper"},
+	{"pkg/replay", "pkg/keeper"}, {"pkg/audit"},
 	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/sampling/versions", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
 	{"pkg/backend", "pkg/sampling/whatif", "pkg/edge/edgetest", "pkg/edge/spool", "pkg/tokens"},
 	{"pkg/edge/forward"},

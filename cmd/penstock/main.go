@@ -22,7 +22,7 @@ Commands:
   replay      send a past time range to the backends again
   whatif      show what other sampling policies would have kept
   deadletter  show what backends refused, send it to them again, delete it
-  audit       show what has not arrived, and what is lost
+  audit       show what has become of everything, and what is lost
   lanes       show what the hub holds for which backend, abandon unread lanes
   policies    change the sinks' sampling policies without a restart
   token       create a bearer token for an instance without an edge
@@ -44,7 +44,7 @@ func main() {
 	case "generate":
 		os.Exit(generateTraffic(args[1:]))
 	case "audit":
-		os.Exit(audit(args[1:]))
+		os.Exit(auditHub(args[1:]))
 	case "lanes":
 		os.Exit(lanes(args[1:]))
 	case "policies":

@@ -64,6 +64,14 @@ func (c *Conn) OpenBucket(ctx context.Context, cfg BucketConfig, replicas int) (
 	return b, nil
 }
 
+// FindBucket finds a bucket; [ErrNoStream] if the hub has none of its name.
+func (c *Conn) FindBucket(ctx context.Context, cfg BucketConfig) (*Bucket, error) {
+	if _, err := c.State(ctx, "KV_"+cfg.Name); err != nil {
+		return nil, err
+	}
+	return c.OpenBucket(ctx, cfg, 1)
+}
+
 func (c *Conn) makeBucket(ctx context.Context, cfg BucketConfig, replicas int) (jetstream.KeyValue, error) {
 	storage := jetstream.FileStorage
 	if cfg.Memory {

@@ -83,6 +83,21 @@ func SourceOf(id string) uint32 {
 	return h.Sum32()
 }
 
+// Numbered splits the id of a message that an edge has sent to the hub: its spool, and the number of the
+// message among those of its signal, which has no gaps. ok is false for all other ids; through a gateway an
+// edge sends several of its messages as one.
+func Numbered(id string) (spool string, number uint64, ok bool) {
+	spool, digits, _ := strings.Cut(id, "-")
+	number, err := strconv.ParseUint(digits, 10, 63)
+	if err != nil || len(spool) != spoolLength || number == 0 {
+		return "", 0, false
+	}
+	return spool, number, true
+}
+
+// spoolLength is that of a spool's nonce: 16 bytes in hexadecimal digits.
+const spoolLength = 32
+
 // Meter measures the load of one source. The zero Meter is ready to use.
 type Meter struct {
 	seconds [64]struct{ second, items int64 }

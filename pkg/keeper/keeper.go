@@ -54,6 +54,7 @@ type Keeper struct {
 	spans        *kept
 	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
+	settle       time.Duration        // see settle
 	margin       time.Duration        // decisionsAge, or less while decisions fill their stream
 	decided      time.Time            // when decisions were last checked
 	failing      map[string]time.Time // by stream: since when it cannot be handled
@@ -92,9 +93,16 @@ type kept struct {
 	stood  map[string]owing // lanes whose floor has not moved, by name
 	tight  time.Time        // since when the first message is the same and room is short
 	freed  uint64           // how many messages the last look removed
+	done   []finished       // what could be removed at the looks of the last settle, the oldest first
 	memory memory
 	// unknown: something was removed that is not in the keepers' memory.
 	unknown bool
+}
+
+// finished is up to where messages could be removed at a time.
+type finished struct {
+	at   time.Time
+	upTo uint64
 }
 
 // owing is what a lane whose floor has not moved has not finished.
@@ -106,6 +114,10 @@ const (
 	// standIn is how long a stream may be short of room before the keepers of other sinks than the
 	// first make room; they check twice in that time.
 	standIn = 30 * time.Second
+
+	// settle is how long messages stay after all lanes have finished them: by then the lanes have stored
+	// their tallies, and an owner that dies leaves none behind that cannot be counted.
+	settle = 3 * time.Second
 
 	// agedInterval is how often the keeper determines which messages are too old.
 	agedInterval = time.Minute
@@ -124,7 +136,7 @@ const (
 // New returns a keeper that works while first returns true, and that stands in when the first sink's
 // keeper does not work. lanes are those of the sinks; those of the routers are known.
 func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membership.Shared, led *ledger.Ledger, log *slog.Logger) *Keeper {
-	k := &Keeper{topology: t, conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, margin: decisionsAge}
+	k := &Keeper{topology: t, conn: func() hub { return conn() }, first: first, led: led, log: log.With("component", "keeper"), journals: map[string]string{}, failing: map[string]time.Time{}, decisionsAge: decisionsAge, settle: settle, margin: decisionsAge}
 	add := func(name string, age time.Duration) *kept {
 		s := &kept{name: name, age: age, lanes: map[string]string{}, stood: map[string]owing{}}
 		for _, l := range lanes {
@@ -281,6 +293,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	if err != nil {
 		return err
 	}
+	upTo = s.settled(now, k.settle, upTo)
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
 		return k.account(ctx, s, state, floors, 0)
 	}
@@ -299,6 +312,24 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	s.freed = upTo - state.FirstSeq + 1
 	k.led.Removed(s.name).Add(float64(s.freed))
 	return nil
+}
+
+// settled returns up to where, at most upTo, which is finished now, all lanes had finished some time ago.
+func (s *kept) settled(now time.Time, ago time.Duration, upTo uint64) uint64 {
+	most := upTo
+	if n := len(s.done); n > 0 {
+		most = max(most, s.done[n-1].upTo) // less is wanted now
+	}
+	s.done = append(s.done, finished{now, most})
+	n := 0
+	for n+1 < len(s.done) && now.Sub(s.done[n+1].at) >= ago {
+		n++
+	}
+	s.done = s.done[n:] // append moves the rest from time to time
+	if now.Sub(s.done[0].at) < ago {
+		return 0
+	}
+	return min(upTo, s.done[0].upTo)
 }
 
 // findAged finds up to which sequence messages are older than they must be kept.
@@ -396,7 +427,7 @@ func (k *Keeper) age(ctx context.Context, s *kept, now time.Time, floors map[str
 func (s *kept) take(now time.Time, state bus.StreamState) stream {
 	at := held(state)
 	if !state.Created.Equal(s.state.Created) || state.LastSeq < s.state.LastSeq { // recreated, or it has lost its end
-		s.state, s.looked, s.rate, s.agedAt = state, now, 0, time.Time{}
+		s.state, s.looked, s.rate, s.agedAt, s.done = state, now, 0, time.Time{}, nil
 		clear(s.stood)
 	}
 	if took := now.Sub(s.looked).Seconds(); took > 0 { // follows a higher rate at once, a lower one gradually

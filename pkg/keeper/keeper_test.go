@@ -72,6 +72,7 @@ func newWorld(t *testing.T, backends ...string) *world {
 	}
 	w.shared = shared
 	w.Keeper = New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, shared, w.led, w.said.Logger(slog.LevelInfo))
+	w.Keeper.settle = 0
 	return w
 }
 

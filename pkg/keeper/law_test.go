@@ -3,6 +3,7 @@ package keeper
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 func TestRemovable(t *testing.T) {
@@ -62,5 +63,25 @@ func TestNothingOwedIsRemovable(t *testing.T) {
 	}
 	if removed < 10_000 {
 		t.Errorf("only %d of them had something to remove", removed)
+	}
+}
+
+// TestSettled: what was finished three seconds ago may be removed, whatever the looks in between found.
+func TestSettled(t *testing.T) {
+	var s kept
+	begin := time.Unix(1_700_000_000, 0)
+	for _, look := range []struct {
+		at         time.Duration
+		upTo, want uint64
+	}{
+		{0, 100, 0}, {2, 150, 0}, {3, 160, 100}, {4, 170, 100}, {5, 180, 150}, {6, 90, 90}, // less is wanted
+		{7, 0, 0}, {8, 300, 180}, {10, 310, 180}, {20, 400, 310}, {40, 500, 400},
+	} {
+		if got := s.settled(begin.Add(look.at*time.Second), settle, look.upTo); got != look.want {
+			t.Errorf("after %d s: up to %d, want %d", look.at, got, look.want)
+		}
+		if len(s.done) > 5 {
+			t.Errorf("%d looks are remembered", len(s.done))
+		}
 	}
 }

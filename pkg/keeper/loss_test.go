@@ -65,7 +65,9 @@ func (w *world) losses() (all []string) {
 
 // next is a keeper that begins, with the counters of the one before.
 func (w *world) next() *Keeper {
-	return New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, w.shared, w.led, w.Keeper.log)
+	k := New(func() *bus.Conn { return w.conn }, func() bool { return true }, topology, w.shared, w.led, w.Keeper.log)
+	k.settle = 0
+	return k
 }
 
 // TestWhatSomebodyElseRemovesIsCounted: of what an operator purges that counts which lanes had not

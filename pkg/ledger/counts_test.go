@@ -82,6 +82,7 @@ func TestWhatEachMethodCounts(t *testing.T) {
 		{func(l *Ledger) { l.Interrupted("logs", "loki")(InterruptedHub) }, []string{"lane_interruptions_total backend=loki reason=hub signal=logs: 1"}},
 		{func(l *Ledger) { l.HubErrors(HubDenied).Inc() }, []string{"hub_errors_total kind=denied: 1"}},
 		{func(l *Ledger) { l.Aside("logs", 7, "loki").Set(2) }, []string{"lane_aside_instances backend=loki partition=7 signal=logs: 2"}},
+		{func(l *Ledger) { l.Missing("logs", 7, "loki")(2) }, []string{"lane_missing_messages backend=loki partition=7 signal=logs: 2"}},
 		{func(l *Ledger) { l.Pushed("logs", "as-1").Add(2) }, []string{"dead_letters_pushed_out_items_total instance=as-1 signal=logs: 2"}},
 		{func(l *Ledger) { l.Lost("LOGS").Inc() }, []string{"stream_lost_messages_total stream=LOGS: 1"}},
 		{func(l *Ledger) { l.Removed("LOGS").Inc() }, []string{"stream_removed_messages_total stream=LOGS: 1"}},

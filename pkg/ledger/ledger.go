@@ -113,6 +113,7 @@ type Ledger struct {
 	lag             *prometheus.GaugeVec
 	owned           *prometheus.GaugeVec
 	asideInstances  *prometheus.GaugeVec
+	missing         *prometheus.GaugeVec
 	eta             *prometheus.GaugeVec
 	paused          *prometheus.GaugeVec
 	interrupted     *prometheus.CounterVec
@@ -206,6 +207,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		decided:         f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		replayed:        counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		asideInstances:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it accepts others: their data waits in the stream ASIDE, outside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
+		missing:         f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_missing_messages", Help: "Messages that edges have numbered and that never came to the lane, since its tally began: an edge or the hub has lost them, or they are still to come. penstock audit shows the instances. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		Keeper:          f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that is the keeper, which removes from the hub's streams what every lane has finished. One of all sinks is the keeper; without one, streams fill and refuse."}),
 		streamOwed:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_owed_bytes", Help: "About how many bytes of a stream of the hub at least one lane has not finished. Reported by the keeper."}, []string{"stream"}),
 		streamRoom:      f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_room_bytes", Help: "About how many more bytes fit into a stream of the hub before it refuses and edges must keep what they have. Reported by the keeper."}, []string{"stream"}),
@@ -405,6 +407,13 @@ func (l *Ledger) Pushed(signal, instance string) prometheus.Counter {
 		}
 	}
 	return l.pushed.WithLabelValues(signal, instance)
+}
+
+// Missing returns what sets how many messages of edges never came to a lane.
+func (l *Ledger) Missing(signal string, partition int, backend string) func(messages float64) {
+	return func(messages float64) {
+		l.missing.WithLabelValues(signal, strconv.Itoa(partition), backend).Set(messages)
+	}
 }
 
 // Unread returns the gauge of how many lanes of a stream no configured backend reads.

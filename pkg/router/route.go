@@ -17,6 +17,7 @@ import (
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // route reads all partitions of TRACES, splits payloads by trace ID on the wire and publishes one
@@ -28,6 +29,7 @@ type route struct {
 	led     *ledger.Ledger
 	log     *slog.Logger
 	members *membership.Members
+	hub     *bus.Hub
 	inputs  chan input
 	idBase  string
 	seq     uint64
@@ -63,7 +65,8 @@ type origin interface {
 
 // input is one message of TRACES.
 type input struct {
-	lane origin
+	lane  origin
+	tally *tally.Lane
 	bus.Delivery
 }
 
@@ -74,7 +77,7 @@ const inputsAhead = 64
 func newRoute(cfg Config, h *bus.Hub, led *ledger.Ledger, log *slog.Logger) *route {
 	log = log.With("component", "route")
 	return &route{
-		cfg: cfg, to: hubTarget{h}, led: led, log: log, members: membership.New(h, "router", cfg.Member, led, log),
+		cfg: cfg, to: hubTarget{h}, hub: h, led: led, log: log, members: membership.New(h, "router", cfg.Member, led, log),
 		inputs: make(chan input, inputsAhead), idBase: nonce(),
 	}
 }
@@ -83,7 +86,8 @@ func (r *route) service() services.Service {
 	return services.NewBasicService(nil, func(ctx context.Context) error {
 		var shared []membership.Shared
 		for p := range r.cfg.Streams.Partitions {
-			shared = append(shared, membership.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: r.read, LaneConfig: bus.LaneConfig{
+			read := func(ctx context.Context, lane *bus.Lane) { r.read(ctx, lane, p) }
+			shared = append(shared, membership.Shared{Signal: otlpwire.Traces.String(), Partition: p, Backend: "router", Run: read, LaneConfig: bus.LaneConfig{
 				Stream: bus.Stream(otlpwire.Traces), Filter: bus.PartitionFilter(otlpwire.Traces, p), Name: bus.RouterLane + strconv.Itoa(p), Raw: true,
 			}})
 		}
@@ -106,14 +110,22 @@ func (r *route) service() services.Service {
 
 // read passes a lane's messages on until ctx ends, and closes the lane when they are settled. A
 // message that is delivered again only causes duplicates.
-func (r *route) read(ctx context.Context, lane *bus.Lane) {
+func (r *route) read(ctx context.Context, lane *bus.Lane, p int) {
 	defer lane.Close()
+	counts := r.tally(p)
+	defer counts.Keep()()
 	lane.Run(ctx, func(d bus.Delivery) bool {
+		if d.Claimed {
+			return backoff.Retry(ctx, r.log, "continue the tally", func() error {
+				_, err := counts.Claim(ctx, lane.Floor())
+				return err
+			})
+		}
 		if d.Seq == 0 {
 			return true
 		}
 		select {
-		case r.inputs <- input{lane, d}:
+		case r.inputs <- input{lane, counts, d}:
 			return true
 		case <-ctx.Done():
 			return false
@@ -124,12 +136,49 @@ func (r *route) read(ctx context.Context, lane *bus.Lane) {
 	lane.Settled(finish)
 }
 
+// tally returns the tally of the lane of a partition.
+func (r *route) tally(p int) *tally.Lane {
+	var (
+		guard envelope.Guard
+		body  []byte
+	)
+	return tally.Open(tally.Config{
+		Conn: func() *bus.Conn { return r.hub.Conn }, Replicas: r.cfg.Streams.Replicas, Log: r.log,
+		Stream: bus.Stream(otlpwire.Traces), Lane: bus.RouterLane + strconv.Itoa(p), Filter: bus.PartitionFilter(otlpwire.Traces, p),
+		Missing: r.led.Missing(otlpwire.Traces.String(), p, "router"),
+		Items: func(m bus.Delivery, saw func(instance string, items int)) {
+			items := unreadable
+			if m.Decompress(&body); m.Err == nil {
+				if _, n, err := guard.Open(otlpwire.Traces, m.Instance(), m.Body); err == nil {
+					items = n
+				}
+			}
+			saw(m.Instance(), items)
+		},
+	})
+}
+
+// unreadable is how many items a message counts as that cannot be read: they cannot be counted, and the
+// sender's count is not trusted.
+const unreadable = 1
+
 // batch is what is published together: the inputs, and the messages made from them.
 type batch struct {
 	floors map[origin]uint64 // the highest sequence of every input lane
-	outs   [][]out           // by partition; more than one where a message would be too large
+	inputs []done
+	outs   [][]out // by partition; more than one where a message would be too large
 	items  int
 	bytes  int
+}
+
+// done is what becomes of an input when its batch is published.
+type done struct {
+	tally    *tally.Lane
+	seq      uint64
+	id       string
+	instance string
+	items    int // spans that it has
+	ended    tally.Outcomes
 }
 
 // out is one message of a partition.
@@ -198,28 +247,33 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 	if in.Restamped {
 		r.led.Of(otlpwire.Traces).Restamped.Inc()
 	}
+	end := done{tally: in.tally, seq: in.Seq, id: in.Header.ID, instance: in.Instance(), items: unreadable}
 	if err == nil {
-		err = split.add(b, in)
+		end.items, end.ended[tally.Routed], err = split.add(b, in)
 	}
 	if err != nil {
+		end.items, end.ended = unreadable, tally.Outcomes{}
 		if more, due := r.said.Due(in.Subject, time.Now()); due {
 			r.log.Warn("message is not a valid traces request; dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err, "letters_since_last_said", more)
 		}
-		if !r.deadLetter(ctx, in, err) {
+		how, ok := r.deadLetter(ctx, in, err)
+		if !ok {
 			return false
 		}
+		end.ended[how] = unreadable
 	}
+	b.inputs = append(b.inputs, end)
 	b.floors[in.lane] = in.Seq
 	return true
 }
 
-func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
-	const items = 1 // its items cannot be counted, and the sender's count is not trusted
+func (r *route) deadLetter(ctx context.Context, in input, why error) (how tally.Outcome, ok bool) {
+	const items = unreadable
 	if !r.quota.Take(in.Instance(), time.Now()) {
 		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(items)
-		return true
+		return tally.Dropped, true
 	}
-	ok := backoff.Retry(ctx, r.log, "store a dead letter", func() error {
+	ok = backoff.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.to.deadLetter(ctx, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
 			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
@@ -228,7 +282,7 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) bool {
 	if ok {
 		r.led.Of(otlpwire.Traces).Dead(ledger.DeadUndecodable).Add(float64(items))
 	}
-	return ok
+	return tally.Dead, ok
 }
 
 // send publishes a batch, with as many attempts as it takes, and settles its inputs. It returns false
@@ -256,6 +310,14 @@ func (r *route) send(ctx context.Context, b *batch) bool {
 		}
 	}
 	r.led.Of(otlpwire.Traces).Routed.Add(float64(b.items))
+	for i := range b.inputs { // before the floors move: a lane that ends then stores its tally
+		in := &b.inputs[i]
+		in.tally.Do(func(book *tally.Book) {
+			book.Saw(in.seq, in.instance, in.items, in.id)
+			book.EndedTogether([]tally.Part{{Seq: in.seq, Instance: in.instance, Items: in.items}}, &in.ended)
+		})
+		in.tally.Floor(in.seq)
+	}
 	for lane, seq := range b.floors {
 		if err := lane.Ack(seq); err != nil {
 			r.log.Debug("ack lost; a later one covers it", "err", err)
@@ -304,11 +366,12 @@ type splitter struct {
 	parts [][]byte // payload by partition, of the current message
 }
 
-func (s *splitter) add(b *batch, in input) error {
+// add splits an input into b, and returns how many spans it has, and how many of them are in b.
+func (s *splitter) add(b *batch, in input) (items, routed int, err error) {
 	instance := in.Instance()
 	payload, items, err := s.guard.Open(otlpwire.Traces, instance, in.Body)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	if s.parts == nil {
 		s.parts = make([][]byte, s.n)
@@ -323,21 +386,21 @@ func (s *splitter) add(b *batch, in input) error {
 		s.parts[p] = append(s.parts[p], piece...)
 	})
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	for p, part := range s.parts {
-		b.addPart(p, envelope.Frame{Instance: instance, Arrival: in.Header.Arrival, Seq: in.Seq, Source: envelope.SourceOf(in.Header.ID), Load: in.Header.Load, Payload: part})
+		routed += b.addPart(p, envelope.Frame{Instance: instance, Arrival: in.Header.Arrival, Seq: in.Seq, Source: envelope.SourceOf(in.Header.ID), Load: in.Header.Load, Payload: part})
 	}
 	b.items += items
-	return nil
+	return items, routed, nil
 }
 
 // addPart adds a frame to a partition: to its last message, or to a new one where
 // that would become larger than a payload may be. A part is never larger than the
-// payload it comes from.
-func (b *batch) addPart(p int, f envelope.Frame) {
+// payload it comes from. It returns how many spans the frame has.
+func (b *batch) addPart(p int, f envelope.Frame) (items int) {
 	if len(f.Payload) == 0 {
-		return
+		return 0
 	}
 	n := len(b.outs[p])
 	if n == 0 || len(b.outs[p][n-1].body)+len(f.Payload) > envelope.MaxPayload {
@@ -347,7 +410,9 @@ func (b *batch) addPart(p int, f envelope.Frame) {
 	o := &b.outs[p][n-1]
 	before := len(o.body)
 	o.body = envelope.AppendFrame(o.body, f)
-	o.items += otlpwire.Count(otlpwire.Traces, f.Payload)
+	items = otlpwire.Count(otlpwire.Traces, f.Payload)
+	o.items += items
 	o.arrival = f.Arrival
 	b.bytes += len(o.body) - before
+	return items
 }

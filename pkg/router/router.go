@@ -39,6 +39,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/receive"
+	"github.com/penstock/penstock/pkg/tally"
 	"github.com/penstock/penstock/pkg/tokens"
 )
 
@@ -122,7 +123,7 @@ func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 // Build creates the stages: hub, route, gateway.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "router", p.Ledger
-	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket)
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, tally.Bucket)
 	rt := newRoute(cfg, hub, p.Ledger, p.Log)
 	p.Page("/partitions", rt.members.Page())
 	stages := []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "route", Service: rt.service()}}
@@ -200,7 +201,7 @@ func (g *gateway) refused(b receive.Batch, why error) {
 func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
 	msg := bus.Message{Subject: bus.Subject(b.Signal, b.Instance), Header: envelope.Header{
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
-		ID: fmt.Sprintf("%s-%d", g.epoch, g.seq.Add(1)),
+		ID: fmt.Sprintf("%s-g%d", g.epoch, g.seq.Add(1)), // not [envelope.Numbered]: a refused one leaves a gap
 	}}
 	if b.Origin.ID != "" {
 		msg.Header.ID = b.Instance + "/" + b.Origin.ID // unique to the instance, which the token names

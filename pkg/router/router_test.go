@@ -60,7 +60,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		in := input{Delivery: bus.Delivery{Subject: "otlp.traces.3." + inst, Header: envelope.Header{Arrival: int64(i)}, Body: payload}}
-		if err := split.add(b, in); err != nil {
+		if _, _, err := split.add(b, in); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -101,7 +101,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 		t.Errorf("%d spans in %d partitions, batch says %d; want %d", seen, used, b.items, total)
 	}
 	for _, bad := range [][]byte{[]byte("garbage"), {0x0b}} {
-		if err := split.add(b, input{Delivery: bus.Delivery{Subject: "otlp.traces.3.as-1", Body: bad}}); err == nil {
+		if _, _, err := split.add(b, input{Delivery: bus.Delivery{Subject: "otlp.traces.3.as-1", Body: bad}}); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
 	}

@@ -116,7 +116,7 @@ func (sc *script) input(c *scripttest.Call) string {
 		lane = &scriptLane{sc: sc, name: name}
 		sc.lanes[name] = lane
 	}
-	in := input{lane, bus.Delivery{
+	in := input{lane, nil, bus.Delivery{
 		Seq: uint64(c.Number("seq", 0)), Subject: "otlp.traces.0." + c.Text("instance", "as-1"), Header: envelope.Header{Arrival: time.Now().UnixNano()},
 	}}
 	if spans := c.Text("spans", ""); spans != "" {

@@ -162,7 +162,7 @@ func (w *asideWorld) own() (stop func()) {
 	go func() {
 		defer close(done)
 		if w.d.sig != otlpwire.Traces {
-			_ = newDirectLane(lane, &own).run(ctx)
+			_ = newDirectLane(lane, &own, nil).run(ctx)
 			return
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
@@ -170,7 +170,7 @@ func (w *asideWorld) own() (stop func()) {
 		horizon := newHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.run(ctx) })
-		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
+		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
 		l.maxBytes = 64 << 20
 		_ = l.run(ctx)
 		wg.Wait()
@@ -493,7 +493,7 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	s.aside = newAside(*s.exporter, lane, 0, 2)
 	go func() {
 		defer close(done)
-		_ = newDirectLane(lane, s.exporter).run(ctx)
+		_ = newDirectLane(lane, s.exporter, nil).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	sent := 0

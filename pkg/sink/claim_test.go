@@ -116,7 +116,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		go func() {
 			defer close(done)
 			mine := *s.exporter // as when the members start it again
-			_ = newDirectLane(lane, &mine).run(ctx)
+			_ = newDirectLane(lane, &mine, nil).run(ctx)
 		}()
 		if !backoff.Until(t.Context(), func() bool {
 			return len(s.stored())+int(testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
@@ -158,7 +158,7 @@ func TestALostFloorRepeats(t *testing.T) {
 	go func() {
 		defer close(done)
 		mine := *s.exporter
-		_ = newDirectLane(lane, &mine).run(ctx)
+		_ = newDirectLane(lane, &mine, nil).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	const n = 2 * maxRepeated
@@ -211,7 +211,7 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = newDirectLane(lane, d).run(ctx)
+		_ = newDirectLane(lane, d, nil).run(ctx)
 	}()
 	body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {

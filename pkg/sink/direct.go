@@ -7,6 +7,8 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/membership"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // directLane writes payloads in the order in which they are read, one message after the other:
@@ -18,7 +20,9 @@ type directLane struct {
 	// ackEvery is after how many messages the floor is moved; so many may come twice after a crash.
 	ackEvery int
 	guard    envelope.Guard
-	body     []byte // of the current message
+	body     []byte         // of the current message
+	tally    *tally.Lane    // nil: none is kept
+	ended    tally.Outcomes // of the current message
 	// repeats is how many of the next messages the previous owner may have written: its last
 	// acks may be lost. Messages that came to the hub after the claim are not among them.
 	repeats int
@@ -32,8 +36,10 @@ type directLane struct {
 const maxRepeated = 64
 
 // newDirectLane writes live traffic.
-func newDirectLane(lane *bus.Lane, d *exporter) *directLane {
-	return &directLane{lane: lane, source: live{d}, exporter: d, ackEvery: 1}
+func newDirectLane(lane *bus.Lane, d *exporter, t *tally.Lane) *directLane {
+	l := &directLane{lane: lane, source: live{d}, exporter: d, ackEvery: 1, tally: t}
+	d.count = ownCounter{d.counter(), &l.ended}
+	return l
 }
 
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
@@ -41,6 +47,7 @@ func (l *directLane) run(ctx context.Context) (why error) {
 	defer l.lane.Close()
 	finish, stop := membership.Finish(ctx)
 	defer stop()
+	defer l.tally.Keep()()
 	defer l.exporter.aside.close()
 	defer func() { _ = l.lane.Ack(l.done) }() // acks that were put off
 	l.lane.Run(ctx, func(d bus.Delivery) bool {
@@ -58,6 +65,13 @@ func (l *directLane) claim(ctx context.Context) error {
 		return err
 	}
 	if !l.exporter.aside.claim(ctx) {
+		return stopped(ctx)
+	}
+	if !l.exporter.retry(ctx, "continue the tally", func() error {
+		finished, err := l.tally.Claim(ctx, l.lane.Floor())
+		l.finished = max(l.finished, finished)
+		return err
+	}) {
 		return stopped(ctx)
 	}
 	if l.repeats = maxRepeated; first {
@@ -83,7 +97,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 		return nil
 	}
 	if d.Restamped {
-		l.exporter.tally().restamped()
+		l.exporter.counter().restamped()
 	}
 	if l.source.admits(d) {
 		if err := l.write(finish, d); err != nil {
@@ -94,6 +108,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 		if err := l.lane.Ack(l.done); err != nil {
 			l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
 		}
+		l.tally.Floor(l.done)
 	}
 	if d.Pending == 0 {
 		l.repeats = 0 // nothing came after it: the previous owner has not seen what comes now
@@ -107,17 +122,39 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 
 // write writes a message to the backend, and to DEADLETTER what the backend refuses for good.
 func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
-	if d.Decompress(&l.body); d.Err != nil {
-		return l.source.unreadable(ctx, d, d.Err)
+	l.ended = tally.Outcomes{}
+	items, err := l.writeItems(ctx, d)
+	if err == nil {
+		l.tally.Do(func(b *tally.Book) {
+			b.Saw(d.Seq, d.Instance(), items, d.Header.ID)
+			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: items}}, &l.ended)
+		})
 	}
-	payload, items, err := l.guard.Open(l.exporter.sig, d.Instance(), d.Body)
+	return err
+}
+
+// writeItems is write; it returns how many items there were.
+func (l *directLane) writeItems(ctx context.Context, d bus.Delivery) (items int, err error) {
+	payload, items, err := open(&l.guard, l.exporter.sig, &d, &l.body)
 	if err != nil {
-		return l.source.unreadable(ctx, d, err)
+		return items, l.source.unreadable(ctx, d, err)
 	}
 	again := l.repeats > 0 || d.Seq <= l.finished
 	l.repeats--
 	if !l.exporter.write(ctx, d.Instance(), payload, items, origin{stream: bus.Stream(l.exporter.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
-		return stopped(ctx)
+		return items, stopped(ctx)
 	}
-	return nil
+	return items, nil
+}
+
+// open returns the payload of a message and how many items it has: one of a message that cannot be read,
+// because what it holds cannot be counted.
+func open(guard *envelope.Guard, sig otlpwire.Signal, d *bus.Delivery, body *[]byte) (payload []byte, items int, err error) {
+	if d.Decompress(body); d.Err != nil {
+		return nil, 1, d.Err
+	}
+	if payload, items, err = guard.Open(sig, d.Instance(), d.Body); err != nil {
+		return nil, 1, err
+	}
+	return payload, items, nil
 }

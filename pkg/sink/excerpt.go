@@ -12,6 +12,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
@@ -378,6 +379,13 @@ func (e *excerpt) delivered(items int) {
 
 func (e *excerpt) dead(_ string, items int) {
 	e.change(func(p *replay.Progress) { p.Dead += int64(items) })
+}
+
+// Replays set nothing aside.
+func (*excerpt) aside(int) {}
+
+func (e *excerpt) dropped(items int) {
+	e.led.Of(e.sig).Dropped(ledger.DroppedUndecodable).Add(float64(items))
 }
 
 func (e *excerpt) restamped() {} // counted when it was live

@@ -26,7 +26,7 @@ type exporter struct {
 	log     *slog.Logger
 	said    *backoff.Repeats // shared by all lanes; nil: everything is logged
 	// count, if set, counts instead of the ledger.
-	count tally
+	count counter
 	// owned is [backend.Deliverer.Owned].
 	owned func() bool
 	quota *bus.Quota // of dead letters for unreadable messages
@@ -54,11 +54,11 @@ func retry(ctx context.Context, log *slog.Logger, waits func(why error), what st
 	})
 }
 
-func (d *exporter) tally() tally {
+func (d *exporter) counter() counter {
 	if d.count != nil {
 		return d.count
 	}
-	return liveTally{d.led, d.sig, d.w.Name()}
+	return liveCounter{d.led, d.sig, d.w.Name()}
 }
 
 // origin is where a payload came from.
@@ -94,13 +94,13 @@ func (o origin) source() string {
 func (d *exporter) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	payload, filtered := d.process.Apply(d.sig, payload)
 	if items -= filtered; items == 0 {
-		d.tally().filtered(filtered)
+		d.counter().filtered(filtered)
 		return true
 	}
 	if !d.send(ctx, instance, payload, items, from) {
 		return false
 	}
-	d.tally().filtered(filtered)
+	d.counter().filtered(filtered)
 	return true
 }
 
@@ -108,7 +108,7 @@ func (d *exporter) write(ctx context.Context, instance string, payload []byte, i
 func (d *exporter) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Deliverer{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
-		Delivered: d.tally().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
+		Delivered: d.counter().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
@@ -121,11 +121,14 @@ func (d *exporter) send(ctx context.Context, instance string, payload []byte, it
 				d.w = backend.Session(d.w)
 				b.Writer = d.w
 			}
+			if put && goOn {
+				d.counter().aside(otlpwire.Count(d.sig, payload))
+			}
 			return put, goOn
 		}
 		b.Delivered = func(items int) {
 			a.taken.Store(true)
-			d.tally().delivered(items)
+			d.counter().delivered(items)
 		}
 	}
 	return b.Write(ctx, instance, payload, items, from.again)
@@ -150,7 +153,7 @@ func (d *exporter) undecodable(ctx context.Context, m bus.Delivery, why error) b
 		d.log.Warn("message is not telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}
 	if !d.quota.Take(m.Instance(), time.Now()) {
-		d.led.Of(d.sig).Dropped(ledger.DroppedUndecodable).Add(items)
+		d.counter().dropped(items)
 		return true
 	}
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
@@ -162,7 +165,7 @@ func (d *exporter) undecodable(ctx context.Context, m bus.Delivery, why error) b
 func (d *exporter) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
 	ok := d.retry(ctx, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
-		d.tally().dead(reason, items)
+		d.counter().dead(reason, items)
 	}
 	return ok
 }

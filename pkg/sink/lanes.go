@@ -11,6 +11,7 @@ import (
 	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
@@ -18,6 +19,7 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // lanes shares one lane per signal and partition with the other sinks.
@@ -106,7 +108,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	d := l.exporter(sig, w, p)
 	journal, gauges := bus.DecisionsSubject(p), strconv.Itoa(p)
 	if further {
-		d.count = furtherTally{liveTally{l.led, sig, w.Name()}}
+		d.count = furtherCounter{liveCounter{l.led, sig, w.Name()}}
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	if sig == otlpwire.Traces {
@@ -114,7 +116,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
-			t := newTraceLane(lane, &own, l.policies, journal, l.horizon)
+			t := newTraceLane(lane, &own, l.policies, journal, l.horizon, l.tally(d, s))
 			t.maxBytes, t.attribute, t.gauges = int(l.cfg.Sampling.MaxBytes), l.cfg.Sampling.PolicyAttribute, gauges
 			own.ended(ctx, t.run(ctx))
 		}
@@ -123,9 +125,38 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	s.Run = func(ctx context.Context, lane *bus.Lane) {
 		own := *d
 		own.owned, own.waits, own.aside = lane.Owned, lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
-		own.ended(ctx, newDirectLane(lane, &own).run(ctx))
+		own.ended(ctx, newDirectLane(lane, &own, l.tally(d, s)).run(ctx))
 	}
 	return s
+}
+
+// tally returns the tally of a lane.
+func (l *lanes) tally(d *exporter, s membership.Shared) *tally.Lane {
+	var (
+		guard envelope.Guard
+		body  []byte
+	)
+	cfg := tally.Config{
+		Conn: d.conn, Replicas: l.cfg.Streams.Replicas, Stream: s.Stream, Lane: s.Name, Filter: s.Filter, Log: d.log,
+		Items: func(m bus.Delivery, saw func(instance string, items int)) {
+			if s.Stream != bus.Spans {
+				_, items, _ := open(&guard, d.sig, &m, &body)
+				saw(m.Instance(), items)
+				return
+			}
+			m.Decompress(&body)
+			if routed(m, func(f envelope.Frame) error {
+				saw(f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload))
+				return nil
+			}) != nil {
+				saw(m.Instance(), 1)
+			}
+		},
+	}
+	if s.Stream != bus.Spans { // the lanes of routers follow the numbers of traces
+		cfg.Missing = l.led.Missing(s.Signal, s.Partition, s.Backend)
+	}
+	return tally.Open(cfg)
 }
 
 func (l *lanes) exporter(sig otlpwire.Signal, w backend.Writer, p int) *exporter {

@@ -156,7 +156,7 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := newTraceLane(lane, d, versions.Fixed(policies), bus.DecisionsSubject(0), horizon)
+			l := newTraceLane(lane, d, versions.Fixed(policies), bus.DecisionsSubject(0), horizon, nil)
 			l.maxBytes = 64 << 20
 			wg.Go(func() { _ = l.run(ctx) })
 			begun := k.more(1000)

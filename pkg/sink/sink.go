@@ -34,6 +34,7 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // Backends are tempo, prometheus, loki and file.
@@ -144,7 +145,7 @@ func (c *Config) CheckFiles() error { return c.Hub.CheckFiles("hub") }
 // Build creates the stages: hub, lanes.
 func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
-	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, versions.Bucket, replay.Bucket)
+	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, versions.Bucket, replay.Bucket, tally.Bucket)
 	log := p.Log.With("component", "sink")
 	policies, err := versions.New(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // traceLane samples the spans of one partition and exports the kept traces. It
@@ -38,6 +39,8 @@ type traceLane struct {
 	journalStream, journalSubject string
 	// gauges is the label of the sampler's gauges; empty for none.
 	gauges string
+	tally  *tally.Lane    // nil: none is kept
+	wrote  tally.Outcomes // of the current request
 
 	sampler   *sampler.Samplers   // nil: waiting for the lane to be claimed
 	body      []byte              // of the current message
@@ -79,16 +82,19 @@ const (
 )
 
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
-func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon) *traceLane {
-	return &traceLane{
+func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon, t *tally.Lane) *traceLane {
+	l := &traceLane{
 		lane: lane, source: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
-		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon,
+		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
 	}
+	d.count = ownCounter{d.counter(), &l.wrote}
+	return l
 }
 
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
 func (l *traceLane) run(ctx context.Context) error {
 	defer l.lane.Close()
+	defer l.tally.Keep()()
 	deliveries := make(chan bus.Delivery, 16) // hides the latency between the goroutines
 	reading, leave := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -200,6 +206,12 @@ func (l *traceLane) claim(ctx context.Context) error {
 		return err
 	}
 	if !l.exporter.aside.claim(ctx) {
+		return stopped(ctx)
+	}
+	if !l.exporter.retry(ctx, "continue the tally", func() error {
+		_, err := l.tally.Claim(ctx, l.lane.Floor())
+		return err
+	}) {
 		return stopped(ctx)
 	}
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
@@ -326,13 +338,27 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 	if err := l.frames(d, func(f envelope.Frame) error {
 		out, err := l.sampler.Add(d.Seq, f)
 		if err == nil {
+			l.tally.Do(func(b *tally.Book) { b.Saw(d.Seq, f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload), "") })
 			l.note(out)
 		}
 		return err
 	}); err != nil {
-		return l.source.unreadable(ctx, d, err)
+		return l.unreadable(ctx, d, err)
 	}
 	return nil
+}
+
+// unreadable handles the part of a message that cannot be read; it counts as one span.
+func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) error {
+	l.wrote = tally.Outcomes{}
+	err := l.source.unreadable(ctx, d, why)
+	if err == nil {
+		l.tally.Do(func(b *tally.Book) {
+			b.Saw(d.Seq, d.Instance(), 1, "")
+			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: 1}}, &l.wrote)
+		})
+	}
+	return err
 }
 
 // quiet is take for a lane that has nothing left to read.
@@ -367,7 +393,14 @@ func (l *traceLane) idle(reached bool) {
 
 // note records the sampler's output: counts, decisions and exports.
 func (l *traceLane) note(out sampler.Output) {
-	l.exporter.tally().decided(out)
+	l.exporter.counter().decided(out)
+	if len(out.Ended) > 0 {
+		l.tally.Do(func(b *tally.Book) {
+			for _, e := range out.Ended {
+				b.Ended(e.Seq, e.Instance, outcomes[e.How], e.Spans)
+			}
+		})
+	}
 	if out.Full {
 		if more, due := l.exporter.said.Due("full "+l.journalSubject, time.Now()); due {
 			l.exporter.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
@@ -388,6 +421,9 @@ func (l *traceLane) note(out sampler.Output) {
 		l.bytes += e.Size()
 	}
 }
+
+// outcomes are those of spans that the sampler finishes.
+var outcomes = [...]tally.Outcome{sampler.NotKept: tally.SampledOut, sampler.Repeated: tally.Duplicate, sampler.Sent: tally.Unrecorded}
 
 // payload appends the spans of an export, with what the decision adds to them.
 func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {
@@ -447,6 +483,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 	if err := l.lane.Ack(floor); err != nil {
 		l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
+	l.tally.Floor(floor)
 	l.source.finished(floor)
 	if l.rewind {
 		l.checkpoint(ctx)
@@ -464,8 +501,18 @@ func (l *traceLane) export(ctx context.Context) (int, error) {
 	for i := range l.exports[:n] {
 		payload = l.payload(payload, &l.exports[i])
 	}
+	l.wrote = tally.Outcomes{}
 	if !l.exporter.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
 		return 0, stopped(ctx)
 	}
+	l.tally.Do(func(b *tally.Book) {
+		var parts []tally.Part
+		for i := range l.exports[:n] {
+			for _, p := range l.exports[i].Parts {
+				parts = append(parts, tally.Part{Seq: p.Seq, Instance: first.Instance, Items: p.Spans})
+			}
+		}
+		b.EndedTogether(parts, &l.wrote)
+	})
 	return n, nil
 }

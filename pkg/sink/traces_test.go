@@ -121,7 +121,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 
 	horizon := newHorizon(hub, d.led, d.log)
 	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
-	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon)
+	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
 	l.maxBytes = 64 << 20
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

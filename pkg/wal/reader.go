@@ -19,6 +19,9 @@ type Record struct {
 	Missing uint64
 }
 
+// Size is how many bytes the record takes in the log.
+func (r Record) Size() int64 { return int64(recordHead + len(r.Body)) }
+
 // Reader reads a log in order. Records that are released before they were read are skipped. A
 // Reader is for one goroutine.
 type Reader struct {

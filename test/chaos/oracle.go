@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/penstock/penstock/pkg/audit"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/test/daemon"
 )
 
 // Summary is the judgement. All but duplicates, refused, faults and recovery are in items
@@ -25,6 +28,7 @@ type Summary struct {
 	Refused                            int // requests that were told to come again
 	Faults                             int
 	WorstRecovery                      time.Duration
+	Unaccounted                        int  // acknowledged items of which the hub's tallies do not know what has become
 	SlowHandOvers                      bool // a stopped process did not give its lanes back
 	Missing                            bool // a signal of which nothing was acknowledged
 }
@@ -35,7 +39,7 @@ func (s Summary) items() string {
 }
 
 func (s Summary) String() string {
-	return fmt.Sprintf("%s refused=%d faults=%d worst_recovery=%.1fs", s.items(), s.Refused, s.Faults, s.WorstRecovery.Seconds())
+	return fmt.Sprintf("%s unaccounted=%d refused=%d faults=%d worst_recovery=%.1fs", s.items(), s.Unaccounted, s.Refused, s.Faults, s.WorstRecovery.Seconds())
 }
 
 // add adds what came of another signal's items.
@@ -54,7 +58,7 @@ func (s *Summary) add(o Summary) {
 
 // Broken reports whether a promise was.
 func (s Summary) Broken() bool {
-	return s.Lost+s.Split+s.Leaked+s.Misordered+s.Dead > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
+	return s.Lost+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
 }
 
 // handOverBound is what no hand-over takes when pins are given back, and every one
@@ -101,8 +105,41 @@ func (w *world) judge(ctx context.Context) (Summary, error) {
 		w.say("%v: %s", sig, of.items())
 		all.add(of)
 	}
+	all.Unaccounted, err = w.unaccounted(ctx, conn, all.Acked)
+	if err != nil {
+		return all, err
+	}
 	w.say("%d outages of backends lasted until edges refused", w.filled)
 	return all, nil
+}
+
+// unaccounted asks what `penstock audit` says: nothing is in flight, no message is missing, and what the
+// hub has acknowledged adds up, and is all that the edges have, or more: an edge may have acknowledged what its
+// sender then sent again.
+func (w *world) unaccounted(ctx context.Context, conn *bus.Conn, acked int) (n int, err error) {
+	var report audit.Report
+	if err := daemon.Until(ctx, time.Minute, func() error {
+		if report, err = audit.Read(ctx, conn, time.Now(), 0, io.Discard); err != nil {
+			return err
+		}
+		for _, l := range report.Ledger {
+			if l.InFlight > 0 {
+				return fmt.Errorf("in flight: %+v", l)
+			}
+		}
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	for _, l := range report.Ledger {
+		w.say("ledger: %s %s %s acked=%d ended=%v difference=%d missing=%d %v", l.Instance, l.Signal, l.Backend, l.Acked, l.Ended, l.Difference, l.Missing, l.NotCounted)
+		n += int(max(l.Difference, 0)) + int(l.Missing)
+		if l.Signal != otlpwire.Traces.String() {
+			n += int(max(-l.Difference, 0))
+		}
+		acked -= int(l.Acked)
+	}
+	return n + max(acked, 0), nil
 }
 
 // judgeTraces compares what became of spans with what was acknowledged, decided and right.

@@ -338,10 +338,10 @@ func (w *world) heal(ctx context.Context) error {
 func (w *world) drain(ctx context.Context) error {
 	var said time.Time
 	return daemon.Until(ctx, 4*time.Minute, func() error {
-		if err := w.arrivedAt(0, "router"); err != nil {
+		if err := w.arrivedAt(0, 0, "router"); err != nil {
 			return err
 		}
-		err := w.arrivedAt(0, "sink")
+		err := w.arrivedAt(0, 0, "sink")
 		if err != nil && time.Since(said) > 5*time.Second {
 			said = time.Now()
 			w.say("%v", err)
@@ -350,11 +350,11 @@ func (w *world) drain(ctx context.Context) error {
 	})
 }
 
-// arrivedAt wants the edges to have nothing that the hub does not have, and the lanes of a role to
-// have most messages left.
-func (w *world) arrivedAt(most uint64, role string) error {
+// arrivedAt wants the edges to have at most so many bytes that the hub does not have, and the lanes of a
+// role to have most messages left.
+func (w *world) arrivedAt(bytes float64, most uint64, role string) error {
 	for _, e := range w.of("edge") {
-		if err := emptySpool(e); err != nil {
+		if err := spooled(e, bytes); err != nil {
 			return err
 		}
 	}

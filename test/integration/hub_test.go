@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,11 +17,12 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/penstock/penstock/pkg/audit"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
-	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/pkg/tally"
 	"github.com/penstock/penstock/test/backend/loki"
 	"github.com/penstock/penstock/test/daemon"
 )
@@ -133,13 +135,7 @@ func (p *pipeline) remembered(t *testing.T, stream string, owed uint64) {
 }
 
 // audit runs penstock audit -o json.
-func (p *pipeline) audit(t *testing.T, args ...string) (code int, report struct {
-	InFlight []struct {
-		Instance, Signal, Backend string
-		Items                     int
-	} `json:"in_flight"`
-	Losses []keeper.Loss
-}) {
+func (p *pipeline) audit(t *testing.T, args ...string) (code int, report audit.Report) {
 	t.Helper()
 	cmd := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", append([]string{"audit", "-o", "json"}, args...)...)
 	code = cmd.exit(t, time.Minute)
@@ -168,6 +164,10 @@ func TestAuditTellsWhatIsMissing(t *testing.T) {
 		}
 		return nil
 	})
+	eventually(t, 20*time.Second, "what has become of all is known", func() error {
+		_, r := p.audit(t)
+		return errors.Join(accounted(r, "logs", "loki", 5, 5, 0, map[tally.Outcome]uint64{}), accounted(r, "traces", "file", 3, 0, 0, map[tally.Outcome]uint64{tally.Delivered: 3}))
+	})
 	p.remembered(t, "LOGS", 5)
 	logs, err := p.hub.jetStream(t).Stream(t.Context(), "LOGS")
 	if err != nil {
@@ -191,9 +191,28 @@ func TestAuditTellsWhatIsMissing(t *testing.T) {
 		}
 		return nil
 	})
+	eventually(t, 20*time.Second, "what stayed, or was in the sink's memory, is delivered", func() error {
+		_, r := p.audit(t)
+		n := int64(len(lines(t, lok)["as-1 logs"])) // the others are missing by their numbers
+		return accounted(r, "logs", "loki", n, 0, uint64(5-n), map[tally.Outcome]uint64{tally.Delivered: uint64(n)})
+	})
 	if text := run(t, []string{"HUB_URL=" + p.hub.url}, "penstock", "audit"); text.exit(t, time.Minute) != 1 || !strings.Contains(text.out.String(), "other than a keeper") {
 		t.Errorf("the text:\n%s", text.out.String())
 	}
+}
+
+// accounted wants the line of an account to be so.
+func accounted(r audit.Report, signal, backend string, acked, inFlight int64, missing uint64, ended map[tally.Outcome]uint64) error {
+	for _, l := range r.Ledger {
+		if l.Instance != "as-1" || l.Signal != signal || l.Backend != backend {
+			continue
+		}
+		if l.Acked != acked || l.InFlight != inFlight || l.Difference != 0 || l.Missing != missing || !maps.Equal(l.Ended, ended) {
+			return fmt.Errorf("%+v", l)
+		}
+		return nil
+	}
+	return fmt.Errorf("no line of %s for %s in %+v", signal, backend, r.Ledger)
 }
 
 // TestAnOperatorLowersABound: what is owed and above the new bound stays, the hub refuses, and there is

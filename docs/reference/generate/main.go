@@ -234,6 +234,7 @@ func metrics() string {
 	l.Removed("SPANS")
 	l.Abandoned("SPANS")
 	l.Aside("traces", 0, "tempo")
+	l.Missing("traces", 0, "router")(0)
 	l.Sampler("0")
 	l.Stall("traces", "0", "tempo")
 	l.Decided(true, "errors")

@@ -193,7 +193,7 @@ func (w *gatewayWay) gather(ctx context.Context, nonce string, sig otlpwire.Sign
 		}
 		m.load = d.Header.Load
 		m.missing += d.Missing
-		m.seq, m.items, m.bytes = d.Seq, m.items+d.Header.Items, m.bytes+int64(len(d.Body))
+		m.seq, m.items, m.bytes = d.Seq, m.items+d.Header.Items, m.bytes+d.Held
 		m.body = append(m.body, body...)
 		if d.Behind == 0 {
 			return m, nil, nil

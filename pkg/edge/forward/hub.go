@@ -180,7 +180,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 		again := st.Sending(sig, m.Seq)
 		p := conn.PublishAsync(bus.Message{Subject: bus.Subject(sig, w.instance), Header: m.Header, Body: m.Body, After: after})
 		failpoint.Point("after-forward")
-		if err := send(ctx, flights, flight{seq: m.Seq, items: m.Header.Items, bytes: int64(len(m.Body)), again: again, pending: p}); err != nil {
+		if err := send(ctx, flights, flight{seq: m.Seq, items: m.Header.Items, bytes: m.Held, again: again, pending: p}); err != nil {
 			return err
 		}
 		if sent++; sent == 1 {

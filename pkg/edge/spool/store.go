@@ -232,6 +232,7 @@ func (st *Store) close() {
 type Message struct {
 	wal.Record // without the head of the body
 	Header     envelope.Header
+	Held       int64 // bytes that it takes in the spool
 }
 
 // A record of the log is arrival(8) items(4) encoding(1) body, in little endian; if
@@ -257,7 +258,7 @@ func appendHead(b []byte, h envelope.Header) []byte {
 
 // parse reads a record. One that no edge can have written counts as missing.
 func parse(r wal.Record) Message {
-	m := Message{Record: r, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}}
+	m := Message{Record: r, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP}, Held: r.Size()}
 	switch {
 	case r.Missing > 0:
 	case len(r.Body) < messageHead || int(r.Body[12]&^hasLoad) >= len(encodings):

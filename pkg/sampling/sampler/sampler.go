@@ -72,6 +72,8 @@ type Export struct {
 	Late     bool   // spans that came after the decision
 	// Threshold is what the decision adds to the spans' trace state.
 	Threshold uint64
+	// Parts are its spans by message, in the order of sequences.
+	Parts []Part
 
 	pieces []otlpwire.Fragment
 }
@@ -93,8 +95,33 @@ func (e *Export) Append(dst []byte) []byte {
 	return dst
 }
 
+// Part is how many spans of a trace a message had.
+type Part struct {
+	Seq   uint64
+	Spans int
+}
+
+// Ended is spans that are finished without an export.
+type Ended struct {
+	Part
+	Instance string
+	How      How
+}
+
+// How spans are finished without an export.
+type How uint8
+
+// The reasons.
+const (
+	NotKept  How = iota // their trace is not kept
+	Repeated            // the same spans are held, or were handled
+	Sent                // a previous owner has sent them
+)
+
 // Output is the result of a step.
 type Output struct {
+	// Ended are the spans that are finished by this step, or, with NotKept, once Decisions are recorded.
+	Ended      []Ended
 	Exports    []Export
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
 	By         []string            // for every decision the policy that made it, "" for none
@@ -195,6 +222,7 @@ type trace struct {
 	size   int // as a payload
 	held   int // its memory
 	pieces []otlpwire.Fragment
+	parts  []Part
 	ids    spanSet
 	load   envelope.Load // the highest of its frames
 	silent bool          // one of them has no load
@@ -223,7 +251,7 @@ const (
 // takes several times its size on the wire.
 const (
 	traceBytes = 400
-	pieceBytes = 120
+	pieceBytes = 136
 	spanBytes  = 16
 )
 
@@ -290,7 +318,9 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	in.active = true
 	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.arrival {
 		// An instance's messages are routed in order, so a router that took over has sent this one again.
-		out.Duplicates += otlpwire.Count(otlpwire.Traces, f.Payload)
+		n := otlpwire.Count(otlpwire.Traces, f.Payload)
+		out.Duplicates += n
+		out.end(in, seq, n, Repeated)
 		return out, nil
 	}
 	in.origin = f.Seq
@@ -359,11 +389,15 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 		}
 	}
 	fresh := s.addSpans(in, t, arrival, g)
-	out.Duplicates += n - fresh
+	if n > fresh {
+		out.Duplicates += n - fresh
+		out.end(in, seq, n-fresh, Repeated)
+	}
 	if fresh == 0 {
 		return
 	}
 	t.spans += fresh
+	t.add(seq, fresh)
 	t.load.Max(load)
 	t.silent = t.silent || load == (envelope.Load{})
 	s.hold(in, t, g.Fragment(s.fresh), fresh)
@@ -381,16 +415,34 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 // upto nothing is left to be done.
 func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto uint64, g otlpwire.Group, out *Output) {
 	switch {
+	case seq <= upto && kept != nil:
+		out.Duplicates += n
+		out.end(in, seq, n, Sent)
 	case seq <= upto:
 		out.Duplicates += n
+		out.end(in, seq, n, NotKept)
 	case kept == nil:
 		out.SampledOut += n
+		out.end(in, seq, n, NotKept)
 	default:
 		s.held.owed.add(seq)
 		out.Exports = append(out.Exports, Export{
-			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, pieces: []otlpwire.Fragment{g.Fragment(nil)},
+			Instance: in.name, Spans: n, Seq: seq, Policy: kept.policy, Threshold: kept.threshold, Late: true, Parts: []Part{{seq, n}}, pieces: []otlpwire.Fragment{g.Fragment(nil)},
 		})
 	}
+}
+
+func (o *Output) end(in *instance, seq uint64, spans int, how How) {
+	o.Ended = append(o.Ended, Ended{Part{seq, spans}, in.name, how})
+}
+
+// add notes spans of a message.
+func (t *trace) add(seq uint64, spans int) {
+	if n := len(t.parts); n > 0 && t.parts[n-1].Seq == seq {
+		t.parts[n-1].Spans += spans
+		return
+	}
+	t.parts = append(t.parts, Part{seq, spans})
 }
 
 // open begins a trace, unless there is no room: then it is passed over, and nil.
@@ -533,13 +585,16 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 		s.decided.drop(k, 0)
 		out.Decisions = append(out.Decisions, d)
 		out.SampledOut += t.spans
+		for _, p := range t.parts {
+			out.end(in, p.Seq, p.Spans, NotKept)
+		}
 		s.held.owed.release(t.seq)
 		return
 	}
 	d.Policy, d.Threshold = v.By, v.Threshold
 	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
 	out.Decisions = append(out.Decisions, d)
-	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, pieces: t.pieces})
+	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, Parts: t.parts, pieces: t.pieces})
 }
 
 // full reports whether there is no room for a new trace of in. Beyond the bound the instance that holds

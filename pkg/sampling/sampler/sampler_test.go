@@ -440,9 +440,7 @@ func TestUnblock(t *testing.T) {
 // silence lets nothing come between two moments.
 func silence(s *Sampler, from, to time.Time) Output {
 	out := s.Idle([]time.Time{from}, from)
-	then := s.Idle([]time.Time{to}, to)
-	out.Exports, out.Decisions, out.By = append(out.Exports, then.Exports...), append(out.Decisions, then.Decisions...), append(out.By, then.By...)
-	out.SampledOut += then.SampledOut
+	out.merge(s.Idle([]time.Time{to}, to))
 	return out
 }
 

@@ -188,7 +188,11 @@ func (w *world) sink(t *testing.T) (died bool) {
 		}
 	}
 	var out Output
+	open := map[uint64]int{} // spans of a message of which nothing is known yet
 	note := func(o Output) {
+		for _, e := range o.Ended {
+			open[e.Seq] -= e.Spans
+		}
 		out.Decisions, out.Exports = append(out.Decisions, o.Decisions...), append(out.Exports, o.Exports...)
 		if out.Rewind = out.Rewind || o.Rewind; o.Full {
 			w.full++
@@ -215,6 +219,9 @@ func (w *world) sink(t *testing.T) (died bool) {
 				return false
 			}
 			s.Release(e.Seq)
+			for _, p := range e.Parts {
+				open[p.Seq] -= p.Spans
+			}
 		}
 		again := out.Rewind
 		out = Output{}
@@ -225,6 +232,11 @@ func (w *world) sink(t *testing.T) (died bool) {
 		if floor != 0 && floor < w.floor {
 			t.Fatalf("the floor goes back from %d to %d", w.floor, floor)
 		}
+		for seq, spans := range open { // each span has one outcome, whoever reads its message
+			if seq <= floor && spans != 0 {
+				t.Fatalf("the floor %d has passed message %d, which has %d spans without an outcome", floor, seq, spans)
+			}
+		}
 		w.floor = max(w.floor, floor)
 		if again {
 			w.recorded = append(w.recorded, envelope.AppendDecision(nil, envelope.Decision{}))
@@ -234,6 +246,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 	}
 	for seq := w.floor + 1; seq <= uint64(len(w.log)); seq++ {
 		for _, f := range w.log[seq-1] {
+			open[seq] += otlpwire.Count(otlpwire.Traces, f.Payload)
 			o, err := s.Add(seq, f)
 			if err != nil {
 				t.Fatal(err)

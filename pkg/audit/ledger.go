@@ -1,0 +1,140 @@
+package audit
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/tally"
+)
+
+// Account is what has become of the items of an instance for a backend.
+type Account struct {
+	Instance string                   `json:"instance"`
+	Signal   string                   `json:"signal"`
+	Backend  string                   `json:"backend"`
+	Acked    int64                    `json:"acked"`
+	Ended    map[tally.Outcome]uint64 `json:"ended"`
+	InFlight int64                    `json:"in_flight"`
+	// Difference is Acked less Ended and InFlight. Duplicates in SPANS are not among the acknowledged.
+	Difference int64     `json:"difference"`
+	Missing    uint64    `json:"missing_messages"`
+	Since      time.Time `json:"since,omitzero"` // when counting began; with several lanes at the last of them
+	// NotCounted is why some messages could not be counted, and when.
+	NotCounted []tally.Break `json:"not_counted,omitempty"`
+}
+
+// book has the lines by instance, signal and backend; the backend "router" stands for the lanes of TRACES,
+// which the lines of the traces' backends include in the end.
+type book map[[3]string]*Account
+
+const router = "router"
+
+func (b book) of(instance, signal, backend string) *Account {
+	key := [3]string{instance, signal, backend}
+	l := b[key]
+	if l == nil {
+		l = &Account{Instance: instance, Signal: signal, Backend: backend, Ended: map[tally.Outcome]uint64{}}
+		b[key] = l
+	}
+	return l
+}
+
+// ledgerOf adds up the tallies of all lanes. Missing messages count if they were noticed since then.
+func ledgerOf(counted map[string]map[string]tally.Tally, since time.Duration, now time.Time) book {
+	b := book{}
+	for stream, lanes := range counted {
+		signal := strings.ToLower(stream)
+		if stream == bus.Spans {
+			signal = otlpwire.Traces.String()
+		}
+		for name, t := range lanes {
+			for instance, c := range t.Instances {
+				l := b.of(instance, signal, bus.LaneBackend(name))
+				l.Acked += int64(c.Items)
+				for what, n := range c.Ended {
+					l.Ended[what] += n
+				}
+				if since == 0 || c.Missed.After(now.Add(-since)) {
+					l.Missing += c.Missing
+				}
+				if t.Since.After(l.Since) {
+					l.Since = t.Since
+				}
+				l.NotCounted = append(l.NotCounted, t.Breaks...)
+			}
+		}
+	}
+	return b
+}
+
+// inFlight adds items that a lane's tally does not have.
+func (b book) inFlight(instance, signal, backend string, items int) {
+	l := b.of(instance, signal, backend)
+	l.Acked += int64(items)
+	l.InFlight += int64(items)
+}
+
+// lines returns the lines of all backends. What the hub has acknowledged of traces is what routers have
+// read and will read; what they have routed is told by the backends' lanes.
+func (b book) lines() []Account {
+	all := []Account{}
+	for key, l := range b {
+		in, traces := b[[3]string{l.Instance, l.Signal, router}], l.Signal == otlpwire.Traces.String()
+		if traces && l.Backend == router && b.routedElsewhere(key) {
+			continue
+		}
+		own := *l
+		if traces && l.Backend != router && in != nil {
+			own = l.after(in)
+		}
+		own.Difference = own.Acked - own.InFlight
+		for _, n := range own.Ended {
+			own.Difference -= int64(n)
+		}
+		all = append(all, own)
+	}
+	slices.SortFunc(all, func(a, b Account) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Signal, b.Signal), cmp.Compare(a.Backend, b.Backend))
+	})
+	return all
+}
+
+// routedElsewhere reports whether a backend's line includes what the routers have of an instance.
+func (b book) routedElsewhere(key [3]string) bool {
+	for other := range b {
+		if other[0] == key[0] && other[1] == key[1] && other[2] != router {
+			return true
+		}
+	}
+	return false
+}
+
+// after returns the line of a traces' backend, with what becomes of spans before they are in SPANS.
+func (l Account) after(in *Account) Account {
+	ended := map[tally.Outcome]uint64{}
+	for what, n := range l.Ended {
+		if what != tally.Duplicate {
+			ended[what] = n
+		}
+	}
+	for _, what := range []tally.Outcome{tally.Dead, tally.Dropped} {
+		if n := in.Ended[what]; n > 0 {
+			ended[what] += n
+		}
+	}
+	l.Ended, l.Acked, l.InFlight, l.Missing = ended, in.Acked, l.InFlight+in.InFlight, in.Missing
+	l.NotCounted = slices.Concat(in.NotCounted, l.NotCounted)
+	if in.Since.After(l.Since) {
+		l.Since = in.Since
+	}
+	return l
+}
+
+// Wrong reports whether something is lost, or nobody knows what has become of it.
+func (r Report) Wrong() bool {
+	return len(r.Losses) > 0 || slices.ContainsFunc(r.Ledger, func(l Account) bool { return l.Difference > 0 || l.Missing > 0 })
+}
