@@ -40,6 +40,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // Keeper is the keeper of one sink process.
@@ -77,6 +78,7 @@ type hub interface {
 	Record(ctx context.Context, what string, body []byte) error
 	Letters(ctx context.Context, signal, instance string, bodies bool, visit func(bus.Letter) bool) error
 	DropLetter(ctx context.Context, seq uint64) error
+	FindBucket(ctx context.Context, cfg bus.BucketConfig) (*bus.Bucket, error)
 }
 
 // kept is a stream and what a keeper knows about it.
@@ -115,9 +117,9 @@ const (
 	// first make room; they check twice in that time.
 	standIn = 30 * time.Second
 
-	// settle is how long messages stay after all lanes have finished them: by then the lanes have stored
-	// their tallies, and an owner that dies leaves none behind that cannot be counted.
-	settle = 3 * time.Second
+	// settle is after how long finished messages are removed whether the lanes' tallies have them or not: by
+	// then they do, or the next owner of a lane has counted what the previous one left.
+	settle = 15 * time.Second
 
 	// agedInterval is how often the keeper determines which messages are too old.
 	agedInterval = time.Minute
@@ -293,7 +295,9 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	if err != nil {
 		return err
 	}
-	upTo = s.settled(now, k.settle, upTo)
+	if settled := s.settled(now, k.settle, upTo); settled < upTo {
+		upTo = max(settled, k.counted(ctx, s, floors, upTo))
+	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
 		return k.account(ctx, s, state, floors, 0)
 	}
@@ -330,6 +334,29 @@ func (s *kept) settled(now time.Time, ago time.Duration, upTo uint64) uint64 {
 		return 0
 	}
 	return min(upTo, s.done[0].upTo)
+}
+
+// counted returns up to where, at most upTo, which is finished, the lanes' tallies have counted messages.
+func (k *Keeper) counted(ctx context.Context, s *kept, floors map[string]bus.Floor, upTo uint64) uint64 {
+	all, err := tally.All(ctx, k.conn())
+	if err != nil {
+		if more, due := k.said.Due("tallies "+bus.Kind(err), time.Now()); due {
+			k.log.Warn("cannot read the lanes' tallies; finished messages are removed later", "stream", s.name, "err", err, "more_since_last_said", more)
+		}
+		return 0
+	}
+	floors = maps.Clone(floors)
+	for name, t := range all[s.name] {
+		if f, there := floors[name]; there && t.Created.Equal(s.state.Created) && t.Upto < f.Done {
+			f.Done, f.Lag = t.Upto, max(f.Lag, 1)
+			floors[name] = f
+		}
+	}
+	upTo, err = s.unowed(ctx, k.conn(), floors, upTo)
+	if err != nil {
+		return 0
+	}
+	return upTo
 }
 
 // findAged finds up to which sequence messages are older than they must be kept.

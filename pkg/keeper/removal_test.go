@@ -3,11 +3,13 @@ package keeper
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // scripted is a hub that gives the answers of a test.
@@ -77,5 +79,32 @@ func TestOneLaneHoldsUpNoOther(t *testing.T) {
 	r = removal{began: at.Add(-2 * patience), first: 1, cuts: map[time.Time]uint64{}}
 	if err := r.remove(t.Context(), h, "d.2", at); err != nil || len(h.removed) != 1 {
 		t.Errorf("on old answers: %v, removed %v", err, h.removed)
+	}
+}
+
+// TestOnlyWhatIsCountedIsRemoved: of what has just been finished only what the lanes' tallies have goes, although
+// the stream is full; after some time all.
+func TestOnlyWhatIsCountedIsRemoved(t *testing.T) {
+	w := newWorld(t, "a")
+	w.Keeper.settle = time.Hour
+	counts := tally.Open(tally.Config{Conn: func() *bus.Conn { return w.conn }, Replicas: 1, Stream: "LOGS", Lane: "a-0", Log: w.said.Logger(slog.LevelInfo)})
+	if _, err := counts.Claim(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	sent := w.fill(0)
+	w.read("a-0", uint64(sent))
+	if first := w.keep(); first != 1 {
+		t.Errorf("the first message is %d, and none is counted", first)
+	}
+	store := counts.Keep()
+	counts.Do(func(b *tally.Book) { b.Saw(3, "as-1", 1, "") })
+	counts.Floor(3)
+	store()
+	if first := w.keep(); first != 4 {
+		t.Errorf("the first message is %d, and 3 are counted", first)
+	}
+	w.Keeper.settle = 0
+	if first := w.keep(); first <= 4 {
+		t.Errorf("the first message is %d after a long time", first)
 	}
 }

@@ -313,7 +313,9 @@ func decode(value []byte) (t Tally, err error) {
 }
 
 // All returns the stored tallies, by stream and lane. A hub of an earlier version has none.
-func All(ctx context.Context, conn *bus.Conn) (map[string]map[string]Tally, error) {
+func All(ctx context.Context, conn interface {
+	FindBucket(ctx context.Context, cfg bus.BucketConfig) (*bus.Bucket, error)
+}) (map[string]map[string]Tally, error) {
 	b, err := conn.FindBucket(ctx, Bucket)
 	if errors.Is(err, bus.ErrNoStream) {
 		return nil, nil
