@@ -348,7 +348,7 @@ func (k *Keeper) counted(ctx context.Context, s *kept, floors map[string]bus.Flo
 	floors = maps.Clone(floors)
 	for name, t := range all[s.name] {
 		if f, there := floors[name]; there && t.Created.Equal(s.state.Created) && t.Upto < f.Done {
-			f.Done, f.Lag = t.Upto, max(f.Lag, 1)
+			f.Done = t.Upto
 			floors[name] = f
 		}
 	}

@@ -42,6 +42,7 @@ type Lane struct {
 
 	mu       sync.Mutex
 	book     *Book // nil: not claimed, or the tally cannot be stored
+	own      *Book // the last one of this process, at revision: the hub may have lost it
 	bucket   *bus.Bucket
 	revision uint64
 	tried    []byte // a tally that may have been stored: there was no answer
@@ -80,6 +81,9 @@ func (l *Lane) Claim(ctx context.Context, floor uint64) (finished uint64, err er
 	l.mu.Unlock()
 	book := &Book{}
 	revision, err := l.load(ctx, book)
+	if l.own != nil && err == nil && revision <= l.revision { // nobody has claimed it since
+		book.begin(l.own.tally)
+	}
 	if err == nil {
 		if err = l.resume(ctx, book, floor); err == nil {
 			revision, err = l.put(ctx, book.tally, revision)
@@ -97,7 +101,7 @@ func (l *Lane) Claim(ctx context.Context, floor uint64) (finished uint64, err er
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	book.dirty = false
-	l.book, l.revision = book, revision
+	l.book, l.own, l.revision = book, book, revision
 	return max(floor, book.tally.Upto), nil
 }
 
@@ -237,13 +241,11 @@ func (l *Lane) store(ctx context.Context) {
 	l.stored, l.size, book.dirty = now, len(value), false
 	l.watchLocked(now)
 	l.mu.Unlock()
-	if l.tried != nil {
-		if there, at, why := l.bucket.Get(ctx, l.key()); why == nil && bytes.Equal(there, l.tried) {
-			revision = at
-		}
-	}
 	if err == nil {
 		revision, err = l.bucket.Store(ctx, l.key(), value, revision)
+	}
+	if errors.Is(err, bus.ErrChanged) || errors.Is(err, bus.ErrExists) {
+		revision, err = l.again(ctx, value, err)
 	}
 	l.tried = nil
 	l.mu.Lock()
@@ -252,12 +254,27 @@ func (l *Lane) store(ctx context.Context) {
 	case err == nil:
 		l.revision = revision
 	case errors.Is(err, bus.ErrChanged), errors.Is(err, bus.ErrExists), errors.Is(err, bus.ErrDenied):
-		l.book = nil // another owner has claimed it
+		l.book, l.own = nil, nil // another owner has claimed it
 		l.cfg.Log.Debug("tally has another owner", "lane", l.key(), "err", err)
 	default:
 		book.dirty, l.tried = true, value
 		l.cfg.Log.Debug("tally not stored, will try again", "lane", l.key(), "err", err)
 	}
+}
+
+// again stores a tally whose revision is not the one in the hub: an attempt without an answer was successful, or
+// the hub has lost the last ones. Otherwise another owner has stored since, and it returns err.
+func (l *Lane) again(ctx context.Context, value []byte, err error) (uint64, error) {
+	there, revision, why := l.bucket.Get(ctx, l.key())
+	switch {
+	case errors.Is(why, bus.ErrMissing):
+		revision = 0
+	case why != nil:
+		return 0, why
+	case revision > l.revision && !bytes.Equal(there, l.tried):
+		return 0, err
+	}
+	return l.bucket.Store(ctx, l.key(), value, revision)
 }
 
 func (l *Lane) put(ctx context.Context, t Tally, revision uint64) (uint64, error) {

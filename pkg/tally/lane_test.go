@@ -216,3 +216,28 @@ func (w *world) until(what string, is func() bool) {
 		w.Fatal(what)
 	}
 }
+
+// TestAHubThatHasLostTheTally: its owner knows what it had counted, whether it claims the lane again or not.
+func TestAHubThatHasLostTheTally(t *testing.T) {
+	for _, claims := range []bool{false, true} {
+		w := newWorld(t)
+		w.send(9)
+		l, _ := w.claim(0)
+		deliver(l, 1, 2)
+		l.store(t.Context())
+		deliver(l, 3, 5)
+		if !claims { // else the hub has lost it
+			l.stored = time.Time{}
+			l.store(t.Context())
+		}
+		l.revision += 5 // a server that was killed comes back with an older one
+		if claims {
+			if finished, err := l.Claim(t.Context(), 5); err != nil || finished != 5 {
+				t.Fatal(finished, err)
+			}
+		}
+		deliver(l, 6, 7)
+		l.Keep()()
+		w.want(fmt.Sprintf("claims %v", claims), 7, 14, map[Outcome]uint64{Delivered: 14})
+	}
+}

@@ -205,7 +205,7 @@ func (t *Tally) resume(s stream, floor uint64, now time.Time) (recount bool) {
 	case t.Upto > s.last:
 		t.lose("the hub lost the end of the stream", floor, now)
 	case floor > t.Upto && (s.first > t.Upto+1 || floor-t.Upto > maxRecount):
-		t.skip("messages were finished while no tally was stored", floor, now)
+		t.skip("messages may have been finished while no tally was stored", floor, now)
 	default:
 		return floor > t.Upto
 	}
