@@ -19,8 +19,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -213,7 +215,7 @@ func AppendFrame(dst []byte, f Frame) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Arrival))
 	dst = binary.AppendUvarint(dst, f.Seq)
 	var field []byte
-	if f.Load != (Load{}) {
+	if f.Load != (Load{}) || f.Source != 0 {
 		load := f.Load.Append(binary.BigEndian.AppendUint32(nil, f.Source))
 		field = append(append(field, loadField, byte(len(load))), load...) // 4 + 4 * 9 bytes at the most
 	}
@@ -254,6 +256,60 @@ func NextFrame(b []byte) (f Frame, rest []byte, err error) {
 	}
 	return f, rest, Instance{ID: f.Instance}.Validate()
 }
+
+// Sources are the sources of an instance that a sampler knows, each with its time when something last came of
+// it, in Unix nanoseconds. The next owner of a partition waits for them as the previous one did.
+type Sources struct {
+	Instance string
+	Seen     map[uint32]int64
+}
+
+// sourcesMark begins a message of sources in DECISIONS. It is the length of an instance id that no message has,
+// so that sinks of earlier versions skip such a message.
+const sourcesMark = 1 << 40
+
+// AppendSources appends the sources of instances, as a message of its own: the mark, and of each instance length
+// and bytes of its id, and the number of its sources, as a varint, with four bytes of each and eight of its time,
+// big endian.
+func AppendSources(dst []byte, all []Sources) []byte {
+	dst = binary.AppendUvarint(dst, sourcesMark)
+	for _, s := range all {
+		dst = binary.AppendUvarint(dst, uint64(len(s.Instance)))
+		dst = append(dst, s.Instance...)
+		dst = binary.AppendUvarint(dst, uint64(len(s.Seen)))
+		for _, source := range slices.Sorted(maps.Keys(s.Seen)) {
+			dst = binary.BigEndian.AppendUint32(dst, source)
+			dst = binary.BigEndian.AppendUint64(dst, uint64(s.Seen[source]))
+		}
+	}
+	return dst
+}
+
+// ReadSources reads what AppendSources appends; is reports whether the message is one of sources.
+func ReadSources(b []byte) (all []Sources, is bool, err error) {
+	mark, rest, ok := uvarint(b, sourcesMark)
+	if !ok || mark != sourcesMark {
+		return nil, false, nil
+	}
+	for r := (reader{rest: rest}); len(r.rest) > 0; {
+		s := Sources{Instance: string(r.chunk()), Seen: map[uint32]int64{}}
+		for n := r.uvarint(maxSources); n > 0 && !r.failed; n-- {
+			if source := r.bytes(4); source != nil {
+				s.Seen[binary.BigEndian.Uint32(source)] = int64(r.uint64())
+			}
+		}
+		if r.failed {
+			return all, true, errSources
+		}
+		all = append(all, s)
+	}
+	return all, true, nil
+}
+
+// maxSources bounds the sources of an instance in a message.
+const maxSources = 1 << 10
+
+var errSources = errors.New("truncated sources")
 
 // Decision is the sampling decision about a trace. One without an instance is a checkpoint: the
 // backend has everything that the same sink has recorded before it.

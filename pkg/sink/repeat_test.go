@@ -24,7 +24,8 @@ import (
 )
 
 // stretch is a recorded stretch of SPANS: two instances, ten minutes of stream
-// time; the first traces are decided long before the end.
+// time; the first traces are decided long before the end. The second instance has two edges, each with
+// spans of every trace, and what one of them sends comes three seconds later.
 func stretch() (messages []bus.Message, spans int) {
 	const perInstance = 26_000 // traces
 	rng := rand.New(rand.NewPCG(7, 7))
@@ -35,7 +36,7 @@ func stretch() (messages []bus.Message, spans int) {
 		for range perInstance {
 			id := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, rng.Uint64()), rng.Uint64())
 			first := rng.IntN(6000)
-			for range 1 + rng.IntN(3) {
+			for range 1 + inst + rng.IntN(3) {
 				spans++
 				sp := &tracepb.Span{TraceId: id, SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans)), Name: "op"}
 				if rng.IntN(10) == 0 {
@@ -45,19 +46,36 @@ func stretch() (messages []bus.Message, spans int) {
 				byTick[at] = append(byTick[at], sp)
 			}
 		}
-		// At the end one span that closes all windows, and stays undecided.
-		byTick[len(byTick)-1] = []*tracepb.Span{{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(inst+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans+1))}}
+		// At the end spans that close all windows, and stay undecided.
+		for n := range inst + 1 {
+			byTick[len(byTick)-1] = append(byTick[len(byTick)-1], &tracepb.Span{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(inst+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans+1+n))})
+		}
 		for tick, list := range byTick {
 			if len(list) == 0 {
 				continue
 			}
-			payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: list}}}}})
-			buckets[tick] = append(buckets[tick], envelope.Frame{
-				Instance: fmt.Sprint("as-", inst), Arrival: base.Add(time.Duration(tick) * 100 * time.Millisecond).UnixNano(), Seq: uint64(tick + 1), Payload: payload,
-			})
+			half := len(list) / 2 * inst
+			for source, list := range [][]*tracepb.Span{list[:half], list[half:]} {
+				if len(list) == 0 {
+					continue
+				}
+				payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: list}}}}})
+				comes := tick
+				if inst == 1 && source == 1 {
+					comes = min(tick+30, len(buckets)-1)
+				}
+				buckets[comes] = append(buckets[comes], envelope.Frame{
+					Instance: fmt.Sprint("as-", inst), Source: uint32(source + 1), Arrival: base.Add(time.Duration(tick) * 100 * time.Millisecond).UnixNano(), Payload: payload,
+				})
+			}
 		}
 	}
+	sequence := map[string]uint64{} // of TRACES
 	for i, frames := range buckets {
+		for n := range frames {
+			sequence[frames[n].Instance]++
+			frames[n].Seq = sequence[frames[n].Instance]
+		}
 		m := bus.Message{Subject: bus.SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames, Items: len(frames), ID: fmt.Sprint("m", i)}}
 		for _, f := range frames {
 			m.Body = envelope.AppendFrame(m.Body, f)

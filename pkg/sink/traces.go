@@ -46,6 +46,7 @@ type traceLane struct {
 	body      []byte              // of the current message
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
+	sources   []envelope.Sources  // of the instances, not yet recorded
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
@@ -214,6 +215,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 	}) {
 		return stopped(ctx)
 	}
+	l.sources = nil
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = watermark{}, time.Time{}, time.Now()
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
@@ -251,33 +253,48 @@ func (l *traceLane) record(ctx context.Context) error {
 	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
+	if len(l.sources) > 0 {
+		if err := l.append(ctx, 0, envelope.AppendSources(nil, l.sources)); err != nil {
+			return err
+		}
+		l.sources = l.sources[:0]
+	}
 	// All that was recorded before has been sent by now.
 	body := envelope.AppendDecision(nil, envelope.Decision{})
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
 		for _, d := range chunk {
 			body = envelope.AppendDecision(body, d)
 		}
-		msg := l.journal.Entry(l.decisionsMessage(len(chunk)))
-		msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
-		superseded := false
-		if !l.exporter.retry(ctx, "record decisions", func() error {
-			err := l.journal.Append(ctx, msg)
-			if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
-				return nil
-			}
+		if err := l.append(ctx, len(chunk), body); err != nil {
 			return err
-		}) {
-			return stopped(ctx)
 		}
-		if superseded {
-			if more, due := l.exporter.said.Due("superseded "+l.journalSubject, time.Now()); due {
-				l.exporter.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
-			}
-			return bus.ErrSuperseded
-		}
-		body, l.written = body[:0], time.Now()
+		body = body[:0]
 	}
 	l.decisions = l.decisions[:0]
+	return nil
+}
+
+// append stores a message of the journal.
+func (l *traceLane) append(ctx context.Context, items int, body []byte) error {
+	msg := l.journal.Entry(l.decisionsMessage(items))
+	msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
+	superseded := false
+	if !l.exporter.retry(ctx, "record decisions", func() error {
+		err := l.journal.Append(ctx, msg)
+		if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
+			return nil
+		}
+		return err
+	}) {
+		return stopped(ctx)
+	}
+	if superseded {
+		if more, due := l.exporter.said.Due("superseded "+l.journalSubject, time.Now()); due {
+			l.exporter.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
+		}
+		return bus.ErrSuperseded
+	}
+	l.written = time.Now()
 	return nil
 }
 
@@ -412,7 +429,7 @@ func (l *traceLane) note(out sampler.Output) {
 			l.exporter.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
 		}
 	}
-	l.decisions = append(l.decisions, out.Decisions...)
+	l.decisions, l.sources = append(l.decisions, out.Decisions...), append(l.sources, out.Sources...)
 	for _, e := range out.Exports {
 		if failpoint.AckBeforeExport {
 			l.sampler.Release(e.Seq)

@@ -10,14 +10,17 @@
 //
 // # Stream time
 //
-// Every instance has a clock of its own: the highest arrival stamp seen. A
-// trace's window opens with the arrival of its first span and closes when the
+// Every source of an instance, an edge's spool or a gateway, has a clock of its own: the highest
+// arrival stamp seen. A trace's window opens with the arrival of its first span and closes when the
 // clock has passed first + wait, or a while after its root span, if that is
 // configured; the spans stamped within count. So an edge
 // that catches up after an hour is judged as if it had been live, and the same
 // stretch of an instance's stream gives the same decisions on every reading.
 //
-// The clock of an instance that is silent moves on with the reader's, but only up
+// A trace waits for all sources that may have spans of it (clock.go): its decision does not depend on
+// which of them comes first, if they come within ten seconds of each other.
+//
+// The clock of a source that is silent moves on with the reader's, but only up
 // to moments at which its partition of TRACES had left nothing behind on the way; it goes
 // back when the edge was only cut off, and sends what it has kept. When the edge's own clock is
 // set back, by more than a second, the open windows go back with it; when it is set
@@ -53,6 +56,7 @@ import (
 	"cmp"
 	"container/heap"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 
@@ -124,6 +128,7 @@ type Output struct {
 	Ended      []Ended
 	Exports    []Export
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
+	Sources    []envelope.Sources  // to be recorded with Decisions
 	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
 	Unchosen   int                 // spans of traces that were not asked for, without late ones
@@ -142,8 +147,9 @@ type Sampler struct {
 	maxBytes int
 
 	instances map[string]*instance
-	restored  map[string]budgets // of instances that have not been seen yet
-	unsent    []key              // recorded, and not known to be at the backend
+	restored  map[string]budgets          // of instances that have not been seen yet
+	sources   map[string]map[uint32]int64 // recorded, of instances that have not been seen yet
+	unsent    []key                       // recorded, and not known to be at the backend
 	decided   memory
 	held      *held
 	chosen    func(first int64, seq uint64) bool // nil: every trace
@@ -158,7 +164,9 @@ type Sampler struct {
 	// now is the reader's clock at the last Idle, start at the first one, swept at the last check for
 	// overdue traces; in Unix nanoseconds.
 	now, start, swept int64
-	fresh             []bool // of the current piece, which spans are not held yet
+	ready             []*trace // of the current step
+	earlier           bool     // a trace has become due earlier
+	fresh             []bool   // of the current piece, which spans are not held yet
 	hash              maphash.Hash
 }
 
@@ -176,17 +184,14 @@ type held struct {
 
 // instance is the state of one instance.
 type instance struct {
-	name    string
-	known   bool      // it has a clock
-	clock   int64     // in Unix nanoseconds of the edge
-	arrival int64     // the highest arrival seen since the edge's clock was set back
-	skew    int64     // how far the open windows have been moved with the clock: windows are times less skew
-	back    int64     // by how much the clock was last set back
-	origin  uint64    // highest sequence of TRACES seen
-	active  bool      // since the last Idle
-	silent  time.Time // the reader's clock when it was last known that nothing more had been added
+	name   string
+	clocks []*clock // of its sources, in the order in which they were first seen
+	told   struct { // when its sources were last recorded
+		clocks int
+		due    int64
+	}
+	origin  uint64 // highest sequence of TRACES seen
 	traces  map[otlpwire.TraceID]*trace
-	queue   queue // by the end of the window, then ID
 	budgets budgets
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
@@ -211,17 +216,21 @@ func (b budgets) of(version uint64) *policy.Budgets {
 type trace struct {
 	id     otlpwire.TraceID
 	rules  *policy.Version
-	first  int64 // arrival of its first span, less the skew at that time
-	root   int64 // arrival of its root span, less the skew at that time
-	rooted bool  // it has a root span
-	due    int64 // when its window closes
-	read   int64 // when it was first seen, by the reader's clock
+	from   []part // the sources that it has spans of; its times are those of the first one
+	first  int64  // time of its first span
+	root   int64  // time of its root span
+	rooted bool   // it has a root span
+	due    int64  // when its window closes
+	read   int64  // when it was first seen, by the reader's clock
 	seq    uint64
-	place  int // in the queue
+	queue  *clock // in whose queue it waits
+	key    int64  // until when, in the time of that clock
+	place  int    // in the queue
 	spans  int
 	size   int // as a payload
 	held   int // its memory
 	pieces []otlpwire.Fragment
+	stamps []stamp // of the pieces
 	parts  []Part
 	ids    spanSet
 	load   envelope.Load // the highest of its frames
@@ -250,8 +259,8 @@ const (
 // Approximate memory of a trace and of a piece of one besides their bytes: a trace of one small span
 // takes several times its size on the wire.
 const (
-	traceBytes = 400
-	pieceBytes = 136
+	traceBytes = 480
+	pieceBytes = 152
 	spanBytes  = 16
 )
 
@@ -265,6 +274,7 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 		maxBytes:  maxBytes,
 		instances: make(map[string]*instance),
 		restored:  make(map[string]budgets),
+		sources:   make(map[string]map[uint32]int64),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped, floor),
 		held:      new(held),
@@ -276,11 +286,13 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 func (s *Sampler) Use(versions []policy.Version) {
 	s.versions = append(s.versions[:1:1], versions...)
 	for _, in := range s.instances {
-		for _, t := range in.queue {
+		for _, t := range in.traces {
 			t.rules = s.rules(t.seq)
 			t.setDue()
 		}
-		heap.Init(&in.queue)
+		for _, c := range in.clocks {
+			heap.Init(&c.queue)
+		}
 	}
 }
 
@@ -299,6 +311,7 @@ func (t *trace) setDue() {
 	if after := t.rules.WaitAfterRoot; after > 0 && t.rooted {
 		t.due = min(t.due, t.root+int64(after))
 	}
+	t.key = t.due + t.shift(t.queue)
 }
 
 // Add adds the spans of one frame of message seq. Frames must be added in the order of seq; a message
@@ -313,19 +326,23 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 		if delete(s.restored, f.Instance); in.budgets == nil {
 			in.budgets = budgets{}
 		}
+		in.restore(s.sources[f.Instance])
+		delete(s.sources, f.Instance)
 		s.instances[f.Instance] = in
 	}
-	in.active = true
-	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.arrival {
+	c := in.clock(f.Source)
+	c.active = true
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.newest(c) {
 		// An instance's messages are routed in order, so a router that took over has sent this one again.
 		n := otlpwire.Count(otlpwire.Traces, f.Payload)
 		out.Duplicates += n
 		out.end(in, seq, n, Repeated)
 		return out, nil
 	}
-	in.origin = f.Seq
-	in.tell(f.Arrival)
-	s.advance(in, &out) // windows that end before this arrival close without it
+	s.earlier, in.origin = false, f.Seq
+	c.tell(f.Arrival)
+	in.heard(c)
+	s.advance(in, &out, c) // windows that end before this arrival close without it
 	load := in.load(f, otlpwire.Count(otlpwire.Traces, f.Payload))
 
 	// Split by trace: the key is the trace's index among those of this frame.
@@ -340,40 +357,18 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 		}
 		return n
 	}, func(key int, g otlpwire.Group) {
-		s.addPiece(in, seq, ids[key], f.Arrival, load, g, &out)
+		s.addPiece(in, c, seq, ids[key], f.Arrival, load, g, &out)
 	})
+	if len(in.clocks) > 1 && s.earlier { // a trace is due before the time of the source that it waits for
+		s.earlier = false
+		s.advance(in, &out, in.clocks...)
+	}
 	out.Rewind = s.room()
 	return out, err
 }
 
-// maxBack is how far the arrival stamps of an instance may go back without a step of its clock, because
-// requests are published concurrently.
-const maxBack = int64(time.Second)
-
-// tell sets the clock of an instance by an arrival stamp. Stamps from two clocks in turn, such as those of
-// two gateways, move the clock back and forward by the same amount, and the windows with it.
-func (in *instance) tell(arrival int64) {
-	step := arrival - in.arrival
-	switch {
-	case !in.known:
-		in.known, in.arrival = true, arrival
-	case step < -maxBack:
-		in.back = -step
-		in.shift(step)
-		in.arrival = arrival
-	case in.back > 0 && step > maxBack && max(step-in.back, in.back-step) <= maxBack:
-		in.shift(in.back)
-		in.back = 0
-	}
-	in.arrival = max(in.arrival, arrival)
-	in.clock = in.arrival // also if silence had moved it on
-}
-
-// shift moves all open windows.
-func (in *instance) shift(by int64) { in.skew = min(max(in.skew+by, -maxSkew), maxSkew) }
-
 // addPiece adds spans of one trace that share a resource.
-func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
+func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
 	n := 0
 	for range g.Items() {
 		n++
@@ -384,11 +379,16 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	}
 	t := in.traces[id]
 	if t == nil {
-		if t = s.open(in, seq, id, arrival, out); t == nil {
+		if t = s.open(in, c, seq, id, arrival, out); t == nil {
 			return
 		}
 	}
-	fresh := s.addSpans(in, t, arrival, g)
+	at := t.join(c, arrival)
+	if at < t.first {
+		t.first = at
+		s.dueEarlier(t)
+	}
+	fresh := s.addSpans(t, at, g)
 	if n > fresh {
 		out.Duplicates += n - fresh
 		out.end(in, seq, n-fresh, Repeated)
@@ -401,12 +401,13 @@ func (s *Sampler) addPiece(in *instance, seq uint64, id otlpwire.TraceID, arriva
 	t.load.Max(load)
 	t.silent = t.silent || load == (envelope.Load{})
 	s.hold(in, t, g.Fragment(s.fresh), fresh)
+	t.stamps = append(t.stamps, stamp{at, fresh})
 	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
-		s.putBack(in, arrival, out)
+		s.putBack(in, c, arrival, out)
 	}
 	if t.place >= 0 && s.tooLarge(t) {
 		out.TooLarge++
-		heap.Remove(&in.queue, t.place)
+		heap.Remove(&t.queue.queue, t.place)
 		s.conclude(in, t, policy.Verdict{}, out)
 	}
 }
@@ -446,26 +447,33 @@ func (t *trace) add(seq uint64, spans int) {
 }
 
 // open begins a trace, unless there is no room: then it is passed over, and nil.
-func (s *Sampler) open(in *instance, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
+func (s *Sampler) open(in *instance, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
 	if s.full(in) {
 		if !in.passed {
 			s.held.owed.add(seq) // never released: the floor stays below it
-			s.passOver(in, arrival, out)
+			s.passOver(in, c, arrival, out)
 		}
 		return nil
 	}
-	t := &trace{id: id, rules: s.rules(seq), first: arrival - in.skew, seq: seq, read: s.now}
+	t := &trace{id: id, rules: s.rules(seq), from: c.alone(), first: arrival - c.skew, seq: seq, read: s.now, queue: c}
 	t.setDue()
 	in.traces[id] = t
-	heap.Push(&in.queue, t)
+	heap.Push(&c.queue, t)
 	s.held.owed.add(seq)
 	s.take(in, t, traceBytes)
 	return t
 }
 
+// dueEarlier computes when a trace is due after that has become earlier.
+func (s *Sampler) dueEarlier(t *trace) {
+	t.setDue()
+	heap.Fix(&t.queue.queue, t.place)
+	s.earlier = s.earlier || t.key < t.queue.time()
+}
+
 // addSpans notes in s.fresh which spans of g are not held yet, and returns how many. A root span
 // may close the window.
-func (s *Sampler) addSpans(in *instance, t *trace, arrival int64, g otlpwire.Group) (fresh int) {
+func (s *Sampler) addSpans(t *trace, at int64, g otlpwire.Group) (fresh int) {
 	s.fresh = s.fresh[:0]
 	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
 	for item, scope := range g.ItemsIn() {
@@ -477,10 +485,9 @@ func (s *Sampler) addSpans(in *instance, t *trace, arrival int64, g otlpwire.Gro
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
-		if s.span.Root && !t.rooted {
-			t.root, t.rooted = arrival-in.skew, true
-			t.setDue()
-			heap.Fix(&in.queue, t.place)
+		if s.span.Root && !t.rooted && at <= t.due {
+			t.root, t.rooted = at, true
+			s.dueEarlier(t)
 		}
 	}
 	return fresh
@@ -539,26 +546,49 @@ func (s *Sampler) letGo(in *instance, t *trace) {
 	s.take(in, t, -traceBytes-t.spans*spanBytes)
 }
 
-// advance decides the traces of in whose windows have ended by its clock.
-func (s *Sampler) advance(in *instance, out *Output) {
-	for len(in.queue) > 0 && in.queue[0].due < in.clock-in.skew {
-		s.decide(in, out)
+// advance decides the traces whose windows have ended by the clocks that have moved, in the order of due, unless
+// they have to wait for another source.
+func (s *Sampler) advance(in *instance, out *Output, moved ...*clock) {
+	s.ready = s.ready[:0]
+	for _, c := range moved {
+		for len(c.queue) > 0 && c.queue[0].key < c.time() {
+			t := heap.Pop(&c.queue).(*trace)
+			if len(in.clocks) == 1 {
+				s.decide(in, t, out)
+			} else if other := in.blocks(t); other != nil && other != c {
+				t.wait(other)
+			} else {
+				s.ready = append(s.ready, t)
+			}
+		}
 	}
+	if len(in.clocks) == 1 {
+		return
+	}
+	s.sweep(in)
+	slices.SortFunc(s.ready, byDue)
+	for _, t := range s.ready {
+		s.decide(in, t, out)
+	}
+	clear(s.ready)
 }
 
-// decide removes the oldest trace of in from the queue and evaluates the policies.
-func (s *Sampler) decide(in *instance, out *Output) {
-	t := heap.Pop(&in.queue).(*trace)
+// decide evaluates the policies for a trace that is in no queue any more.
+func (s *Sampler) decide(in *instance, t *trace, out *Output) {
+	skew, spans := t.from[0].clock.skew, 0
 	s.scratch = s.scratch[:0]
 	for i := range t.pieces {
-		s.scratch = t.pieces[i].Append(s.scratch)
+		if len(in.clocks) == 1 || t.stamps[i].at <= t.due { // else it came while the trace waited for other sources
+			s.scratch = t.pieces[i].Append(s.scratch)
+			spans += t.stamps[i].spans
+		}
 	}
-	s.trace.Reset(t.id, t.spans, s.scratch, t.due+in.skew)
+	s.trace.Reset(t.id, spans, s.scratch, t.due+skew)
 	if !t.silent {
 		s.trace.Load = t.load
 	}
 	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
-	if s.chosen != nil && !s.chosen(t.first+in.skew, t.seq) {
+	if s.chosen != nil && !s.chosen(t.first+skew, t.seq) {
 		v.Keep = false // it was evaluated only for what it takes from the budgets
 		out.Unchosen += t.spans
 		out.SampledOut -= t.spans
@@ -578,9 +608,12 @@ func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output
 	s.letGo(in, t)
 	in.decided = true
 	s.held.decided = s.held.decided || t.seq == s.held.oldest
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + in.skew, Spent: v.Took}
+	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
 	k := key{in.name, t.id}
 	out.By = append(out.By, v.By)
+	if in.tellSources(t.due) {
+		out.Sources = append(out.Sources, in.seen())
+	}
 	if !v.Keep {
 		s.decided.drop(k, 0)
 		out.Decisions = append(out.Decisions, d)
@@ -632,15 +665,15 @@ func (s *Sampler) pass(in *instance, out *Output) {
 // arrival are put back, too, because traces are decided in the order of due and ID, and those that are
 // passed over must come later than those that are held; but not if the oldest trace is among them,
 // because reading begins again only after that is decided. No edge sends that much with one stamp.
-func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
+func (s *Sampler) passOver(in *instance, c *clock, arrival int64, out *Output) {
 	if in.passed {
 		return
 	}
 	s.pass(in, out)
 	var young []*trace
 	oldest := in.oldest()
-	for _, t := range in.queue {
-		if t.first != arrival-in.skew {
+	for _, t := range in.traces {
+		if t.from[0].clock != c || t.first != arrival-c.skew {
 			continue
 		}
 		if young = append(young, t); t == oldest || t.seq == s.held.oldest {
@@ -654,7 +687,7 @@ func (s *Sampler) passOver(in *instance, arrival int64, out *Output) {
 
 // oldest returns the trace that began first; nil if there is none.
 func (in *instance) oldest() (oldest *trace) {
-	for _, t := range in.queue {
+	for _, t := range in.traces {
 		if oldest == nil || t.seq < oldest.seq {
 			oldest = t
 		}
@@ -664,7 +697,7 @@ func (in *instance) oldest() (oldest *trace) {
 
 // release removes a trace that is to be read again: what is owed for it stays owed.
 func (s *Sampler) release(in *instance, t *trace) {
-	heap.Remove(&in.queue, t.place)
+	heap.Remove(&t.queue.queue, t.place)
 	delete(in.traces, t.id)
 	s.letGo(in, t)
 	t.place = -1
@@ -673,20 +706,20 @@ func (s *Sampler) release(in *instance, t *trace) {
 // putBack removes the youngest traces of the instances that hold most, until what is held is within the
 // bound: held traces may grow, and many do. Every instance may hold as much as the others, and keeps its
 // oldest trace. The current frame is of the instance now, with this arrival.
-func (s *Sampler) putBack(now *instance, arrival int64, out *Output) {
+func (s *Sampler) putBack(now *instance, c *clock, arrival int64, out *Output) {
 	level := s.level()
 	for _, name := range s.names() {
 		in := s.instances[name]
-		if in.bytes <= level || len(in.queue) < 2 {
+		if in.bytes <= level || len(in.traces) < 2 {
 			continue
 		}
 		switch {
 		case in == now:
-			s.passOver(in, arrival, out)
+			s.passOver(in, c, arrival, out)
 		case !in.passed:
 			s.pass(in, out)
 		}
-		young := slices.Clone(in.queue)
+		young := slices.Collect(maps.Values(in.traces))
 		slices.SortFunc(young, func(a, b *trace) int {
 			return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.due, a.due), slices.Compare(b.id[:], a.id[:]))
 		})
@@ -749,31 +782,45 @@ func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 			continue
 		}
 		if sweep {
-			s.overdue(in, upto.UnixNano(), patience)
-			s.advance(in, &out)
+			s.overdue(in, upto.UnixNano(), patience, &out)
 		}
-		if in.active {
-			in.active, in.silent = false, now // what was added may be as recent as that
-			continue
-		}
-		silence := upto.Sub(in.silent)
-		in.clock = max(in.clock, in.arrival+int64(silence-idleGrace))
-		s.advance(in, &out)
-		if silence-idleGrace > s.shortestWait() {
-			for _, t := range in.queue { // empty, unless stamps jumped back and forth
-				if silence-idleGrace > t.rules.Wait {
-					in.clock = max(in.clock, t.due+in.skew+1)
-				}
-			}
-			s.advance(in, &out)
-		}
-		if len(in.traces) == 0 && silence > time.Hour && !in.passed {
+		active := s.idle(in, upto, now, &out)
+		if !active && len(in.traces) == 0 && !in.passed && !slices.ContainsFunc(in.clocks, func(c *clock) bool { return upto.Sub(c.silent) <= time.Hour }) {
 			delete(s.instances, name)
 			s.largest = nil
 		}
 	}
 	out.Rewind = s.room()
 	return out
+}
+
+// idle advances the clocks of sources that have been silent; active reports that one was not.
+func (s *Sampler) idle(in *instance, upto, now time.Time, out *Output) (active bool) {
+	grace := idleGrace
+	if len(in.clocks) > 1 {
+		grace = time.Duration(sourceLag) // one may be cut off, and have spans of traces of the others
+	}
+	for _, c := range in.clocks {
+		if c.active {
+			c.active, c.silent, active = false, now, true // what was added may be as recent as that
+			continue
+		}
+		c.at = max(c.at, c.arrival+int64(upto.Sub(c.silent)-grace))
+	}
+	s.advance(in, out, in.clocks...)
+	for _, c := range in.clocks {
+		silence := upto.Sub(c.silent) - grace
+		if c.silent.Equal(now) || silence <= s.shortestWait() {
+			continue
+		}
+		for _, t := range c.queue { // empty, unless stamps jumped back and forth
+			if silence > t.rules.Wait {
+				c.at = max(c.at, t.key+c.skew+1)
+			}
+		}
+	}
+	s.advance(in, out, in.clocks...)
+	return active
 }
 
 func (s *Sampler) shortestWait() time.Duration {
@@ -790,33 +837,40 @@ func (s *Sampler) shortestWait() time.Duration {
 func (s *Sampler) Unblock(now time.Time) (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
-		s.overdue(in, now.UnixNano(), idleGrace)
-		s.advance(in, &out)
+		s.overdue(in, now.UnixNano(), idleGrace, &out)
 	}
 	out.Rewind = s.room()
 	return out
 }
 
-// overdue advances the clock of an instance to the traces that have been held for grace longer than their
-// wait.
-func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration) {
-	for _, t := range in.queue {
+// overdue advances the clocks of an instance to the traces that have been held for grace longer than their
+// wait, and decides these.
+func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration, out *Output) {
+	for _, t := range in.traces {
 		grace := grace
 		if in.passed || s.held.passed && t.seq <= s.held.oldest {
 			grace = min(grace, passedPatience) // others wait for room
 		}
-		if max(t.read, s.start)+int64(t.rules.Wait+grace) <= upto {
-			in.clock = max(in.clock, t.due+in.skew+1)
+		if max(t.read, s.start)+int64(t.rules.Wait+grace) > upto {
+			continue
 		}
+		for _, p := range t.from {
+			p.clock.at = max(p.clock.at, t.due+p.shift+p.clock.skew+1)
+		}
+		t.queue.at = max(t.queue.at, t.key+t.queue.skew+1)
 	}
+	s.advance(in, out, in.clocks...)
 }
 
 // Finish decides all held traces: nothing more will be added.
 func (s *Sampler) Finish() (out Output) {
 	for _, name := range s.names() {
 		in := s.instances[name]
-		for len(in.queue) > 0 {
-			s.decide(in, &out)
+		all := slices.Collect(maps.Values(in.traces))
+		slices.SortFunc(all, byDue)
+		for _, t := range all {
+			heap.Remove(&t.queue.queue, t.place)
+			s.decide(in, t, &out)
 		}
 	}
 	out.Rewind = s.held.passed // nothing is held any more, so there is room
@@ -857,7 +911,7 @@ type queue []*trace
 
 func (q queue) Len() int { return len(q) }
 func (q queue) Less(i, j int) bool {
-	return cmp.Or(cmp.Compare(q[i].due, q[j].due), slices.Compare(q[i].id[:], q[j].id[:])) < 0
+	return cmp.Or(cmp.Compare(q[i].key, q[j].key), slices.Compare(q[i].id[:], q[j].id[:])) < 0
 }
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]

@@ -53,7 +53,7 @@ func (sc *script) at(c *scripttest.Call) time.Time { return sc.base.Add(c.Durati
 
 func (sc *script) add(c *scripttest.Call) string {
 	sc.seq++
-	f := envelope.Frame{Instance: c.Text("instance", "i"), Arrival: sc.at(c).UnixNano()}
+	f := envelope.Frame{Instance: c.Text("instance", "i"), Source: uint32(c.Number("source", 0)), Arrival: sc.at(c).UnixNano()}
 	trace, lasts, failed := c.Text("trace", ""), c.Duration("ms"), c.Text("error", "") == "yes"
 	for _, name := range strings.Split(c.Text("spans", ""), ",") {
 		f.Payload = append(f.Payload, spanOf(trace, name, lasts, failed)...)

@@ -37,6 +37,7 @@ func NewSamplers(policies *policy.Set, n, maxBytes int, floor uint64, chosen fun
 
 // merge adds the output of another step.
 func (o *Output) merge(more Output) {
+	o.Sources = append(o.Sources, more.Sources...)
 	o.Ended = append(o.Ended, more.Ended...)
 	o.Exports = append(o.Exports, more.Exports...)
 	o.Decisions = append(o.Decisions, more.Decisions...)

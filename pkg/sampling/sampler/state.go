@@ -254,6 +254,14 @@ func remember(message []byte, parts []*Sampler) error {
 			s.unsent = s.unsent[:0]
 		}
 	}
+	if all, is, err := envelope.ReadSources(message); is {
+		for _, one := range all {
+			for _, s := range parts {
+				s.sources[one.Instance] = one.Seen
+			}
+		}
+		return err
+	}
 	for len(message) > 0 {
 		d, rest, err := envelope.NextDecision(message)
 		if err != nil {

@@ -26,7 +26,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		for _, e := range o.Exports {
 			s.Release(e.Seq)
 		}
-		if _, bytes := s.Held(); bytes > bound+700 {
+		if _, bytes := s.Held(); bytes > bound+800 {
 			t.Fatalf("%d bytes held", bytes)
 		}
 		if o.Full {
@@ -242,7 +242,7 @@ func TestRoutedAgain(t *testing.T) {
 // neighbours that have the same due and a lower ID.
 func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 	base := time.Unix(1000, 0)
-	s := New(policy.KeepAll(10*time.Second), 2000, 0)
+	s := New(policy.KeepAll(10*time.Second), 2300, 0)
 	frame := func(seq uint64, traces ...string) Output {
 		f := envelope.Frame{Instance: "i", Arrival: base.Add(time.Duration(seq)).UnixNano(), Seq: seq}
 		for _, id := range traces {
@@ -255,7 +255,7 @@ func TestAFrameIsHeldAsAWholeOrNot(t *testing.T) {
 		return o
 	}
 	frame(1, "0a", "0b") // one more fits
-	if frame(2, "a1"); s.held.bytes < 2000-900 || s.held.bytes > 2000+1000 {
+	if frame(2, "a1"); s.held.bytes < 2300-900 || s.held.bytes > 2300+1000 {
 		t.Fatalf("a trace is %d bytes: the test tests nothing", s.held.bytes)
 	}
 	o := frame(3, "f6", "e5", "d4", "c3", "b2")

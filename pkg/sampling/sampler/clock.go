@@ -1,0 +1,278 @@
+package sampler
+
+import (
+	"cmp"
+	"container/heap"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/penstock/penstock/pkg/envelope"
+)
+
+// clock is the stream time of one source of an instance: an edge's spool, or a gateway. Sources of an
+// instance may be apart, because a machine's clock is wrong or one of them sends what it has kept.
+type clock struct {
+	source  uint32
+	known   bool      // it has a time
+	at      int64     // in Unix nanoseconds of the source
+	arrival int64     // the highest arrival seen since the source's clock was set back
+	skew    int64     // how far the open windows have been moved with the clock
+	back    int64     // by how much the clock was last set back
+	active  bool      // since the last Idle
+	silent  time.Time // the reader's clock when it was last known that nothing more had been added
+	queue   queue     // traces that wait for it, by the time until which they do, then ID
+	swept   int64     // its time at the last sweep
+	place   int       // among the clocks of its instance
+	told    int64     // its time when something last came of it
+	others  []int64   // the times of the instance's clocks at that moment; those that come later are not there
+	own     [1]part   // of a trace that has spans of this source only
+}
+
+// part is a source of a trace. Its time less shift is that of the trace's first source.
+type part struct {
+	clock *clock
+	shift int64
+}
+
+// stamp is the time of spans.
+type stamp struct {
+	at    int64
+	spans int
+}
+
+const (
+	// sourceLag is for how much of the most advanced source's time a trace waits, after the end of its window, for
+	// sources that have not passed it: they may have spans of the trace. It does not wait for a source that was
+	// so far behind when something last came of it: that sends what it has kept, or its clock is wrong.
+	sourceLag = int64(10 * time.Second)
+
+	// sourceGone is after how much of the others' time a source is taken to be gone: an edge that has begun a
+	// new spool, or a gateway that was restarted, is another source.
+	sourceGone = int64(5 * time.Minute)
+
+	// sweepStep is how far the time of a source advances between two checks for traces that wait for a source
+	// that has fallen behind.
+	sweepStep = int64(time.Second)
+
+	// maxClocks bounds the sources of an instance that have a clock of their own. The others share one.
+	maxClocks = 64
+
+	// maxBack is how far the arrival stamps of a source may go back without a step of its clock, because
+	// requests are published concurrently.
+	maxBack = int64(time.Second)
+)
+
+// clock returns the clock of a source.
+func (in *instance) clock(source uint32) *clock {
+	for _, c := range in.clocks {
+		if c.source == source {
+			return c
+		}
+	}
+	if len(in.clocks) == maxClocks {
+		return in.clocks[maxClocks-1]
+	}
+	c := &clock{source: source, place: len(in.clocks)}
+	c.own[0].clock = c
+	in.clocks = append(in.clocks, c)
+	return c
+}
+
+// newest returns the highest arrival of a source, or, while nothing has come of it, of all.
+func (in *instance) newest(c *clock) (arrival int64) {
+	if c.known {
+		return c.arrival
+	}
+	for _, other := range in.clocks {
+		if other.known {
+			arrival = max(arrival, other.arrival)
+		}
+	}
+	return arrival
+}
+
+// restore creates the clocks of sources that the previous owner knew. Until something comes of them they are
+// waited for.
+func (in *instance) restore(seen map[uint32]int64) {
+	for _, source := range slices.Sorted(maps.Keys(seen)) {
+		c := in.clock(source)
+		c.at, c.told, c.arrival, c.active = -maxSkew, seen[source], seen[source], true
+	}
+}
+
+// tellSources reports whether the sources of an instance are to be recorded with a decision of that time.
+func (in *instance) tellSources(due int64) bool {
+	if len(in.clocks) == 1 || in.told.clocks == len(in.clocks) && due-in.told.due < sourceGone && in.told.due-due < sourceGone {
+		return false
+	}
+	in.told.clocks, in.told.due = len(in.clocks), due
+	return true
+}
+
+// seen returns the sources of an instance.
+func (in *instance) seen() envelope.Sources {
+	all := envelope.Sources{Instance: in.name, Seen: map[uint32]int64{}}
+	for _, c := range in.clocks {
+		all.Seen[c.source] = c.told
+	}
+	return all
+}
+
+// alone returns the sources of a trace that has spans of this one only.
+func (c *clock) alone() []part { return c.own[:] }
+
+// time is the source's time, in which windows stay where they are when its clock is set.
+func (c *clock) time() int64 { return c.at - c.skew }
+
+// tell sets the clock by an arrival stamp. Stamps from two clocks in turn, such as those of
+// two gateways behind one id, move the clock back and forward by the same amount, and the windows with it.
+func (c *clock) tell(arrival int64) {
+	step := arrival - c.arrival
+	switch {
+	case !c.known:
+		c.known, c.arrival = true, arrival
+	case step < -maxBack:
+		c.back = -step
+		c.move(step)
+		c.arrival = arrival
+	case c.back > 0 && step > maxBack && max(step-c.back, c.back-step) <= maxBack:
+		c.move(c.back)
+		c.back = 0
+	}
+	c.arrival = max(c.arrival, arrival)
+	c.at = c.arrival // also if silence had moved it on
+}
+
+// heard notes the times of all clocks when something has come of this one.
+func (in *instance) heard(c *clock) {
+	c.told, c.others = c.time(), c.others[:0]
+	if len(in.clocks) == 1 {
+		return
+	}
+	for _, other := range in.clocks {
+		c.others = append(c.others, other.time())
+	}
+}
+
+// behind returns how far the source was behind another one when something last came of it, at least.
+func (c *clock) behind(other *clock) int64 {
+	if other.place >= len(c.others) {
+		return 0
+	}
+	return c.others[other.place] - c.told
+}
+
+// move moves all open windows.
+func (c *clock) move(by int64) { c.skew = min(max(c.skew+by, -maxSkew), maxSkew) }
+
+// shift returns how far a source's time is from that of the trace's first source; 0 for one that the trace
+// has no spans of: only sources that are in step with the others are waited for.
+func (t *trace) shift(c *clock) int64 {
+	for _, p := range t.from {
+		if p.clock == c {
+			return p.shift
+		}
+	}
+	return 0
+}
+
+// lead returns the most advanced source of a trace, and its time.
+func (t *trace) lead() (first part, at int64) {
+	first = t.from[0]
+	at = first.clock.time()
+	for _, p := range t.from[1:] {
+		if one := p.clock.time() - p.shift; one > at {
+			first, at = p, one
+		}
+	}
+	return first, at
+}
+
+// join returns the time of spans of a source that have arrived then. The sources of a trace have the same
+// time, unless one is further away than sourceLag: then it has, with its first span, the time of the most
+// advanced source.
+func (t *trace) join(c *clock, arrival int64) int64 {
+	at := arrival - c.skew
+	for _, p := range t.from {
+		if p.clock == c {
+			return at - p.shift
+		}
+	}
+	lead, now := t.lead()
+	p := part{clock: c}
+	switch ahead := lead.clock.behind(c) + lead.shift; {
+	case at-now <= -sourceLag:
+		p.shift = at - now
+	case ahead >= sourceLag:
+		p.shift = ahead
+	}
+	t.from = append(t.from[:len(t.from):len(t.from)], p)
+	return at - p.shift
+}
+
+// wait puts a trace into the queue of a source.
+func (t *trace) wait(c *clock) {
+	t.queue, t.key = c, t.due+t.shift(c)
+	heap.Push(&c.queue, t)
+}
+
+// blocks returns a source that may have spans of a trace before the end of its window; nil if there is none,
+// or if the trace has waited for long enough.
+func (in *instance) blocks(t *trace) *clock {
+	if len(in.clocks) == 1 {
+		return nil
+	}
+	if lead, now := t.lead(); in.now(lead, now) > t.due+sourceLag {
+		return nil
+	}
+	return in.owes(t)
+}
+
+// now is the time of the most advanced source that was in step with lead when something last came of lead.
+func (in *instance) now(lead part, now int64) int64 {
+	for _, c := range in.clocks {
+		if c != lead.clock && lead.clock.behind(c)+lead.shift < sourceLag {
+			now = max(now, c.time())
+		}
+	}
+	return now
+}
+
+// owes is blocks, however long the trace has waited.
+func (in *instance) owes(t *trace) *clock {
+	lead, now := t.lead()
+	for _, c := range in.clocks {
+		shift := t.shift(c)
+		if c.time()-shift <= t.due && c.behind(lead.clock)-lead.shift+shift < sourceLag && now+shift-c.told < sourceGone {
+			return c
+		}
+	}
+	return nil
+}
+
+// sweep adds to the ready traces those that wait for a source which has fallen behind meanwhile: from time to
+// time, and before a trace is decided that does not wait for such a source any more.
+func (s *Sampler) sweep(in *instance) {
+	if !slices.ContainsFunc(in.clocks, func(c *clock) bool { return c.time()-c.swept >= sweepStep }) && !slices.ContainsFunc(s.ready, func(t *trace) bool { return in.owes(t) != nil }) {
+		return
+	}
+	for _, c := range in.clocks {
+		c.swept = c.time()
+		for i := 0; i < len(c.queue); {
+			t := c.queue[i]
+			if lead, now := t.lead(); in.now(lead, now) > t.due && in.blocks(t) == nil {
+				s.ready = append(s.ready, t)
+				heap.Remove(&c.queue, i)
+				i = 0
+				continue
+			}
+			i++
+		}
+	}
+}
+
+// byDue is the order in which traces are decided.
+func byDue(a, b *trace) int {
+	return cmp.Or(cmp.Compare(a.due, b.due), slices.Compare(a.id[:], b.id[:]))
+}
