@@ -109,17 +109,21 @@ func Read(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duratio
 	}); err != nil {
 		return r, err
 	}
-	losses, err := keeper.Losses(ctx, conn)
-	if err != nil {
-		return r, err
-	}
-	r.InFlight, r.DeadLetters, r.Losses = ways.lines(), dead.lines(), []keeper.Loss{}
-	for _, l := range losses {
+	r.InFlight, r.DeadLetters = ways.lines(), dead.lines()
+	r.Losses, err = losses(ctx, conn, since, now)
+	return r, err
+}
+
+// losses returns those of the last while, of all times if since is 0.
+func losses(ctx context.Context, conn *bus.Conn, since time.Duration, now time.Time) ([]keeper.Loss, error) {
+	all, err := keeper.Losses(ctx, conn)
+	some := []keeper.Loss{}
+	for _, l := range all {
 		if since == 0 || l.At.After(now.Add(-since)) {
-			r.Losses = append(r.Losses, l)
+			some = append(some, l)
 		}
 	}
-	return r, nil
+	return some, err
 }
 
 // streamEnds returns the last sequences; later messages are not read.
