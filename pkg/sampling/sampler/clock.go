@@ -23,6 +23,7 @@ type clock struct {
 	silent  time.Time // the reader's clock when it was last known that nothing more had been added
 	queue   queue     // traces that wait for it, by the time until which they do, then ID
 	swept   int64     // its time at the last sweep
+	free    int64     // see free, at the last sweep
 	place   int       // among the clocks of its instance
 	told    int64     // its time when something last came of it
 	others  []int64   // the times of the instance's clocks at that moment; those that come later are not there
@@ -56,7 +57,7 @@ const (
 	sweepStep = int64(time.Second)
 
 	// maxClocks bounds the sources of an instance that have a clock of their own. The others share one.
-	maxClocks = 64
+	maxClocks = 32
 
 	// maxBack is how far the arrival stamps of a source may go back without a step of its clock, because
 	// requests are published concurrently.
@@ -70,13 +71,39 @@ func (in *instance) clock(source uint32) *clock {
 			return c
 		}
 	}
-	if len(in.clocks) == maxClocks {
-		return in.clocks[maxClocks-1]
-	}
 	c := &clock{source: source, place: len(in.clocks)}
 	c.own[0].clock = c
-	in.clocks = append(in.clocks, c)
+	if len(in.clocks) < maxClocks {
+		in.clocks = append(in.clocks, c)
+		return c
+	}
+	c.place = slices.IndexFunc(in.clocks, func(c *clock) bool { return len(c.queue) == 0 && in.gone(c) })
+	if c.place < 0 {
+		return in.clocks[maxClocks-1]
+	}
+	for _, other := range in.clocks {
+		if c.place < len(other.others) {
+			other.others[c.place] = -maxSkew // not seen yet
+		}
+	}
+	in.clocks[c.place] = c
 	return c
+}
+
+// gone reports whether nothing has come of a source for so much of the others' time that it is not waited for.
+func (in *instance) gone(c *clock) bool {
+	return slices.ContainsFunc(in.clocks, func(other *clock) bool { return other.told-c.told >= sourceGone })
+}
+
+// several reports whether an instance has several sources that are not gone.
+func (in *instance) several() bool {
+	n := 0
+	for _, c := range in.clocks {
+		if len(in.clocks) == 1 || !in.gone(c) {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // newest returns the highest arrival of a source, or, while nothing has come of it, of all.
@@ -243,12 +270,16 @@ func (in *instance) now(lead part, now int64) int64 {
 func (in *instance) owes(t *trace) *clock {
 	lead, now := t.lead()
 	for _, c := range in.clocks {
-		shift := t.shift(c)
-		if c.time()-shift <= t.due && c.behind(lead.clock)-lead.shift+shift < sourceLag && now+shift-c.told < sourceGone {
+		if shift := t.shift(c); c.time()-shift <= t.due && in.owed(c, shift, lead, now) {
 			return c
 		}
 	}
 	return nil
+}
+
+// owed reports whether a source may have spans that the others have had: it is neither behind nor gone.
+func (in *instance) owed(c *clock, shift int64, lead part, now int64) bool {
+	return c.behind(lead.clock)-lead.shift+shift < sourceLag && now+shift-c.told < sourceGone
 }
 
 // sweep adds to the ready traces those that wait for a source which has fallen behind meanwhile: from time to
@@ -259,17 +290,42 @@ func (s *Sampler) sweep(in *instance) {
 	}
 	for _, c := range in.clocks {
 		c.swept = c.time()
-		for i := 0; i < len(c.queue); {
-			t := c.queue[i]
-			if lead, now := t.lead(); in.now(lead, now) > t.due && in.blocks(t) == nil {
+		c.free = in.free(c)
+	}
+	n := len(s.ready)
+	for _, c := range in.clocks {
+		for _, t := range c.queue {
+			if in.ready(t) {
 				s.ready = append(s.ready, t)
-				heap.Remove(&c.queue, i)
-				i = 0
-				continue
 			}
-			i++
 		}
 	}
+	for _, t := range s.ready[n:] {
+		heap.Remove(&t.queue.queue, t.place)
+	}
+}
+
+// ready reports whether a trace need not wait any more. It is called for all traces of an instance, most of
+// which have one source: for these it does not look at all sources.
+func (in *instance) ready(t *trace) bool {
+	if len(t.from) == 1 {
+		return t.due < t.from[0].clock.free
+	}
+	lead, now := t.lead()
+	return in.now(lead, now) > t.due && in.blocks(t) == nil
+}
+
+// free returns before which time traces that have spans of a source only need not wait any more.
+func (in *instance) free(c *clock) int64 {
+	own := c.alone()[0]
+	now := in.now(own, c.time())
+	blocked := now
+	for _, other := range in.clocks {
+		if in.owed(other, 0, own, c.time()) {
+			blocked = min(blocked, other.time())
+		}
+	}
+	return max(blocked, now-sourceLag)
 }
 
 // byDue is the order in which traces are decided.

@@ -797,7 +797,7 @@ func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
 // idle advances the clocks of sources that have been silent; active reports that one was not.
 func (s *Sampler) idle(in *instance, upto, now time.Time, out *Output) (active bool) {
 	grace := idleGrace
-	if len(in.clocks) > 1 {
+	if in.several() {
 		grace = time.Duration(sourceLag) // one may be cut off, and have spans of traces of the others
 	}
 	for _, c := range in.clocks {
