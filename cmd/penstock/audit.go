@@ -26,8 +26,7 @@ Shows what has become of the items that the hub has acknowledged, by instance, s
 
 Routers and sinks count this for each lane, across restarts. Items are unrecorded if their owner
 was killed before it stored its last counts: they were finished, but the outcome is unknown. A
-difference above 0 is a number of lost items. A difference below 0 means that spans came again and
-were not recognised as duplicates; while data flows, it is below 0 at times. Missing messages
+difference is items that a lane has finished without an outcome: they are lost. Missing messages
 are gaps in the numbers that edges give their messages: a spool or the hub has lost them.
 
 Then it lists what a backend does not have: items in flight to each backend, items set aside for a
@@ -36,7 +35,7 @@ already at the backend; an idle pipeline shows none.
 
 Losses come from the stream AUDIT, where keepers record them: messages that were purged or deleted before
 they were delivered, messages that the hub lost, abandoned lanes, and dead letters deleted because
-DEADLETTER was full. The exit code is 1 when there is a loss, a difference above 0 or a missing message.
+DEADLETTER was full. The exit code is 1 when there is a loss, a difference or a missing message.
 
   penstock audit
   penstock audit -since 7d -o json

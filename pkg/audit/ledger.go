@@ -19,7 +19,8 @@ type Account struct {
 	Acked    int64                    `json:"acked"`
 	Ended    map[tally.Outcome]uint64 `json:"ended"`
 	InFlight int64                    `json:"in_flight"`
-	// Difference is Acked less Ended and InFlight. Duplicates in SPANS are not among the acknowledged.
+	// Difference is Acked less Ended and InFlight: items that a lane has read and finished without an outcome.
+	// Spans that are in SPANS twice are not among the acknowledged.
 	Difference int64     `json:"difference"`
 	Missing    uint64    `json:"missing_messages"`
 	Since      time.Time `json:"since,omitzero"` // when counting began; with several lanes at the last of them
@@ -78,8 +79,8 @@ func (b book) inFlight(instance, signal, backend string, items int) {
 	l.InFlight += int64(items)
 }
 
-// lines returns the lines of all backends. What the hub has acknowledged of traces is what routers have
-// read and will read; what they have routed is told by the backends' lanes.
+// lines returns the lines of all backends. Those of the traces' backends include what routers have not
+// routed, or not yet: what they have routed is told by the backends' lanes.
 func (b book) lines() []Account {
 	all := []Account{}
 	for key, l := range b {
@@ -121,12 +122,14 @@ func (l Account) after(in *Account) Account {
 			ended[what] = n
 		}
 	}
+	// Lanes are added up, and not compared: the routers' tallies may have begun at another time.
+	l.Acked += in.Acked - int64(l.Ended[tally.Duplicate]+in.Ended[tally.Routed]+in.Ended[tally.Unrecorded])
 	for _, what := range []tally.Outcome{tally.Dead, tally.Dropped} {
 		if n := in.Ended[what]; n > 0 {
 			ended[what] += n
 		}
 	}
-	l.Ended, l.Acked, l.InFlight, l.Missing = ended, in.Acked, l.InFlight+in.InFlight, in.Missing
+	l.Ended, l.InFlight, l.Missing = ended, l.InFlight+in.InFlight, in.Missing
 	l.NotCounted = slices.Concat(in.NotCounted, l.NotCounted)
 	if in.Since.After(l.Since) {
 		l.Since = in.Since
@@ -136,5 +139,5 @@ func (l Account) after(in *Account) Account {
 
 // Wrong reports whether something is lost, or nobody knows what has become of it.
 func (r Report) Wrong() bool {
-	return len(r.Losses) > 0 || slices.ContainsFunc(r.Ledger, func(l Account) bool { return l.Difference > 0 || l.Missing > 0 })
+	return len(r.Losses) > 0 || slices.ContainsFunc(r.Ledger, func(l Account) bool { return l.Difference != 0 || l.Missing > 0 })
 }

@@ -69,6 +69,9 @@ const (
 	// server's 1 MiB.
 	maxDecisions = 2048
 
+	// maxSources is of how many instances the sources are gathered for one message: each has up to 32, of 12 bytes.
+	maxSources = 512
+
 	// fullPatience is for how long SPANS must be full before the traces that are held are decided
 	// without the spans that routers cannot publish.
 	fullPatience = 10 * time.Second
@@ -253,12 +256,12 @@ func (l *traceLane) record(ctx context.Context) error {
 	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
-	if len(l.sources) > 0 {
-		if err := l.append(ctx, 0, envelope.AppendSources(nil, l.sources)); err != nil {
+	for chunk := range slices.Chunk(l.sources, maxSources) {
+		if err := l.append(ctx, 0, envelope.AppendSources(nil, chunk)); err != nil {
 			return err
 		}
-		l.sources = l.sources[:0]
 	}
+	l.sources = l.sources[:0]
 	// All that was recorded before has been sent by now.
 	body := envelope.AppendDecision(nil, envelope.Decision{})
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {

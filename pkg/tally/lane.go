@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -56,8 +57,13 @@ const (
 	storeInterval = time.Second
 	// storeRate bounds what a lane stores in bytes a second: a tally of many instances is stored more rarely.
 	storeRate = 64 << 10
+	// maxStored is the largest tally that is stored with the numbers of the edges' messages, in bytes: a message
+	// has room for it, and for the counts of as many instances as there may be.
+	maxStored = 512 << 10
 	// patience is how long a claim may read again what is unrecorded.
 	patience = 10 * time.Second
+	// getPatience is how long a claim waits for the tally: a hub that denies it does not answer.
+	getPatience = 2 * time.Second
 	// lastPatience is how long a lane's end may wait until its tally is stored.
 	lastPatience = time.Second
 )
@@ -82,7 +88,7 @@ func (l *Lane) Claim(ctx context.Context, floor uint64) (finished uint64, err er
 	book := &Book{}
 	revision, err := l.load(ctx, book)
 	if l.own != nil && err == nil && revision <= l.revision { // nobody has claimed it since
-		book.begin(l.own.tally)
+		book.begin(l.own.tally.clone())
 	}
 	if err == nil {
 		if err = l.resume(ctx, book, floor); err == nil {
@@ -110,6 +116,8 @@ func (l *Lane) load(ctx context.Context, book *Book) (revision uint64, err error
 	if l.bucket, err = l.cfg.Conn().OpenBucket(ctx, Bucket, l.cfg.Replicas); err != nil {
 		return 0, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, getPatience) // less than a pin lasts
+	defer cancel()
 	value, revision, err := l.bucket.Get(ctx, l.key())
 	if errors.Is(err, bus.ErrMissing) {
 		return 0, nil
@@ -311,6 +319,18 @@ func encode(t Tally) ([]byte, error) {
 		return nil, err
 	}
 	value, _ := envelope.Compress(nil, text, envelope.S2)
+	if len(value) > maxStored { // without the numbers, which are followed anew
+		t.Instances = maps.Clone(t.Instances)
+		for name, c := range t.Instances {
+			c := *c
+			c.Sources = nil
+			t.Instances[name] = &c
+		}
+		if text, err = json.Marshal(t); err != nil {
+			return nil, err
+		}
+		value, _ = envelope.Compress(nil, text, envelope.S2)
+	}
 	return value, nil
 }
 
@@ -321,6 +341,7 @@ func decode(value []byte) (t Tally, err error) {
 		}
 	}
 	err = json.Unmarshal(value, &t)
+	maps.DeleteFunc(t.Instances, func(_ string, c *Counts) bool { return c == nil })
 	for _, c := range t.Instances {
 		if c.Ended == nil {
 			c.Ended = map[Outcome]uint64{}

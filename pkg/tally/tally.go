@@ -101,9 +101,11 @@ const (
 	// maxInstances is how many instances a tally has by name; the others are counted under [Others].
 	maxInstances = 4096
 	// maxSources is how many spools of an instance are followed: the most recent ones.
-	maxSources = 16
+	maxSources = 8
 	// maxGaps is how many gaps of a spool may still be filled; older ones stay missing.
-	maxGaps = 16
+	maxGaps = 8
+	// maxJump is how far a number may be ahead of the last one: further ones are no edge's.
+	maxJump = 1 << 32
 	// reorder is how far behind a later one a message of an edge may come: the edge's window.
 	reorder = 64
 	// maxBreaks is how many breaks a tally keeps.
@@ -121,6 +123,22 @@ func (c *Counts) Sum() (n uint64) {
 		n += k
 	}
 	return n
+}
+
+// clone returns a copy that shares nothing.
+func (t Tally) clone() Tally {
+	t.Instances, t.Breaks = maps.Clone(t.Instances), slices.Clone(t.Breaks)
+	for name, c := range t.Instances {
+		c := *c
+		c.Ended, c.Sources = maps.Clone(c.Ended), maps.Clone(c.Sources)
+		for spool, s := range c.Sources {
+			s := *s
+			s.Gaps = slices.Clone(s.Gaps)
+			c.Sources[spool] = &s
+		}
+		t.Instances[name] = &c
+	}
+	return t
 }
 
 // of returns the counts of an instance.
@@ -154,6 +172,8 @@ func (c *Counts) number(spool string, n uint64, now time.Time) {
 	}
 	s.Seen = now.Unix()
 	switch {
+	case n > s.Last && n-s.Last > maxJump:
+		*s = source{Last: n, Seen: s.Seen}
 	case n > s.Last:
 		if n > s.Last+1 {
 			s.Gaps = append(s.Gaps, [2]uint64{s.Last + 1, n - 1})

@@ -133,10 +133,7 @@ func (w *world) unaccounted(ctx context.Context, conn *bus.Conn, acked int) (n i
 	}
 	for _, l := range report.Ledger {
 		w.say("ledger: %s %s %s acked=%d ended=%v difference=%d missing=%d %v", l.Instance, l.Signal, l.Backend, l.Acked, l.Ended, l.Difference, l.Missing, l.NotCounted)
-		n += int(max(l.Difference, 0)) + int(l.Missing)
-		if l.Signal != otlpwire.Traces.String() {
-			n += int(max(-l.Difference, 0))
-		}
+		n += int(max(l.Difference, -l.Difference)) + int(l.Missing)
 		acked -= int(l.Acked)
 	}
 	return n + max(acked, 0), nil

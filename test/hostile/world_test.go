@@ -344,7 +344,7 @@ func (w *world) intact() error {
 	for range streams.Info() {
 		n++
 	}
-	if n != 13 || streams.Err() != nil {
+	if n != 14 || streams.Err() != nil {
 		return fmt.Errorf("%d streams, %v", n, streams.Err())
 	}
 	return nil

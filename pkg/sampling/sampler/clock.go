@@ -25,7 +25,10 @@ type clock struct {
 	swept   int64     // its time at the last sweep
 	free    int64     // see free, at the last sweep
 	place   int       // among the clocks of its instance
+	heard   bool      // something has come of it
+	born    int64     // its time when something first came of it
 	told    int64     // its time when something last came of it
+	gone    bool      // the others have advanced by sourceGone since
 	others  []int64   // the times of the instance's clocks at that moment; those that come later are not there
 	own     [1]part   // of a trace that has spans of this source only
 }
@@ -59,6 +62,9 @@ const (
 	// maxClocks bounds the sources of an instance that have a clock of their own. The others share one.
 	maxClocks = 32
 
+	// unknown is the time of a source of which nothing has come yet.
+	unknown = -maxSkew
+
 	// maxBack is how far the arrival stamps of a source may go back without a step of its clock, because
 	// requests are published concurrently.
 	maxBack = int64(time.Second)
@@ -77,29 +83,24 @@ func (in *instance) clock(source uint32) *clock {
 		in.clocks = append(in.clocks, c)
 		return c
 	}
-	c.place = slices.IndexFunc(in.clocks, func(c *clock) bool { return len(c.queue) == 0 && in.gone(c) })
+	c.place = slices.IndexFunc(in.clocks, func(c *clock) bool { return len(c.queue) == 0 && c.gone })
 	if c.place < 0 {
 		return in.clocks[maxClocks-1]
 	}
 	for _, other := range in.clocks {
 		if c.place < len(other.others) {
-			other.others[c.place] = -maxSkew // not seen yet
+			other.others[c.place] = unknown
 		}
 	}
 	in.clocks[c.place] = c
 	return c
 }
 
-// gone reports whether nothing has come of a source for so much of the others' time that it is not waited for.
-func (in *instance) gone(c *clock) bool {
-	return slices.ContainsFunc(in.clocks, func(other *clock) bool { return other.told-c.told >= sourceGone })
-}
-
 // several reports whether an instance has several sources that are not gone.
 func (in *instance) several() bool {
 	n := 0
 	for _, c := range in.clocks {
-		if len(in.clocks) == 1 || !in.gone(c) {
+		if !c.gone {
 			n++
 		}
 	}
@@ -124,7 +125,7 @@ func (in *instance) newest(c *clock) (arrival int64) {
 func (in *instance) restore(seen map[uint32]int64) {
 	for _, source := range slices.Sorted(maps.Keys(seen)) {
 		c := in.clock(source)
-		c.at, c.told, c.arrival, c.active = -maxSkew, seen[source], seen[source], true
+		c.at, c.told, c.arrival, c.active = unknown, seen[source], seen[source], true
 	}
 }
 
@@ -141,7 +142,9 @@ func (in *instance) tellSources(due int64) bool {
 func (in *instance) seen() envelope.Sources {
 	all := envelope.Sources{Instance: in.name, Seen: map[uint32]int64{}}
 	for _, c := range in.clocks {
-		all.Seen[c.source] = c.told
+		if !c.gone {
+			all.Seen[c.source] = c.told
+		}
 	}
 	return all
 }
@@ -173,18 +176,36 @@ func (c *clock) tell(arrival int64) {
 
 // heard notes the times of all clocks when something has come of this one.
 func (in *instance) heard(c *clock) {
-	c.told, c.others = c.time(), c.others[:0]
+	if !c.heard {
+		c.heard, c.born = true, c.time()
+	}
+	c.told, c.others, c.gone = c.time(), c.others[:0], false
 	if len(in.clocks) == 1 {
 		return
 	}
 	for _, other := range in.clocks {
-		c.others = append(c.others, other.time())
+		since := c.born
+		if other.knew(c) {
+			since = max(since, other.others[c.place])
+		}
+		other.gone = other.gone || other != c && c.told-since >= sourceGone
+		at := other.time()
+		if !other.known {
+			at = unknown
+		}
+		c.others = append(c.others, at)
 	}
+}
+
+// knew reports whether something had come of another source before it last did of this one: otherwise it is not
+// known how far they are from each other.
+func (c *clock) knew(other *clock) bool {
+	return other.place < len(c.others) && c.others[other.place] > unknown
 }
 
 // behind returns how far the source was behind another one when something last came of it, at least.
 func (c *clock) behind(other *clock) int64 {
-	if other.place >= len(c.others) {
+	if !c.knew(other) {
 		return 0
 	}
 	return c.others[other.place] - c.told
@@ -202,6 +223,11 @@ func (t *trace) shift(c *clock) int64 {
 		}
 	}
 	return 0
+}
+
+// of reports whether a trace has spans of a source.
+func (t *trace) of(c *clock) bool {
+	return slices.ContainsFunc(t.from, func(p part) bool { return p.clock == c })
 }
 
 // lead returns the most advanced source of a trace, and its time.
@@ -234,6 +260,7 @@ func (t *trace) join(c *clock, arrival int64) int64 {
 	case ahead >= sourceLag:
 		p.shift = ahead
 	}
+	p.shift = min(max(p.shift, -maxSkew), maxSkew)
 	t.from = append(t.from[:len(t.from):len(t.from)], p)
 	return at - p.shift
 }
@@ -258,8 +285,11 @@ func (in *instance) blocks(t *trace) *clock {
 
 // now is the time of the most advanced source that was in step with lead when something last came of lead.
 func (in *instance) now(lead part, now int64) int64 {
+	if lead.clock.gone {
+		return maxStamp // its traces wait for nobody
+	}
 	for _, c := range in.clocks {
-		if c != lead.clock && lead.clock.behind(c)+lead.shift < sourceLag {
+		if c != lead.clock && lead.clock.knew(c) && lead.clock.behind(c)+lead.shift < sourceLag {
 			now = max(now, c.time())
 		}
 	}
@@ -268,9 +298,9 @@ func (in *instance) now(lead part, now int64) int64 {
 
 // owes is blocks, however long the trace has waited.
 func (in *instance) owes(t *trace) *clock {
-	lead, now := t.lead()
+	lead, _ := t.lead()
 	for _, c := range in.clocks {
-		if shift := t.shift(c); c.time()-shift <= t.due && in.owed(c, shift, lead, now) {
+		if shift := t.shift(c); c.time()-shift <= t.due && in.owed(c, shift, lead) {
 			return c
 		}
 	}
@@ -278,8 +308,8 @@ func (in *instance) owes(t *trace) *clock {
 }
 
 // owed reports whether a source may have spans that the others have had: it is neither behind nor gone.
-func (in *instance) owed(c *clock, shift int64, lead part, now int64) bool {
-	return c.behind(lead.clock)-lead.shift+shift < sourceLag && now+shift-c.told < sourceGone
+func (in *instance) owed(c *clock, shift int64, lead part) bool {
+	return c.behind(lead.clock)-lead.shift+shift < sourceLag && !c.gone
 }
 
 // sweep adds to the ready traces those that wait for a source which has fallen behind meanwhile: from time to
@@ -321,7 +351,7 @@ func (in *instance) free(c *clock) int64 {
 	now := in.now(own, c.time())
 	blocked := now
 	for _, other := range in.clocks {
-		if in.owed(other, 0, own, c.time()) {
+		if in.owed(other, 0, own) {
 			blocked = min(blocked, other.time())
 		}
 	}

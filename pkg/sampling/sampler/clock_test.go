@@ -19,7 +19,7 @@ func TestSourcesAreBounded(t *testing.T) {
 		spans := 0
 		for n := range 10 * maxClocks {
 			for k := range 3 {
-				at := base.Add(time.Duration(n)*each + time.Duration(k)*time.Microsecond)
+				at := base.Add(time.Duration(n)*each + time.Duration(k)*each/3)
 				o, err := s.Add(uint64(3*n+k+1), envelope.Frame{Instance: "i", Source: uint32(n + 1), Arrival: at.UnixNano(), Payload: spanOf(fmt.Sprintf("%x", n+1), fmt.Sprint(k), 0, false)})
 				if err != nil {
 					t.Fatal(err)

@@ -384,10 +384,6 @@ func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.Trace
 		}
 	}
 	at := t.join(c, arrival)
-	if at < t.first {
-		t.first = at
-		s.dueEarlier(t)
-	}
 	fresh := s.addSpans(t, at, g)
 	if n > fresh {
 		out.Duplicates += n - fresh
@@ -395,6 +391,10 @@ func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.Trace
 	}
 	if fresh == 0 {
 		return
+	}
+	if at < t.first {
+		t.first = at
+		s.dueEarlier(t)
 	}
 	t.spans += fresh
 	t.add(seq, fresh)
@@ -813,8 +813,8 @@ func (s *Sampler) idle(in *instance, upto, now time.Time, out *Output) (active b
 		if c.silent.Equal(now) || silence <= s.shortestWait() {
 			continue
 		}
-		for _, t := range c.queue { // empty, unless stamps jumped back and forth
-			if silence > t.rules.Wait {
+		for _, t := range c.queue { // none of its own, unless stamps jumped back and forth
+			if silence > t.rules.Wait && (len(in.clocks) == 1 || t.of(c)) {
 				c.at = max(c.at, t.key+c.skew+1)
 			}
 		}
@@ -854,10 +854,9 @@ func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration, out *Ou
 		if max(t.read, s.start)+int64(t.rules.Wait+grace) > upto {
 			continue
 		}
-		for _, p := range t.from {
-			p.clock.at = max(p.clock.at, t.due+p.shift+p.clock.skew+1)
+		for _, c := range in.clocks { // all that it could wait for
+			c.at = max(c.at, t.due+t.shift(c)+c.skew+1)
 		}
-		t.queue.at = max(t.queue.at, t.key+t.queue.skew+1)
 	}
 	s.advance(in, out, in.clocks...)
 }
