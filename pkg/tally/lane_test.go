@@ -157,7 +157,7 @@ func TestGone(t *testing.T) {
 	deliver(l, 8, 9)
 	l.Keep()()
 	got, c := w.stored()
-	if len(got.Breaks) != 1 || c.Items != 8 || c.Sum() != 8 || c.Missing != 0 {
+	if len(got.Breaks) != 1 || c.Items != 12 || c.Sum() != 12 || c.Ended[Unrecorded] != 4 || c.Missing != 0 {
 		t.Errorf("%+v %+v", got, c)
 	}
 }

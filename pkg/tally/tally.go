@@ -224,8 +224,11 @@ func (t *Tally) resume(s stream, floor uint64, now time.Time) (recount bool) {
 		t.lose("the stream was recreated", floor, now)
 	case t.Upto > s.last:
 		t.lose("the hub lost the end of the stream", floor, now)
-	case floor > t.Upto && (s.first > t.Upto+1 || floor-t.Upto > maxRecount):
-		t.skip("messages may have been finished while no tally was stored", floor, now)
+	case floor > t.Upto && s.first > t.Upto+1:
+		t.skip("messages may have been finished while no tally was stored", min(floor, s.first-1), now)
+		return floor > t.Upto
+	case floor > t.Upto && floor-t.Upto > maxRecount:
+		t.skip("too many messages were finished while no tally was stored", floor, now)
 	default:
 		return floor > t.Upto
 	}
