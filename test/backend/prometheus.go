@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/penstock/penstock/test/daemon"
 )
 
 // Prometheus is a running server.
@@ -77,12 +78,7 @@ func StartPrometheusWith(t testing.TB, lines string, flags ...string) *Prometheu
 // FreeAddr returns a loopback address that nothing listens on.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+	return daemon.FreeAddr()
 }
 
 // Sample is one element of an instant vector.

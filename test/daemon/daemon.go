@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -109,14 +110,17 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // ExitCode is how it has ended; -1 while it runs or when a signal ended it.
 func (p *Process) ExitCode() int { return p.cmd.ProcessState.ExitCode() }
 
-// FreeAddr is an address of loopback that nobody listens on now.
+// FreeAddr is an address of loopback that nobody listens on now. It is below the ports that connections begin
+// from: another test's connection could take one of those before it is listened on.
 func FreeAddr() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			_ = ln.Close()
+			return addr
+		}
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+	return "127.0.0.1:0"
 }
 
 var impatient = &http.Client{Timeout: 2 * time.Second}
