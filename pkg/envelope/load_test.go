@@ -2,6 +2,7 @@ package envelope
 
 import (
 	"bytes"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -60,5 +61,41 @@ func TestLoadTravels(t *testing.T) {
 	}
 	if SourceOf("as-1/nonce-17-18") != f.Source || SourceOf("other-17") == f.Source {
 		t.Error("an edge is another source through a gateway, or two are one")
+	}
+}
+
+// TestNumbered: only what an edge gives its messages to the hub is numbered.
+func TestNumbered(t *testing.T) {
+	const nonce = "0123456789abcdef0123456789abcdef"
+	if spool, n, ok := Numbered(nonce + "-17"); spool != nonce || n != 17 || !ok {
+		t.Errorf("%q %d %v", spool, n, ok)
+	}
+	for _, id := range []string{"", nonce, nonce + "-0", nonce + "-g17", nonce + "-17-2", "as-1/" + nonce + "-17", "short-17", nonce + "--1", nonce + "-99999999999999999999"} {
+		if _, _, ok := Numbered(id); ok {
+			t.Errorf("%q is numbered", id)
+		}
+	}
+}
+
+// TestSources: what is appended is read, what is cut short is an error, and neither is a decision of an earlier version.
+func TestSources(t *testing.T) {
+	all := []Sources{{"as-1", map[uint32]int64{7: 1, 1 << 31: 1 << 62}}, {"as-2", map[uint32]int64{}}}
+	b := AppendSources(nil, all)
+	got, is, err := ReadSources(b)
+	if !is || err != nil || !reflect.DeepEqual(got, all) {
+		t.Errorf("%+v %v %v", got, is, err)
+	}
+	for n := len(AppendSources(nil, nil)) + 1; n < len(b); n++ {
+		if got, is, err := ReadSources(b[:n]); !is || err == nil && len(got) == len(all) {
+			t.Errorf("%d bytes of %d: %+v %v", n, len(b), got, err)
+		}
+	}
+	if _, _, err := NextDecision(b); err == nil {
+		t.Error("a sink of an earlier version takes it for a decision")
+	}
+	for _, d := range []Decision{{}, {Instance: "as-1", Kept: true}} {
+		if _, is, _ := ReadSources(AppendDecision(nil, d)); is {
+			t.Errorf("%+v is taken for sources", d)
+		}
 	}
 }

@@ -48,7 +48,10 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
 	}
 	const traces = 120
+	load := time.NewTicker(100 * time.Millisecond)
+	defer load.Stop()
 	for n := range traces {
+		<-load.C
 		switch n {
 		case 50: // each partition has had spans of both edges
 			link.Set(faultproxy.Fault{DropUp: true, DropDown: true})
@@ -64,7 +67,6 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(100 * time.Millisecond) // the traces are spread over the time in which the edge is cut off
 	}
 	eventually(t, 20*time.Second, "all traces are kept", func() error {
 		missing := map[string]bool{}
