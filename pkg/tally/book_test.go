@@ -3,6 +3,7 @@ package tally
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -32,6 +33,7 @@ func TestNumbers(t *testing.T) {
 		{"one that is repeated is no other one", []int{1, 3, 1, 3, 3}, 1},
 		{"a gap is filled from its middle", []int{1, 9, 5, 4, 6, 5}, 4},
 		{"and completely", []int{1, 5, 2, 4, 3}, 0},
+		{"no edge jumps so far", []int{1, 2, 1 << 40, 1<<40 + 1}, 0},
 		{"a window is sent again", []int{1, 2, 3, 4, 2, 3, 4, 5}, 0},
 	} {
 		b := newBook(0)
@@ -162,5 +164,47 @@ func TestStored(t *testing.T) {
 	}
 	if _, err := decode([]byte("nonsense")); err == nil {
 		t.Error("nonsense is a tally")
+	}
+}
+
+// TestALargeTally is stored without the numbers that edges give, and with all counts: a message has a bound.
+func TestALargeTally(t *testing.T) {
+	b := newBook(0)
+	for n := range maxInstances {
+		for k := range maxSources {
+			seq := uint64(n*maxSources + k + 1)
+			b.Saw(seq, fmt.Sprint("as-", n), 1, fmt.Sprintf("%032x-%d", rand.Uint64(), k+1))
+			b.Close(seq, now)
+		}
+	}
+	value, err := encode(b.tally)
+	if err != nil || len(value) > maxStored {
+		t.Fatalf("%d bytes, %v", len(value), err)
+	}
+	got, err := decode(value)
+	if err != nil || len(got.Instances) != maxInstances || got.Instances["as-7"].Items != maxSources || got.Instances["as-7"].Sources != nil {
+		t.Errorf("%v: %d instances, %+v", err, len(got.Instances), got.Instances["as-7"])
+	}
+	if len(b.tally.Instances["as-7"].Sources) != maxSources {
+		t.Error("its owner has forgotten the numbers, too")
+	}
+}
+
+// TestClone: nothing that a copy counts is counted in the original.
+func TestClone(t *testing.T) {
+	b := newBook(0)
+	b.Saw(1, "as-1", 1, id(1))
+	b.Ended(1, "as-1", Delivered, 1)
+	b.Close(1, now)
+	again := &Book{}
+	again.begin(b.tally.clone())
+	for seq := uint64(2); seq < 9; seq += 2 {
+		again.Saw(seq, "as-1", 1, id(int(seq)))
+		again.Ended(seq, "as-1", Unrecorded, 1)
+		again.Close(seq, now)
+	}
+	c := b.tally.Instances["as-1"]
+	if c.Items != 1 || c.Sum() != 1 || c.Missing != 0 || c.Sources[spool].Last != 1 || len(c.Sources[spool].Gaps) != 0 {
+		t.Errorf("%+v %+v", c, c.Sources[spool])
 	}
 }
