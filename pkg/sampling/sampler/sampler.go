@@ -485,7 +485,7 @@ func (s *Sampler) addSpans(t *trace, at int64, g otlpwire.Group) (fresh int) {
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
-		if s.span.Root && !t.rooted && at <= t.due {
+		if s.span.Root && !t.rooted {
 			t.root, t.rooted = at, true
 			s.dueEarlier(t)
 		}
