@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,9 +22,11 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // tenants is a backend for several tenants: it refuses those in refused.
@@ -159,10 +162,12 @@ func (w *asideWorld) own() (stop func()) {
 	if own.aside = newAside(own, lane, 0, 2); own.aside.exporter.waits != nil {
 		w.Error("what is delivered beside the lane holds it up")
 	}
+	l := lanes{cfg: Config{Streams: bus.Topology{Replicas: 1}}, led: w.d.led}
+	counts := l.tally(w.d, membership.Shared{Signal: w.d.sig.String(), Backend: "loki", LaneConfig: cfg})
 	go func() {
 		defer close(done)
 		if w.d.sig != otlpwire.Traces {
-			_ = newDirectLane(lane, &own, nil).run(ctx)
+			_ = newDirectLane(lane, &own, counts).run(ctx)
 			return
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
@@ -170,7 +175,7 @@ func (w *asideWorld) own() (stop func()) {
 		horizon := newHorizon(hub, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.run(ctx) })
-		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
+		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, counts)
 		l.maxBytes = 64 << 20
 		_ = l.run(ctx)
 		wg.Wait()
@@ -212,6 +217,23 @@ func (w *asideWorld) waiting(instance string) (n uint64) {
 		n += messages
 	}
 	return n
+}
+
+// counted wants the lane's tally to have so many items of an instance, which ended so.
+func (w *asideWorld) counted(instance string, items uint64, ended map[tally.Outcome]uint64) {
+	w.Helper()
+	all, err := tally.All(w.Context(), w.conn)
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, lanes := range all {
+		if c := lanes["loki-0"].Instances[instance]; c.Items != items || !maps.Equal(c.Ended, ended) {
+			w.Errorf("%s: %+v", instance, c)
+		}
+	}
+	if len(all) != 1 {
+		w.Errorf("tallies of %d streams", len(all))
+	}
 }
 
 func (w *asideWorld) nothingOwed() bool {
@@ -273,6 +295,8 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 			if aside, delivered := testutil.ToFloat64(led.Aside("loki")), testutil.ToFloat64(led.Delivered("loki")); aside != 20 || delivered != 22+22+20 {
 				t.Errorf("%v items set aside, %v delivered", aside, delivered)
 			}
+			w.counted("as-1", 22, map[tally.Outcome]uint64{tally.Delivered: 2, tally.Aside: 20})
+			w.counted("as-2", 22, map[tally.Outcome]uint64{tally.Delivered: 22})
 		})
 	}
 }

@@ -196,6 +196,18 @@ policies:
 			wg.Wait()
 		}
 		kept[name] = k.spans
+		recorded := 0
+		if _, err := conn.TakeJournal(t.Context(), bus.Decisions, bus.Message{Subject: bus.DecisionsSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}, func(body []byte) error {
+			all, _, err := envelope.ReadSources(body)
+			for _, s := range all {
+				if s.Instance == "as-1" && len(s.Seen) == 2 {
+					recorded++
+				}
+			}
+			return err
+		}); err != nil || recorded == 0 {
+			t.Errorf("%s: the sources of as-1 are recorded %d times, %v", name, recorded, err)
+		}
 		t.Logf("%s: %d of %d spans kept", name, len(k.spans), spans)
 	}
 	for name, got := range kept {

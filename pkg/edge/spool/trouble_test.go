@@ -274,6 +274,32 @@ func TestHeldBackGoesFirst(t *testing.T) {
 	}
 }
 
+// TestOnItsWay: of messages that the hub has nothing counts as owed, while another is on its way.
+func TestOnItsWay(t *testing.T) {
+	s, _ := startSpool(t, testConfig(t, t.TempDir()))
+	for i := range 5 {
+		if err := s.Accept(t.Context(), edgetest.Log(t, i, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := s.current.Load().Read(otlpwire.Logs, 0)
+	defer r.Close()
+	for i := range 5 {
+		m, err := r.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 4 {
+			s.watch()
+			if owed := testutil.ToFloat64(s.led.SpoolBytes); owed != float64(m.Held) {
+				t.Errorf("%v bytes owed, and the last message takes %d", owed, m.Held)
+			}
+			return
+		}
+		s.Forwarded(otlpwire.Logs, m.Seq, 0, m.Held)
+	}
+}
+
 // TestClockSteps: neither an hour forward nor an hour back deletes, reorders or stops
 // anything, and the stream's clock rises.
 func TestClockSteps(t *testing.T) {
