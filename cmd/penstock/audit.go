@@ -126,10 +126,10 @@ func printAudit(r audit.Report, format string, out io.Writer) error {
 }
 
 // printLedger prints the lines, with the outcomes that occur.
-func printLedger(w io.Writer, lines []audit.Account) {
+func printLedger(w io.Writer, lines []audit.Balance) {
 	var columns []tally.Outcome
 	for what := tally.Delivered; what <= tally.Unrecorded; what++ {
-		if slices.ContainsFunc(lines, func(l audit.Account) bool { return l.Ended[what] > 0 }) {
+		if slices.ContainsFunc(lines, func(l audit.Balance) bool { return l.Ended[what] > 0 }) {
 			columns = append(columns, what)
 		}
 	}

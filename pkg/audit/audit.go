@@ -23,7 +23,7 @@ import (
 
 // Report is the result of an audit, as JSON too.
 type Report struct {
-	Ledger      []Account     `json:"ledger"`
+	Ledger      []Balance     `json:"ledger"`
 	InFlight    []Line        `json:"in_flight"`
 	DeadLetters []Line        `json:"dead_letters"`
 	Losses      []keeper.Loss `json:"losses"`
@@ -82,7 +82,7 @@ func Read(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duratio
 	if err != nil {
 		return r, err
 	}
-	ways, book := places{}, ledgerOf(counted, since, now)
+	ways, ledger := places{}, ledgerOf(counted, since, now)
 	for _, l := range lanes {
 		t, known := counted[l.Stream][l.Name]
 		if l.Lag == 0 && (!known || t.Upto >= ends[l.Stream]) {
@@ -91,11 +91,11 @@ func Read(ctx context.Context, conn *bus.Conn, now time.Time, since time.Duratio
 		if !known {
 			t.Upto = ends[l.Stream]
 		}
-		if err := onTheWay(ctx, conn, l, t.Upto, ends[l.Stream], ways, book, progress); err != nil {
+		if err := onTheWay(ctx, conn, l, t.Upto, ends[l.Stream], ways, ledger, progress); err != nil {
 			return r, err
 		}
 	}
-	r.Ledger = book.lines()
+	r.Ledger = ledger.lines()
 	if err := setAside(ctx, conn, ends[bus.Aside], ways); err != nil {
 		return r, err
 	}
@@ -140,8 +140,8 @@ func streamEnds(ctx context.Context, conn *bus.Conn) (map[string]uint64, error) 
 }
 
 // onTheWay adds what a lane has not finished, up to a sequence, to ways, and what its tally does not have,
-// from counted on, to book.
-func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, counted, end uint64, ways places, book book, progress io.Writer) error {
+// from counted on, to ledger.
+func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, counted, end uint64, ways places, ledger ledger, progress io.Writer) error {
 	spans := l.Stream == bus.Spans
 	cfg := bus.ReaderConfig{Stream: l.Stream, From: min(l.Done, counted) + 1, Headers: !spans}
 	if l.Filter != "" {
@@ -164,7 +164,7 @@ func onTheWay(ctx context.Context, conn *bus.Conn, l bus.LaneState, counted, end
 			ways.add(instance, signal, backend, items, stored)
 		}
 		if seq > counted {
-			book.inFlight(instance, signal, backend, items)
+			ledger.inFlight(instance, signal, backend, items)
 		}
 	}
 	return r.Each(ctx, func(d bus.Delivery) bool {

@@ -11,8 +11,8 @@ import (
 	"github.com/penstock/penstock/pkg/tally"
 )
 
-// Account is what has become of the items of an instance for a backend.
-type Account struct {
+// Balance is what has become of the items of an instance for a backend.
+type Balance struct {
 	Instance string                   `json:"instance"`
 	Signal   string                   `json:"signal"`
 	Backend  string                   `json:"backend"`
@@ -28,25 +28,25 @@ type Account struct {
 	NotCounted []tally.Break `json:"not_counted,omitempty"`
 }
 
-// book has the lines by instance, signal and backend; the backend "router" stands for the lanes of TRACES,
+// ledger has the lines by instance, signal and backend; the backend "router" stands for the lanes of TRACES,
 // which the lines of the traces' backends include in the end.
-type book map[[3]string]*Account
+type ledger map[[3]string]*Balance
 
 const router = "router"
 
-func (b book) of(instance, signal, backend string) *Account {
+func (b ledger) of(instance, signal, backend string) *Balance {
 	key := [3]string{instance, signal, backend}
 	l := b[key]
 	if l == nil {
-		l = &Account{Instance: instance, Signal: signal, Backend: backend, Ended: map[tally.Outcome]uint64{}}
+		l = &Balance{Instance: instance, Signal: signal, Backend: backend, Ended: map[tally.Outcome]uint64{}}
 		b[key] = l
 	}
 	return l
 }
 
 // ledgerOf adds up the tallies of all lanes. Missing messages count if they were noticed since then.
-func ledgerOf(counted map[string]map[string]tally.Tally, since time.Duration, now time.Time) book {
-	b := book{}
+func ledgerOf(counted map[string]map[string]tally.Tally, since time.Duration, now time.Time) ledger {
+	b := ledger{}
 	for stream, lanes := range counted {
 		signal := strings.ToLower(stream)
 		if stream == bus.Spans {
@@ -73,7 +73,7 @@ func ledgerOf(counted map[string]map[string]tally.Tally, since time.Duration, no
 }
 
 // inFlight adds items that a lane's tally does not have.
-func (b book) inFlight(instance, signal, backend string, items int) {
+func (b ledger) inFlight(instance, signal, backend string, items int) {
 	l := b.of(instance, signal, backend)
 	l.Acked += int64(items)
 	l.InFlight += int64(items)
@@ -81,8 +81,8 @@ func (b book) inFlight(instance, signal, backend string, items int) {
 
 // lines returns the lines of all backends. Those of the traces' backends include what routers have not
 // routed, or not yet: what they have routed is told by the backends' lanes.
-func (b book) lines() []Account {
-	all := []Account{}
+func (b ledger) lines() []Balance {
+	all := []Balance{}
 	for key, l := range b {
 		in, traces := b[[3]string{l.Instance, l.Signal, router}], l.Signal == otlpwire.Traces.String()
 		if traces && l.Backend == router && b.routedElsewhere(key) {
@@ -98,14 +98,14 @@ func (b book) lines() []Account {
 		}
 		all = append(all, own)
 	}
-	slices.SortFunc(all, func(a, b Account) int {
+	slices.SortFunc(all, func(a, b Balance) int {
 		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Signal, b.Signal), cmp.Compare(a.Backend, b.Backend))
 	})
 	return all
 }
 
 // routedElsewhere reports whether a backend's line includes what the routers have of an instance.
-func (b book) routedElsewhere(key [3]string) bool {
+func (b ledger) routedElsewhere(key [3]string) bool {
 	for other := range b {
 		if other[0] == key[0] && other[1] == key[1] && other[2] != router {
 			return true
@@ -115,7 +115,7 @@ func (b book) routedElsewhere(key [3]string) bool {
 }
 
 // after returns the line of a traces' backend, with what becomes of spans before they are in SPANS.
-func (l Account) after(in *Account) Account {
+func (l Balance) after(in *Balance) Balance {
 	ended := map[tally.Outcome]uint64{}
 	for what, n := range l.Ended {
 		if what != tally.Duplicate {
@@ -139,5 +139,5 @@ func (l Account) after(in *Account) Account {
 
 // Wrong reports whether something is lost, or nobody knows what has become of it.
 func (r Report) Wrong() bool {
-	return len(r.Losses) > 0 || slices.ContainsFunc(r.Ledger, func(l Account) bool { return l.Difference != 0 || l.Missing > 0 })
+	return len(r.Losses) > 0 || slices.ContainsFunc(r.Ledger, func(l Balance) bool { return l.Difference != 0 || l.Missing > 0 })
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 // LaneConfig names one lane.
@@ -108,6 +109,19 @@ func (d *Delivery) Decompress(buf *[]byte) {
 		*buf = body
 	}
 	d.Body = body
+}
+
+// Open returns the payload of a message of one instance, as [envelope.Guard.Open] does; it decompresses into *buf.
+// One that cannot be read counts as one item: what it holds cannot be counted, and the sender's count is not
+// trusted.
+func (d *Delivery) Open(guard *envelope.Guard, sig otlpwire.Signal, buf *[]byte) (payload []byte, items int, err error) {
+	if d.Decompress(buf); d.Err != nil {
+		return nil, 1, d.Err
+	}
+	if payload, items, err = guard.Open(sig, d.Instance(), d.Body); err != nil {
+		return nil, 1, err
+	}
+	return payload, items, nil
 }
 
 // Lane is one ordered reader of one partition for one backend, on a durable

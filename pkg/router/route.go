@@ -147,12 +147,7 @@ func (r *route) tally(p int) *tally.Lane {
 		Stream: bus.Stream(otlpwire.Traces), Lane: bus.RouterLane + strconv.Itoa(p), Filter: bus.PartitionFilter(otlpwire.Traces, p),
 		Missing: r.led.Missing(otlpwire.Traces.String(), p, "router"),
 		Items: func(m bus.Delivery, saw func(instance string, items int)) {
-			items := unreadable
-			if m.Decompress(&body); m.Err == nil {
-				if _, n, err := guard.Open(otlpwire.Traces, m.Instance(), m.Body); err == nil {
-					items = n
-				}
-			}
+			_, items, _ := m.Open(&guard, otlpwire.Traces, &body)
 			saw(m.Instance(), items)
 		},
 	})
@@ -268,19 +263,18 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 }
 
 func (r *route) deadLetter(ctx context.Context, in input, why error) (how tally.Outcome, ok bool) {
-	const items = unreadable
 	if !r.quota.Take(in.Instance(), time.Now()) {
-		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(items)
+		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(unreadable)
 		return tally.Dropped, true
 	}
 	ok = backoff.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.to.deadLetter(ctx, in.Instance(), bus.Message{
-			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
+			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: unreadable, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
 			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
 		})
 	})
 	if ok {
-		r.led.Of(otlpwire.Traces).Dead(ledger.DeadUndecodable).Add(float64(items))
+		r.led.Of(otlpwire.Traces).Dead(ledger.DeadUndecodable).Add(unreadable)
 	}
 	return tally.Dead, ok
 }

@@ -9,11 +9,9 @@ import (
 
 // counter counts what becomes of items.
 type counter interface {
-	delivered(items int)
-	aside(items int)
-	dead(reason string, items int)
-	dropped(items int)
-	filtered(items int)
+	// ended counts items that a lane has finished: delivered, filtered, dead or dropped for a reason, or set
+	// aside.
+	ended(how tally.Outcome, reason string, items int)
 	restamped()
 	decided(out sampler.Output)
 }
@@ -25,19 +23,21 @@ type liveCounter struct {
 	backend string
 }
 
-func (t liveCounter) delivered(items int) { t.led.Of(t.sig).Delivered(t.backend).Add(float64(items)) }
-
-func (t liveCounter) dead(reason string, items int) { t.led.Of(t.sig).Dead(reason).Add(float64(items)) }
-
-func (liveCounter) aside(int) {} // counted with the message that is new in ASIDE
-
-func (t liveCounter) dropped(items int) {
-	t.led.Of(t.sig).Dropped(ledger.DroppedUndecodable).Add(float64(items))
+func (t liveCounter) ended(how tally.Outcome, reason string, items int) {
+	led, n := t.led.Of(t.sig), float64(items)
+	switch how {
+	case tally.Delivered:
+		led.Delivered(t.backend).Add(n)
+	case tally.Dead:
+		led.Dead(reason).Add(n)
+	case tally.Dropped:
+		led.Dropped(reason).Add(n)
+	case tally.Filtered:
+		led.Filtered.Add(n)
+	} // what is set aside is counted with the message that is new in ASIDE
 }
 
 func (t liveCounter) restamped() { t.led.Of(t.sig).Restamped.Inc() }
-
-func (t liveCounter) filtered(items int) { t.led.Of(t.sig).Filtered.Add(float64(items)) }
 
 func (t liveCounter) decided(out sampler.Output) {
 	led := t.led.Of(t.sig)
@@ -54,39 +54,23 @@ func (t liveCounter) decided(out sampler.Output) {
 // furtherCounter leaves out what the first lane of a signal counts.
 type furtherCounter struct{ liveCounter }
 
-// ownCounter notes what becomes of the message, or messages, that a lane writes.
-type ownCounter struct {
-	counter
-	ended *tally.Outcomes
+func (t furtherCounter) ended(how tally.Outcome, reason string, items int) {
+	if how != tally.Filtered {
+		t.liveCounter.ended(how, reason, items)
+	}
 }
 
-func (c ownCounter) delivered(items int) {
-	c.ended[tally.Delivered] += items
-	c.counter.delivered(items)
-}
-
-func (c ownCounter) aside(items int) {
-	c.ended[tally.Aside] += items
-	c.counter.aside(items)
-}
-
-func (c ownCounter) dead(reason string, items int) {
-	c.ended[tally.Dead] += items
-	c.counter.dead(reason, items)
-}
-
-func (c ownCounter) dropped(items int) {
-	c.ended[tally.Dropped] += items
-	c.counter.dropped(items)
-}
-
-func (c ownCounter) filtered(items int) {
-	c.ended[tally.Filtered] += items
-	c.counter.filtered(items)
-}
+func (furtherCounter) restamped() {}
 
 func (furtherCounter) decided(sampler.Output) {}
 
-func (furtherCounter) filtered(int) {}
+// ownCounter notes what becomes of the message, or messages, that a lane writes.
+type ownCounter struct {
+	counter
+	outcomes *tally.Outcomes
+}
 
-func (furtherCounter) restamped() {}
+func (c ownCounter) ended(how tally.Outcome, reason string, items int) {
+	c.outcomes[how] += items
+	c.counter.ended(how, reason, items)
+}

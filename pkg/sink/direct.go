@@ -7,7 +7,6 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/membership"
-	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -15,7 +14,7 @@ import (
 // metrics, logs, and spans that are not to be sampled.
 type directLane struct {
 	lane     *bus.Lane
-	source   source
+	feed     feed
 	exporter *exporter
 	// ackEvery is after how many messages the floor is moved; so many may come twice after a crash.
 	ackEvery int
@@ -37,7 +36,7 @@ const maxRepeated = 64
 
 // newDirectLane writes live traffic.
 func newDirectLane(lane *bus.Lane, d *exporter, t *tally.Lane) *directLane {
-	l := &directLane{lane: lane, source: live{d}, exporter: d, ackEvery: 1, tally: t}
+	l := &directLane{lane: lane, feed: live{d}, exporter: d, ackEvery: 1, tally: t}
 	d.count = ownCounter{d.counter(), &l.ended}
 	return l
 }
@@ -60,7 +59,7 @@ func (l *directLane) run(ctx context.Context) (why error) {
 // claim begins again with a new session of the writer: another owner may have continued the
 // series since.
 func (l *directLane) claim(ctx context.Context) error {
-	first, err := l.source.claim(ctx)
+	first, err := l.feed.claim(ctx)
 	if err != nil {
 		return err
 	}
@@ -87,7 +86,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 		l.finished = d.After
 		return l.claim(finish)
 	}
-	if err := l.source.next(ctx, d); err != nil {
+	if err := l.feed.next(ctx, d); err != nil {
 		return err
 	}
 	if d.Seq == 0 {
@@ -99,7 +98,7 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	if d.Restamped {
 		l.exporter.counter().restamped()
 	}
-	if l.source.admits(d) {
+	if l.feed.admits(d) {
 		if err := l.write(finish, d); err != nil {
 			return err
 		}
@@ -113,8 +112,8 @@ func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	if d.Pending == 0 {
 		l.repeats = 0 // nothing came after it: the previous owner has not seen what comes now
 	}
-	l.source.finished(d.Seq)
-	if l.source.last(d) {
+	l.feed.finished(d.Seq)
+	if l.feed.last(d) {
 		return errEnd
 	}
 	return nil
@@ -135,9 +134,9 @@ func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
 
 // writeItems is write; it returns how many items there were.
 func (l *directLane) writeItems(ctx context.Context, d bus.Delivery) (items int, err error) {
-	payload, items, err := open(&l.guard, l.exporter.sig, &d, &l.body)
+	payload, items, err := d.Open(&l.guard, l.exporter.sig, &l.body)
 	if err != nil {
-		return items, l.source.unreadable(ctx, d, err)
+		return items, l.feed.unreadable(ctx, d, err)
 	}
 	again := l.repeats > 0 || d.Seq <= l.finished
 	l.repeats--
@@ -145,16 +144,4 @@ func (l *directLane) writeItems(ctx context.Context, d bus.Delivery) (items int,
 		return items, stopped(ctx)
 	}
 	return items, nil
-}
-
-// open returns the payload of a message and how many items it has: one of a message that cannot be read,
-// because what it holds cannot be counted.
-func open(guard *envelope.Guard, sig otlpwire.Signal, d *bus.Delivery, body *[]byte) (payload []byte, items int, err error) {
-	if d.Decompress(body); d.Err != nil {
-		return nil, 1, d.Err
-	}
-	if payload, items, err = guard.Open(sig, d.Instance(), d.Body); err != nil {
-		return nil, 1, err
-	}
-	return payload, items, nil
 }

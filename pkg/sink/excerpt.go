@@ -12,12 +12,12 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
-	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // excerpt is the part of a job in one partition, as its owner runs it.
@@ -86,11 +86,11 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 		return err
 	}
 	if policies == nil {
-		return (&directLane{lane: lane, source: e, exporter: own, ackEvery: ackEvery}).run(ctx)
+		return (&directLane{lane: lane, feed: e, exporter: own, ackEvery: ackEvery}).run(ctx)
 	}
 	e.sampled = true
 	return (&traceLane{
-		lane: lane, source: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+		lane: lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
 		stream: bus.Stream(e.sig), frames: e.frames, partitions: max(policies.Base().Partitions, 1), in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)
@@ -372,26 +372,22 @@ func (e *excerpt) unchosen(items int) {
 	e.change(func(p *replay.Progress) { p.Unchosen += int64(items) })
 }
 
-func (e *excerpt) delivered(items int) {
-	e.led.Replayed(e.sig, e.backend).Add(float64(items))
-	e.change(func(p *replay.Progress) { p.Delivered += int64(items) })
-}
-
-func (e *excerpt) dead(_ string, items int) {
-	e.change(func(p *replay.Progress) { p.Dead += int64(items) })
-}
-
-// Replays set nothing aside.
-func (*excerpt) aside(int) {}
-
-func (e *excerpt) dropped(items int) {
-	e.led.Of(e.sig).Dropped(ledger.DroppedUndecodable).Add(float64(items))
+// ended counts for the job. What is filtered counts as not asked for; replays set nothing aside.
+func (e *excerpt) ended(how tally.Outcome, reason string, items int) {
+	switch how {
+	case tally.Delivered:
+		e.led.Replayed(e.sig, e.backend).Add(float64(items))
+		e.change(func(p *replay.Progress) { p.Delivered += int64(items) })
+	case tally.Dead:
+		e.change(func(p *replay.Progress) { p.Dead += int64(items) })
+	case tally.Dropped:
+		e.led.Of(e.sig).Dropped(reason).Add(float64(items))
+	case tally.Filtered:
+		e.unchosen(items)
+	}
 }
 
 func (e *excerpt) restamped() {} // counted when it was live
-
-// filtered counts filtered items as not asked for.
-func (e *excerpt) filtered(items int) { e.unchosen(items) }
 
 func (e *excerpt) decided(out sampler.Output) {
 	e.change(func(p *replay.Progress) {

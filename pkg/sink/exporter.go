@@ -13,6 +13,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // exporter writes payloads to one backend, and dead-letters what the backend refuses for
@@ -61,6 +62,8 @@ func (d *exporter) counter() counter {
 	return liveCounter{d.led, d.sig, d.w.Name()}
 }
 
+func (d *exporter) delivered(items int) { d.counter().ended(tally.Delivered, "", items) }
+
 // origin is where a payload came from.
 type origin struct {
 	stream  string
@@ -94,13 +97,13 @@ func (o origin) source() string {
 func (d *exporter) write(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	payload, filtered := d.process.Apply(d.sig, payload)
 	if items -= filtered; items == 0 {
-		d.counter().filtered(filtered)
+		d.counter().ended(tally.Filtered, "", filtered)
 		return true
 	}
 	if !d.send(ctx, instance, payload, items, from) {
 		return false
 	}
-	d.counter().filtered(filtered)
+	d.counter().ended(tally.Filtered, "", filtered)
 	return true
 }
 
@@ -108,7 +111,7 @@ func (d *exporter) write(ctx context.Context, instance string, payload []byte, i
 func (d *exporter) send(ctx context.Context, instance string, payload []byte, items int, from origin) bool {
 	b := backend.Deliverer{
 		Signal: d.sig, Writer: d.w, Log: d.log, Owned: d.owned, Waits: d.waits, Arrival: from.dated(d.sig),
-		Delivered: d.counter().delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
+		Delivered: d.delivered, Paused: d.led.Paused(d.sig, d.w.Name()), Deduplicated: func(items int) { d.led.Of(d.sig).Deduplicated(d.w.Name()).Add(float64(items)) },
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
@@ -122,13 +125,13 @@ func (d *exporter) send(ctx context.Context, instance string, payload []byte, it
 				b.Writer = d.w
 			}
 			if put && goOn {
-				d.counter().aside(otlpwire.Count(d.sig, payload))
+				d.counter().ended(tally.Aside, "", otlpwire.Count(d.sig, payload))
 			}
 			return put, goOn
 		}
 		b.Delivered = func(items int) {
 			a.taken.Store(true)
-			d.counter().delivered(items)
+			d.delivered(items)
 		}
 	}
 	return b.Write(ctx, instance, payload, items, from.again)
@@ -153,7 +156,7 @@ func (d *exporter) undecodable(ctx context.Context, m bus.Delivery, why error) b
 		d.log.Warn("message is not telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}
 	if !d.quota.Take(m.Instance(), time.Now()) {
-		d.counter().dropped(items)
+		d.counter().ended(tally.Dropped, ledger.DroppedUndecodable, items)
 		return true
 	}
 	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
@@ -165,7 +168,7 @@ func (d *exporter) undecodable(ctx context.Context, m bus.Delivery, why error) b
 func (d *exporter) store(ctx context.Context, instance string, items int, reason string, m bus.Message) bool {
 	ok := d.retry(ctx, "store a dead letter", func() error { return d.conn().DeadLetter(ctx, d.sig, instance, m) })
 	if ok {
-		d.counter().dead(reason, items)
+		d.counter().ended(tally.Dead, reason, items)
 	}
 	return ok
 }

@@ -140,7 +140,7 @@ func (l *lanes) tally(d *exporter, s membership.Shared) *tally.Lane {
 		Conn: d.conn, Replicas: l.cfg.Streams.Replicas, Stream: s.Stream, Lane: s.Name, Filter: s.Filter, Log: d.log,
 		Items: func(m bus.Delivery, saw func(instance string, items int)) {
 			if s.Stream != bus.Spans {
-				_, items, _ := open(&guard, d.sig, &m, &body)
+				_, items, _ := m.Open(&guard, d.sig, &body)
 				saw(m.Instance(), items)
 				return
 			}

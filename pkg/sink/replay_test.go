@@ -22,6 +22,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // TestReplaysMakeRoom: a lane reads at its share of the rate, and much slower while live lanes have a
@@ -155,7 +156,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if first, err := a.claim(ctx); err != nil || !first {
 		t.Fatalf("claimed: %v, the first one: %v", err, first)
 	}
-	a.delivered(3)
+	a.ended(tally.Delivered, "", 3)
 	if err := errors.Join(a.write(ctx), a.write(ctx)); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +167,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if err := a.write(ctx); err != nil {
 		t.Fatal(err)
 	}
-	b.delivered(4)
+	b.ended(tally.Delivered, "", 4)
 	if err := b.write(ctx); err == nil || errors.Is(err, errLost) {
 		t.Errorf("the owner's first try: %v", err)
 	}
@@ -210,7 +211,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{exporter: d, policies: versions.Fixed(set), source: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

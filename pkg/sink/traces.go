@@ -22,7 +22,7 @@ import (
 // runs the sampler: it reads, gives it the time, exports, and moves the floor.
 type traceLane struct {
 	lane     *bus.Lane
-	source   source
+	feed     feed
 	exporter *exporter
 	policies *versions.Versions
 	maxBytes int
@@ -88,7 +88,7 @@ const (
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
 func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon, t *tally.Lane) *traceLane {
 	l := &traceLane{
-		lane: lane, source: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
+		lane: lane, feed: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
 	}
 	d.count = ownCounter{d.counter(), &l.wrote}
@@ -206,7 +206,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 	if l.lane.Waits(nil); !known {
 		return stopped(ctx)
 	}
-	if _, err := l.source.claim(ctx); err != nil {
+	if _, err := l.feed.claim(ctx); err != nil {
 		return err
 	}
 	if !l.exporter.aside.claim(ctx) {
@@ -323,7 +323,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 	if l.sampler == nil {
 		return nil // delivered before the claim
 	}
-	switch err := l.source.next(ctx, d); {
+	switch err := l.feed.next(ctx, d); {
 	case errors.Is(err, errEnd):
 		l.end()
 		return nil
@@ -334,12 +334,12 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 		return nil
 	}
 	l.use() // a version may have come since the last tick
-	if l.source.admits(d) {
+	if l.feed.admits(d) {
 		if err := l.add(ctx, d); err != nil {
 			return err
 		}
 	}
-	if l.source.last(d) {
+	if l.feed.last(d) {
 		l.end()
 	}
 	l.idle(d.Seq >= l.mark.spans)
@@ -371,7 +371,7 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 // unreadable handles the part of a message that cannot be read; it counts as one span.
 func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) error {
 	l.wrote = tally.Outcomes{}
-	err := l.source.unreadable(ctx, d, why)
+	err := l.feed.unreadable(ctx, d, why)
 	if err == nil {
 		l.tally.Do(func(b *tally.Book) {
 			b.Saw(d.Seq, d.Instance(), 1, "")
@@ -504,7 +504,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 		l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
 	l.tally.Floor(floor)
-	l.source.finished(floor)
+	l.feed.finished(floor)
 	if l.rewind {
 		l.checkpoint(ctx)
 		l.forget(ledger.InterruptedFull)

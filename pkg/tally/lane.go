@@ -262,8 +262,8 @@ func (l *Lane) store(ctx context.Context) {
 	case err == nil:
 		l.revision = revision
 	case errors.Is(err, bus.ErrChanged), errors.Is(err, bus.ErrExists), errors.Is(err, bus.ErrDenied):
-		l.book, l.own = nil, nil // another owner has claimed it
-		l.cfg.Log.Debug("tally has another owner", "lane", l.key(), "err", err)
+		l.book, l.own = nil, nil // another owner has claimed it, or the credential has lost the right
+		l.cfg.Log.Debug("tally is not stored any more: it has another owner, or the permission is missing", "lane", l.key(), "err", err)
 	default:
 		book.dirty, l.tried = true, value
 		l.cfg.Log.Debug("tally not stored, will try again", "lane", l.key(), "err", err)

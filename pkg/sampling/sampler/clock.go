@@ -129,12 +129,12 @@ func (in *instance) restore(seen map[uint32]int64) {
 	}
 }
 
-// tellSources reports whether the sources of an instance are to be recorded with a decision of that time.
-func (in *instance) tellSources(due int64) bool {
-	if len(in.clocks) == 1 || in.told.clocks == len(in.clocks) && due-in.told.due < sourceGone && in.told.due-due < sourceGone {
+// recordSources reports whether the sources of an instance are to be recorded with a decision of that time.
+func (in *instance) recordSources(due int64) bool {
+	if len(in.clocks) == 1 || in.recorded.clocks == len(in.clocks) && due-in.recorded.due < sourceGone && in.recorded.due-due < sourceGone {
 		return false
 	}
-	in.told.clocks, in.told.due = len(in.clocks), due
+	in.recorded.clocks, in.recorded.due = len(in.clocks), due
 	return true
 }
 

@@ -7,9 +7,9 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 )
 
-// source is where a lane's messages come from: live traffic, or the part of a replay in one
+// feed is where a lane's messages come from: live traffic, or the part of a replay in one
 // partition (excerpt). Lanes read both in the same way.
-type source interface {
+type feed interface {
 	// claim continues the work of the previous owner. first reports that there is known to be none; of
 	// live traffic that is never known.
 	// errEnd: nothing is left to do.

@@ -1,0 +1,81 @@
+package sampler
+
+import (
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// Export is spans to be sent to the backend: a whole trace, or late spans of
+// one that was kept.
+type Export struct {
+	Instance string
+	Spans    int
+	Seq      uint64 // the lowest sequence of its spans; owed until Release
+	Policy   string // that kept it
+	Late     bool   // spans that came after the decision
+	// Threshold is what the decision adds to the spans' trace state.
+	Threshold uint64
+	// Parts are its spans by message, in the order of sequences.
+	Parts []Part
+
+	pieces []otlpwire.Fragment
+}
+
+// Size returns the bytes that Append appends.
+func (e *Export) Size() (n int) {
+	for i := range e.pieces {
+		n += e.pieces[i].Size()
+	}
+	return n
+}
+
+// Append appends the spans as a payload. They share resources with other exports
+// until then.
+func (e *Export) Append(dst []byte) []byte {
+	for i := range e.pieces {
+		dst = e.pieces[i].Append(dst)
+	}
+	return dst
+}
+
+// Part is how many spans of a trace a message had.
+type Part struct {
+	Seq   uint64
+	Spans int
+}
+
+// Ended is spans that are finished without an export.
+type Ended struct {
+	Part
+	Instance string
+	How      How
+}
+
+// How spans are finished without an export.
+type How uint8
+
+// The reasons.
+const (
+	NotKept  How = iota // their trace is not kept
+	Repeated            // the same spans are held, or were handled
+	Sent                // a previous owner has sent them
+)
+
+// Output is the result of a step.
+type Output struct {
+	// Ended are the spans that are finished by this step, or, with NotKept, once Decisions are recorded.
+	Ended      []Ended
+	Exports    []Export
+	Decisions  []envelope.Decision // to be recorded before anything is exported or released
+	Sources    []envelope.Sources  // to be recorded with Decisions
+	By         []string            // for every decision the policy that made it, "" for none
+	SampledOut int                 // spans of traces that were not kept
+	Unchosen   int                 // spans of traces that were not asked for, without late ones
+	Duplicates int                 // spans that were already held
+	TooLarge   int                 // traces dropped because of their size
+	// Full: there is no room for new traces.
+	Full bool
+	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be
+	// recorded and exported, and then a new sampler begins at the floor.
+	Rewind bool
+}
