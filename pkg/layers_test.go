@@ -22,7 +22,7 @@ var layers = [][]string{
 	{"pkg/bus"},
 	{"pkg/membership"}, {"pkg/tally"},
 	// stages
-	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy"}, {"pkg/otlpclient", "pkg/processor"},
+	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy", "pkg/sampling/domain"}, {"pkg/otlpclient", "pkg/processor"},
 	{"pkg/replay", "pkg/keeper"}, {"pkg/audit"},
 	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/sampling/versions", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
 	{"pkg/backend", "pkg/sampling/whatif", "pkg/edge/edgetest", "pkg/edge/spool", "pkg/tokens"},

@@ -391,7 +391,7 @@ func obeyed(r rune) bool {
 
 // count prints the content of a range.
 func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
-	plan, err := replay.MakePlan(ctx, c.conn, r, 0, time.Now())
+	plan, err := replay.MakePlan(ctx, c.conn, r, 0, nil, time.Now())
 	if err != nil {
 		return err
 	}

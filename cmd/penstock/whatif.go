@@ -15,7 +15,9 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/sampling/whatif"
@@ -121,14 +123,22 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 		fmt.Println("no sink has published its policies in the hub: compared with keeping every trace; --running names a file")
 		rules[0].Base = policy.KeepAll(keepAllWait)
 	}
-	plan, err := replay.MakePlan(ctx, conn, r, max(rules[0].Base.Wait, rules[1].Base.Wait), time.Now())
+	grouping, err := versions.AllDomains(ctx, conn, hub.top, unreadable)
 	if err != nil {
 		return err
 	}
-	c := whatif.New(rules[0], rules[1], partitions, memory, r.In)
+	plan, err := replay.MakePlan(ctx, conn, r, max(rules[0].Base.Wait, rules[1].Base.Wait), grouping, time.Now())
+	if err != nil {
+		return err
+	}
+	spans, err := conn.State(ctx, bus.Spans)
+	if err != nil {
+		return err
+	}
+	c := whatif.New(rules[0], rules[1], whatif.Range{In: r.In, Spread: partition.Spread{N: partitions, ByInstance: !spans.ByTrace}, Domains: grouping}, memory)
 	m := newMeter(os.Stdout)
 	for i, l := range plan.Lanes {
-		err := readLane(ctx, conn, r, l, c, func(share float64) {
+		err := readLane(ctx, conn, r, grouping, l, c, func(share float64) {
 			m.show("reading " + bar((float64(i)+share)/float64(len(plan.Lanes))))
 		})
 		if err != nil {
@@ -155,7 +165,7 @@ func baseOf(v versions.Record) (*policy.Set, error) {
 }
 
 // readLane adds the messages of one partition to c.
-func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.Lane, c *whatif.Comparison, told func(float64)) error {
+func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, grouping domain.Versions, l replay.Lane, c *whatif.Comparison, told func(float64)) error {
 	reader, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Stream(otlpwire.Traces), From: l.First, Filters: l.Filters()})
 	if err != nil {
 		return err
@@ -174,7 +184,7 @@ func readLane(ctx context.Context, conn *bus.Conn, q replay.Request, l replay.La
 		if n++; n%256 == 0 {
 			told(float64(d.Seq-l.First) / float64(l.Last-l.First+1))
 		}
-		if d.Err != nil || !q.Matches(d.Instance()) {
+		if d.Err != nil || !q.Matches(d.Instance()) && !l.Shares(grouping, d.Instance()) {
 			return true
 		}
 		body, err := envelope.Decompress(buf, d.Body, d.Header.Encoding)

@@ -165,7 +165,7 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	}
 	spans := owed
 	spans.Name, spans.Description, spans.Subjects = Spans, "spans by trace, one subject a partition", []string{"spans.*", "replay.*.*"}
-	spans.MaxBytes = int64(t.MaxBytes) / 2
+	spans.MaxBytes, spans.Metadata = int64(t.MaxBytes)/2, map[string]string{spreadKey: spreadByTrace}
 	decisions := owed
 	decisions.Name, decisions.Description, decisions.Subjects = Decisions, "sampling decisions, one subject a partition", []string{"decisions.*"}
 	decisions.MaxBytes = int64(t.MaxBytes) / 16
@@ -183,6 +183,13 @@ func (t Topology) streams() []jetstream.StreamConfig {
 	audit.MaxAge, audit.MaxBytes = auditAge, int64(t.MaxBytes)/64
 	return append(all, spans, decisions, dead, aside, replayed, audit)
 }
+
+// The metadata of SPANS that says how traces are spread over its partitions ([partition.Spread]). Streams of earlier
+// versions have none: by instance and trace ID.
+const (
+	spreadKey     = "penstock_spread"
+	spreadByTrace = "trace"
+)
 
 // EnsureHub creates the streams and the given buckets that do not exist yet. Those that exist are not
 // changed; but subjects and number of partitions are checked: they must be the ones configured here.
@@ -291,6 +298,8 @@ type StreamState struct {
 	MaxBytes                           uint64    // its bound; 0 for none
 	MaxMsgSize                         uint64    // of one message in bytes; 0 for none
 	Partitions                         int       // that it was made with; 0 for a stream without any
+	// ByTrace, of SPANS: its partitions have traces by their IDs alone; else by instance and ID.
+	ByTrace bool
 	// Kept: none of its messages may be deleted.
 	Kept bool
 	// Refuses: it stores nothing more when it is full.
@@ -315,6 +324,7 @@ func stateOf(info *jetstream.StreamInfo) StreamState {
 	st, cfg := info.State, info.Config
 	s := StreamState{Messages: st.Msgs, Bytes: st.Bytes, FirstSeq: st.FirstSeq, LastSeq: st.LastSeq, FirstTime: st.FirstTime, Created: info.Created, MaxBytes: uint64(max(cfg.MaxBytes, 0)), MaxMsgSize: uint64(max(cfg.MaxMsgSize, 0)), Refuses: cfg.Discard == jetstream.DiscardNew, Kept: cfg.DenyDelete}
 	s.Partitions, _ = storedPartitions(cfg)
+	s.ByTrace = cfg.Metadata[spreadKey] == spreadByTrace
 	var why []string
 	for _, w := range []struct {
 		is   bool

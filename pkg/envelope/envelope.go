@@ -24,6 +24,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -257,9 +258,10 @@ func NextFrame(b []byte) (f Frame, rest []byte, err error) {
 	return f, rest, Instance{ID: f.Instance}.Validate()
 }
 
-// Sources are the sources of an instance that a sampler knows, each with its time when something last came of
+// Sources are the sources of an instance in a domain that a sampler knows, each with its time when something last came of
 // it, in Unix nanoseconds. The next owner of a partition waits for them as the previous one did.
 type Sources struct {
+	Domain   string
 	Instance string
 	Seen     map[uint32]int64
 }
@@ -274,8 +276,7 @@ const sourcesMark = 1 << 40
 func AppendSources(dst []byte, all []Sources) []byte {
 	dst = binary.AppendUvarint(dst, sourcesMark)
 	for _, s := range all {
-		dst = binary.AppendUvarint(dst, uint64(len(s.Instance)))
-		dst = append(dst, s.Instance...)
+		dst = appendName(dst, s.Domain, s.Instance)
 		dst = binary.AppendUvarint(dst, uint64(len(s.Seen)))
 		for _, source := range slices.Sorted(maps.Keys(s.Seen)) {
 			dst = binary.BigEndian.AppendUint32(dst, source)
@@ -292,7 +293,8 @@ func ReadSources(b []byte) (all []Sources, is bool, err error) {
 		return nil, false, nil
 	}
 	for r := (reader{rest: rest}); len(r.rest) > 0; {
-		s := Sources{Instance: string(r.chunk()), Seen: map[uint32]int64{}}
+		s := Sources{Seen: map[uint32]int64{}}
+		s.Domain, s.Instance = cutName(string(r.chunk()))
 		for n := r.uvarint(maxSources); n > 0 && !r.failed; n-- {
 			if source := r.bytes(4); source != nil {
 				s.Seen[binary.BigEndian.Uint32(source)] = int64(r.uint64())
@@ -311,9 +313,30 @@ const maxSources = 1 << 10
 
 var errSources = errors.New("truncated sources")
 
+// appendName appends length and bytes of an instance id, or of the name of a domain that is none, a slash and the id.
+func appendName(dst []byte, domain, instance string) []byte {
+	if domain == instance || domain == "" {
+		dst = binary.AppendUvarint(dst, uint64(len(instance)))
+		return append(dst, instance...)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(domain)+1+len(instance)))
+	return append(append(append(dst, domain...), '/'), instance...)
+}
+
+func cutName(name string) (domain, instance string) {
+	domain, instance, named := strings.Cut(name, "/")
+	if !named {
+		instance = domain
+	}
+	return domain, instance
+}
+
 // Decision is the sampling decision about a trace. One without an instance is a checkpoint: the
 // backend has everything that the same sink has recorded before it.
 type Decision struct {
+	// Domain is that of the trace, and Instance the one whose budgets it took from; where an instance is a domain
+	// of its own both are its id.
+	Domain   string
 	Instance string
 	TraceID  otlpwire.TraceID
 	Kept     bool
@@ -349,8 +372,7 @@ const (
 // Due follows as eight bytes big endian, the number of spends, and limiter and amount of each, as
 // varints.
 func AppendDecision(dst []byte, d Decision) []byte {
-	dst = binary.AppendUvarint(dst, uint64(len(d.Instance)))
-	dst = append(dst, d.Instance...)
+	dst = appendName(dst, d.Domain, d.Instance)
 	if d.Instance == "" {
 		return dst
 	}
@@ -394,7 +416,7 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	if !r.failed && len(instance) == 0 {
 		return d, r.rest, nil
 	}
-	d.Instance = string(instance)
+	d.Domain, d.Instance = cutName(string(instance))
 	copy(d.TraceID[:], r.bytes(len(d.TraceID)))
 	flags := r.byte()
 	d.Upto = r.uvarint(math.MaxInt64)

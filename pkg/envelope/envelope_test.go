@@ -228,10 +228,10 @@ func TestStampDoesNotContradict(t *testing.T) {
 
 func TestDecisionsRoundTrip(t *testing.T) {
 	want := []Decision{
-		{Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true, Upto: math.MaxInt64, Policy: "slow", Threshold: otlpwire.Unknown},
+		{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true, Upto: math.MaxInt64, Policy: "slow", Threshold: otlpwire.Unknown},
 		{},
-		{Instance: "as-2", TraceID: otlpwire.TraceID{2}, Upto: 77},
-		{Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Due: math.MaxInt64, Version: 300, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
+		{Domain: "as-2", Instance: "as-2", TraceID: otlpwire.TraceID{2}, Upto: 77},
+		{Domain: "@acme", Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Due: math.MaxInt64, Version: 300, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
 	}
 	var b []byte
 	for _, d := range want {

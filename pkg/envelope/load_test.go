@@ -79,7 +79,7 @@ func TestNumbered(t *testing.T) {
 
 // TestSources: what is appended is read, what is cut short is an error, and neither is a decision of an earlier version.
 func TestSources(t *testing.T) {
-	all := []Sources{{"as-1", map[uint32]int64{7: 1, 1 << 31: 1 << 62}}, {"as-2", map[uint32]int64{}}}
+	all := []Sources{{"as-1", "as-1", map[uint32]int64{7: 1, 1 << 31: 1 << 62}}, {"as-2", "as-2", map[uint32]int64{}}, {"@acme", "as-3", map[uint32]int64{7: 1}}}
 	b := AppendSources(nil, all)
 	got, is, err := ReadSources(b)
 	if !is || err != nil || !reflect.DeepEqual(got, all) {

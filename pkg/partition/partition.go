@@ -1,4 +1,4 @@
-// Package partition computes the partition of SPANS for a trace ([Of]), the partition of TRACES, METRICS
+// Package partition computes the partition of SPANS for a trace ([Spread]), the partition of TRACES, METRICS
 // and LOGS for an instance ([OfInstance]), and which member should own a partition ([Place]). The first two
 // are part of the bus contract (docs/bus.md): they never change for a stream, because that would split
 // traces. A late or wrong view of the members only makes the result of Place unbalanced.
@@ -16,16 +16,24 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Of returns the partition of a trace among n: xxhash64 of the instance id, a
-// zero byte and the 16 bytes of the trace ID, modulo n. The instance is part of
-// it, so that one customer cannot choose trace IDs to overload the partition of another's traces.
-func Of(instance string, id otlpwire.TraceID, n int) int {
+// Spread is how traces are spread over the N partitions of SPANS: by trace ID, so that all spans of a trace meet,
+// from whichever instances they come; where SPANS was created by an earlier version, by instance and trace ID.
+type Spread struct {
+	N          int
+	ByInstance bool
+}
+
+// Of returns the partition of a trace: xxhash64 of the 16 bytes of its ID, modulo N; ByInstance, of the instance
+// id, a zero byte and those.
+func (s Spread) Of(instance string, id otlpwire.TraceID) int {
 	var d xxhash.Digest
 	d.Reset()
-	_, _ = d.WriteString(instance)
-	_, _ = d.Write(separator[:])
+	if s.ByInstance {
+		_, _ = d.WriteString(instance)
+		_, _ = d.Write(separator[:])
+	}
 	_, _ = d.Write(id[:])
-	return int(d.Sum64() % uint64(n))
+	return int(d.Sum64() % uint64(s.N))
 }
 
 var separator [1]byte

@@ -10,18 +10,24 @@ import (
 
 // TestOfNeverChanges pins the function: these values are on customers' disks.
 func TestOfNeverChanges(t *testing.T) {
+	some := otlpwire.TraceID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 	for _, tc := range []struct {
+		spread   Spread
 		instance string
 		id       otlpwire.TraceID
-		n, want  int
+		want     int
 	}{
-		{"as-1", otlpwire.TraceID{}, 8, 0},
-		{"as-1", otlpwire.TraceID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, 8, 3},
-		{"as-2", otlpwire.TraceID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, 8, 7},
-		{"as-1", otlpwire.TraceID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, 1024, 35},
+		{Spread{N: 8, ByInstance: true}, "as-1", otlpwire.TraceID{}, 0},
+		{Spread{N: 8, ByInstance: true}, "as-1", some, 3},
+		{Spread{N: 8, ByInstance: true}, "as-2", some, 7},
+		{Spread{N: 1024, ByInstance: true}, "as-1", some, 35},
+		{Spread{N: 8}, "as-1", otlpwire.TraceID{}, 2},
+		{Spread{N: 8}, "as-1", some, 5},
+		{Spread{N: 8}, "as-2", some, 5},
+		{Spread{N: 1024}, "as-1", some, 389},
 	} {
-		if got := Of(tc.instance, tc.id, tc.n); got != tc.want {
-			t.Errorf("Of(%s, %x, %d) = %d, want %d", tc.instance, tc.id, tc.n, got, tc.want)
+		if got := tc.spread.Of(tc.instance, tc.id); got != tc.want {
+			t.Errorf("%+v.Of(%s, %x) = %d, want %d", tc.spread, tc.instance, tc.id, got, tc.want)
 		}
 	}
 }
@@ -45,7 +51,7 @@ func TestOfSpreadsEvenly(t *testing.T) {
 		for i := range id {
 			id[i] = byte(rng.Uint32())
 		}
-		counts[Of("as-1", id, n)]++
+		counts[Spread{N: n}.Of("as-1", id)]++
 	}
 	for p, c := range counts {
 		if c < traces/n*95/100 || c > traces/n*105/100 {
@@ -57,7 +63,7 @@ func TestOfSpreadsEvenly(t *testing.T) {
 func TestOfDoesNotAllocate(t *testing.T) {
 	var id otlpwire.TraceID
 	name := strings.Repeat("x", 128)
-	if n := testing.AllocsPerRun(100, func() { Of(name, id, 8); OfInstance(name, 8) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { Spread{N: 8, ByInstance: true}.Of(name, id); OfInstance(name, 8) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 )
 
 // The margins of a plan; tests shorten them.
@@ -37,8 +38,9 @@ func refusal(format string, args ...any) error { return &Refusal{fmt.Sprintf(for
 // a range that begins before the oldest message of a stream that has dropped older ones, and names that
 // message; and for a range that has no messages.
 //
-// wait is how long policies may wait for a trace; where reading begins depends on it.
-func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration, now time.Time) (*Plan, error) {
+// wait is how long policies may wait for a trace; where reading begins depends on it. Where policies decide, the
+// instances that share a domain with those of the request are read, too.
+func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration, grouping domain.Versions, now time.Time) (*Plan, error) {
 	if err := r.Validate(); err != nil {
 		return nil, &Refusal{err.Error()}
 	}
@@ -46,7 +48,7 @@ func MakePlan(ctx context.Context, conn *bus.Conn, r Request, wait time.Duration
 	var seen []string
 	for _, name := range sorted(r.Signals) {
 		sig, _ := otlpwire.ParseSignal(name)
-		lanes, instances, err := p.signal(ctx, conn, r, sig, wait)
+		lanes, instances, err := p.signal(ctx, conn, r, sig, wait, grouping)
 		if err != nil {
 			return nil, err
 		}
@@ -76,7 +78,7 @@ func names(list []string, none string) string {
 }
 
 // signal returns the lanes of one signal, and the instances of its stream.
-func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, wait time.Duration) (lanes []Lane, instances []string, err error) {
+func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwire.Signal, wait time.Duration, grouping domain.Versions) (lanes []Lane, instances []string, err error) {
 	stream := bus.Stream(sig)
 	state, err := conn.State(ctx, stream)
 	if err != nil || state.Messages == 0 {
@@ -90,32 +92,43 @@ func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwi
 	if err != nil {
 		return nil, nil, err
 	}
-	byPartition := map[int]*Lane{}
+	var all []holding
 	for subject, messages := range subjects {
 		part, instance := bus.SubjectPartition(subject)
-		n, err := strconv.Atoi(part)
-		if err != nil {
-			continue
+		if n, err := strconv.Atoi(part); err == nil {
+			all = append(all, holding{instance: instance, part: n, messages: messages, wanted: r.Matches(instance)})
+			instances = append(instances, instance)
 		}
-		instances = append(instances, instance)
-		if first > last || !r.Matches(instance) {
-			continue
-		}
-		l := byPartition[n]
-		if l == nil {
-			l = &Lane{Signal: sig.String(), Partition: n, First: first, Last: last}
-			byPartition[n] = l
-		}
-		l.Messages += messages
-		l.Instances = append(l.Instances, instance)
 	}
-	for _, l := range byPartition {
+	if first > last {
+		return nil, instances, nil
+	}
+	if !r.Samples(sig) {
+		grouping = nil
+	}
+	for _, held := range together(all, grouping, last) {
+		l := Lane{Signal: sig.String(), Partition: held[0].part, First: first, Last: last}
+		for _, h := range held {
+			l.Messages += h.messages
+			l.Instances = append(l.Instances, h.instance)
+			if !slices.Contains(l.Partitions, h.part) {
+				l.Partitions = append(l.Partitions, h.part)
+			}
+			for _, d := range h.domains {
+				if d != h.instance && !slices.Contains(l.Domains, d) {
+					l.Domains = append(l.Domains, d)
+				}
+			}
+		}
+		slices.Sort(l.Domains)
+		if len(l.Partitions) == 1 {
+			l.Partitions = nil
+		}
 		if slices.Sort(l.Instances); len(l.Instances) > fewInstances || len(r.Instances) == 0 {
 			l.Instances = nil
 		}
-		lanes = append(lanes, *l)
+		lanes = append(lanes, l)
 	}
-	slices.SortFunc(lanes, func(a, b Lane) int { return a.Partition - b.Partition })
 	return lanes, instances, nil
 }
 
@@ -153,7 +166,7 @@ func (p *Plan) sequences(ctx context.Context, conn *bus.Conn, r Request, sig otl
 			last = min(last, end-1)
 		}
 	}
-	if sig == otlpwire.Traces && !r.NoSampling {
+	if r.Samples(sig) {
 		lead, err := conn.SequenceAt(ctx, stream, begin.Add(-skew-max(leadIn, 4*wait)))
 		if err != nil {
 			return 0, 0, err
@@ -240,11 +253,21 @@ func (l Lane) Filters() (subjects []string) {
 	if err != nil {
 		return nil
 	}
-	if len(l.Instances) == 0 {
-		return []string{bus.PartitionFilter(sig, l.Partition)}
-	}
-	for _, i := range l.Instances {
-		subjects = append(subjects, "otlp."+l.Signal+"."+strconv.Itoa(l.Partition)+"."+i)
+	switch {
+	case len(l.Instances) > 0:
+		part := "*"
+		if len(l.Partitions) == 0 {
+			part = strconv.Itoa(l.Partition)
+		}
+		for _, i := range l.Instances {
+			subjects = append(subjects, "otlp."+l.Signal+"."+part+"."+i)
+		}
+	case len(l.Partitions) == 0:
+		subjects = []string{bus.PartitionFilter(sig, l.Partition)}
+	default:
+		for _, p := range l.Partitions {
+			subjects = append(subjects, bus.PartitionFilter(sig, p))
+		}
 	}
 	return subjects
 }

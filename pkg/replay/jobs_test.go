@@ -53,7 +53,7 @@ func TestPlan(t *testing.T) {
 	plan := func(change func(*Request)) (*Plan, error) {
 		r := Request{Signals: []string{"traces", "metrics", "logs"}, From: Point{Time: time.Now().Add(-time.Hour)}, To: Point{Time: time.Now()}}
 		change(&r)
-		return MakePlan(t.Context(), conn, r, 0, time.Now())
+		return MakePlan(t.Context(), conn, r, 0, nil, time.Now())
 	}
 	refused := func(want string, change func(*Request)) {
 		t.Helper()
@@ -167,17 +167,17 @@ func TestOlderThanWhatThereIs(t *testing.T) {
 	}
 	oldest := arrival.Add(time.Duration(state.FirstSeq-1) * time.Second).Format(time.RFC3339)
 	r := Request{Signals: []string{"logs"}, From: Point{Time: begin.Add(-time.Hour)}, To: Point{Time: time.Now()}}
-	_, err = MakePlan(t.Context(), conn, r, 0, time.Now())
+	_, err = MakePlan(t.Context(), conn, r, 0, nil, time.Now())
 	if _, is := errors.AsType[*Refusal](err); !is || !strings.Contains(err.Error(), "arrived at its edge at "+oldest) {
 		t.Errorf("%v, want %s", err, oldest)
 	}
 	r.From.Time = state.FirstTime
-	p, err := MakePlan(t.Context(), conn, r, 0, time.Now())
+	p, err := MakePlan(t.Context(), conn, r, 0, nil, time.Now())
 	if err != nil || p.Lanes[0].First != state.FirstSeq {
 		t.Errorf("%+v, %v", p, err)
 	}
 	r.From, r.To = Point{Seq: 1}, Point{Seq: 30}
-	if _, err = MakePlan(t.Context(), conn, r, 0, time.Now()); err == nil || !strings.Contains(err.Error(), "not 1") {
+	if _, err = MakePlan(t.Context(), conn, r, 0, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "not 1") {
 		t.Errorf("by sequence: %v", err)
 	}
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 )
 
 // Point is an end of a range: a time, or a sequence of the signal's stream.
@@ -165,6 +166,9 @@ func (r Request) Matches(instance string) bool {
 	})
 }
 
+// Samples reports whether policies decide what is sent of a signal.
+func (r Request) Samples(sig otlpwire.Signal) bool { return sig == otlpwire.Traces && !r.NoSampling }
+
 // JobID is the id of the job; it is the same for the same request.
 func (r Request) JobID() string {
 	r.Instances, r.Signals, r.Backends = sorted(r.Instances), sorted(r.Signals), sorted(r.Backends)
@@ -223,17 +227,32 @@ type Plan struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Lane is the part of a job in one partition of a signal's stream.
+// Lane is the part of a job in one partition of a signal's stream, or in several whose instances may share traces.
 type Lane struct {
 	Signal    string `json:"signal"`
-	Partition int    `json:"partition"`
+	Partition int    `json:"partition"` // the lowest one
+	// Partitions are all of them, where there are several.
+	Partitions []int `json:"partitions,omitempty"`
 	// First is where reading begins: for traces so early that budgets and windows are as they were at
 	// the beginning of the range. Last is where it ends.
 	First uint64 `json:"first"`
 	Last  uint64 `json:"last"`
-	// Instances are the matching ones if they are few; else the reader reads all and filters.
+	// Domains are those that matching instances share with others.
+	Domains []string `json:"domains,omitempty"`
+	// Instances are the matching ones, and those of the domains, if they are few; else the reader reads all and
+	// filters.
 	Instances []string `json:"instances,omitempty"`
 	Messages  uint64   `json:"messages"` // of those instances, in the whole stream
+}
+
+// Shares reports whether an instance is in one of the lane's domains: what it sent counts for the decisions about
+// traces of others.
+func (l Lane) Shares(grouping domain.Versions, instance string) bool {
+	if len(l.Domains) == 0 {
+		return false
+	}
+	now, before := grouping.Of(instance, l.Last)
+	return slices.ContainsFunc(append(before, now), func(d string) bool { return slices.Contains(l.Domains, d) })
 }
 
 // Key identifies the lane within its job.

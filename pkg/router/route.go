@@ -39,6 +39,8 @@ type route struct {
 
 // target is what a route writes to: the hub.
 type target interface {
+	// spread returns how SPANS has its traces.
+	spread(ctx context.Context) (partition.Spread, error)
 	// publish sends a message and returns at once; stored waits until it is stored.
 	publish(m bus.Message) (stored func(context.Context) error)
 	// deadLetter returns when the dead letter is stored.
@@ -46,6 +48,11 @@ type target interface {
 }
 
 type hubTarget struct{ *bus.Hub }
+
+func (h hubTarget) spread(ctx context.Context) (partition.Spread, error) {
+	state, err := h.Conn.State(ctx, bus.Spans)
+	return partition.Spread{N: h.Topology.Partitions, ByInstance: !state.ByTrace}, err
+}
 
 func (h hubTarget) publish(m bus.Message) func(context.Context) error {
 	return h.Conn.PublishAsync(m).Wait
@@ -201,7 +208,13 @@ func (r *route) run(ctx context.Context) {
 	defer wg.Wait()
 	defer close(batches)
 
-	split := &splitter{n: r.cfg.Streams.Partitions}
+	split := &splitter{}
+	if !backoff.Retry(ctx, r.log, "read how SPANS is spread", func() (err error) {
+		split.spread, err = r.to.spread(ctx)
+		return err
+	}) {
+		return
+	}
 	linger := time.NewTimer(0)
 	defer linger.Stop()
 	b := r.newBatch()
@@ -353,11 +366,11 @@ func (r *route) publish(ctx context.Context, msgs []bus.Message, waits func(why 
 
 // splitter turns the payload of one instance into frames by partition.
 type splitter struct {
-	n     int // partitions
-	guard envelope.Guard
-	wire  otlpwire.Splitter
-	body  []byte   // of the current message
-	parts [][]byte // payload by partition, of the current message
+	spread partition.Spread
+	guard  envelope.Guard
+	wire   otlpwire.Splitter
+	body   []byte   // of the current message
+	parts  [][]byte // payload by partition, of the current message
 }
 
 // add splits an input into b, and returns how many spans it has, and how many of them are in b.
@@ -368,14 +381,14 @@ func (s *splitter) add(b *batch, in input) (items, routed int, err error) {
 		return 0, 0, err
 	}
 	if s.parts == nil {
-		s.parts = make([][]byte, s.n)
+		s.parts = make([][]byte, s.spread.N)
 	}
 	for i := range s.parts {
 		s.parts[i] = s.parts[i][:0]
 	}
 	err = s.wire.Split(payload, func(item []byte) int {
 		id, _ := otlpwire.SpanTrace(item)
-		return partition.Of(instance, id, s.n)
+		return s.spread.Of(instance, id)
 	}, func(p int, piece []byte) {
 		s.parts[p] = append(s.parts[p], piece...)
 	})

@@ -6,7 +6,7 @@
 //
 // # Promises
 //
-//   - All spans of a trace of an instance go to the same partition, for ever.
+//   - All spans of a trace go to the same partition, for ever, from whichever instances they come.
 //   - An input message is settled when every message made from it is in SPANS. A crash in between
 //     sends spans again; the sampler recognises them by their ids.
 //   - A gateway's success means that the hub's stream has stored the items.

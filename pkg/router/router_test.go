@@ -35,7 +35,7 @@ import (
 // instance, whatever the payload claims.
 func TestSplitterKeepsTracesTogether(t *testing.T) {
 	const partitions = 8
-	split := &splitter{n: partitions}
+	split := &splitter{spread: partition.Spread{N: partitions}}
 	b := &batch{floors: map[origin]uint64{}, outs: make([][]out, partitions)}
 	forged, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, []byte(`{"resourceSpans":[{"resource":{"attributes":[{"key":"instance.id","value":{"stringValue":"victim"}}]}}]}`), otlpwire.DefaultLimits)
 	if err != nil {
@@ -51,7 +51,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 		m.ResourceSpans[0].ScopeSpans = append(m.ResourceSpans[0].ScopeSpans, ss)
 		for n := range 50 {
 			trace := make([]byte, 16)
-			trace[3], trace[15] = byte(n%20), 1
+			trace[3], trace[15] = byte(n%40), 1
 			ss.Spans = append(ss.Spans, &tracepb.Span{TraceId: trace, SpanId: []byte{1, 2, 3, 4, 5, 6, byte(i), byte(n)}})
 			total++
 		}
@@ -79,7 +79,7 @@ func TestSplitterKeepsTracesTogether(t *testing.T) {
 			}
 			for item := range otlpwire.Items(f.Payload) {
 				id, _ := otlpwire.SpanTrace(item)
-				if want := partition.Of(f.Instance, id, partitions); want != p {
+				if want := (partition.Spread{N: partitions}).Of(f.Instance, id); want != p {
 					t.Errorf("trace %x of %s is in partition %d, want %d", id, f.Instance, p, want)
 				}
 				count++

@@ -21,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/scripttest"
 )
 
@@ -217,6 +218,10 @@ func (sc *script) write(subject, what string) func(context.Context) error {
 		}
 		return errScript
 	}
+}
+
+func (sc *script) spread(context.Context) (partition.Spread, error) {
+	return partition.Spread{N: sc.r.cfg.Streams.Partitions}, nil
 }
 
 func (sc *script) publish(m bus.Message) func(context.Context) error {

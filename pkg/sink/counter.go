@@ -46,6 +46,7 @@ func (t liveCounter) decided(out sampler.Output) {
 	if out.Full {
 		t.led.SamplerFull.Inc()
 	}
+	t.led.SamplerUnordered.Add(float64(out.Unordered))
 	for i, d := range out.Decisions {
 		t.led.Decided(d.Kept, out.By[i])
 	}

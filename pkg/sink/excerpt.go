@@ -14,7 +14,9 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/tally"
@@ -29,7 +31,8 @@ type excerpt struct {
 	backend string
 	owned   func() bool
 	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
-	sampled bool                                                       // spans outside the range count for decisions: the sampler leaves them out
+	sampled bool                                                       // spans outside the range, and of other instances of a domain, count for decisions: they are left out afterwards
+	domains domain.Versions                                            // by sequences of TRACES
 	guard   envelope.Guard
 	due     time.Time // when the rate allows the next message to be read
 
@@ -88,10 +91,19 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 	if policies == nil {
 		return (&directLane{lane: lane, feed: e, exporter: own, ackEvery: ackEvery}).run(ctx)
 	}
-	e.sampled = true
+	spread := partition.Spread{N: max(policies.Base().Partitions, 1)}
+	if !backoff.Retry(ctx, e.log, "read how SPANS is spread", func() error {
+		spans, err := e.hub.Conn.State(ctx, bus.Spans)
+		spread.ByInstance = !spans.ByTrace
+		return err
+	}) {
+		lane.Close()
+		return ctx.Err()
+	}
+	e.sampled, e.domains = true, policies.Domains()
 	return (&traceLane{
 		lane: lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
-		stream: bus.Stream(e.sig), frames: e.frames, partitions: max(policies.Base().Partitions, 1), in: e.In,
+		stream: bus.Stream(e.sig), frames: e.frames, spread: spread, in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)
 }
@@ -292,12 +304,17 @@ func (e *excerpt) last(d bus.Delivery) bool {
 // admits leaves out other instances' messages, which a lane reads when the job is for many
 // instances, and what is outside the range.
 func (e *excerpt) admits(d bus.Delivery) bool {
-	asked := e.job.Matches(d.Instance()) && (e.sampled || e.In(d.Header.Arrival, d.Seq))
-	if !asked {
+	wanted := e.asks(d.Instance()) && e.In(d.Header.Arrival, d.Seq)
+	if e.sampled {
+		wanted = e.asks(d.Instance()) || e.lane.Shares(e.domains, d.Instance())
+	}
+	if !wanted {
 		e.unchosen(max(d.Header.Items, 1))
 	}
-	return asked
+	return wanted
 }
+
+func (e *excerpt) asks(instance string) bool { return e.job.Matches(instance) }
 
 // unreadable counts a message that has been in DEADLETTER since it was read live.
 func (e *excerpt) unreadable(_ context.Context, d bus.Delivery, _ error) error {
@@ -393,5 +410,10 @@ func (e *excerpt) decided(out sampler.Output) {
 	e.change(func(p *replay.Progress) {
 		p.SampledOut += int64(out.SampledOut)
 		p.Unchosen += int64(out.Unchosen)
+		for i := range out.Exports {
+			if !e.asks(out.Exports[i].Instance) {
+				p.Unchosen += int64(out.Exports[i].Spans)
+			}
+		}
 	})
 }

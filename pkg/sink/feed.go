@@ -17,6 +17,9 @@ type feed interface {
 	// next is called with what the lane has read, before anything is done with it, and returns
 	// when it may be handled. errEnd: everything has been read, and d is beyond the end.
 	next(ctx context.Context, d bus.Delivery) error
+	// asks reports whether what is kept of an instance is to be sent: it may have been read for what it
+	// decides about traces of others.
+	asks(instance string) bool
 	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
 	// unreadable handles a message that holds no telemetry.
@@ -48,6 +51,7 @@ type live struct{ exporter *exporter }
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
+func (live) asks(string) bool                         { return true }
 func (live) admits(bus.Delivery) bool                 { return true }
 func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}

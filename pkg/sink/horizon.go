@@ -14,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/stall"
 )
 
@@ -34,13 +35,12 @@ type horizon struct {
 }
 
 // watermark is a statement about the hub: every message that a partition of TRACES held at
-// its before has been routed, and is in SPANS up to the sequence spans.
+// its Before, and every one up to its Routed, has been routed, and is in SPANS up to the sequence spans.
 type watermark struct {
-	// before is by partition, by this process's clock; zero where nothing is known. Lanes
-	// share it: it is never modified.
-	before []time.Time
-	asked  time.Time // when spans was requested, by this process's clock
-	spans  uint64
+	// By this process's clock. Lanes share it: it is never modified.
+	sampler.Mark
+	asked time.Time // when spans was requested, by this process's clock
+	spans uint64
 	// full: SPANS had no room for another message. Routers wait, with the spans that they have read.
 	full bool
 }
@@ -97,11 +97,11 @@ func (h *horizon) look(ctx context.Context) error {
 	if err := h.sawEnd(at, traces); err != nil {
 		return err
 	}
-	before, unknown := h.routed(ctx, floors, traces.LastSeq)
+	mark, unknown := h.routed(ctx, floors, traces.LastSeq)
 	if unknown != nil {
 		unknown = errors.Join(unknown, listed) // a list without other consumers is enough
 	}
-	m := watermark{before: before, asked: time.Now()}
+	m := watermark{Mark: mark, asked: time.Now()}
 	spans, err := h.hub.Conn.State(ctx, bus.Spans)
 	if err != nil {
 		return err
@@ -132,12 +132,17 @@ func (h *horizon) sawEnd(at time.Time, traces bus.StreamState) error {
 	return nil
 }
 
-// routed returns by partition up to which time everything has been routed. An error says that it may be
-// further than that.
-func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end uint64) (before []time.Time, unknown error) {
+// nothing is what is known before anything has been asked.
+func nothing(partitions int) sampler.Mark {
+	return sampler.Mark{Before: make([]time.Time, partitions), Routed: make([]uint64, partitions)}
+}
+
+// routed returns by partition up to which time, and which sequence, everything has been routed. An error says that it
+// may be further than that.
+func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end uint64) (mark sampler.Mark, unknown error) {
 	partitions, routers := h.hub.Topology.Partitions, 0
-	before = make([]time.Time, partitions)
-	copy(before, h.mark.before) // only this goroutine writes it
+	mark = nothing(partitions)
+	copy(mark.Before, h.mark.Before) // only this goroutine writes it
 	for p := range partitions {
 		floor, exists := floors[bus.RouterLane+strconv.Itoa(p)]
 		if !exists {
@@ -148,14 +153,15 @@ func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end u
 		if err != nil {
 			unknown = err
 		}
-		if at := h.ended(seq); at.After(before[p]) {
-			before[p] = at
+		mark.Routed[p] = seq
+		if at := h.ended(seq); at.After(mark.Before[p]) {
+			mark.Before[p] = at
 		}
 	}
 	if unknown == nil && routers < partitions {
 		unknown = fmt.Errorf("%d of %d routers' consumers exist", routers, partitions)
 	}
-	return before, unknown
+	return mark, unknown
 }
 
 // routedUpTo returns the sequence of TRACES up to which a partition has been routed, end at most. Where the

@@ -41,7 +41,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 			t.Fatalf("got %v, want %q", err, complaint)
 		}
 		starts = append(starts, start)
-		for p, before := range h.latest().before {
+		for p, before := range h.latest().Before {
 			for i, start := range starts {
 				if !before.Before(start) {
 					at[p] = i + 1

@@ -175,7 +175,7 @@ func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Pla
 	backoff.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
 		policies, err := r.policies.Replayed(job.Policies)
 		if err == nil {
-			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, policies.Wait(), time.Now())
+			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, policies.Wait(), policies.Domains(), time.Now())
 		} else {
 			err = &replay.Refusal{Text: err.Error()}
 		}

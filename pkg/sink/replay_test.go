@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
@@ -211,7 +212,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: e.frames, sampler: sampler.NewSamplers(set, 2, 1<<20, 0, nil)}
+	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: e.frames, sampler: sampler.NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

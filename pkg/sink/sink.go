@@ -33,6 +33,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -48,6 +49,10 @@ type Config struct {
 	Hub      bus.Config      `yaml:"hub"`
 	Streams  bus.Topology    `yaml:"streams"`
 	Sampling versions.Config `yaml:"sampling"`
+	// Which instances may share traces: those of a domain. An instance that is in none has its traces
+	// by itself. The last list that a sink was started with is in force for all of them, for traces that
+	// begin from then on; a sink without the key follows.
+	Domains domain.Config `yaml:"domains"`
 	// Processing changes and drops telemetry on the way to all backends, after the sampler.
 	Processing processor.Config `yaml:"processing"`
 	Backends   `yaml:",inline"`
@@ -132,7 +137,7 @@ func (c *Config) Validate() error {
 	if c.Backends.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
-	errs = append(errs, c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
+	errs = append(errs, c.Domains.Validate("domains"), c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
 	if _, err := processor.New("processing", c.Processing); err != nil {
 		errs = append(errs, err)
 	}
@@ -147,7 +152,7 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	cfg.Hub.Name, cfg.Hub.Counts = "sink", p.Ledger
 	hub := bus.NewHub(cfg.Hub, cfg.Streams, p.Log, membership.Bucket, versions.Bucket, replay.Bucket, tally.Bucket)
 	log := p.Log.With("component", "sink")
-	policies, err := versions.New(cfg.Sampling, cfg.Streams.Partitions, p.Ledger, log)
+	policies, err := versions.New(cfg.Sampling, cfg.Domains, cfg.Streams.Partitions, p.Ledger, log)
 	if err != nil {
 		return nil, err
 	}

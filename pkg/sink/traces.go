@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/tally"
@@ -29,12 +31,12 @@ type traceLane struct {
 	// attribute is the key of the span attribute that names the policy; empty for
 	// none.
 	attribute string
-	// stream has the spans, frames calls visit with those of a message, partitions is over how many
-	// of SPANS they are spread, and in, if not nil, reports which are wanted.
-	stream     string
-	frames     func(d bus.Delivery, visit func(envelope.Frame) error) error
-	partitions int
-	in         func(arrival int64, seq uint64) bool
+	// stream has the spans, frames calls visit with those of a message, spread is how they are
+	// spread over partitions of SPANS, and in, if not nil, reports which are wanted.
+	stream string
+	frames func(d bus.Delivery, visit func(envelope.Frame) error) error
+	spread partition.Spread
+	in     func(arrival int64, seq uint64) bool
 	// Where the decisions are recorded.
 	journalStream, journalSubject string
 	// gauges is the label of the sampler's gauges; empty for none.
@@ -56,7 +58,8 @@ type traceLane struct {
 	mark      watermark // of the horizon, not reached yet
 	idled     time.Time // Asked of the last mark that was reached
 	free      time.Time // when SPANS last had room
-	used      int       // how many changes of the policies the sampler knows
+	used      int       // how many changes of policies and domains the sampler knows
+	domains   uint64    // the number of their last version
 	written   time.Time // when the journal was last written
 }
 
@@ -88,7 +91,7 @@ const (
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
 func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon, t *tally.Lane) *traceLane {
 	l := &traceLane{
-		lane: lane, feed: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, partitions: 1,
+		lane: lane, feed: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
 	}
 	d.count = ownCounter{d.counter(), &l.wrote}
@@ -159,7 +162,7 @@ func (l *traceLane) look(ctx context.Context) {
 		l.checkpoint(ctx)
 	}
 	if failpoint.WallTime {
-		l.note(l.sampler.Idle([]time.Time{time.Now()}, time.Now()))
+		l.note(l.sampler.Idle(sampler.Mark{Before: []time.Time{time.Now()}}, time.Now()))
 	}
 	l.show(l.sampler.Held())
 }
@@ -222,11 +225,14 @@ func (l *traceLane) claim(ctx context.Context) error {
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = watermark{}, time.Time{}, time.Now()
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
-		sampler := sampler.NewSamplers(l.policies.Base(), l.partitions, l.maxBytes, l.lane.Floor(), l.in)
+		sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
 		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
+			if l.horizon != nil {
+				l.note(sampler.Idle(nothing(l.horizon.hub.Topology.Partitions), time.Now()))
+			}
 		}
 		return err
 	}) {
@@ -235,11 +241,21 @@ func (l *traceLane) claim(ctx context.Context) error {
 	return nil
 }
 
-// use gives the sampler new versions of the policies.
+// use gives the sampler new versions of the policies and of the domains. Where spans have been added to which new
+// domains apply, everything is read again.
 func (l *traceLane) use() {
-	if all, changes := l.policies.All(); changes != l.used {
-		l.sampler.Use(all)
-		l.used = changes
+	all, changes := l.policies.All()
+	if changes == l.used {
+		return
+	}
+	grouping := l.policies.Domains()
+	l.sampler.Use(all, grouping)
+	if n := len(grouping); l.used >= 0 && n > 0 && grouping[n-1].Number > l.domains && grouping[n-1].From <= l.sampler.Last() {
+		l.rewind = true
+	}
+	l.used, l.domains = changes, 0
+	if n := len(grouping); n > 0 {
+		l.domains = grouping[n-1].Number
 	}
 }
 
@@ -400,7 +416,7 @@ func (l *traceLane) idle(reached bool) {
 	}
 	if l.mark.asked.After(l.idled) { // once for each mark: it visits every instance
 		l.idled = l.mark.asked
-		l.note(l.sampler.Idle(l.mark.before, time.Now()))
+		l.note(l.sampler.Idle(l.mark.Mark, time.Now()))
 	}
 	latest := l.horizon.latest()
 	if !latest.full || latest.spans != l.mark.spans { // routers publish, or can
@@ -426,6 +442,11 @@ func (l *traceLane) note(out sampler.Output) {
 			l.exporter.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
+	if out.Unordered > 0 {
+		if more, due := l.exporter.said.Due("unordered "+l.journalSubject, time.Now()); due {
+			l.exporter.log.Warn("routers of instances of one domain are far apart, and there is no room to wait: traces may be decided without some of their spans; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+		}
+	}
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
 		if more, due := l.exporter.said.Due("too large "+l.journalSubject, time.Now()); due {
@@ -434,6 +455,10 @@ func (l *traceLane) note(out sampler.Output) {
 	}
 	l.decisions, l.sources = append(l.decisions, out.Decisions...), append(l.sources, out.Sources...)
 	for _, e := range out.Exports {
+		if !l.feed.asks(e.Instance) {
+			l.sampler.Release(e.Seq)
+			continue
+		}
 		if failpoint.AckBeforeExport {
 			l.sampler.Release(e.Seq)
 		}
@@ -480,6 +505,8 @@ func (l *traceLane) flush(ctx context.Context) error {
 	if err := l.record(ctx); err != nil {
 		return err
 	}
+	// A request has spans of one instance; the order within each stays.
+	slices.SortStableFunc(l.exports, func(a, b sampler.Export) int { return strings.Compare(a.Instance, b.Instance) })
 	if failpoint.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}

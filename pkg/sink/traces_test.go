@@ -27,7 +27,7 @@ import (
 // TestOneInstanceARequest: kept traces of two instances are never in one request, and no
 // request of several is larger than maxRequest.
 func TestOneInstanceARequest(t *testing.T) {
-	s := sampler.NewSamplers(policy.KeepAll(time.Second), 1, 64<<20, 0, nil)
+	s := sampler.NewSamplers(policy.KeepAll(time.Second), partition.Spread{N: 1}, 64<<20, 0, nil)
 	for i, trace := range []struct {
 		instance string
 		kib      int

@@ -194,7 +194,7 @@ func lane(key string, n int) int {
 	}
 	var id otlpwire.TraceID
 	binary.BigEndian.PutUint64(id[:], uint64(n)+1)
-	return partition.Of(instance, id, bus.DefaultTopology().Partitions)
+	return (partition.Spread{N: bus.DefaultTopology().Partitions}).Of(instance, id)
 }
 
 // arrivals lists the numbers that reached the backends, by instance and signal.

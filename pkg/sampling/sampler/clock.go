@@ -13,6 +13,7 @@ import (
 // clock is the stream time of one source of an instance: an edge's spool, or a gateway. Sources of an
 // instance may be apart, because a machine's clock is wrong or one of them sends what it has kept.
 type clock struct {
+	in      *instance
 	source  uint32
 	known   bool      // it has a time
 	at      int64     // in Unix nanoseconds of the source
@@ -24,12 +25,12 @@ type clock struct {
 	queue   queue     // traces that wait for it, by the time until which they do, then ID
 	swept   int64     // its time at the last sweep
 	free    int64     // see free, at the last sweep
-	place   int       // among the clocks of its instance
+	place   int       // among the clocks of its domain
 	heard   bool      // something has come of it
 	born    int64     // its time when something first came of it
 	told    int64     // its time when something last came of it
 	gone    bool      // the others have advanced by sourceGone since
-	others  []int64   // the times of the instance's clocks at that moment; those that come later are not there
+	others  []int64   // the times of the domain's clocks at that moment; those that come later are not there
 	own     [1]part   // of a trace that has spans of this source only
 }
 
@@ -59,8 +60,10 @@ const (
 	// that has fallen behind.
 	sweepStep = int64(time.Second)
 
-	// maxClocks bounds the sources of an instance that have a clock of their own. The others share one.
-	maxClocks = 32
+	// maxClocks bounds the sources of an instance that have a clock of their own, and maxDomainClocks those of a
+	// domain. The others share one.
+	maxClocks       = 32
+	maxDomainClocks = 256
 
 	// unknown is the time of a source of which nothing has come yet.
 	unknown = -maxSkew
@@ -70,36 +73,44 @@ const (
 	maxBack = int64(time.Second)
 )
 
-// clock returns the clock of a source.
-func (in *instance) clock(source uint32) *clock {
-	for _, c := range in.clocks {
+// clock returns the clock of a source of an instance.
+func (d *domain) clock(in *instance, source uint32) *clock {
+	var own int
+	var last *clock // of the instance
+	for _, c := range d.clocks {
+		if c.in != in {
+			continue
+		}
 		if c.source == source {
 			return c
 		}
+		own, last = own+1, c
 	}
-	c := &clock{source: source, place: len(in.clocks)}
+	c := &clock{in: in, source: source, place: len(d.clocks)}
 	c.own[0].clock = c
-	if len(in.clocks) < maxClocks {
-		in.clocks = append(in.clocks, c)
+	if own < maxClocks && len(d.clocks) < maxDomainClocks {
+		d.clocks = append(d.clocks, c)
 		return c
 	}
-	c.place = slices.IndexFunc(in.clocks, func(c *clock) bool { return len(c.queue) == 0 && c.gone })
+	c.place = slices.IndexFunc(d.clocks, func(c *clock) bool {
+		return len(c.queue) == 0 && c.gone && (own < maxClocks || c.in == in)
+	})
 	if c.place < 0 {
-		return in.clocks[maxClocks-1]
+		return cmp.Or(last, d.clocks[len(d.clocks)-1])
 	}
-	for _, other := range in.clocks {
+	for _, other := range d.clocks {
 		if c.place < len(other.others) {
 			other.others[c.place] = unknown
 		}
 	}
-	in.clocks[c.place] = c
+	d.clocks[c.place] = c
 	return c
 }
 
-// several reports whether an instance has several sources that are not gone.
-func (in *instance) several() bool {
+// several reports whether a domain has several sources that are not gone.
+func (d *domain) several() bool {
 	n := 0
-	for _, c := range in.clocks {
+	for _, c := range d.clocks {
 		if !c.gone {
 			n++
 		}
@@ -107,44 +118,49 @@ func (in *instance) several() bool {
 	return n > 1
 }
 
-// newest returns the highest arrival of a source, or, while nothing has come of it, of all.
-func (in *instance) newest(c *clock) (arrival int64) {
+// newest returns the highest arrival of a source, or, while nothing has come of it, of all of its instance.
+func (d *domain) newest(c *clock) (arrival int64) {
 	if c.known {
 		return c.arrival
 	}
-	for _, other := range in.clocks {
-		if other.known {
+	for _, other := range d.clocks {
+		if other.known && other.in == c.in {
 			arrival = max(arrival, other.arrival)
 		}
 	}
 	return arrival
 }
 
-// restore creates the clocks of sources that the previous owner knew. Until something comes of them they are
-// waited for.
-func (in *instance) restore(seen map[uint32]int64) {
+// restore creates the clocks of sources of an instance that the previous owner knew. Until something comes of them
+// they are waited for.
+func (d *domain) restore(in *instance, seen map[uint32]int64) {
 	for _, source := range slices.Sorted(maps.Keys(seen)) {
-		c := in.clock(source)
+		c := d.clock(in, source)
 		c.at, c.told, c.arrival, c.active = unknown, seen[source], seen[source], true
 	}
 }
 
-// recordSources reports whether the sources of an instance are to be recorded with a decision of that time.
-func (in *instance) recordSources(due int64) bool {
-	if len(in.clocks) == 1 || in.recorded.clocks == len(in.clocks) && due-in.recorded.due < sourceGone && in.recorded.due-due < sourceGone {
+// recordSources reports whether the sources of a domain are to be recorded with a decision of that time.
+func (d *domain) recordSources(due int64) bool {
+	if len(d.clocks) == 1 || d.recorded.clocks == len(d.clocks) && due-d.recorded.due < sourceGone && d.recorded.due-due < sourceGone {
 		return false
 	}
-	in.recorded.clocks, in.recorded.due = len(in.clocks), due
+	d.recorded.clocks, d.recorded.due = len(d.clocks), due
 	return true
 }
 
-// seen returns the sources of an instance.
-func (in *instance) seen() envelope.Sources {
-	all := envelope.Sources{Instance: in.name, Seen: map[uint32]int64{}}
-	for _, c := range in.clocks {
-		if !c.gone {
-			all.Seen[c.source] = c.told
+// seen returns the sources of a domain, by instance.
+func (d *domain) seen() (all []envelope.Sources) {
+	of := map[*instance]map[uint32]int64{}
+	for _, c := range d.clocks {
+		if c.gone {
+			continue
 		}
+		if of[c.in] == nil {
+			of[c.in] = map[uint32]int64{}
+			all = append(all, envelope.Sources{Domain: d.name, Instance: c.in.name, Seen: of[c.in]})
+		}
+		of[c.in][c.source] = c.told
 	}
 	return all
 }
@@ -175,23 +191,25 @@ func (c *clock) tell(arrival int64) {
 }
 
 // heard notes the times of all clocks when something has come of this one.
-func (in *instance) heard(c *clock) {
+func (d *domain) heard(c *clock) {
 	if !c.heard {
 		c.heard, c.born = true, c.time()
 	}
 	c.told, c.others, c.gone = c.time(), c.others[:0], false
-	if len(in.clocks) == 1 {
+	if len(d.clocks) == 1 {
 		return
 	}
-	for _, other := range in.clocks {
+	for _, other := range d.clocks {
 		since := c.born
 		if other.knew(c) {
 			since = max(since, other.others[c.place])
 		}
 		other.gone = other.gone || other != c && c.told-since >= sourceGone
 		at := other.time()
-		if !other.known {
-			at = unknown
+		if !other.known { // restored: in step then, unless reading has begun long before that
+			if at = min(other.told, c.told); other.told-c.told >= sourceLag {
+				at = unknown
+			}
 		}
 		c.others = append(c.others, at)
 	}
@@ -273,22 +291,22 @@ func (t *trace) wait(c *clock) {
 
 // blocks returns a source that may have spans of a trace before the end of its window; nil if there is none,
 // or if the trace has waited for long enough.
-func (in *instance) blocks(t *trace) *clock {
-	if len(in.clocks) == 1 {
+func (d *domain) blocks(t *trace) *clock {
+	if len(d.clocks) == 1 {
 		return nil
 	}
-	if lead, now := t.lead(); in.now(lead, now) > t.due+sourceLag {
+	if lead, now := t.lead(); d.now(lead, now) > t.due+sourceLag {
 		return nil
 	}
-	return in.owes(t)
+	return d.owes(t)
 }
 
 // now is the time of the most advanced source that was in step with lead when something last came of lead.
-func (in *instance) now(lead part, now int64) int64 {
+func (d *domain) now(lead part, now int64) int64 {
 	if lead.clock.gone {
 		return maxStamp // its traces wait for nobody
 	}
-	for _, c := range in.clocks {
+	for _, c := range d.clocks {
 		if c != lead.clock && lead.clock.knew(c) && lead.clock.behind(c)+lead.shift < sourceLag {
 			now = max(now, c.time())
 		}
@@ -297,10 +315,10 @@ func (in *instance) now(lead part, now int64) int64 {
 }
 
 // owes is blocks, however long the trace has waited.
-func (in *instance) owes(t *trace) *clock {
+func (d *domain) owes(t *trace) *clock {
 	lead, _ := t.lead()
-	for _, c := range in.clocks {
-		if shift := t.shift(c); c.time()-shift <= t.due && in.owed(c, shift, lead) {
+	for _, c := range d.clocks {
+		if shift := t.shift(c); c.time()-shift <= t.due && d.owed(c, shift, lead) {
 			return c
 		}
 	}
@@ -308,24 +326,24 @@ func (in *instance) owes(t *trace) *clock {
 }
 
 // owed reports whether a source may have spans that the others have had: it is neither behind nor gone.
-func (in *instance) owed(c *clock, shift int64, lead part) bool {
+func (d *domain) owed(c *clock, shift int64, lead part) bool {
 	return c.behind(lead.clock)-lead.shift+shift < sourceLag && !c.gone
 }
 
 // sweep adds to the ready traces those that wait for a source which has fallen behind meanwhile: from time to
 // time, and before a trace is decided that does not wait for such a source any more.
-func (s *Sampler) sweep(in *instance) {
-	if !slices.ContainsFunc(in.clocks, func(c *clock) bool { return c.time()-c.swept >= sweepStep }) && !slices.ContainsFunc(s.ready, func(t *trace) bool { return in.owes(t) != nil }) {
+func (s *Sampler) sweep(d *domain) {
+	if !slices.ContainsFunc(d.clocks, func(c *clock) bool { return c.time()-c.swept >= sweepStep }) && !slices.ContainsFunc(s.ready, func(t *trace) bool { return d.owes(t) != nil }) {
 		return
 	}
-	for _, c := range in.clocks {
+	for _, c := range d.clocks {
 		c.swept = c.time()
-		c.free = in.free(c)
+		c.free = d.free(c)
 	}
 	n := len(s.ready)
-	for _, c := range in.clocks {
+	for _, c := range d.clocks {
 		for _, t := range c.queue {
-			if in.ready(t) {
+			if d.ready(t) {
 				s.ready = append(s.ready, t)
 			}
 		}
@@ -335,23 +353,23 @@ func (s *Sampler) sweep(in *instance) {
 	}
 }
 
-// ready reports whether a trace need not wait any more. It is called for all traces of an instance, most of
+// ready reports whether a trace need not wait any more. It is called for all traces of a domain, most of
 // which have one source: for these it does not look at all sources.
-func (in *instance) ready(t *trace) bool {
+func (d *domain) ready(t *trace) bool {
 	if len(t.from) == 1 {
 		return t.due < t.from[0].clock.free
 	}
 	lead, now := t.lead()
-	return in.now(lead, now) > t.due && in.blocks(t) == nil
+	return d.now(lead, now) > t.due && d.blocks(t) == nil
 }
 
 // free returns before which time traces that have spans of a source only need not wait any more.
-func (in *instance) free(c *clock) int64 {
+func (d *domain) free(c *clock) int64 {
 	own := c.alone()[0]
-	now := in.now(own, c.time())
+	now := d.now(own, c.time())
 	blocked := now
-	for _, other := range in.clocks {
-		if in.owed(other, 0, own) {
+	for _, other := range d.clocks {
+		if d.owed(other, 0, own) {
 			blocked = min(blocked, other.time())
 		}
 	}

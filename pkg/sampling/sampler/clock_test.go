@@ -28,7 +28,7 @@ func TestSourcesAreBounded(t *testing.T) {
 				out.merge(o)
 				spans++
 			}
-			if clocks := len(s.instances["i"].clocks); clocks > maxClocks {
+			if clocks := len(s.domains["i"].clocks); clocks > maxClocks {
 				t.Fatalf("%s: %d clocks", name, clocks)
 			}
 		}
@@ -36,7 +36,7 @@ func TestSourcesAreBounded(t *testing.T) {
 			t.Errorf("%s: %d traces wait for sources that are gone", name, traces)
 		}
 		last := func(c *clock) bool { return c.source == 10*maxClocks }
-		if int64(each) > sourceGone && !slices.ContainsFunc(s.instances["i"].clocks, last) {
+		if int64(each) > sourceGone && !slices.ContainsFunc(s.domains["i"].clocks, last) {
 			t.Errorf("%s: the last source has no clock of its own", name)
 		}
 		out.merge(s.Finish())
@@ -115,7 +115,7 @@ func TestClocksThatStandStill(t *testing.T) {
 		for source := range uint32(3) {
 			c.add(source+1, 0, 0, nil)
 		}
-		c.out.merge(c.Idle([]time.Time{now}, now))
+		c.out.merge(c.Idle(Mark{Before: []time.Time{now}}, now))
 	}
 	if len(c.out.Decisions) != 1 {
 		t.Errorf("%d decisions in twelve minutes", len(c.out.Decisions))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -89,7 +90,7 @@ func (r *partitionReader) read(enough func(idle int) bool) {
 			}
 			if read(); !again {
 				r.now = r.now.Add(time.Second)
-				again = r.take(s, s.Idle([]time.Time{r.now.Add(-200 * time.Millisecond)}, r.now), nil)
+				again = r.take(s, s.Idle(Mark{Before: []time.Time{r.now.Add(-200 * time.Millisecond)}}, r.now), nil)
 			}
 		}
 		if r.rounds > 300 {
@@ -253,8 +254,8 @@ func TestAGiantOfPieces(t *testing.T) {
 	for i := range 3000 {
 		add("hostile", spanOf("1", fmt.Sprintf("%08d", i), 0, false))
 	}
-	if given != 1 || len(s.instances["victim"].traces) != 100 {
-		t.Errorf("%d given up, %d of the victim's 100 are held", given, len(s.instances["victim"].traces))
+	if given != 1 || len(s.domains["victim"].traces) != 100 {
+		t.Errorf("%d given up, %d of the victim's 100 are held", given, len(s.domains["victim"].traces))
 	}
 }
 
@@ -267,7 +268,7 @@ func TestSamplersFinishWhatWasPassedOver(t *testing.T) {
 		if round > 50 {
 			t.Fatalf("no end, floor %d, %d decided", floor, len(decided))
 		}
-		all := NewSamplers(policy.KeepAll(10*time.Second), 7, 60_000, floor, nil)
+		all := NewSamplers(policy.KeepAll(10*time.Second), partition.Spread{N: 7}, 60_000, floor, nil)
 		for id := range decided {
 			body := envelope.AppendDecision(nil, envelope.Decision{Instance: "i", TraceID: id, Upto: traces})
 			if err := all.Remember(body); err != nil {

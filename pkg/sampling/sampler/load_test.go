@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -57,7 +58,7 @@ func TestBudgetsOverPartitions(t *testing.T) {
 			const partitions = 8
 			policies.Partitions = partitions
 			rng := rand.New(rand.NewPCG(seed, 7))
-			s := NewSamplers(policies, partitions, 1<<30, 0, nil)
+			s := NewSamplers(policies, partition.Spread{N: partitions}, 1<<30, 0, nil)
 			meters, kept, seq := make([]envelope.Meter, tc.edges), 0, uint64(0)
 			note := func(o Output, err error) {
 				if err != nil {
@@ -134,9 +135,9 @@ func TestATraceOfASilentSender(t *testing.T) {
 		if _, err := s.Add(f.Seq, f); err != nil {
 			t.Fatal(err)
 		}
-		for _, tr := range s.instances["i"].traces {
-			if tr.silent != (seq == 1) || tr.load != (envelope.Load{5, 5, 5, 5}) {
-				t.Errorf("after frame %d: %v, %v", seq, tr.silent, tr.load)
+		for _, tr := range s.domains["i"].traces {
+			if tr.shares[0].silent != (seq == 1) || tr.shares[0].load != (envelope.Load{5, 5, 5, 5}) {
+				t.Errorf("after frame %d: %v, %v", seq, tr.shares[0].silent, tr.shares[0].load)
 			}
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
-// Export is spans to be sent to the backend: a whole trace, or late spans of
+// Export is spans of one instance to be sent to the backend: all that a trace has of it, or late spans of
 // one that was kept.
 type Export struct {
 	Instance string
@@ -13,6 +13,7 @@ type Export struct {
 	Seq      uint64 // the lowest sequence of its spans; owed until Release
 	Policy   string // that kept it
 	Late     bool   // spans that came after the decision
+	Further  bool   // of a trace that the export before has spans of, too, of another instance
 	// Threshold is what the decision adds to the spans' trace state.
 	Threshold uint64
 	// Parts are its spans by message, in the order of sequences.
@@ -73,6 +74,7 @@ type Output struct {
 	Unchosen   int                 // spans of traces that were not asked for, without late ones
 	Duplicates int                 // spans that were already held
 	TooLarge   int                 // traces dropped because of their size
+	Unordered  int                 // frames of instances whose routers are far ahead of others of the domain, that had no room to wait
 	// Full: there is no room for new traces.
 	Full bool
 	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be

@@ -62,6 +62,8 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -69,11 +71,18 @@ import (
 type Sampler struct {
 	versions []policy.Version // by From; the first one from 0
 	maxBytes int
+	// maxWaiting bounds the bytes of the frames that wait for their turn.
+	maxWaiting int
 
+	parts     int // partitions of TRACES
+	grouping  domains.Versions
+	domains   map[string]*domain
 	instances map[string]*instance
-	restored  map[string]budgets          // of instances that have not been seen yet
-	sources   map[string]map[uint32]int64 // recorded, of instances that have not been seen yet
-	unsent    []key                       // recorded, and not known to be at the backend
+	restored  map[string]budgets            // of instances that have not been seen yet
+	sources   map[string][]envelope.Sources // recorded, of domains that have not been seen yet
+	routed    []uint64                      // by partition of TRACES, the sequence up to which everything has been added; nil: frames come in order
+	waiting   int                           // bytes of the frames that wait for their turn
+	unsent    []key                         // recorded, and not known to be at the backend
 	decided   memory
 	held      *held
 	chosen    func(first int64, seq uint64) bool // nil: every trace
@@ -83,8 +92,8 @@ type Sampler struct {
 	span      otlpwire.Span
 	scratch   []byte // the current trace
 	trace     policy.Trace
-	passing   []*instance // whose traces are passed over
-	largest   *instance   // the instance that holds most; nil: to be determined
+	passing   []*domain // whose traces are passed over
+	largest   *domain   // the domain that holds most; nil: to be determined
 	// now is the reader's clock at the last Idle, start at the first one, swept at the last check for
 	// overdue traces; in Unix nanoseconds.
 	now, start, swept int64
@@ -100,30 +109,42 @@ type held struct {
 	bytes int // memory of traces; what they share is counted once
 	// passed: traces have been passed over, and will be until everything is read again.
 	passed bool
-	// oldest is the lowest sequence of an undecided trace when passing began; decided: a trace that began
-	// with that message has been decided since then.
+	turn   uint64 // of the last frame: how many have been added
+	// oldest is the lowest turn of an undecided trace when passing began; decided: a trace that began
+	// with that frame has been decided since then.
 	oldest  uint64
 	decided bool
 }
 
-// instance is the state of one instance.
-type instance struct {
+// domain is the state of the instances that may share traces; most domains have one.
+type domain struct {
 	name     string
 	clocks   []*clock // of its sources, in the order in which they were first seen
 	recorded struct { // when its sources were last recorded
 		clocks int
 		due    int64
 	}
-	origin  uint64 // highest sequence of TRACES seen
-	traces  map[otlpwire.TraceID]*trace
+	traces map[otlpwire.TraceID]*trace
+	order  order // of the frames of its instances
+
+	bytes   int    // memory of its traces
+	passed  bool   // its new traces are passed over
+	first   uint64 // the lowest sequence of what was passed over
+	full    int    // bytes when passing began
+	decided bool   // one of its traces has been decided since then
+}
+
+// instance is the state of one instance.
+type instance struct {
+	name    string
+	domain  *domain  // that new traces are in
+	before  []string // the other domains that it was in, where traces that began there stay
+	version int      // of the grouping, by which that is so
+	part    int      // the partition of TRACES that it is in
+	origin  uint64   // highest sequence of TRACES seen
 	budgets budgets
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
-
-	bytes   int  // memory of its traces
-	passed  bool // its new traces are passed over
-	full    int  // bytes when passing began
-	decided bool // one of its traces has been decided since then
 }
 
 // budgets has the budgets for each version of the policies, by its number.
@@ -140,25 +161,74 @@ func (b budgets) of(version uint64) *policy.Budgets {
 type trace struct {
 	id     otlpwire.TraceID
 	rules  *policy.Version
-	from   []part // the sources that it has spans of; its times are those of the first one
+	from   []part  // the sources that it has spans of; its times are those of the first one
+	shares []share // by instance, in the order in which they came
+	one    [1]share
 	first  int64  // time of its first span
 	root   int64  // time of its root span
 	rooted bool   // it has a root span
 	due    int64  // when its window closes
 	read   int64  // when it was first seen, by the reader's clock
-	seq    uint64
+	seq    uint64 // of the message of its first span, and turn of its frame
+	turn   uint64
+	owed   uint64 // the lowest sequence of its spans
 	queue  *clock // in whose queue it waits
 	key    int64  // until when, in the time of that clock
 	place  int    // in the queue
+	size   int    // as a payload
+	held   int    // its memory
+	ids    spanSet
+}
+
+// share is what a trace has of one instance.
+type share struct {
+	in     *instance
+	first  int64 // time of its first span
+	root   int64 // and of its root span
+	rooted bool  // there is one
 	spans  int
-	size   int // as a payload
-	held   int // its memory
 	pieces []otlpwire.Fragment
 	stamps []stamp // of the pieces
 	parts  []Part
-	ids    spanSet
 	load   envelope.Load // the highest of its frames
 	silent bool          // one of them has no load
+}
+
+// share returns what a trace has of an instance.
+func (t *trace) share(in *instance, at int64) *share {
+	for i := range t.shares {
+		if t.shares[i].in == in {
+			return &t.shares[i]
+		}
+	}
+	if t.shares == nil {
+		t.shares = t.one[:0]
+	}
+	t.shares = append(t.shares, share{in: in, first: at})
+	return &t.shares[len(t.shares)-1]
+}
+
+// payer returns the share whose instance's budgets the trace takes from: that of its root span, else of its first
+// span. Spans that came after the end do not count.
+func (t *trace) payer() *share {
+	best := &t.shares[0]
+	for i := range t.shares[1:] {
+		if other := &t.shares[i+1]; other.before(best, t.due) {
+			best = other
+		}
+	}
+	return best
+}
+
+func (s *share) before(other *share, due int64) bool {
+	mine, its := s.rooted && s.root <= due, other.rooted && other.root <= due
+	switch {
+	case mine != its:
+		return mine
+	case mine:
+		return cmp.Or(cmp.Compare(s.root, other.root), cmp.Compare(s.in.name, other.in.name)) < 0
+	}
+	return cmp.Or(cmp.Compare(s.first, other.first), cmp.Compare(s.in.name, other.in.name)) < 0
 }
 
 // idleGrace is how far the clock of a silent instance stays behind: a message may take that much longer
@@ -194,30 +264,69 @@ const (
 // remembered, however many.
 func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 	return &Sampler{
-		versions:  []policy.Version{{Set: policies}},
-		maxBytes:  maxBytes,
+		versions: []policy.Version{{Set: policies}},
+		maxBytes: maxBytes, maxWaiting: maxBytes / 2,
+		parts:     1,
+		domains:   make(map[string]*domain),
 		instances: make(map[string]*instance),
 		restored:  make(map[string]budgets),
-		sources:   make(map[string]map[uint32]int64),
+		sources:   make(map[string][]envelope.Sources),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped, floor),
 		held:      new(held),
 	}
 }
 
-// Use sets the versions of the policies that follow the one of [New], by From. Held traces to which
-// another version applies from now on are judged by that version.
-func (s *Sampler) Use(versions []policy.Version) {
-	s.versions = append(s.versions[:1:1], versions...)
+// Use sets the versions of the policies that follow the one of [New], and those of the domains, by From. Held
+// traces to which another version of the policies applies from now on are judged by that version. Those that have
+// begun in another domain stay there: where spans have been added that versions of the domains apply to
+// which are new, a new sampler must begin at the floor.
+func (s *Sampler) Use(policies []policy.Version, grouping domains.Versions) {
+	s.versions = append(s.versions[:1:1], policies...)
+	s.grouping = grouping
 	for _, in := range s.instances {
-		for _, t := range in.traces {
+		in.version = -1
+	}
+	for _, d := range s.domains {
+		for _, t := range d.traces {
 			t.rules = s.rules(t.seq)
 			t.setDue()
 		}
-		for _, c := range in.clocks {
+		for _, c := range d.clocks {
 			heap.Init(&c.queue)
 		}
 	}
+}
+
+// instance returns the state of an instance, in the domain that it has at a sequence.
+func (s *Sampler) instance(name string, seq uint64) *instance {
+	in := s.instances[name]
+	if in == nil {
+		in = &instance{name: name, budgets: s.restored[name], version: -1, part: partition.OfInstance(name, s.parts)}
+		if delete(s.restored, name); in.budgets == nil {
+			in.budgets = budgets{}
+		}
+		s.instances[name] = in
+	}
+	version := len(s.grouping)
+	for version > 0 && s.grouping[version-1].From > seq {
+		version--
+	}
+	if in.version == version {
+		return in
+	}
+	now, before := s.grouping.Of(name, seq)
+	in.version, in.before, in.domain = version, before, s.domains[now]
+	if in.domain == nil {
+		in.domain = &domain{name: now, traces: make(map[otlpwire.TraceID]*trace)}
+		s.domains[now] = in.domain
+		for _, known := range s.sources[now] {
+			in.domain.restore(s.instance(known.Instance, seq), known.Seen)
+		}
+		delete(s.sources, now)
+	}
+	in.domain.order.joins(in.part)
+	return in
 }
 
 // rules returns the version that is in force at a sequence.
@@ -238,41 +347,49 @@ func (t *trace) setDue() {
 	t.key = t.due + t.shift(t.queue)
 }
 
-// Add adds the spans of one frame of message seq. Frames must be added in the order of seq; a message
-// may have many.
+// Add adds the spans of one frame of message seq. Messages must be added in the order of seq; one may have many
+// frames.
 func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
-	s.decided.reached(seq)
+	s.decided.reached(s.added())
 	f.Arrival = min(max(f.Arrival, 0), maxStamp)
-	in := s.instances[f.Instance]
-	if in == nil {
-		in = &instance{name: f.Instance, traces: make(map[otlpwire.TraceID]*trace), budgets: s.restored[f.Instance]}
-		if delete(s.restored, f.Instance); in.budgets == nil {
-			in.budgets = budgets{}
-		}
-		in.restore(s.sources[f.Instance])
-		delete(s.sources, f.Instance)
-		s.instances[f.Instance] = in
+	in := s.instance(f.Instance, seq)
+	if s.ordered(in.domain) {
+		err = s.queue(in, seq, f, &out)
+	} else {
+		err = s.add(in, seq, f, &out)
 	}
-	c := in.clock(f.Source)
+	out.Rewind = s.room()
+	return out, err
+}
+
+// add is Add for a frame whose turn it is.
+func (s *Sampler) add(in *instance, seq uint64, f envelope.Frame, out *Output) error {
+	c := in.domain.clock(in, f.Source)
 	c.active = true
-	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.newest(c) {
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.domain.newest(c) {
 		// An instance's messages are routed in order, so a router that took over has sent this one again.
 		n := otlpwire.Count(otlpwire.Traces, f.Payload)
 		out.Duplicates += n
 		out.end(in, seq, n, Repeated)
-		return out, nil
+		return nil
 	}
 	s.earlier, in.origin = false, f.Seq
-	c.tell(f.Arrival)
-	in.heard(c)
-	s.advance(in, &out, c) // windows that end before this arrival close without it
+	s.held.turn++
+	s.hear(in.domain, c, f.Arrival, out)
+	for _, name := range in.before {
+		if d := s.domains[name]; d != nil && len(d.traces) > 0 {
+			c := d.clock(in, f.Source)
+			c.active = true
+			s.hear(d, c, f.Arrival, out)
+		}
+	}
 	load := in.load(f, otlpwire.Count(otlpwire.Traces, f.Payload))
 
 	// Split by trace: the key is the trace's index among those of this frame.
 	order := make(map[otlpwire.TraceID]int)
 	var ids []otlpwire.TraceID
-	err = s.wire.Groups(f.Payload, func(item []byte) int {
+	err := s.wire.Groups(f.Payload, func(item []byte) int {
 		id, _ := otlpwire.SpanTrace(item)
 		n, ok := order[id]
 		if !ok {
@@ -281,14 +398,36 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 		}
 		return n
 	}, func(key int, g otlpwire.Group) {
-		s.addPiece(in, c, seq, ids[key], f.Arrival, load, g, &out)
+		s.addPiece(in, c, seq, ids[key], f.Arrival, load, g, out)
 	})
-	if len(in.clocks) > 1 && s.earlier { // a trace is due before the time of the source that it waits for
+	if s.earlier { // a trace is due before the time of the source that it waits for
 		s.earlier = false
-		s.advance(in, &out, in.clocks...)
+		for _, name := range append(in.before, in.domain.name) {
+			if d := s.domains[name]; d != nil && len(d.clocks) > 1 {
+				s.advance(d, out, d.clocks...)
+			}
+		}
 	}
-	out.Rewind = s.room()
-	return out, err
+	return err
+}
+
+// hear notes that something has come of a source: windows that end before close without it.
+func (s *Sampler) hear(d *domain, c *clock, arrival int64, out *Output) {
+	c.tell(arrival)
+	d.heard(c)
+	s.advance(d, out, c)
+}
+
+// domain returns the domain that spans of a trace belong to: where the instance was in another one when the trace
+// began, that one. It is nil where the trace is decided and nothing else is known of the domain.
+func (s *Sampler) domain(in *instance, id otlpwire.TraceID) (d *domain, name string) {
+	for _, name := range in.before {
+		d := s.domains[name]
+		if _, known, _ := s.decided.recall(key{name, id}); known || d != nil && d.traces[id] != nil {
+			return d, name
+		}
+	}
+	return in.domain, in.domain.name
 }
 
 // addPiece adds spans of one trace that share a resource.
@@ -297,18 +436,23 @@ func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.Trace
 	for range g.Items() {
 		n++
 	}
-	if kept, known, upto := s.decided.recall(key{in.name, id}); known {
+	d, name := s.domain(in, id)
+	if kept, known, upto := s.decided.recall(key{name, id}); known {
 		s.addLate(in, seq, n, kept, upto, g, out)
 		return
 	}
-	t := in.traces[id]
+	if d != in.domain {
+		c = d.clock(in, c.source)
+	}
+	t := d.traces[id]
 	if t == nil {
-		if t = s.open(in, c, seq, id, arrival, out); t == nil {
+		if t = s.open(d, c, seq, id, arrival, out); t == nil {
 			return
 		}
 	}
 	at := t.join(c, arrival)
-	fresh := s.addSpans(t, at, g)
+	sh := t.share(in, at)
+	fresh := s.addSpans(t, sh, at, g)
 	if n > fresh {
 		out.Duplicates += n - fresh
 		out.end(in, seq, n-fresh, Repeated)
@@ -316,23 +460,27 @@ func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.Trace
 	if fresh == 0 {
 		return
 	}
+	if sh.first = min(sh.first, at); seq < t.owed {
+		s.held.owed.add(seq)
+		s.held.owed.release(t.owed)
+		t.owed = seq
+	}
 	if at < t.first {
 		t.first = at
 		s.dueEarlier(t)
 	}
-	t.spans += fresh
-	t.add(seq, fresh)
-	t.load.Max(load)
-	t.silent = t.silent || load == (envelope.Load{})
-	s.hold(in, t, g.Fragment(s.fresh), fresh)
-	t.stamps = append(t.stamps, stamp{at, fresh})
+	sh.add(seq, fresh)
+	sh.load.Max(load)
+	sh.silent = sh.silent || load == (envelope.Load{})
+	s.hold(d, t, sh, g.Fragment(s.fresh), fresh)
+	sh.stamps = append(sh.stamps, stamp{at, fresh})
 	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
-		s.putBack(in, c, arrival, out)
+		s.putBack(d, c, arrival, out)
 	}
 	if t.place >= 0 && s.tooLarge(t) {
 		out.TooLarge++
 		heap.Remove(&t.queue.queue, t.place)
-		s.conclude(in, t, policy.Verdict{}, out)
+		s.conclude(d, t, policy.Verdict{}, out)
 	}
 }
 
@@ -362,29 +510,30 @@ func (o *Output) end(in *instance, seq uint64, spans int, how How) {
 }
 
 // add notes spans of a message.
-func (t *trace) add(seq uint64, spans int) {
-	if n := len(t.parts); n > 0 && t.parts[n-1].Seq == seq {
-		t.parts[n-1].Spans += spans
+func (s *share) add(seq uint64, spans int) {
+	s.spans += spans
+	if n := len(s.parts); n > 0 && s.parts[n-1].Seq == seq {
+		s.parts[n-1].Spans += spans
 		return
 	}
-	t.parts = append(t.parts, Part{seq, spans})
+	s.parts = append(s.parts, Part{seq, spans})
 }
 
 // open begins a trace, unless there is no room: then it is passed over, and nil.
-func (s *Sampler) open(in *instance, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
-	if s.full(in) {
-		if !in.passed {
+func (s *Sampler) open(d *domain, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
+	if s.full(d) {
+		if s.passOver(d, c, arrival, out); seq < d.first {
+			d.first = seq
 			s.held.owed.add(seq) // never released: the floor stays below it
-			s.passOver(in, c, arrival, out)
 		}
 		return nil
 	}
-	t := &trace{id: id, rules: s.rules(seq), from: c.alone(), first: arrival - c.skew, seq: seq, read: s.now, queue: c}
+	t := &trace{id: id, rules: s.rules(seq), from: c.alone(), first: arrival - c.skew, seq: seq, turn: s.held.turn, owed: seq, read: s.now, queue: c}
 	t.setDue()
-	in.traces[id] = t
+	d.traces[id] = t
 	heap.Push(&c.queue, t)
 	s.held.owed.add(seq)
-	s.take(in, t, traceBytes)
+	s.take(d, t, traceBytes)
 	return t
 }
 
@@ -397,7 +546,7 @@ func (s *Sampler) dueEarlier(t *trace) {
 
 // addSpans notes in s.fresh which spans of g are not held yet, and returns how many. A root span
 // may close the window.
-func (s *Sampler) addSpans(t *trace, at int64, g otlpwire.Group) (fresh int) {
+func (s *Sampler) addSpans(t *trace, sh *share, at int64, g otlpwire.Group) (fresh int) {
 	s.fresh = s.fresh[:0]
 	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
 	for item, scope := range g.ItemsIn() {
@@ -409,9 +558,12 @@ func (s *Sampler) addSpans(t *trace, at int64, g otlpwire.Group) (fresh int) {
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
-		if s.span.Root && !t.rooted {
-			t.root, t.rooted = at, true
-			s.dueEarlier(t)
+		if s.span.Root && (!sh.rooted || at < sh.root) {
+			sh.root, sh.rooted = at, true
+			if !t.rooted || at < t.root {
+				t.root, t.rooted = at, true
+				s.dueEarlier(t)
+			}
 		}
 	}
 	return fresh
@@ -433,91 +585,105 @@ func (s *Sampler) digest(of uint64, part []byte) uint64 {
 	return s.hash.Sum64()
 }
 
-// take records that a trace of in takes so many bytes more, or less.
-func (s *Sampler) take(in *instance, t *trace, bytes int) {
+// take records that a trace of d takes so many bytes more, or less.
+func (s *Sampler) take(d *domain, t *trace, bytes int) {
 	t.held += bytes
-	in.bytes += bytes
+	d.bytes += bytes
 	s.held.bytes += bytes
 	switch {
-	case bytes < 0 && in == s.largest:
+	case bytes < 0 && d == s.largest:
 		s.largest = nil
-	case s.largest != nil && in.bytes > s.largest.bytes:
-		s.largest = in
+	case s.largest != nil && d.bytes > s.largest.bytes:
+		s.largest = d
 	}
 }
 
 // hold adds a piece to a trace. The resource and scopes of a frame, which all its
 // pieces share, count once.
-func (s *Sampler) hold(in *instance, t *trace, piece otlpwire.Fragment, spans int) {
+func (s *Sampler) hold(d *domain, t *trace, sh *share, piece otlpwire.Fragment, spans int) {
 	if s.heads[piece.Heads]++; s.heads[piece.Heads] == 1 {
-		s.take(in, t, piece.Heads.Size())
+		s.take(d, t, piece.Heads.Size())
 	}
-	s.take(in, t, piece.Held()+pieceBytes+spans*spanBytes)
+	s.take(d, t, piece.Held()+pieceBytes+spans*spanBytes)
 	t.size += piece.Size()
-	t.pieces = append(t.pieces, piece)
+	sh.pieces = append(sh.pieces, piece)
 }
 
 // letGo removes a trace from what is held.
-func (s *Sampler) letGo(in *instance, t *trace) {
-	for i := range t.pieces {
-		heads := t.pieces[i].Heads
-		s.take(in, t, -t.pieces[i].Held()-pieceBytes)
-		if s.heads[heads]--; s.heads[heads] == 0 {
-			delete(s.heads, heads)
-			s.take(in, t, -heads.Size())
+func (s *Sampler) letGo(d *domain, t *trace) {
+	for i := range t.shares {
+		for j := range t.shares[i].pieces {
+			piece := &t.shares[i].pieces[j]
+			s.take(d, t, -piece.Held()-pieceBytes)
+			if s.heads[piece.Heads]--; s.heads[piece.Heads] == 0 {
+				delete(s.heads, piece.Heads)
+				s.take(d, t, -piece.Heads.Size())
+			}
 		}
 	}
-	s.take(in, t, -traceBytes-t.spans*spanBytes)
+	s.take(d, t, -traceBytes-t.spans()*spanBytes)
+}
+
+// spans returns how many spans a trace has.
+func (t *trace) spans() (n int) {
+	for i := range t.shares {
+		n += t.shares[i].spans
+	}
+	return n
 }
 
 // advance decides the traces whose windows have ended by the clocks that have moved, in the order of due, unless
 // they have to wait for another source.
-func (s *Sampler) advance(in *instance, out *Output, moved ...*clock) {
+func (s *Sampler) advance(d *domain, out *Output, moved ...*clock) {
 	s.ready = s.ready[:0]
 	for _, c := range moved {
 		for len(c.queue) > 0 && c.queue[0].key < c.time() {
 			t := heap.Pop(&c.queue).(*trace)
-			if len(in.clocks) == 1 {
-				s.decide(in, t, out)
-			} else if other := in.blocks(t); other != nil && other != c {
+			if len(d.clocks) == 1 {
+				s.decide(d, t, out)
+			} else if other := d.blocks(t); other != nil && other != c {
 				t.wait(other)
 			} else {
 				s.ready = append(s.ready, t)
 			}
 		}
 	}
-	if len(in.clocks) == 1 {
+	if len(d.clocks) == 1 {
 		return
 	}
-	s.sweep(in)
+	s.sweep(d)
 	slices.SortFunc(s.ready, byDue)
 	for _, t := range s.ready {
-		s.decide(in, t, out)
+		s.decide(d, t, out)
 	}
 	clear(s.ready)
 }
 
 // decide evaluates the policies for a trace that is in no queue any more.
-func (s *Sampler) decide(in *instance, t *trace, out *Output) {
+func (s *Sampler) decide(d *domain, t *trace, out *Output) {
 	skew, spans := t.from[0].clock.skew, 0
 	s.scratch = s.scratch[:0]
-	for i := range t.pieces {
-		if len(in.clocks) == 1 || t.stamps[i].at <= t.due { // else it came while the trace waited for other sources
-			s.scratch = t.pieces[i].Append(s.scratch)
-			spans += t.stamps[i].spans
+	for i := range t.shares {
+		sh := &t.shares[i]
+		for j := range sh.pieces {
+			if len(d.clocks) == 1 || sh.stamps[j].at <= t.due { // else it came while the trace waited for other sources
+				s.scratch = sh.pieces[j].Append(s.scratch)
+				spans += sh.stamps[j].spans
+			}
 		}
 	}
 	s.trace.Reset(t.id, spans, s.scratch, t.due+skew)
-	if !t.silent {
-		s.trace.Load = t.load
+	payer := t.payer()
+	if !payer.silent {
+		s.trace.Load = payer.load
 	}
-	v := t.rules.Decide(&s.trace, in.budgets.of(t.rules.Number))
+	v := t.rules.Decide(&s.trace, payer.in.budgets.of(t.rules.Number))
 	if s.chosen != nil && !s.chosen(t.first+skew, t.seq) {
 		v.Keep = false // it was evaluated only for what it takes from the budgets
-		out.Unchosen += t.spans
-		out.SampledOut -= t.spans
+		out.Unchosen += t.spans()
+		out.SampledOut -= t.spans()
 	}
-	s.conclude(in, t, v, out)
+	s.conclude(d, t, v, out)
 	if cap(s.scratch) > maxScratch {
 		s.scratch = nil
 	}
@@ -527,52 +693,61 @@ func (s *Sampler) decide(in *instance, t *trace, out *Output) {
 const maxScratch = 4 << 20
 
 // conclude removes a decided trace, which is not in the queue any more.
-func (s *Sampler) conclude(in *instance, t *trace, v policy.Verdict, out *Output) {
-	delete(in.traces, t.id)
-	s.letGo(in, t)
-	in.decided = true
-	s.held.decided = s.held.decided || t.seq == s.held.oldest
-	d := envelope.Decision{Instance: in.name, TraceID: t.id, Kept: v.Keep, Upto: s.last, Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
-	k := key{in.name, t.id}
+func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, out *Output) {
+	delete(d.traces, t.id)
+	s.letGo(d, t)
+	d.decided = true
+	s.held.decided = s.held.decided || t.turn == s.held.oldest
+	one := envelope.Decision{Domain: d.name, Instance: t.payer().in.name, TraceID: t.id, Kept: v.Keep, Upto: d.order.added(s.last), Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
+	k := key{d.name, t.id}
 	out.By = append(out.By, v.By)
-	if in.recordSources(t.due) {
-		out.Sources = append(out.Sources, in.seen())
+	if d.recordSources(t.due) {
+		out.Sources = append(out.Sources, d.seen()...)
 	}
 	if !v.Keep {
 		s.decided.drop(k, 0)
-		out.Decisions = append(out.Decisions, d)
-		out.SampledOut += t.spans
-		for _, p := range t.parts {
-			out.end(in, p.Seq, p.Spans, NotKept)
+		out.Decisions = append(out.Decisions, one)
+		out.SampledOut += t.spans()
+		for i := range t.shares {
+			for _, p := range t.shares[i].parts {
+				out.end(t.shares[i].in, p.Seq, p.Spans, NotKept)
+			}
 		}
-		s.held.owed.release(t.seq)
+		s.held.owed.release(t.owed)
 		return
 	}
-	d.Policy, d.Threshold = v.By, v.Threshold
+	one.Policy, one.Threshold = v.By, v.Threshold
 	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
-	out.Decisions = append(out.Decisions, d)
-	out.Exports = append(out.Exports, Export{Instance: in.name, Spans: t.spans, Seq: t.seq, Policy: v.By, Threshold: v.Threshold, Parts: t.parts, pieces: t.pieces})
+	out.Decisions = append(out.Decisions, one)
+	for i := range t.shares {
+		sh := &t.shares[i]
+		if i > 0 {
+			s.held.owed.add(t.owed)
+		}
+		out.Exports = append(out.Exports, Export{Instance: sh.in.name, Spans: sh.spans, Seq: t.owed, Policy: v.By, Threshold: v.Threshold, Further: i > 0, Parts: sh.parts, pieces: sh.pieces})
+	}
 }
 
 // Finish decides all held traces: nothing more will be added.
 func (s *Sampler) Finish() (out Output) {
+	s.hurry(&out)
 	for _, name := range s.names() {
-		in := s.instances[name]
-		all := slices.Collect(maps.Values(in.traces))
+		d := s.domains[name]
+		all := slices.Collect(maps.Values(d.traces))
 		slices.SortFunc(all, byDue)
 		for _, t := range all {
 			heap.Remove(&t.queue.queue, t.place)
-			s.decide(in, t, &out)
+			s.decide(d, t, &out)
 		}
 	}
 	out.Rewind = s.held.passed // nothing is held any more, so there is room
 	return out
 }
 
-// names lists the instances in an order that does not depend on the map.
+// names lists the domains in an order that does not depend on the map.
 func (s *Sampler) names() []string {
-	names := make([]string, 0, len(s.instances))
-	for n := range s.instances {
+	names := make([]string, 0, len(s.domains))
+	for n := range s.domains {
 		names = append(names, n)
 	}
 	slices.Sort(names)
@@ -592,8 +767,8 @@ func (s *Sampler) Floor() uint64 {
 
 // Held returns the number of undecided traces and their approximate memory in bytes.
 func (s *Sampler) Held() (traces, bytes int) {
-	for _, in := range s.instances {
-		traces += len(in.traces)
+	for _, d := range s.domains {
+		traces += len(d.traces)
 	}
 	return traces, s.held.bytes
 }

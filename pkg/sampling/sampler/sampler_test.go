@@ -66,7 +66,7 @@ func (sc *script) add(c *scripttest.Call) string {
 }
 
 func (sc *script) idle(c *scripttest.Call) string {
-	return describe(sc.s.Idle([]time.Time{sc.at(c)}, sc.at(c)))
+	return describe(sc.s.Idle(Mark{Before: []time.Time{sc.at(c)}}, sc.at(c)))
 }
 
 func (sc *script) release(c *scripttest.Call) string {
@@ -293,7 +293,7 @@ func TestPoliciesSwitchAtASequence(t *testing.T) {
 		}
 		for seq := 1; seq <= 7; seq++ {
 			if seq-1 == at {
-				s.Use(versions)
+				s.Use(versions, nil)
 			}
 			if seq == 7 {
 				break
@@ -391,7 +391,7 @@ func TestSilenceIsOfAPartition(t *testing.T) {
 			}
 		}
 		got := ""
-		for _, e := range s.Idle(before, base.Add(time.Duration(step.now)*time.Second)).Exports {
+		for _, e := range s.Idle(Mark{Before: before}, base.Add(time.Duration(step.now)*time.Second)).Exports {
 			got += e.Instance
 		}
 		if got != step.want {
@@ -420,9 +420,9 @@ func TestUnblock(t *testing.T) {
 		return late
 	}
 	decided := func(out Output) int { return len(out.Decisions) }
-	s.Idle([]time.Time{base}, base)
+	s.Idle(Mark{Before: []time.Time{base}}, base)
 	add(1, "1", base)
-	s.Idle([]time.Time{base}, at(8)) // routers stand: their moment does not move
+	s.Idle(Mark{Before: []time.Time{base}}, at(8)) // routers stand: their moment does not move
 	add(2, "2", at(8))
 	for i, step := range []struct{ now, decided int }{{10, 0}, {12, 1}, {17, 0}, {20, 1}, {21, 0}} {
 		if n := decided(s.Unblock(at(step.now))); n != step.decided {
@@ -439,8 +439,8 @@ func TestUnblock(t *testing.T) {
 
 // silence lets nothing come between two moments.
 func silence(s *Sampler, from, to time.Time) Output {
-	out := s.Idle([]time.Time{from}, from)
-	out.merge(s.Idle([]time.Time{to}, to))
+	out := s.Idle(Mark{Before: []time.Time{from}}, from)
+	out.merge(s.Idle(Mark{Before: []time.Time{to}}, to))
 	return out
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -16,18 +17,19 @@ import (
 // They share one bound and one floor.
 type Samplers struct {
 	parts  []*Sampler
+	spread partition.Spread
 	held   *held
 	last   uint64 // highest sequence seen
 	split  otlpwire.Splitter
 	pieces [][]byte // of the current payload, by partition
 }
 
-// NewSamplers returns n samplers like those of [New]. chosen says which traces may be kept, by the arrival
+// NewSamplers returns a sampler like that of [New] for each partition of a spread. chosen says which traces may be kept, by the arrival
 // and sequence of their first span; nil for all. The others are evaluated, too, for what they take from
 // the budgets.
-func NewSamplers(policies *policy.Set, n, maxBytes int, floor uint64, chosen func(first int64, seq uint64) bool) *Samplers {
-	all := &Samplers{held: new(held), last: floor, pieces: make([][]byte, n)}
-	for range n {
+func NewSamplers(policies *policy.Set, spread partition.Spread, maxBytes int, floor uint64, chosen func(first int64, seq uint64) bool) *Samplers {
+	all := &Samplers{held: new(held), spread: spread, last: floor, pieces: make([][]byte, spread.N)}
+	for range spread.N {
 		s := New(policies, maxBytes, floor)
 		s.held, s.chosen = all.held, chosen
 		all.parts = append(all.parts, s)
@@ -46,6 +48,7 @@ func (o *Output) merge(more Output) {
 	o.Unchosen += more.Unchosen
 	o.Duplicates += more.Duplicates
 	o.TooLarge += more.TooLarge
+	o.Unordered += more.Unordered
 	o.Full = o.Full || more.Full
 	o.Rewind = o.Rewind || more.Rewind
 }
@@ -61,7 +64,7 @@ func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	}
 	err = a.split.Split(f.Payload, func(item []byte) int {
 		id, _ := otlpwire.SpanTrace(item)
-		return partition.Of(f.Instance, id, len(a.parts))
+		return a.spread.Of(f.Instance, id)
 	}, func(p int, piece []byte) { a.pieces[p] = append(a.pieces[p], piece...) })
 	for p, piece := range a.pieces {
 		if err != nil || len(piece) == 0 {
@@ -84,8 +87,8 @@ func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
 }
 
 // Idle is [Sampler.Idle].
-func (a *Samplers) Idle(before []time.Time, now time.Time) Output {
-	return a.each(func(s *Sampler) Output { return s.Idle(before, now) })
+func (a *Samplers) Idle(known Mark, now time.Time) Output {
+	return a.each(func(s *Sampler) Output { return s.Idle(known, now) })
 }
 
 // Unblock is [Sampler.Unblock].
@@ -97,14 +100,14 @@ func (a *Samplers) Unblock(now time.Time) Output {
 func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].
-func (a *Samplers) Use(versions []policy.Version) {
+func (a *Samplers) Use(policies []policy.Version, grouping domains.Versions) {
 	for _, s := range a.parts {
-		s.Use(versions)
+		s.Use(policies, grouping)
 	}
 }
 
 // Remember is [Sampler.Remember], for decisions of all partitions.
-func (a *Samplers) Remember(message []byte) error { return remember(message, a.parts) }
+func (a *Samplers) Remember(message []byte) error { return remember(message, a.parts, a.spread) }
 
 // Release is [Sampler.Release].
 func (a *Samplers) Release(seq uint64) { a.held.owed.release(seq) }
@@ -116,6 +119,9 @@ func (a *Samplers) Floor() uint64 {
 	}
 	return a.last
 }
+
+// Last returns the highest sequence that has been added.
+func (a *Samplers) Last() uint64 { return a.last }
 
 // Held returns the number of undecided traces and their approximate memory in bytes.
 func (a *Samplers) Held() (traces, bytes int) {

@@ -65,7 +65,7 @@ func TestSamplersDecideAsPartitionsDo(t *testing.T) {
 	}
 	set.Partitions = n
 	together, apart := verdicts{decided: map[string]bool{}}, verdicts{decided: map[string]bool{}}
-	all := NewSamplers(set, n, 1<<20, 0, nil)
+	all := NewSamplers(set, partition.Spread{N: n}, 1<<20, 0, nil)
 	var each [n]*Sampler
 	for p := range each {
 		each[p] = New(set, 1<<20, 0)
@@ -82,7 +82,7 @@ func TestSamplersDecideAsPartitionsDo(t *testing.T) {
 		}
 		if err := split.Split(f.Payload, func(item []byte) int {
 			id, _ := otlpwire.SpanTrace(item)
-			return partition.Of(f.Instance, id, n)
+			return partition.Spread{N: n}.Of(f.Instance, id)
 		}, func(p int, piece []byte) {
 			one := f
 			one.Payload = slices.Clone(piece)
@@ -127,9 +127,9 @@ func TestChosenTracesComeWhole(t *testing.T) {
 	from, to := int64(100e9), int64(200e9)
 	first := map[string]int64{}
 	wanted := verdicts{decided: map[string]bool{}} // those of all, by where they begin
-	every := NewSamplers(set, 2, 1<<20, 0, func(at int64, _ uint64) bool { return true })
+	every := NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, func(at int64, _ uint64) bool { return true })
 	got := verdicts{decided: map[string]bool{}}
-	some := NewSamplers(set, 2, 1<<20, 0, func(at int64, _ uint64) bool { return from <= at && at < to })
+	some := NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, func(at int64, _ uint64) bool { return from <= at && at < to })
 	unchosen, sampledOut, duplicates := 0, 0, 0
 	var recorded []byte
 	step := func(out Output) {
@@ -176,7 +176,7 @@ func TestChosenTracesComeWhole(t *testing.T) {
 		t.Errorf("%d kept, %d spans, %d not chosen, %d sampled out, %d twice", kept, got.spans, unchosen, sampledOut, duplicates)
 	}
 	// Whoever takes over sends nothing late of a trace that was not chosen.
-	next := NewSamplers(set, 2, 1<<20, 0, nil)
+	next := NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)
 	if err := next.Remember(recorded); err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestLittleRoomLosesNothing(t *testing.T) {
 			if rounds > 1000 {
 				t.Fatalf("no end, floor %d", floor)
 			}
-			s := NewSamplers(set, n, room, floor, nil)
+			s := NewSamplers(set, partition.Spread{N: n}, room, floor, nil)
 			for _, m := range recorded {
 				if err := s.Remember(m); err != nil {
 					t.Fatal(err)

@@ -1,67 +1,99 @@
 package sampler
 
 import (
+	"maps"
 	"slices"
 	"time"
-
-	"github.com/penstock/penstock/pkg/partition"
 )
 
-// Idle advances the clocks of silent instances. before has, for each partition of TRACES, a time up to
-// which the caller knows that all its messages have been added; a zero time advances nothing. now is the
-// present. All are times of the caller's clock.
-func (s *Sampler) Idle(before []time.Time, now time.Time) (out Output) {
+// Mark is what is known to have been added of each partition of TRACES: all its messages that the hub had at Before,
+// by the caller's clock, and up to the sequence Routed. Zero stands for nothing.
+type Mark struct {
+	Before []time.Time
+	Routed []uint64
+}
+
+// Idle advances the clocks of silent instances, now by the caller's clock. Where what is routed is known, frames of
+// instances in several partitions of TRACES are put in order.
+func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
 	if s.now = now.UnixNano(); s.start == 0 {
 		s.start = s.now
+	}
+	s.divide(len(known.Before))
+	for part, seq := range known.Routed {
+		if s.routed == nil {
+			s.routed = make([]uint64, len(known.Routed))
+		}
+		s.routed[part] = max(s.routed[part], seq)
 	}
 	sweep := s.now-s.swept >= int64(sweepInterval)
 	if sweep {
 		s.swept = s.now
 	}
 	for _, name := range s.names() {
-		in, upto := s.instances[name], before[partition.OfInstance(name, len(before))]
+		d := s.domains[name]
+		if s.ordered(d) {
+			s.flow(d, s.reached(d), &out)
+		}
+		upto := d.upto(known.Before)
 		if upto.IsZero() {
 			continue
 		}
 		if sweep {
-			s.overdue(in, upto.UnixNano(), patience, &out)
+			s.overdue(d, upto.UnixNano(), patience, &out)
 		}
-		active := s.idle(in, upto, now, &out)
-		if !active && len(in.traces) == 0 && !in.passed && !slices.ContainsFunc(in.clocks, func(c *clock) bool { return upto.Sub(c.silent) <= time.Hour }) {
-			delete(s.instances, name)
-			s.largest = nil
+		active := s.idle(d, upto, now, &out)
+		if !active && len(d.traces) == 0 && !d.passed && !slices.ContainsFunc(d.clocks, func(c *clock) bool { return upto.Sub(c.silent) <= time.Hour }) {
+			s.forget(d)
 		}
 	}
 	out.Rewind = s.room()
 	return out
 }
 
+// upto returns the time up to which everything of a domain's instances has been added; zero if that is not known.
+func (d *domain) upto(before []time.Time) (upto time.Time) {
+	for i, part := range d.order.parts {
+		if at := before[part]; i == 0 || at.Before(upto) {
+			upto = at
+		}
+	}
+	return upto
+}
+
+// forget removes what is known of a domain that has no traces.
+func (s *Sampler) forget(d *domain) {
+	delete(s.domains, d.name)
+	maps.DeleteFunc(s.instances, func(_ string, in *instance) bool { return in.domain == d })
+	s.largest = nil
+}
+
 // idle advances the clocks of sources that have been silent; active reports that one was not.
-func (s *Sampler) idle(in *instance, upto, now time.Time, out *Output) (active bool) {
+func (s *Sampler) idle(d *domain, upto, now time.Time, out *Output) (active bool) {
 	grace := idleGrace
-	if in.several() {
+	if d.several() {
 		grace = time.Duration(sourceLag) // one may be cut off, and have spans of traces of the others
 	}
-	for _, c := range in.clocks {
+	for _, c := range d.clocks {
 		if c.active {
 			c.active, c.silent, active = false, now, true // what was added may be as recent as that
 			continue
 		}
 		c.at = max(c.at, c.arrival+int64(upto.Sub(c.silent)-grace))
 	}
-	s.advance(in, out, in.clocks...)
-	for _, c := range in.clocks {
+	s.advance(d, out, d.clocks...)
+	for _, c := range d.clocks {
 		silence := upto.Sub(c.silent) - grace
 		if c.silent.Equal(now) || silence <= s.shortestWait() {
 			continue
 		}
 		for _, t := range c.queue { // none of its own, unless stamps jumped back and forth
-			if silence > t.rules.Wait && (len(in.clocks) == 1 || t.of(c)) {
+			if silence > t.rules.Wait && (len(d.clocks) == 1 || t.of(c)) {
 				c.at = max(c.at, t.key+c.skew+1)
 			}
 		}
 	}
-	s.advance(in, out, in.clocks...)
+	s.advance(d, out, d.clocks...)
 	return active
 }
 
@@ -77,28 +109,28 @@ func (s *Sampler) shortestWait() time.Duration {
 // has added everything and knows that nothing more can arrive before something is decided, because SPANS
 // is full. Later spans follow the decision.
 func (s *Sampler) Unblock(now time.Time) (out Output) {
+	s.hurry(&out)
 	for _, name := range s.names() {
-		in := s.instances[name]
-		s.overdue(in, now.UnixNano(), idleGrace, &out)
+		s.overdue(s.domains[name], now.UnixNano(), idleGrace, &out)
 	}
 	out.Rewind = s.room()
 	return out
 }
 
-// overdue advances the clocks of an instance to the traces that have been held for grace longer than their
+// overdue advances the clocks of a domain to the traces that have been held for grace longer than their
 // wait, and decides these.
-func (s *Sampler) overdue(in *instance, upto int64, grace time.Duration, out *Output) {
-	for _, t := range in.traces {
+func (s *Sampler) overdue(d *domain, upto int64, grace time.Duration, out *Output) {
+	for _, t := range d.traces {
 		grace := grace
-		if in.passed || s.held.passed && t.seq <= s.held.oldest {
+		if d.passed || s.held.passed && t.turn <= s.held.oldest {
 			grace = min(grace, passedPatience) // others wait for room
 		}
 		if max(t.read, s.start)+int64(t.rules.Wait+grace) > upto {
 			continue
 		}
-		for _, c := range in.clocks { // all that it could wait for
+		for _, c := range d.clocks { // all that it could wait for
 			c.at = max(c.at, t.due+t.shift(c)+c.skew+1)
 		}
 	}
-	s.advance(in, out, in.clocks...)
+	s.advance(d, out, d.clocks...)
 }

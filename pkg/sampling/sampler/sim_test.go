@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -33,6 +35,7 @@ type world struct {
 	log      [][]envelope.Frame // the messages of the partition; sequence = index + 1
 	full     int                // how often a sampler had no room
 	sources  bool               // instances have three sources, whose ways to the hub take up to nine seconds
+	grouping domains.Versions   // i0 and i1, which use the same trace IDs, may be in one domain
 	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
 	stored   []time.Duration    // of every message, when; live only
 	stalls   [2]stall           // of the partitions of TRACES; live only
@@ -80,7 +83,7 @@ decision_wait: %v
 decision_wait_after_root_received: %v
 policies:
   - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
-  - {name: large, type: span_count, span_count: {min_spans: 4}}
+  - {name: large, type: span_count, span_count: {min_spans: 7}}
   - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 3}}
 `, w.wait, w.root))
 	if err != nil {
@@ -91,19 +94,23 @@ policies:
 	if w.sources = w.rng.IntN(2) == 0; w.sources {
 		w.room = 1 << 30 // passed over in the order of reading, which is not that of the stamps here
 	}
+	if w.rng.IntN(2) == 0 {
+		w.room *= 2 // so are traces
+		w.grouping = domains.Versions{{Number: 1, From: 0, Set: domains.New(domains.Config{{Name: "d", Instances: []string{"i0", "i1"}}})}}
+	}
 	for i := range 1 + w.rng.IntN(3) {
 		inst := fmt.Sprint("i", i)
 		ways := [3]time.Duration{0, time.Duration(w.rng.IntN(4)) * time.Second, time.Duration(w.rng.IntN(9_000)) * time.Millisecond}
 		for n := range 2 * len(ways) {
-			if w.sources { // each source is known from the start, and knows the others
-				w.streams[inst] = append(w.streams[inst], simSpan{at: time.Duration(n) * time.Microsecond, trace: 100 + n, name: "a", source: uint32(n % len(ways))})
+			if w.sources || w.grouping != nil && n < 2 { // each source is known from the start, and knows the others
+				w.streams[inst] = append(w.streams[inst], simSpan{at: time.Duration(n) * time.Microsecond, trace: 100 + n, name: "a", source: uint32(n%len(ways)) * w.several()})
 			}
 		}
 		for trace := range 1 + w.rng.IntN(12) {
 			first := time.Duration(w.rng.IntN(spread)) * time.Millisecond
 			for _, name := range []string{"root", "a", "b", "c", "d"}[w.rng.IntN(2) : 2+w.rng.IntN(4)] {
 				at := first + time.Duration(w.rng.IntN(14_000))*time.Millisecond
-				sp := simSpan{at: at, trace: trace + 1, name: name, failing: w.rng.IntN(8) == 0}
+				sp := simSpan{at: at, trace: trace + 1, name: name, failing: w.rng.IntN(16) == 0}
 				if n := w.rng.IntN(len(ways)); w.sources {
 					sp.source, sp.late = uint32(n), ways[n]
 				}
@@ -122,7 +129,7 @@ policies:
 func (w *world) route() {
 	w.live = w.rng.IntN(2) == 0
 	for p := range w.stalls {
-		from := time.Duration(w.rng.IntN(40_000)) * time.Millisecond
+		from := time.Duration(1+w.rng.IntN(40_000)) * time.Millisecond
 		w.stalls[p] = stall{from: from, to: from + time.Duration(w.rng.IntN(2)*w.rng.IntN(60_000))*time.Millisecond}
 	}
 	comes := func(instance string, sp simSpan) time.Duration {
@@ -132,12 +139,21 @@ func (w *world) route() {
 		}
 		return at
 	}
+	var all []*simSpan
+	for _, inst := range slices.Sorted(maps.Keys(w.streams)) {
+		for i := range w.streams[inst] {
+			all = append(all, &w.streams[inst][i])
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *simSpan) int { return int(a.at + a.late - b.at - b.late) })
+	for i, sp := range all {
+		sp.origin = uint64(i + 1)
+	}
 	queues := map[string][]simSpan{}
 	var names []string
 	for inst, spans := range w.streams {
 		var q []simSpan
 		for i := range spans {
-			spans[i].origin = uint64(i + 1)
 			q = append(q, spans[i])
 			if w.rng.IntN(12) == 0 {
 				q = append(q, spans[max(0, i-w.rng.IntN(6)):i+1]...)
@@ -151,7 +167,11 @@ func (w *world) route() {
 		var msg []envelope.Frame
 		var last time.Duration
 		way := time.Duration(w.rng.IntN(200)) * time.Millisecond
-		for range 1 + w.rng.IntN(4) {
+		frames := 1 + w.rng.IntN(4)
+		if w.grouping != nil {
+			frames += 2
+		}
+		for range frames {
 			if len(names) == 0 {
 				break
 			}
@@ -159,6 +179,13 @@ func (w *world) route() {
 			if w.live {
 				for j, name := range names {
 					if comes(name, queues[name][0]) < comes(names[i], queues[names[i]][0]) {
+						i = j
+					}
+				}
+			}
+			if w.grouping != nil && len(w.log) < 3 { // the instances of a domain know each other
+				for j, name := range names {
+					if queues[name][0].origin < queues[names[i]][0].origin {
 						i = j
 					}
 				}
@@ -172,7 +199,7 @@ func (w *world) route() {
 			if s := w.stall(names[i]); s.holds(sp.at + sp.late) {
 				s.last, way = uint64(len(w.log)+1), 0 // what has waited comes at once
 			}
-			msg = append(msg, envelope.Frame{Instance: names[i], Source: sp.source, Arrival: simBase.Add(sp.at).UnixNano(), Seq: sp.origin, Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Millisecond, sp.failing)})
+			msg = append(msg, envelope.Frame{Instance: names[i], Source: sp.source, Arrival: simBase.Add(sp.at).UnixNano(), Seq: sp.origin, Payload: spanOf(fmt.Sprint(sp.trace), sp.name, time.Duration(names[i][1]), sp.failing)}) // spans of two instances differ
 			if queues[names[i]] = queues[names[i]][1:]; len(queues[names[i]]) == 0 {
 				names = slices.Delete(names, i, i+1)
 			}
@@ -182,6 +209,37 @@ func (w *world) route() {
 		}
 		w.log, w.stored = append(w.log, msg), append(w.stored, last+way)
 	}
+}
+
+// several is 1 where instances have several sources.
+func (w *world) several() uint32 {
+	if w.sources {
+		return 1
+	}
+	return 0
+}
+
+// routed returns the sequences of TRACES up to which everything of each of its partitions is in the log up to seq.
+func (w *world) routed(seq uint64) []uint64 {
+	there := map[uint64]bool{}
+	for _, msg := range w.log[:seq] {
+		for _, f := range msg {
+			there[f.Seq] = true
+		}
+	}
+	upto := make([]uint64, len(w.stalls))
+	for p := range upto {
+		upto[p] = 1 << 32
+	}
+	for inst, spans := range w.streams {
+		p := partition.OfInstance(inst, len(upto))
+		for _, sp := range spans {
+			if !there[sp.origin] {
+				upto[p] = min(upto[p], sp.origin-1)
+			}
+		}
+	}
+	return upto
 }
 
 // run lets one sink after another work until one has finished the log.
@@ -204,6 +262,9 @@ func (w *world) sink(t *testing.T) (died bool) {
 			t.Fatal(err)
 		}
 	}
+	s.maxWaiting = 1 << 30
+	s.Use(nil, w.grouping)
+	s.Idle(Mark{Before: make([]time.Time, len(w.stalls)), Routed: make([]uint64, len(w.stalls))}, simBase.Add(w.now))
 	var out Output
 	open := map[uint64]int{} // spans of a message of which nothing is known yet
 	note := func(o Output) {
@@ -290,12 +351,15 @@ func (w *world) sink(t *testing.T) (died bool) {
 					before[p] = simBase.Add(asked)
 				}
 			}
-			note(s.Idle(before, simBase.Add(w.now)))
+			note(s.Idle(Mark{before, w.routed(seq)}, simBase.Add(w.now)))
+		} else if w.rng.IntN(3) == 0 {
+			note(s.Idle(Mark{make([]time.Time, len(w.stalls)), w.routed(seq)}, simBase.Add(w.now)))
 		}
 		if w.rng.IntN(3) == 0 && !flush() {
 			return true
 		}
 	}
+	note(s.Idle(Mark{make([]time.Time, len(w.stalls)), w.routed(uint64(len(w.log)))}, simBase.Add(w.now)))
 	for range 2 {
 		note(silence(s, simBase, simBase.Add(time.Hour)))
 	}
@@ -314,38 +378,53 @@ func (w *world) deliver(e Export) {
 // samplers.
 func (w *world) want() map[string]bool {
 	kept := map[string]bool{}
-	for inst, spans := range w.streams {
-		type verdict struct {
-			trace, n int
-			due      time.Duration
-			failing  bool
+	type span struct {
+		simSpan
+		instance string
+	}
+	type id struct {
+		domain string
+		trace  int
+	}
+	byTrace := map[id][]span{}
+	for _, inst := range slices.Sorted(maps.Keys(w.streams)) {
+		domain, _ := w.grouping.Of(inst, 1)
+		for _, sp := range w.streams[inst] {
+			byTrace[id{domain, sp.trace}] = append(byTrace[id{domain, sp.trace}], span{sp, inst})
 		}
-		byTrace := map[int][]simSpan{}
+	}
+	type verdict struct {
+		id      id
+		n       int
+		due     time.Duration
+		failing bool
+	}
+	payers := map[string][]verdict{} // by the instance of the root, or of the first span
+	for id, spans := range byTrace {
+		slices.SortStableFunc(spans, func(a, b span) int { return int(a.at - b.at) })
+		v, payer, rooted := verdict{id: id, due: spans[0].at + w.wait}, spans[0].instance, false
 		for _, sp := range spans {
-			byTrace[sp.trace] = append(byTrace[sp.trace], sp)
-		}
-		for _, spans := range byTrace {
-			slices.SortStableFunc(spans, func(a, b simSpan) int { return int(a.at - b.at) })
-		}
-		var verdicts []verdict
-		for trace, spans := range byTrace {
-			v := verdict{trace: trace, due: spans[0].at + w.wait}
-			for _, sp := range spans {
-				if sp.at > v.due {
-					break
+			if sp.at > v.due {
+				break
+			}
+			v.n++
+			v.failing = v.failing || sp.failing
+			if sp.name == "root" {
+				if !rooted {
+					payer, rooted = sp.instance, true
 				}
-				v.n++
-				v.failing = v.failing || sp.failing
-				if sp.name == "root" && w.root > 0 {
+				if w.root > 0 {
 					v.due = min(v.due, sp.at+w.root)
 				}
 			}
-			verdicts = append(verdicts, v)
 		}
+		payers[payer] = append(payers[payer], v)
+	}
+	for _, verdicts := range payers {
 		// The budget, 3 spans a second and a burst of 6, goes to those that are due first,
 		// and begins again with every minute. All policies are asked: a trace that another
 		// one keeps takes its spans out, too.
-		slices.SortFunc(verdicts, func(a, b verdict) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.trace, b.trace)) })
+		slices.SortFunc(verdicts, func(a, b verdict) int { return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.id.trace, b.id.trace)) })
 		var level float64
 		var at time.Time
 		for _, v := range verdicts {
@@ -354,16 +433,16 @@ func (w *world) want() map[string]bool {
 				level, at = 6, due
 			}
 			level, at = min(6, level+3*due.Sub(at).Seconds()), due
-			keep := v.failing || v.n >= 4
+			keep := v.failing || v.n >= 7
 			if v.n <= 6 && level >= float64(v.n) {
 				level -= float64(v.n)
 				keep = true
 			}
-			for _, sp := range byTrace[v.trace] {
+			for _, sp := range byTrace[v.id] {
 				if keep {
 					var id otlpwire.TraceID
-					_, _ = fmt.Sscanf(fmt.Sprintf("%04s", fmt.Sprint(v.trace)), "%02x%02x", &id[14], &id[15])
-					kept[fmt.Sprintf("%s %x %s", inst, id[14:], sp.name)] = true
+					_, _ = fmt.Sscanf(fmt.Sprintf("%04s", fmt.Sprint(v.id.trace)), "%02x%02x", &id[14], &id[15])
+					kept[fmt.Sprintf("%s %x %s", sp.instance, id[14:], sp.name)] = true
 				}
 			}
 		}

@@ -10,10 +10,10 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 )
 
-// key identifies a trace: two instances may use the same trace ID.
+// key identifies a trace: two domains may use the same trace ID.
 type key struct {
-	instance string
-	id       otlpwire.TraceID
+	domain string
+	id     otlpwire.TraceID
 }
 
 // spanSet is a set of spans, by a hash of all their bytes, with resource and scope: spans that
@@ -49,7 +49,7 @@ func (s *spanSet) add(k uint64) bool {
 	return true
 }
 
-// pending counts what is owed by sequence and knows the lowest one. Sequences are added in rising order,
+// pending counts what is owed by sequence and knows the lowest one. Sequences are usually added in rising order,
 // the order of messages.
 type pending struct {
 	debts []debt
@@ -61,15 +61,27 @@ type debt struct {
 }
 
 func (l *pending) add(seq uint64) {
-	if n := len(l.debts); n > 0 && l.debts[n-1].seq == seq {
-		l.debts[n-1].n++
+	n := len(l.debts)
+	if n == 0 || l.debts[n-1].seq < seq {
+		l.debts = append(l.debts, debt{seq, 1})
 		return
 	}
-	l.debts = append(l.debts, debt{seq, 1})
+	i := n - 1
+	if l.debts[i].seq != seq {
+		var there bool
+		if i, there = l.find(seq); !there {
+			l.debts = slices.Insert(l.debts, i, debt{seq: seq})
+		}
+	}
+	l.debts[i].n++
+}
+
+func (l *pending) find(seq uint64) (int, bool) {
+	return slices.BinarySearchFunc(l.debts, seq, func(d debt, seq uint64) int { return cmp.Compare(d.seq, seq) })
 }
 
 func (l *pending) release(seq uint64) {
-	i, ok := slices.BinarySearchFunc(l.debts, seq, func(d debt, seq uint64) int { return cmp.Compare(d.seq, seq) })
+	i, ok := l.find(seq)
 	if !ok {
 		return
 	}
@@ -145,12 +157,12 @@ func (m *memory) reached(seq uint64) {
 }
 
 func (m *memory) keep(k key, t keptTrace) {
-	m.kept.add(k.instance, k.id, &t)
+	m.kept.add(k.domain, k.id, &t)
 	m.pin(k, &t, t.upto)
 }
 
 func (m *memory) drop(k key, upto uint64) {
-	m.dropped.add(k.instance, maphash.Comparable(m.seed, k), upto)
+	m.dropped.add(k.domain, maphash.Comparable(m.seed, k), upto)
 	m.pin(k, nil, upto)
 }
 
@@ -159,7 +171,7 @@ func (m *memory) sent(k key) {
 	if a, ok := m.above[k]; ok && a.kept != nil {
 		a.kept.sent = true
 	}
-	if t, ok := m.kept.get(k.instance, k.id); ok {
+	if t, ok := m.kept.get(k.domain, k.id); ok {
 		t.sent = true
 	}
 }
@@ -167,9 +179,9 @@ func (m *memory) sent(k key) {
 // recall returns what is remembered of a trace, kept nil if it was dropped, and up to which sequence its
 // spans are finished.
 func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
-	kept, known = m.kept.get(k.instance, k.id)
+	kept, known = m.kept.get(k.domain, k.id)
 	if !known {
-		upto, known = m.dropped.get(k.instance, maphash.Comparable(m.seed, k))
+		upto, known = m.dropped.get(k.domain, maphash.Comparable(m.seed, k))
 	}
 	if a, ok := m.above[k]; ok && !known {
 		kept, upto, known = a.kept, a.upto, true
@@ -182,8 +194,8 @@ func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
 	return kept, known, upto
 }
 
-// shelves hold a bounded number of values, one shelf for each instance. When they are full the oldest
-// values of the largest shelf are dropped: an instance with many decisions displaces its own, not those
+// shelves hold a bounded number of values, one shelf for each domain. When they are full the oldest
+// values of the largest shelf are dropped: a domain with many decisions displaces its own, not those
 // of others.
 type shelves[K comparable, V any] struct {
 	size, n int
@@ -199,14 +211,14 @@ func newShelves[K comparable, V any](size int) shelves[K, V] {
 	return shelves[K, V]{size: max(size, 1), of: make(map[string]*shelf[K, V])}
 }
 
-func (s *shelves[K, V]) add(instance string, k K, v V) {
-	if _, there := s.get(instance, k); !there && s.n >= s.size {
+func (s *shelves[K, V]) add(domain string, k K, v V) {
+	if _, there := s.get(domain, k); !there && s.n >= s.size {
 		s.forget()
 	}
-	own := s.of[instance]
+	own := s.of[domain]
 	if own == nil {
 		own = &shelf[K, V]{values: make(map[K]V)}
-		s.of[instance] = own
+		s.of[domain] = own
 	}
 	if _, there := own.values[k]; !there {
 		own.order = append(own.order, k)
@@ -218,10 +230,10 @@ func (s *shelves[K, V]) add(instance string, k K, v V) {
 // forget drops some values of the largest shelf, so many at a time that the search for it costs little.
 func (s *shelves[K, V]) forget() {
 	var largest *shelf[K, V]
-	for instance, one := range s.of {
+	for domain, one := range s.of {
 		switch {
 		case len(one.order) == 0:
-			delete(s.of, instance)
+			delete(s.of, domain)
 		case largest == nil || len(one.order) > len(largest.order):
 			largest = one
 		}
@@ -234,8 +246,8 @@ func (s *shelves[K, V]) forget() {
 	s.n -= some
 }
 
-func (s *shelves[K, V]) get(instance string, k K) (v V, ok bool) {
-	if own := s.of[instance]; own != nil {
+func (s *shelves[K, V]) get(domain string, k K) (v V, ok bool) {
+	if own := s.of[domain]; own != nil {
 		v, ok = own.values[k]
 	}
 	return v, ok
@@ -245,10 +257,12 @@ func (s *shelves[K, V]) get(instance string, k K) (v V, ok bool) {
 // appended, in the order of the messages, before any Add. A message without decisions marks the beginning
 // of another owner. Later spans follow the decisions, what these took from the budgets is spent, and
 // traces that the backend is known to have are not exported again.
-func (s *Sampler) Remember(message []byte) error { return remember(message, []*Sampler{s}) }
+func (s *Sampler) Remember(message []byte) error {
+	return remember(message, []*Sampler{s}, partition.Spread{N: 1})
+}
 
 // remember passes every decision of a message to the sampler of its partition.
-func remember(message []byte, parts []*Sampler) error {
+func remember(message []byte, parts []*Sampler, spread partition.Spread) error {
 	if len(message) == 0 {
 		for _, s := range parts {
 			s.unsent = s.unsent[:0]
@@ -257,7 +271,7 @@ func remember(message []byte, parts []*Sampler) error {
 	if all, is, err := envelope.ReadSources(message); is {
 		for _, one := range all {
 			for _, s := range parts {
-				s.sources[one.Instance] = one.Seen
+				s.sources[one.Domain] = append(slices.DeleteFunc(s.sources[one.Domain], func(old envelope.Sources) bool { return old.Instance == one.Instance }), one)
 			}
 		}
 		return err
@@ -269,7 +283,7 @@ func remember(message []byte, parts []*Sampler) error {
 		}
 		message = rest
 		if d.Instance != "" {
-			parts[partition.Of(d.Instance, d.TraceID, len(parts))].rememberOne(d)
+			parts[spread.Of(d.Instance, d.TraceID)].rememberOne(d)
 			continue
 		}
 		for _, s := range parts {
@@ -283,7 +297,7 @@ func remember(message []byte, parts []*Sampler) error {
 }
 
 func (s *Sampler) rememberOne(d envelope.Decision) {
-	k := key{d.Instance, d.TraceID}
+	k := key{d.Domain, d.TraceID}
 	if d.Kept {
 		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
 		s.unsent = append(s.unsent, k)

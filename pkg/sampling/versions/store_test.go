@@ -17,6 +17,12 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func testHub(t *testing.T) *bus.Conn {
 	t.Helper()
+	c, _ := testHubOf(t)
+	return c
+}
+
+func testHubOf(t *testing.T) (*bus.Conn, *broker.Broker) {
+	t.Helper()
 	b, err := broker.Start(broker.Config{Name: "test", Dir: t.TempDir()}, quiet)
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +35,7 @@ func testHub(t *testing.T) *bus.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return c
+	return c, b
 }
 
 // TestPoliciesAreVersions pushes more versions than are kept, while somebody

@@ -1,22 +1,28 @@
 // Package versions has the sampling policies that are in force: those of a sink's configuration, and the
-// versions that operators have pushed to the hub, each from its sequence of the stream on.
+// versions that operators have pushed to the hub, each from its sequence of the stream on. It has the domains,
+// too, whose versions are those of the sinks' configuration.
 //
 //	r, err := versions.Push(ctx, conn, topology, text, by, refused) // an operator
-//	v, err := versions.New(cfg, partitions, led, log)      // a sink
+//	v, err := versions.New(cfg, domains, partitions, led, log)      // a sink
 //	go v.Watch(ctx, hub, member)
 //	all, changes := v.All()
+//	now, before := v.Domains().Of(instance, seq)
 //
 // # Promises
 //
 //   - A version is in force for traces that begin at its sequence of SPANS or later, the same on
 //     every sink. A version never changes; a record that is not a version is reported and skipped.
+//   - A sink makes its domains the next version once, when it starts. Sinks with different domains
+//     do not replace each other's for ever: they warn.
 //
 // # Not here
 //
-// What a policy means: pkg/sampling/policy. What it decides: pkg/sampling/sampler.
+// What a policy means: pkg/sampling/policy. What it decides: pkg/sampling/sampler. What a domain is:
+// pkg/sampling/domain.
 package versions
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +36,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -89,32 +96,39 @@ func (c Config) Validate(section string) error {
 // of a request to go to the backend in one write.
 const keepAllWait = 2 * time.Second
 
-// Versions are the policies of the configuration and the versions that the hub has.
+// Versions are the policies of the configuration and the versions of policies and domains that the hub has.
 // One that cannot be read is reported and skipped: the previous one stays in
 // force. It is safe for concurrent use.
 type Versions struct {
 	text string // of the configured file; empty to keep all
 	base *policy.Set
+	own  domain.Config // of the configuration; nil to follow the hub
 	led  *ledger.Ledger
 	log  *slog.Logger
 
-	mu      sync.Mutex
-	all     []policy.Version  // by number
-	past    []policy.Version  // by number, with the sequence of TRACES from which each is in force
-	texts   map[uint64]string // of all
-	changes int
-	known   bool    // what the hub had at the start has been read
-	told    *Record // version 0, as the hub has it
+	mu         sync.Mutex
+	live, past inForce            // by sequences of SPANS, and of TRACES
+	seen       map[string]*Record // all of them, by key
+	changes    int
+	known      bool    // what the hub had at the start has been read
+	told       *Record // version 0, as the hub has it
+	differs    bool    // the hub has other domains than the configuration
 }
 
-// New reads the configuration. partitions is over how many the traces of an
-// instance are spread.
-func New(cfg Config, partitions int, led *ledger.Ledger, log *slog.Logger) (*Versions, error) {
+// inForce are versions by number.
+type inForce struct {
+	policies []policy.Version
+	domains  domain.Versions
+}
+
+// New reads the configuration. domains are those of the configuration, nil if it does not have the key: then those
+// of the hub are followed. partitions is over how many the traces of an instance are spread.
+func New(cfg Config, domains domain.Config, partitions int, led *ledger.Ledger, log *slog.Logger) (*Versions, error) {
 	base, err := cfg.policies()
 	if err != nil {
 		return nil, err
 	}
-	v := &Versions{led: led, log: log, texts: map[uint64]string{}}
+	v := &Versions{own: domains, led: led, log: log, seen: map[string]*Record{}}
 	if cfg.File != "" {
 		text, err := os.ReadFile(cfg.File)
 		if err != nil {
@@ -142,34 +156,63 @@ func (v *Versions) changed(p *Record) {
 		}
 		return
 	}
-	name := fmt.Sprintf("policies version %d", p.Number)
-	switch text, have := v.texts[p.Number]; {
-	case have && text == p.Text:
+	switch old, have := v.seen[p.key()]; {
+	case have && old.Text == p.Text && old.Domains.Equal(p.Domains):
 		return // reported again by a new watch
 	case have:
-		v.refused(fmt.Errorf("%s of the hub was overwritten with another text: versions do not change, push a new one", name))
+		v.refused(fmt.Errorf("%s of the hub was overwritten: versions do not change, push a new one", p.name()))
 		return
 	}
-	set, err := policy.Parse(name, []byte(p.Text))
-	if err != nil {
+	if p.Domains != nil {
+		v.addDomains(p)
+	} else if err := v.addPolicies(p); err != nil {
 		v.refused(err)
 		return
 	}
-	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
-	v.texts[p.Number] = p.Text
-	i, _ := slices.BinarySearchFunc(v.all, p.Number, func(one policy.Version, n uint64) int { return int(one.Number) - int(n) })
-	v.all = slices.Insert(slices.Clone(v.all), i, policy.Version{Number: p.Number, From: p.From, Set: set})
-	v.past = slices.Insert(slices.Clone(v.past), i, policy.Version{Number: p.Number, From: p.Traces, Set: set})
+	v.seen[p.key()] = p
 	v.changes++
+}
+
+func (v *Versions) addPolicies(p *Record) error {
+	set, err := policy.Parse(p.name(), []byte(p.Text))
+	if err != nil {
+		return err
+	}
+	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
+	number := func(one policy.Version) uint64 { return one.Number }
+	v.live.policies = with(v.live.policies, policy.Version{Number: p.Number, From: p.From, Set: set}, number)
+	v.past.policies = with(v.past.policies, policy.Version{Number: p.Number, From: p.Traces, Set: set}, number)
 	if v.known {
 		v.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
 		v.led.PoliciesVersion.Set(float64(v.number()))
 	}
+	return nil
+}
+
+func (v *Versions) addDomains(p *Record) {
+	set, number := domain.New(p.Domains), func(one domain.Version) uint64 { return one.Number }
+	v.live.domains = with(v.live.domains, domain.Version{Number: p.Number, From: p.From, Set: set}, number)
+	v.past.domains = with(v.past.domains, domain.Version{Number: p.Number, From: p.Traces, Set: set}, number)
+	if !v.known {
+		return
+	}
+	v.log.Info("new domains", "version", p.Number, "from", p.From, "by", p.By)
+	before := v.differs
+	if v.differs = v.own != nil && !v.own.Equal(p.Domains); v.differs && !before {
+		v.log.Warn("another sink has other domains; all must have the same", "member", p.By)
+	}
+}
+
+// with returns all and one more, by number.
+func with[V any](all []V, one V, number func(V) uint64) []V {
+	all = append(slices.Clone(all), one)
+	slices.SortFunc(all, func(a, b V) int { return cmp.Compare(number(a), number(b)) })
+	return all
 }
 
 // refused logs and counts that a version is not used.
 func (v *Versions) refused(why error) {
-	v.log.Error("policies in the hub cannot be used, the previous version stays in force", "err", why)
+	v.log.Error("a version of policies or domains cannot be used, the previous one stays in force", "err", why)
 	v.led.PoliciesRefused.Inc()
 }
 
@@ -184,6 +227,11 @@ func (v *Versions) tells() bool {
 
 // Watch follows the versions in the hub until ctx ends, and publishes this sink's own configuration.
 func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
+	var proposal sync.WaitGroup
+	defer proposal.Wait()
+	if v.own != nil {
+		proposal.Go(func() { v.propose(ctx, hub, member) })
+	}
 	follow(ctx, hub, v.log, func(p *Record) {
 		v.changed(p)
 		if p != nil || !v.tells() {
@@ -195,9 +243,24 @@ func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
 	}, v.refused)
 }
 
+// propose makes the domains of the configuration the next version, once: what other sinks push later counts.
+func (v *Versions) propose(ctx context.Context, hub *bus.Hub, member string) {
+	if !v.Await(ctx) {
+		return
+	}
+	backoff.Retry(ctx, v.log, "push this sink's domains", func() error {
+		err := propose(ctx, hub, v.own, member)
+		if errors.Is(err, errByInstance) {
+			v.refused(err)
+			return nil
+		}
+		return err
+	})
+}
+
 func (v *Versions) number() uint64 {
-	if n := len(v.all); n > 0 {
-		return v.all[n-1].Number
+	if n := len(v.live.policies); n > 0 {
+		return v.live.policies[n-1].Number
 	}
 	return 0
 }
@@ -205,30 +268,39 @@ func (v *Versions) number() uint64 {
 // Base returns the policies of the configuration, which are in force before the first version of the hub.
 func (v *Versions) Base() *policy.Set { return v.base }
 
-// All returns the versions of the hub, and how often they have changed.
+// All returns the versions of the policies that the hub has, and how often these or the domains have changed.
 func (v *Versions) All() ([]policy.Version, int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.all, v.changes
+	return v.live.policies, v.changes
+}
+
+// Domains returns the versions of the domains.
+func (v *Versions) Domains() domain.Versions {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.live.domains
 }
 
 // Replayed returns the policies for a reader of TRACES: those that were in force, or those
-// of text, the collector's tail_sampling configuration.
+// of text, the collector's tail_sampling configuration. The domains are those that were in force.
 func (v *Versions) Replayed(text string) (*Versions, error) {
+	v.mu.Lock()
+	past := &Versions{base: v.base, live: v.past, known: true}
+	v.mu.Unlock()
 	if text == "" {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		return &Versions{base: v.base, all: v.past, known: true}, nil
+		return past, nil
 	}
 	set, err := policy.Parse("policies of the job", []byte(text))
 	if err != nil {
 		return nil, err
 	}
 	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
-	return Fixed(set), nil
+	past.base, past.live.policies = set, nil
+	return past, nil
 }
 
-// Fixed returns policies that have no versions.
+// Fixed returns policies that have no versions, and no domains.
 func Fixed(set *policy.Set) *Versions { return &Versions{base: set, known: true} }
 
 // Wait returns the longest decision wait of all versions: the floor of a live lane may not move for
@@ -237,7 +309,7 @@ func (v *Versions) Wait() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	longest := v.base.Wait
-	for _, one := range v.all {
+	for _, one := range v.live.policies {
 		longest = max(longest, one.Wait)
 	}
 	return longest

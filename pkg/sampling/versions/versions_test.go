@@ -17,7 +17,7 @@ import (
 func TestAVersionDoesNotChange(t *testing.T) {
 	led := ledger.New(prometheus.NewRegistry())
 	var said logtest.Log
-	r, err := New(DefaultConfig(), 1, led, said.Logger(slog.LevelInfo))
+	r, err := New(DefaultConfig(), nil, 1, led, said.Logger(slog.LevelInfo))
 	if err != nil {
 		t.Fatal(err)
 	}

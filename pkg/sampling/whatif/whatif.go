@@ -1,7 +1,7 @@
 // Package whatif compares two sets of sampling policies on the data in the hub's streams: which traces
 // of a range each of them would keep.
 //
-//	c := whatif.New(running, proposed, partitions, maxBytes, job.In)
+//	c := whatif.New(running, proposed, whatif.Range{…}, maxBytes)
 //	c.Add(seq, frame) // the range and its surroundings, by replay.Plan
 //	result := c.Finish()
 //
@@ -17,6 +17,8 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
@@ -27,15 +29,22 @@ type Rules struct {
 	Versions []policy.Version // by the sequence of TRACES from which each is in force
 }
 
+// Range is what is compared.
+type Range struct {
+	// In reports whether a trace whose first span has this arrival and sequence is in the range.
+	In func(first int64, seq uint64) bool
+	// How traces are spread over partitions, and which instances may share them, by the sequence of TRACES.
+	Spread  partition.Spread
+	Domains domain.Versions
+}
+
 // Tally counts traces, their spans, and their bytes on the wire.
 type Tally struct{ Traces, Spans, Bytes int64 }
 
-func (t *Tally) add(e *sampler.Export) {
-	if !e.Late {
-		t.Traces++
-	}
-	t.Spans += int64(e.Spans)
-	t.Bytes += int64(e.Size())
+func (t *Tally) add(more Tally) {
+	t.Traces += more.Traces
+	t.Spans += more.Spans
+	t.Bytes += more.Bytes
 }
 
 // Line is what a policy keeps, or what is kept of a service.
@@ -80,11 +89,12 @@ type Comparison struct {
 	lost                   map[string]*Lost
 	open                   map[trace]verdict // decided by one of the two
 	buf                    []byte
+	named                  map[string]bool // the services that the current trace has been counted for
 }
 
 type trace struct {
-	instance string
-	id       otlpwire.TraceID
+	domain string
+	id     otlpwire.TraceID
 }
 
 type verdict struct {
@@ -92,13 +102,13 @@ type verdict struct {
 	by            string
 }
 
-// New returns a comparison of the traces for which chosen returns true.
-func New(running, proposed Rules, partitions, maxBytes int, chosen func(first int64, seq uint64) bool) *Comparison {
-	c := &Comparison{policies: map[string]*Line{}, services: map[string]*Line{}, lost: map[string]*Lost{}, open: map[trace]verdict{}}
+// New returns a comparison of the traces of a range.
+func New(running, proposed Rules, of Range, maxBytes int) *Comparison {
+	c := &Comparison{policies: map[string]*Line{}, services: map[string]*Line{}, lost: map[string]*Lost{}, open: map[trace]verdict{}, named: map[string]bool{}}
 	open := func(r Rules) *sampler.Samplers {
-		r.Base.Partitions = partitions
-		s := sampler.NewSamplers(r.Base, partitions, maxBytes, 0, chosen)
-		s.Use(r.Versions)
+		r.Base.Partitions = of.Spread.N
+		s := sampler.NewSamplers(r.Base, of.Spread, maxBytes, 0, of.In)
+		s.Use(r.Versions, of.Domains)
 		return s
 	}
 	c.running, c.proposed = open(running), open(proposed)
@@ -129,9 +139,16 @@ func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
 	for i := range out.Exports {
 		e := &out.Exports[i]
 		s.Release(e.Seq)
-		c.tally(&c.result.Total, side).add(e)
+		one := Tally{Spans: int64(e.Spans), Bytes: int64(e.Size())}
+		if !e.Further {
+			clear(c.named)
+			if !e.Late {
+				one.Traces = 1
+			}
+		}
+		c.tally(&c.result.Total, side).add(one)
 		if side != sideAll {
-			c.tally(line(c.policies, e.Policy), side).add(e)
+			c.tally(line(c.policies, e.Policy), side).add(one)
 		}
 		c.byService(side, e)
 	}
@@ -139,7 +156,7 @@ func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
 		return
 	}
 	for i, d := range out.Decisions {
-		c.compare(trace{d.Instance, d.TraceID}, verdict{side == sideRunning, d.Kept, out.By[i]})
+		c.compare(trace{d.Domain, d.TraceID}, d.Instance, verdict{side == sideRunning, d.Kept, out.By[i]})
 	}
 }
 
@@ -158,7 +175,6 @@ func (c *Comparison) tally(l *Line, side int) *Tally {
 // that has spans in it.
 func (c *Comparison) byService(side int, e *sampler.Export) {
 	c.buf = e.Append(c.buf[:0])
-	seen := map[string]bool{}
 	for r := range otlpwire.Resources(c.buf) {
 		name := "(none)"
 		if v, ok := otlpwire.ResourceAttribute(r.Resource(), "service.name"); ok && v.Kind == otlpwire.String {
@@ -174,15 +190,15 @@ func (c *Comparison) byService(side int, e *sampler.Export) {
 				t.Bytes += int64(len(item))
 			}
 		}
-		if !seen[name] && !e.Late {
-			seen[name] = true
+		if !c.named[name] && !e.Late {
+			c.named[name] = true
 			t.Traces++
 		}
 	}
 }
 
-// compare records a decision, and finishes the trace once both have decided.
-func (c *Comparison) compare(t trace, v verdict) {
+// compare records a decision about a trace whose root is of that instance, and finishes the trace once both have decided.
+func (c *Comparison) compare(t trace, instance string, v verdict) {
 	other, both := c.open[t]
 	if !both || other.running == v.running {
 		c.open[t] = v
@@ -201,7 +217,7 @@ func (c *Comparison) compare(t trace, v verdict) {
 			c.lost[running.by] = l
 		}
 		if l.Traces++; len(l.Examples) < maxExamples {
-			l.Examples = append(l.Examples, Example{t.instance, t.id})
+			l.Examples = append(l.Examples, Example{instance, t.id})
 		}
 	case proposed.kept && !running.kept:
 		c.result.Gained++

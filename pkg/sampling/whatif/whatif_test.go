@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -27,7 +28,7 @@ func TestComparison(t *testing.T) {
 	c := New(
 		parse("  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}\n"),
 		parse("  - {name: slow, type: latency, latency: {threshold_ms: 500}}\n"),
-		4, 1<<20, func(first int64, _ uint64) bool { return first <= 50e9 })
+		Range{Spread: partition.Spread{N: 4}, In: func(first int64, _ uint64) bool { return first <= 50e9 }}, 1<<20)
 	for i := range 100 {
 		var all []*tracepb.ResourceSpans
 		for j, service := range []string{"web", "db"} {

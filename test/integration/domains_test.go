@@ -1,0 +1,147 @@
+package integration
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/edge"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/domain"
+	"github.com/penstock/penstock/pkg/sink"
+	"github.com/penstock/penstock/test/backend/tempo"
+	"github.com/penstock/penstock/test/faultproxy"
+)
+
+// TestATraceOverInstances: traces over two instances of a domain, which are in different partitions of TRACES. The
+// error comes from the one that is cut off from the hub for longer than the decision wait, and the sink is replaced in
+// between: what is kept is whole, and the rest is not there. An instance that is not of the domain has traces of
+// the same IDs by itself. A replay of one instance keeps what was kept of it live.
+func TestATraceOverInstances(t *testing.T) {
+	t.Parallel()
+	tmp, again := tempo.Start(t), tempo.Start(t)
+	policies := writeFile(t, "errors.yaml", "decision_wait: 2s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	configure := func(c *sink.Config) {
+		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
+		c.Domains = domain.Config{{Name: "acme", Instances: []string{"acme-*"}}}
+	}
+	p := startPipeline(t, configure)
+	link, err := faultproxy.Start(strings.TrimPrefix(p.hub.url, "nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(link.Close)
+	part := func(instance string) int { return partition.OfInstance(instance, bus.DefaultTopology().Partitions) }
+	names := [...]string{"acme-1", "acme-2", "other"}
+	for n := 3; part(names[0]) == part(names[1]); n++ {
+		names[1] = fmt.Sprint("acme-", n)
+	}
+	near := p.startEdge(t, edge.InstanceConfig{ID: names[0]})
+	far := startEdge(t, p.log, "nats://"+link.Addr(), t.TempDir(), edge.InstanceConfig{ID: names[1]})
+	other := p.startEdge(t, edge.InstanceConfig{ID: names[2]})
+	span := func(trace, n int, failed bool) proto.Message {
+		now := uint64(time.Now().UnixNano())
+		sp := &tracepb.Span{
+			TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(trace+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(4*trace+n+1)),
+			Name: fmt.Sprint(trace), StartTimeUnixNano: now, EndTimeUnixNano: now, Status: &tracepb.Status{},
+		}
+		if failed {
+			sp.Status.Code = tracepb.Status_STATUS_CODE_ERROR
+		}
+		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
+	}
+	begin := time.Now()
+	const traces, spans = 120, 4
+	load := time.NewTicker(100 * time.Millisecond)
+	defer load.Stop()
+	for n := range traces {
+		<-load.C
+		switch n {
+		case 50: // each partition of SPANS has had spans of both
+			link.Set(faultproxy.Fault{DropUp: true, DropDown: true})
+		case 75: // after two and a half seconds, more than the wait
+			link.Set(faultproxy.Fault{})
+			link.Reset()
+		case 90:
+			p.sink.stop()
+			p.startSink(t, configure)
+		}
+		err := errors.Join(
+			post(t.Context(), near.http, otlpwire.Traces, span(n, 0, false)),
+			post(t.Context(), far.http, otlpwire.Traces, span(n, 1, n%2 == 0)),
+			post(t.Context(), near.http, otlpwire.Traces, span(n, 2, false)),
+			post(t.Context(), other.http, otlpwire.Traces, span(n, 3, false)),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// numbers returns how many spans of each instance and trace there are.
+	numbers := func(s *tempo.Server) map[string]int {
+		all, seen := map[string]int{}, map[string]bool{}
+		for _, sp := range s.Spans() {
+			if id := string(sp.Span.GetSpanId()); !seen[id] { // a sink that is replaced may send one twice
+				seen[id] = true
+				all[sp.Attribute("instance.id")+" "+sp.Span.GetName()]++
+			}
+		}
+		return all
+	}
+	want := map[string]int{}
+	for n := 0; n < traces; n += 2 {
+		want[fmt.Sprint(names[0], " ", n)], want[fmt.Sprint(names[1], " ", n)] = 2, 1
+	}
+	eventually(t, 30*time.Second, "all traces are decided", func() error {
+		got := numbers(tmp)
+		for key, n := range want {
+			if got[key] != n {
+				return fmt.Errorf("%d of %d spans of %s", got[key], n, key)
+			}
+		}
+		return nil
+	})
+	eventually(t, 30*time.Second, "everything is finished", func() error {
+		if code := run(t, nil, "penstock", "audit", "-hub", p.hub.url).exit(t, time.Minute); code != 0 {
+			return fmt.Errorf("penstock audit: exit %d", code)
+		}
+		return nil
+	})
+	for key, n := range numbers(tmp) {
+		if want[key] != n {
+			t.Errorf("%d spans of %s, want %d", n, key, want[key])
+		}
+	}
+	for _, of := range tmp.Pushes() {
+		if len(slices.Compact(of)) != 1 {
+			t.Errorf("a request has spans of %q", of)
+		}
+	}
+
+	p.sink.stop()
+	p.startSink(t, func(c *sink.Config) {
+		configure(c)
+		c.Tempo.Endpoint = again.Addr
+	})
+	out := []string{"--from", begin.Add(-time.Second).Format(time.RFC3339), "--to", time.Now().Add(time.Minute).Format(time.RFC3339), "--signal", "traces", "--instance", names[0]}
+	if code, said := penstockReplay(t, p.hub.url, out...); code != 0 {
+		t.Fatalf("replay: exit %d:\n%s", code, said)
+	}
+	got := numbers(again)
+	for key, n := range want {
+		if mine := strings.HasPrefix(key, names[0]+" "); mine && got[key] != n || !mine && got[key] != 0 {
+			t.Errorf("replayed: %d spans of %s, live %d", got[key], key, n)
+		}
+	}
+	if len(got) != len(want)/2 {
+		t.Errorf("replayed: %d traces of %s, want %d", len(got), names[0], len(want)/2)
+	}
+}
