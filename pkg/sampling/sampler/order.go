@@ -83,7 +83,6 @@ func (s *Sampler) queue(in *instance, seq uint64, f envelope.Frame, out *Output)
 	if err := s.wire.Groups(f.Payload, func([]byte) int { return -1 }, nil); err != nil {
 		return err
 	}
-	s.routed[in.part] = max(s.routed[in.part], f.Seq)
 	s.held.owed.add(seq)
 	f.Payload = bytes.Clone(f.Payload)
 	o, one := &in.domain.order, frame{in, seq, f}

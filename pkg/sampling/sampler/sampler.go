@@ -354,6 +354,9 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.decided.reached(s.added())
 	f.Arrival = min(max(f.Arrival, 0), maxStamp)
 	in := s.instance(f.Instance, seq)
+	if s.routed != nil {
+		s.routed[in.part] = max(s.routed[in.part], f.Seq)
+	}
 	if s.ordered(in.domain) {
 		err = s.queue(in, seq, f, &out)
 	} else {

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/scripttest"
 )
@@ -28,15 +30,16 @@ import (
 func TestScripts(t *testing.T) {
 	scripttest.Run(t, func(t *testing.T, s *scripttest.Script) {
 		sc := &script{base: time.Unix(1_000_000, 0)}
-		s.Run(t, scripttest.Commands{"policies": sc.policies, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor})
+		s.Run(t, scripttest.Commands{"policies": sc.policies, "domains": sc.domains, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor})
 	})
 }
 
 // script is the state of one script.
 type script struct {
-	s    *Sampler
-	seq  uint64
-	base time.Time
+	s        *Sampler
+	seq      uint64
+	base     time.Time
+	grouping domains.Versions
 }
 
 // policies begins with a sampler that has the policies in the body.
@@ -45,7 +48,23 @@ func (sc *script) policies(c *scripttest.Call) string {
 	if err != nil {
 		c.Fatalf("%v", err)
 	}
-	sc.s = New(set, 1<<20, 0)
+	sc.s, sc.grouping = New(set, 1<<20, 0), nil
+	if room := c.Number("waiting", 0); room > 0 {
+		sc.s.maxWaiting = room
+	}
+	return ""
+}
+
+// domains makes the list in the body the next version, from the next message on: lines of a name and globs.
+func (sc *script) domains(c *scripttest.Call) string {
+	var list domains.Config
+	for line := range strings.Lines(c.Body) {
+		if words := strings.Fields(line); len(words) > 1 {
+			list = append(list, domains.Named{Name: words[0], Instances: words[1:]})
+		}
+	}
+	sc.grouping = append(sc.grouping, domains.Version{Number: uint64(len(sc.grouping) + 1), From: sc.seq + 1, Set: domains.New(list)})
+	sc.s.Use(nil, sc.grouping)
 	return ""
 }
 
@@ -53,7 +72,7 @@ func (sc *script) at(c *scripttest.Call) time.Time { return sc.base.Add(c.Durati
 
 func (sc *script) add(c *scripttest.Call) string {
 	sc.seq++
-	f := envelope.Frame{Instance: c.Text("instance", "i"), Source: uint32(c.Number("source", 0)), Arrival: sc.at(c).UnixNano()}
+	f := envelope.Frame{Instance: c.Text("instance", "i"), Source: uint32(c.Number("source", 0)), Arrival: sc.at(c).UnixNano(), Seq: uint64(c.Number("origin", 0))}
 	trace, lasts, failed := c.Text("trace", ""), c.Duration("ms"), c.Text("error", "") == "yes"
 	for _, name := range strings.Split(c.Text("spans", ""), ",") {
 		f.Payload = append(f.Payload, spanOf(trace, name, lasts, failed)...)
@@ -66,7 +85,18 @@ func (sc *script) add(c *scripttest.Call) string {
 }
 
 func (sc *script) idle(c *scripttest.Call) string {
-	return describe(sc.s.Idle(Mark{Before: []time.Time{sc.at(c)}}, sc.at(c)))
+	known := Mark{Before: []time.Time{sc.at(c)}}
+	if routed := c.Text("routed", ""); routed != "" { // by partition of TRACES; those of even letters are in the first one
+		known.Before = nil
+		for _, seq := range strings.Split(routed, ",") {
+			n, err := strconv.ParseUint(seq, 10, 64)
+			if err != nil {
+				c.Fatalf("%v", err)
+			}
+			known.Routed, known.Before = append(known.Routed, n), append(known.Before, sc.at(c))
+		}
+	}
+	return describe(sc.s.Idle(known, sc.at(c)))
 }
 
 func (sc *script) release(c *scripttest.Call) string {
@@ -98,6 +128,9 @@ func describe(o Output) string {
 	}
 	if o.TooLarge > 0 {
 		fmt.Fprintf(&b, "too large %d\n", o.TooLarge)
+	}
+	if o.Unordered > 0 {
+		fmt.Fprintf(&b, "unordered %d\n", o.Unordered)
 	}
 	return b.String()
 }

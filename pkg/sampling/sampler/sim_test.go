@@ -190,6 +190,11 @@ func (w *world) route() {
 					}
 				}
 			}
+			for j, name := range names { // a partition of TRACES is routed in order
+				if w.stall(name) == w.stall(names[i]) && queues[name][0].origin < queues[names[i]][0].origin {
+					i = j
+				}
+			}
 			sp := queues[names[i]][0]
 			at := comes(names[i], sp)
 			if w.live && len(msg) > 0 && at > last+500*time.Millisecond {
