@@ -19,13 +19,15 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
-// stretch is a recorded stretch of SPANS: two instances, ten minutes of stream
-// time; the first traces are decided long before the end. The second instance has two edges, each with
-// spans of every trace, and what one of them sends comes three seconds later.
+// stretch is a recorded stretch of SPANS: an instance, and two of a domain that are in different partitions of TRACES;
+// ten minutes of stream time; the first traces are decided long before the end. The first instance of the domain
+// has two edges, and the other has one; each has spans of most traces, and what two of them send comes one and three
+// seconds later.
 func stretch() (messages []bus.Message, spans int) {
 	const perInstance = 26_000 // traces
 	rng := rand.New(rand.NewPCG(7, 7))
@@ -47,34 +49,43 @@ func stretch() (messages []bus.Message, spans int) {
 			}
 		}
 		// At the end spans that close all windows, and stay undecided.
-		for n := range inst + 1 {
-			byTick[len(byTick)-1] = append(byTick[len(byTick)-1], &tracepb.Span{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(inst+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans+1+n))})
+		for n := range 6 {
+			tick := &byTick[len(byTick)-2+n%2] // the last ones may wait for each other
+			*tick = append(*tick, &tracepb.Span{TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(inst+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans+1+n))})
 		}
 		for tick, list := range byTick {
 			if len(list) == 0 {
 				continue
 			}
-			half := len(list) / 2 * inst
-			for source, list := range [][]*tracepb.Span{list[:half], list[half:]} {
-				if len(list) == 0 {
+			third := len(list) / 3
+			from := []struct {
+				instance string
+				late     int
+				spans    []*tracepb.Span
+			}{{"as-0", 0, list}}
+			if inst == 1 {
+				from = append(from[:0], from[0], from[0], from[0])
+				from[0].instance, from[0].spans = "as-1", list[:third]
+				from[1].instance, from[1].late, from[1].spans = "as-1", 30, list[third:2*third]
+				from[2].instance, from[2].late, from[2].spans = "as-2", 10, list[2*third:]
+			}
+			for source, one := range from {
+				if len(one.spans) == 0 {
 					continue
 				}
-				payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: list}}}}})
-				comes := tick
-				if inst == 1 && source == 1 {
-					comes = min(tick+30, len(buckets)-1)
-				}
+				payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: one.spans}}}}})
+				comes := min(tick+one.late, len(buckets)-2+tick%2)
 				buckets[comes] = append(buckets[comes], envelope.Frame{
-					Instance: fmt.Sprint("as-", inst), Source: uint32(source + 1), Arrival: base.Add(time.Duration(tick) * 100 * time.Millisecond).UnixNano(), Payload: payload,
+					Instance: one.instance, Source: uint32(source + 1), Arrival: base.Add(time.Duration(tick) * 100 * time.Millisecond).UnixNano(), Payload: payload,
 				})
 			}
 		}
 	}
-	sequence := map[string]uint64{} // of TRACES
+	var sequence uint64 // of TRACES
 	for i, frames := range buckets {
 		for n := range frames {
-			sequence[frames[n].Instance]++
-			frames[n].Seq = sequence[frames[n].Instance]
+			sequence++
+			frames[n].Seq = sequence
 		}
 		m := bus.Message{Subject: bus.SpansSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeFrames, Items: len(frames), ID: fmt.Sprint("m", i)}}
 		for _, f := range frames {
@@ -174,7 +185,7 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := newTraceLane(lane, d, versions.Fixed(policies), bus.DecisionsSubject(0), horizon, nil)
+			l := newTraceLane(lane, d, versions.Fixed(policies, domain.Version{Number: 1, From: 1, Set: domain.New(domain.Config{{Name: "d", Instances: []string{"as-1", "as-2"}}})}), bus.DecisionsSubject(0), horizon, nil)
 			l.maxBytes = 64 << 20
 			wg.Go(func() { _ = l.run(ctx) })
 			begun := k.more(1000)
@@ -189,7 +200,7 @@ policies:
 			} else {
 				backoff.Until(t.Context(), func() bool {
 					at, err := lane.Progress(ctx)
-					return err == nil && at.Lag <= 1
+					return err == nil && at.Lag <= 2
 				})
 			}
 			die()
@@ -200,7 +211,7 @@ policies:
 		if _, err := conn.TakeJournal(t.Context(), bus.Decisions, bus.Message{Subject: bus.DecisionsSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}, func(body []byte) error {
 			all, _, err := envelope.ReadSources(body)
 			for _, s := range all {
-				if s.Instance == "as-1" && len(s.Seen) == 2 {
+				if s.Domain == "@d" && s.Instance == "as-1" && len(s.Seen) == 2 {
 					recorded++
 				}
 			}

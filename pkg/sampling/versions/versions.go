@@ -300,8 +300,10 @@ func (v *Versions) Replayed(text string) (*Versions, error) {
 	return past, nil
 }
 
-// Fixed returns policies that have no versions, and no domains.
-func Fixed(set *policy.Set) *Versions { return &Versions{base: set, known: true} }
+// Fixed returns policies that have no versions, and those of the domains.
+func Fixed(set *policy.Set, domains ...domain.Version) *Versions {
+	return &Versions{base: set, live: inForce{domains: domains}, known: true}
+}
 
 // Wait returns the longest decision wait of all versions: the floor of a live lane may not move for
 // that long.
