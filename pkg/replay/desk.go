@@ -152,7 +152,18 @@ func (d *Desk) own(ctx context.Context, instance string) (ownTable, error) {
 	}
 	for key, value := range all {
 		kind, rest, _ := strings.Cut(key, ".")
-		if run, _, _ := strings.Cut(rest, "."); kind != "job" && runs[run] && own.Set(key, value) == nil {
+		if run, _, _ := strings.Cut(rest, "."); kind == "job" || !runs[run] {
+			continue
+		}
+		if kind == "plan" {
+			var p Plan
+			if json.Unmarshal(value, &p) != nil {
+				continue
+			}
+			p.only(instance)
+			value, _ = json.Marshal(p) // cannot fail
+		}
+		if own.Set(key, value) == nil {
 			own.values[key] = value
 		}
 	}

@@ -169,6 +169,10 @@ func (r Request) Matches(instance string) bool {
 // Samples reports whether policies decide what is sent of a signal.
 func (r Request) Samples(sig otlpwire.Signal) bool { return sig == otlpwire.Traces && !r.NoSampling }
 
+// Alone reports whether nothing but what matches counts for decisions: with policies of its own a job for one
+// instance could otherwise ask what the spans of others in its domain have.
+func (r Request) Alone() bool { return r.Policies != "" && r.scope() != AllInstances }
+
 // JobID is the id of the job; it is the same for the same request.
 func (r Request) JobID() string {
 	r.Instances, r.Signals, r.Backends = sorted(r.Instances), sorted(r.Signals), sorted(r.Backends)
@@ -253,6 +257,15 @@ func (l Lane) Shares(grouping domain.Versions, instance string) bool {
 	}
 	now, before := grouping.Of(instance, l.Last)
 	return slices.ContainsFunc(append(before, now), func(d string) bool { return slices.Contains(l.Domains, d) })
+}
+
+// only removes what the plan says of other instances.
+func (p *Plan) only(instance string) {
+	for i := range p.Lanes {
+		if l := &p.Lanes[i]; len(l.Domains) > 0 {
+			l.Domains, l.Partitions, l.Instances, l.Messages = nil, nil, []string{instance}, 0
+		}
+	}
 }
 
 // Key identifies the lane within its job.

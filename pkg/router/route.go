@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -36,9 +35,6 @@ type route struct {
 	seq     uint64
 	said    backoff.Repeats
 	quota   bus.Quota
-
-	mu   sync.Mutex
-	pace pace
 }
 
 // target is what a route writes to: the hub.
@@ -107,9 +103,7 @@ func (r *route) service() services.Service {
 		reading, leave := context.WithCancel(work)
 		defer leave()
 		var readers, sender sync.WaitGroup
-		r.look(ctx)
 		readers.Go(func() { r.members.Run(reading, shared) })
-		readers.Go(func() { r.watch(reading) })
 		sender.Go(func() { r.run(work) })
 		<-ctx.Done()
 		r.members.Drain(work, r.cfg.Drain, func(membership.Shared) bool { return true })
@@ -127,7 +121,6 @@ func (r *route) read(ctx context.Context, lane *bus.Lane, p int) {
 	defer lane.Close()
 	counts := r.tally(p)
 	defer counts.Keep()()
-	name := bus.RouterLane + strconv.Itoa(p)
 	lane.Run(ctx, func(d bus.Delivery) bool {
 		if d.Claimed {
 			return backoff.Retry(ctx, r.log, "continue the tally", func() error {
@@ -138,10 +131,6 @@ func (r *route) read(ctx context.Context, lane *bus.Lane, p int) {
 		if d.Seq == 0 {
 			return true
 		}
-		if !r.inStep(ctx, lane, d.Seq) {
-			return false
-		}
-		r.saw(name, d.Seq, d.Pending > 0)
 		select {
 		case r.inputs <- input{lane, counts, d}:
 			return true
@@ -152,64 +141,6 @@ func (r *route) read(ctx context.Context, lane *bus.Lane, p int) {
 	finish, stop := membership.Finish(ctx)
 	defer stop()
 	lane.Settled(finish)
-}
-
-// inStep returns when a lane need not wait for others before it routes a message; false if ctx ended.
-func (r *route) inStep(ctx context.Context, lane *bus.Lane, seq uint64) bool {
-	for waited := false; ; waited = true {
-		r.mu.Lock()
-		other, behind := r.pace.waitsFor(seq, time.Now())
-		r.mu.Unlock()
-		if other == "" {
-			if waited {
-				lane.Waits(nil)
-			}
-			return true
-		}
-		lane.Waits(fmt.Errorf("lane %s is %d messages behind: they are routed in step", other, behind))
-		if !backoff.Sleep(ctx, paceInterval) {
-			return false
-		}
-	}
-}
-
-func (r *route) saw(lane string, seq uint64, left bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.pace.saw(lane, seq, left, time.Now())
-}
-
-const (
-	// paceInterval is how often a lane that waits looks whether it need not any more.
-	paceInterval = 20 * time.Millisecond
-
-	// watchInterval is how often a router asks how far all lanes are, and refusedInterval how often when the
-	// hub does not answer that: then it knows its own.
-	watchInterval   = time.Second
-	refusedInterval = time.Minute
-)
-
-// watch follows how far the lanes are that other routers own, until ctx ends.
-func (r *route) watch(ctx context.Context) {
-	for pause := watchInterval; backoff.Sleep(ctx, pause); {
-		if pause = watchInterval; !r.look(ctx) {
-			pause = refusedInterval
-		}
-	}
-}
-
-// look asks the hub how far all lanes are; false if it does not answer.
-func (r *route) look(ctx context.Context) bool {
-	floors, _, err := r.hub.Conn.Floors(ctx, bus.Stream(otlpwire.Traces))
-	for name, floor := range floors {
-		if strings.HasPrefix(name, bus.RouterLane) {
-			r.saw(name, floor.Done, floor.Lag > 0)
-		}
-	}
-	if floors == nil && ctx.Err() == nil {
-		r.log.Debug("cannot ask how far other routers are; they may be far apart", "err", err)
-	}
-	return floors != nil
 }
 
 // tally returns the tally of the lane of a partition.

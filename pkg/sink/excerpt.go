@@ -128,7 +128,7 @@ func (e *excerpt) decides(ctx context.Context) (*versions.Versions, error) {
 	if !e.policies.Await(ctx) {
 		return nil, ctx.Err()
 	}
-	return e.policies.Replayed(e.job.Policies)
+	return e.policies.Replayed(e.job.Policies, e.job.Alone())
 }
 
 // claim reads how far the lane had come when this sink became its owner.
@@ -408,8 +408,14 @@ func (e *excerpt) restamped() {} // counted when it was live
 
 func (e *excerpt) decided(out sampler.Output) {
 	e.change(func(p *replay.Progress) {
-		p.SampledOut += int64(out.SampledOut)
-		p.Unchosen += int64(out.Unchosen)
+		for _, one := range out.Ended {
+			switch {
+			case one.How == sampler.NotAsked, one.How == sampler.NotKept && !e.asks(one.Instance):
+				p.Unchosen += int64(one.Spans)
+			case one.How == sampler.NotKept:
+				p.SampledOut += int64(one.Spans)
+			}
+		}
 		for i := range out.Exports {
 			if !e.asks(out.Exports[i].Instance) {
 				p.Unchosen += int64(out.Exports[i].Spans)

@@ -168,7 +168,7 @@ func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end u
 // lane counts nothing that is left, the stream's leader is asked for the next message: the count
 // may be late.
 func (h *horizon) routedUpTo(ctx context.Context, p int, floor bus.Floor, end uint64) (uint64, error) {
-	routed := min(end, floor.Done)
+	routed := min(end, max(floor.Done, h.searched[p]))
 	if floor.Lag > 0 || routed == end {
 		return routed, nil
 	}

@@ -173,7 +173,7 @@ func (r *replays) plan(ctx context.Context, job replay.Status) (plan *replay.Pla
 		return nil
 	}
 	backoff.Retry(ctx, r.log, "plan replay job "+job.ID, func() (err error) {
-		policies, err := r.policies.Replayed(job.Policies)
+		policies, err := r.policies.Replayed(job.Policies, job.Alone())
 		if err == nil {
 			plan, err = replay.MakePlan(ctx, r.hub.Conn, job.Request, policies.Wait(), policies.Domains(), time.Now())
 		} else {

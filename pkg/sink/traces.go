@@ -59,7 +59,7 @@ type traceLane struct {
 	idled     time.Time // Asked of the last mark that was reached
 	free      time.Time // when SPANS last had room
 	used      int       // how many changes of policies and domains the sampler knows
-	domains   uint64    // the number of their last version
+	domains   int       // and how many versions of these
 	written   time.Time // when the journal was last written
 }
 
@@ -250,13 +250,10 @@ func (l *traceLane) use() {
 	}
 	grouping := l.policies.Domains()
 	l.sampler.Use(all, grouping)
-	if n := len(grouping); l.used >= 0 && n > 0 && grouping[n-1].Number > l.domains && grouping[n-1].From <= l.sampler.Last() {
-		l.rewind = true
+	for _, one := range grouping[min(l.domains, len(grouping)):] {
+		l.rewind = l.rewind || l.used >= 0 && one.From <= l.sampler.Newest()
 	}
-	l.used, l.domains = changes, 0
-	if n := len(grouping); n > 0 {
-		l.domains = grouping[n-1].Number
-	}
+	l.used, l.domains = changes, len(grouping)
 }
 
 func (l *traceLane) decisionsMessage(items int) bus.Message {
@@ -468,7 +465,7 @@ func (l *traceLane) note(out sampler.Output) {
 }
 
 // outcomes are those of spans that the sampler finishes.
-var outcomes = [...]tally.Outcome{sampler.NotKept: tally.SampledOut, sampler.Repeated: tally.Duplicate, sampler.Sent: tally.Unrecorded}
+var outcomes = [...]tally.Outcome{sampler.NotKept: tally.SampledOut, sampler.Repeated: tally.Duplicate, sampler.Sent: tally.Unrecorded, sampler.NotAsked: tally.SampledOut}
 
 // payload appends the spans of an export, with what the decision adds to them.
 func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {

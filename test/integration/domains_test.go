@@ -14,7 +14,6 @@ import (
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
-	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/domain"
@@ -144,108 +143,5 @@ func TestATraceOverInstances(t *testing.T) {
 	}
 	if len(got) != len(want)/2 {
 		t.Errorf("replayed: %d traces of %s, want %d", len(got), names[0], len(want)/2)
-	}
-}
-
-// TestRoutersKeepStep: two instances have a backlog, one of 9,000 messages and one of a few between these. Two routers
-// route both in step: the samplers need not hold much of one until they know what the other has sent.
-func TestRoutersKeepStep(t *testing.T) {
-	t.Parallel()
-	p := new(pipeline)
-	p.log, p.text = newLog(t)
-	p.hub = startHub(t, p.log)
-	p.startRouter(t) // creates the streams and the lanes
-	names := [2]string{"as-1", "as-2"}
-	part := func(instance string) int { return partition.OfInstance(instance, bus.DefaultTopology().Partitions) }
-	for n := 3; part(names[0]) == part(names[1]); n++ {
-		names[1] = fmt.Sprint("as-", n)
-	}
-	conn, err := bus.OpenHub(t.Context(), bus.Config{URL: p.hub.url, Name: "check"}, bus.DefaultTopology(), p.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	eventually(t, 30*time.Second, "all lanes are there", func() error {
-		floors, _, err := conn.Floors(t.Context(), bus.Stream(otlpwire.Traces))
-		if len(floors) < bus.DefaultTopology().Partitions {
-			return errors.Join(err, fmt.Errorf("%d lanes", len(floors)))
-		}
-		return err
-	})
-	p.router.stop()
-	const many, every, ahead = 9_000, 500, 4096 + 512 // and what is read ahead
-	var messages []bus.Message
-	add := func(instance string) {
-		n := len(messages)
-		body, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{
-			TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(n+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(n+1)), Name: "x",
-		}}}}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		messages = append(messages, bus.Message{Subject: bus.Subject(otlpwire.Traces, instance), Body: body, Header: envelope.Header{
-			ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint("step-", n),
-		}})
-	}
-	for n := range many {
-		if add(names[0]); n%every == 0 {
-			add(names[1])
-		}
-	}
-	publish(t, p.hub.url, messages)
-	p.startRouter(t)
-	p.startRouter(t)
-	routed := func() (seqs map[string][]uint64, n int) {
-		seqs = map[string][]uint64{}
-		state, err := conn.State(t.Context(), bus.Spans)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if state.Messages == 0 {
-			return seqs, 0
-		}
-		r, err := conn.OpenReaderOf(t.Context(), bus.ReaderConfig{Stream: bus.Spans, From: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		var latest [2]uint64
-		err = r.Each(t.Context(), func(d bus.Delivery) bool {
-			var buf []byte
-			d.Decompress(&buf)
-			for body := d.Body; len(body) > 0; {
-				f, rest, err := envelope.NextFrame(body)
-				if err != nil {
-					t.Fatal(err)
-				}
-				body = rest
-				n++
-				i := slices.Index(names[:], f.Instance)
-				latest[i] = max(latest[i], f.Seq)
-				if i == 1 {
-					seqs["small"], seqs["large"] = append(seqs["small"], f.Seq), append(seqs["large"], latest[0])
-				}
-			}
-			return d.Seq < state.LastSeq
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return seqs, n
-	}
-	eventually(t, time.Minute, "everything is routed", func() error {
-		if _, n := routed(); n < len(messages) {
-			return fmt.Errorf("%d of %d", n, len(messages))
-		}
-		return nil
-	})
-	seqs, _ := routed()
-	for i, small := range seqs["small"] {
-		if large := seqs["large"][i]; small > large+ahead {
-			t.Errorf("message %d of the one is routed when the other is at %d", small, large)
-		}
-	}
-	if len(seqs["small"]) < many/every {
-		t.Fatalf("%d frames of the small one", len(seqs["small"]))
 	}
 }

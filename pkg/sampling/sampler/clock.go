@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -118,14 +119,30 @@ func (d *domain) several() bool {
 	return n > 1
 }
 
-// newest returns the highest arrival of a source, or, while nothing has come of it, of all of its instance.
-func (d *domain) newest(c *clock) (arrival int64) {
-	if c.known {
-		return c.arrival
+// newestOf returns the highest arrival of a source of an instance, or, while nothing has come of it, of all of its
+// sources, in all domains that it is in, or was.
+func (s *Sampler) newestOf(in *instance, h home, source uint32) (arrival int64) {
+	arrival = h.domain.newest(in, source)
+	if len(s.grouping) == 0 {
+		return arrival
 	}
-	for _, other := range d.clocks {
-		if other.known && other.in == c.in {
-			arrival = max(arrival, other.arrival)
+	now, before := s.grouping.Of(in.name, math.MaxUint64)
+	for _, name := range append(before, now) {
+		if d := s.domains[name]; d != nil {
+			arrival = max(arrival, d.newest(in, source))
+		}
+	}
+	return arrival
+}
+
+func (d *domain) newest(in *instance, source uint32) (arrival int64) {
+	for _, c := range d.clocks {
+		switch {
+		case c.in != in || !c.known:
+		case c.source == source:
+			return c.arrival
+		default:
+			arrival = max(arrival, c.arrival)
 		}
 	}
 	return arrival
@@ -140,9 +157,10 @@ func (d *domain) restore(in *instance, seen map[uint32]int64) {
 	}
 }
 
-// recordSources reports whether the sources of a domain are to be recorded with a decision of that time.
-func (d *domain) recordSources(due int64) bool {
-	if len(d.clocks) == 1 || d.recorded.clocks == len(d.clocks) && due-d.recorded.due < sourceGone && d.recorded.due-due < sourceGone {
+// recordSources reports whether the sources of a domain are to be recorded with a decision of that time: if there
+// are several, or also one.
+func (d *domain) recordSources(due int64, also bool) bool {
+	if len(d.clocks) == 1 && !also || d.recorded.clocks == len(d.clocks) && due-d.recorded.due < sourceGone && d.recorded.due-due < sourceGone {
 		return false
 	}
 	d.recorded.clocks, d.recorded.due = len(d.clocks), due
@@ -354,16 +372,17 @@ func (s *Sampler) sweep(d *domain) {
 }
 
 // ready reports whether a trace need not wait any more. It is called for all traces of a domain, most of
-// which have one source: for these it does not look at all sources.
+// which have sources that are in step: for these it does not look at all sources.
 func (d *domain) ready(t *trace) bool {
-	if len(t.from) == 1 {
-		return t.due < t.from[0].clock.free
-	}
 	lead, now := t.lead()
+	if !slices.ContainsFunc(t.from, func(p part) bool { return p.shift != 0 }) {
+		return t.due < lead.clock.free
+	}
 	return d.now(lead, now) > t.due && d.blocks(t) == nil
 }
 
-// free returns before which time traces that have spans of a source only need not wait any more.
+// free returns before which time traces need not wait any more of which a source is the most advanced, if all of
+// their sources are in step.
 func (d *domain) free(c *clock) int64 {
 	own := c.alone()[0]
 	now := d.now(own, c.time())

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/partition"
@@ -20,13 +21,14 @@ type order struct {
 	parts  []int   // the partitions of TRACES that the domain's instances are in
 	frames []frame // by sequence of TRACES
 	bytes  int     // of these
-	queued pending // their sequences of SPANS
 }
 
 // frame is a frame that waits.
 type frame struct {
-	in  *instance
-	seq uint64 // of SPANS
+	in   *instance
+	home home // as of its sequence of TRACES
+	seq  uint64
+	read int64 // when it came, by the reader's clock
 	envelope.Frame
 }
 
@@ -46,21 +48,32 @@ func (s *Sampler) divide(parts int) {
 		return
 	}
 	s.parts = parts
-	for _, d := range s.domains {
-		d.order.parts = nil
-	}
 	for _, in := range s.instances {
 		in.part = partition.OfInstance(in.name, parts)
-		in.domain.order.joins(in.part)
+	}
+	for _, d := range s.domains {
+		d.order.parts = nil
+		for _, c := range d.clocks {
+			d.order.joins(c.in.part)
+		}
 	}
 }
 
-// added returns the sequence of SPANS up to which all frames have been added, last at most.
-func (o *order) added(last uint64) uint64 {
-	if low, ok := o.queued.lowest(); ok {
+// added returns the sequence of SPANS up to which all frames that may have spans of the domain's traces have been
+// added, last at most.
+func (d *domain) added(last uint64) uint64 {
+	if low, ok := d.queued.lowest(); ok {
 		return low - 1
 	}
 	return last
+}
+
+// counted returns the sequence of SPANS up to which the spans of a domain's traces count for what is decided now.
+func (s *Sampler) counted(d *domain) uint64 {
+	if s.routed == nil || len(s.grouping) == 0 {
+		return s.last
+	}
+	return d.added(s.last - 1) // other frames of the last message may have to wait
 }
 
 // added returns the sequence up to which the frames of all domains have been added.
@@ -68,7 +81,7 @@ func (s *Sampler) added() uint64 {
 	low := s.last
 	if s.waiting > 0 && s.decided.above != nil {
 		for _, d := range s.domains {
-			low = min(low, d.order.added(low))
+			low = min(low, d.added(low))
 		}
 	}
 	return low
@@ -77,23 +90,47 @@ func (s *Sampler) added() uint64 {
 // ordered reports whether the frames of a domain have to be put in order.
 func (s *Sampler) ordered(d *domain) bool { return s.routed != nil && len(d.order.parts) > 1 }
 
-// queue adds a frame to those of its domain that wait, and then those that need not wait any more. Where so many wait
+// line returns the domain among whose frames the next one of an instance has to wait; nil if it need not wait. After a
+// change of its domain that is the previous one, as long as anything is there, or may come.
+func (s *Sampler) line(in *instance) *domain {
+	for _, name := range in.before {
+		if d := s.domains[name]; d != nil && s.ordered(d) && (len(d.traces)+len(d.order.frames) > 0 || s.reached(d) < s.grouping[in.version-1].From) {
+			return d
+		}
+	}
+	if s.ordered(in.domain) {
+		return in.domain
+	}
+	return nil
+}
+
+// queue adds a frame to those of a line that wait, and then those that need not wait any more. Where so many wait
 // that there is no room, the first ones of the domain that has most do not wait longer.
-func (s *Sampler) queue(in *instance, seq uint64, f envelope.Frame, out *Output) error {
+func (s *Sampler) queue(line *domain, in *instance, seq uint64, f envelope.Frame, out *Output) error {
 	if err := s.wire.Groups(f.Payload, func([]byte) int { return -1 }, nil); err != nil {
 		return err
 	}
-	s.held.owed.add(seq)
 	f.Payload = bytes.Clone(f.Payload)
-	o, one := &in.domain.order, frame{in, seq, f}
+	one := frame{in, in.home, seq, s.now, f}
+	o := &line.order
 	i, _ := slices.BinarySearchFunc(o.frames, f.Seq+1, func(one frame, seq uint64) int { return cmp.Compare(one.Seq, seq) })
 	o.frames = slices.Insert(o.frames, i, one)
-	o.queued.add(seq)
 	o.bytes += one.size()
 	s.waiting += one.size()
-	s.flow(in.domain, s.reached(in.domain), out)
+	s.held.owed.add(seq)
+	s.each(one.home, func(d *domain) {
+		if d.queued.add(seq); d != line {
+			d.away++
+		}
+	})
+	for _, name := range in.before {
+		if d := s.domains[name]; d != nil && d != line {
+			s.flow(d, s.reached(d), out) // what waits there comes before what follows
+		}
+	}
+	s.flow(line, s.reached(line), out)
 	for s.waiting > s.maxWaiting {
-		most := in.domain
+		most := line
 		for _, d := range s.domains {
 			if d.order.bytes > most.order.bytes {
 				most = d
@@ -105,6 +142,16 @@ func (s *Sampler) queue(in *instance, seq uint64, f envelope.Frame, out *Output)
 	return nil
 }
 
+// each calls do with the domains of a home.
+func (s *Sampler) each(h home, do func(*domain)) {
+	do(h.domain)
+	for _, name := range h.before {
+		if d := s.domains[name]; d != nil {
+			do(d)
+		}
+	}
+}
+
 // reached returns the sequence of TRACES up to which all messages of a domain's instances have come.
 func (s *Sampler) reached(d *domain) uint64 {
 	low := uint64(math.MaxUint64)
@@ -114,18 +161,34 @@ func (s *Sampler) reached(d *domain) uint64 {
 	return low
 }
 
-// flow adds the frames of a domain up to a sequence of TRACES.
-func (s *Sampler) flow(d *domain, upto uint64, out *Output) {
-	o := &d.order
+// flow adds the frames of a line up to a sequence of TRACES.
+func (s *Sampler) flow(line *domain, upto uint64, out *Output) {
+	o := &line.order
 	for len(o.frames) > 0 && o.frames[0].Seq <= upto {
 		f := o.frames[0]
 		o.frames[0] = frame{}
 		o.frames = o.frames[1:]
-		_ = s.add(f.in, f.seq, f.Frame, out) // it was checked
-		o.queued.release(f.seq)
+		_ = s.add(f.in, f.home, f.seq, f.Frame, out) // it was checked
 		s.held.owed.release(f.seq)
+		s.each(f.home, func(d *domain) {
+			if d.queued.release(f.seq); d != line {
+				d.away--
+			}
+		})
 		o.bytes -= f.size()
 		s.waiting -= f.size()
+	}
+}
+
+// orderPatience is for how long a frame waits at most, by the reader's clock: nothing that happens to routers takes as long.
+const orderPatience = int64(2 * time.Minute)
+
+// order adds the frames of a line that need not wait any more.
+func (s *Sampler) order(line *domain, out *Output) {
+	s.flow(line, s.reached(line), out)
+	for o := &line.order; len(o.frames) > 0 && s.now-o.frames[0].read > orderPatience; {
+		s.flow(line, o.frames[0].Seq, out)
+		out.Unordered++
 	}
 }
 

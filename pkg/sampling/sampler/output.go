@@ -60,18 +60,18 @@ const (
 	NotKept  How = iota // their trace is not kept
 	Repeated            // the same spans are held, or were handled
 	Sent                // a previous owner has sent them
+	NotAsked            // their trace was not asked for
 )
 
 // Output is the result of a step.
 type Output struct {
-	// Ended are the spans that are finished by this step, or, with NotKept, once Decisions are recorded.
+	// Ended are the spans that are finished by this step, or, with NotKept and NotAsked, once Decisions are recorded.
 	Ended      []Ended
 	Exports    []Export
 	Decisions  []envelope.Decision // to be recorded before anything is exported or released
 	Sources    []envelope.Sources  // to be recorded with Decisions
 	By         []string            // for every decision the policy that made it, "" for none
 	SampledOut int                 // spans of traces that were not kept
-	Unchosen   int                 // spans of traces that were not asked for, without late ones
 	Duplicates int                 // spans that were already held
 	TooLarge   int                 // traces dropped because of their size
 	Unordered  int                 // frames of instances whose routers are far ahead of others of the domain, that had no room to wait

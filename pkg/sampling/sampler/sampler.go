@@ -78,7 +78,7 @@ type Sampler struct {
 	grouping  domains.Versions
 	domains   map[string]*domain
 	instances map[string]*instance
-	restored  map[string]budgets            // of instances that have not been seen yet
+	budgets   map[payer]*policy.Budgets
 	sources   map[string][]envelope.Sources // recorded, of domains that have not been seen yet
 	routed    []uint64                      // by partition of TRACES, the sequence up to which everything has been added; nil: frames come in order
 	waiting   int                           // bytes of the frames that wait for their turn
@@ -88,6 +88,7 @@ type Sampler struct {
 	chosen    func(first int64, seq uint64) bool // nil: every trace
 	heads     map[*otlpwire.Heads]int            // number of pieces that share it
 	last      uint64                             // highest sequence seen
+	newest    uint64                             // and of TRACES
 	wire      otlpwire.Splitter
 	span      otlpwire.Span
 	scratch   []byte // the current trace
@@ -125,7 +126,9 @@ type domain struct {
 		due    int64
 	}
 	traces map[otlpwire.TraceID]*trace
-	order  order // of the frames of its instances
+	order  order   // of the frames of its instances
+	queued pending // sequences of SPANS of the frames that wait and may have spans of its traces
+	away   int     // how many of these wait among the frames of another domain
 
 	bytes   int    // memory of its traces
 	passed  bool   // its new traces are passed over
@@ -136,25 +139,33 @@ type domain struct {
 
 // instance is the state of one instance.
 type instance struct {
-	name    string
-	domain  *domain  // that new traces are in
-	before  []string // the other domains that it was in, where traces that began there stay
-	version int      // of the grouping, by which that is so
-	part    int      // the partition of TRACES that it is in
-	origin  uint64   // highest sequence of TRACES seen
-	budgets budgets
+	name string
+	home
+	version int    // of the grouping, by which that is its home
+	part    int    // the partition of TRACES that it is in
+	origin  uint64 // highest sequence of TRACES seen
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
 }
 
-// budgets has the budgets for each version of the policies, by its number.
-type budgets map[uint64]*policy.Budgets
+// home is where the traces of an instance are, as of a sequence of TRACES.
+type home struct {
+	domain *domain  // that new traces are in
+	before []string // the other domains that it was in, where traces that began there stay
+}
 
-func (b budgets) of(version uint64) *policy.Budgets {
-	if b[version] == nil {
-		b[version] = new(policy.Budgets)
+// payer is whose budgets a trace takes from: an instance's, by the version of the policies. It has others in each of
+// its domains, which decide in an order of their own.
+type payer struct {
+	domain, instance string
+	version          uint64
+}
+
+func (s *Sampler) budgetsOf(p payer) *policy.Budgets {
+	if s.budgets[p] == nil {
+		s.budgets[p] = new(policy.Budgets)
 	}
-	return b[version]
+	return s.budgets[p]
 }
 
 // trace is an undecided trace.
@@ -269,7 +280,7 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 		parts:     1,
 		domains:   make(map[string]*domain),
 		instances: make(map[string]*instance),
-		restored:  make(map[string]budgets),
+		budgets:   make(map[payer]*policy.Budgets),
 		sources:   make(map[string][]envelope.Sources),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped, floor),
@@ -277,7 +288,8 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 	}
 }
 
-// Use sets the versions of the policies that follow the one of [New], and those of the domains, by From. Held
+// Use sets the versions of the policies that follow the one of [New], by From, and those of the domains, by sequences of
+// TRACES: in the order of that nothing that began before a change is read after it. Held
 // traces to which another version of the policies applies from now on are judged by that version. Those that have
 // begun in another domain stay there: where spans have been added that versions of the domains apply to
 // which are new, a new sampler must begin at the floor.
@@ -298,14 +310,11 @@ func (s *Sampler) Use(policies []policy.Version, grouping domains.Versions) {
 	}
 }
 
-// instance returns the state of an instance, in the domain that it has at a sequence.
+// instance returns the state of an instance, in the domain that it has at a sequence of TRACES.
 func (s *Sampler) instance(name string, seq uint64) *instance {
 	in := s.instances[name]
 	if in == nil {
-		in = &instance{name: name, budgets: s.restored[name], version: -1, part: partition.OfInstance(name, s.parts)}
-		if delete(s.restored, name); in.budgets == nil {
-			in.budgets = budgets{}
-		}
+		in = &instance{name: name, version: -1, part: partition.OfInstance(name, s.parts)}
 		s.instances[name] = in
 	}
 	version := len(s.grouping)
@@ -318,15 +327,59 @@ func (s *Sampler) instance(name string, seq uint64) *instance {
 	now, before := s.grouping.Of(name, seq)
 	in.version, in.before, in.domain = version, before, s.domains[now]
 	if in.domain == nil {
-		in.domain = &domain{name: now, traces: make(map[otlpwire.TraceID]*trace)}
-		s.domains[now] = in.domain
-		for _, known := range s.sources[now] {
-			in.domain.restore(s.instance(known.Instance, seq), known.Seen)
-		}
-		delete(s.sources, now)
+		in.domain = s.newDomain(now, seq)
 	}
 	in.domain.order.joins(in.part)
+	for _, name := range before {
+		if s.domains[name] == nil && len(s.sources[name]) > 0 { // others may not be as far as the change
+			s.newDomain(name, seq)
+		}
+	}
 	return in
+}
+
+func (s *Sampler) newDomain(name string, seq uint64) *domain {
+	d := &domain{name: name, traces: make(map[otlpwire.TraceID]*trace)}
+	s.domains[name] = d
+	s.populate(d, seq)
+	return d
+}
+
+// populate gives a new domain the sources of its instances that the previous owner knew, or that are known from the
+// domains that these were in before.
+func (s *Sampler) populate(d *domain, seq uint64) {
+	restore := func(all []envelope.Sources) {
+		for _, known := range all {
+			in := s.instance(known.Instance, seq)
+			d.order.joins(in.part)
+			d.restore(in, known.Seen)
+		}
+	}
+	restore(s.sources[d.name])
+	delete(s.sources, d.name)
+	if len(s.grouping) == 0 {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.sources)) {
+		restore(slices.DeleteFunc(slices.Clone(s.sources[name]), func(known envelope.Sources) bool {
+			now, _ := s.grouping.Of(known.Instance, seq)
+			return now != d.name
+		}))
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.instances)) {
+		in := s.instances[name]
+		if now, _ := s.grouping.Of(name, seq); now != d.name || in.domain == nil || in.domain == d {
+			continue
+		}
+		seen := map[uint32]int64{}
+		for _, c := range in.domain.clocks {
+			if c.in == in && !c.gone {
+				seen[c.source] = c.told
+			}
+		}
+		d.order.joins(in.part)
+		d.restore(in, seen)
+	}
 }
 
 // rules returns the version that is in force at a sequence.
@@ -353,24 +406,25 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 	s.last = max(s.last, seq)
 	s.decided.reached(s.added())
 	f.Arrival = min(max(f.Arrival, 0), maxStamp)
-	in := s.instance(f.Instance, seq)
+	in := s.instance(f.Instance, f.Seq)
+	s.newest = max(s.newest, f.Seq)
 	if s.routed != nil {
 		s.routed[in.part] = max(s.routed[in.part], f.Seq)
 	}
-	if s.ordered(in.domain) {
-		err = s.queue(in, seq, f, &out)
+	if line := s.line(in); line != nil {
+		err = s.queue(line, in, seq, f, &out)
 	} else {
-		err = s.add(in, seq, f, &out)
+		err = s.add(in, in.home, seq, f, &out)
 	}
 	out.Rewind = s.room()
 	return out, err
 }
 
 // add is Add for a frame whose turn it is.
-func (s *Sampler) add(in *instance, seq uint64, f envelope.Frame, out *Output) error {
-	c := in.domain.clock(in, f.Source)
+func (s *Sampler) add(in *instance, h home, seq uint64, f envelope.Frame, out *Output) error {
+	c := h.domain.clock(in, f.Source)
 	c.active = true
-	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= in.domain.newest(c) {
+	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= s.newestOf(in, h, f.Source) {
 		// An instance's messages are routed in order, so a router that took over has sent this one again.
 		n := otlpwire.Count(otlpwire.Traces, f.Payload)
 		out.Duplicates += n
@@ -379,8 +433,8 @@ func (s *Sampler) add(in *instance, seq uint64, f envelope.Frame, out *Output) e
 	}
 	s.earlier, in.origin = false, f.Seq
 	s.held.turn++
-	s.hear(in.domain, c, f.Arrival, out)
-	for _, name := range in.before {
+	s.hear(h.domain, c, f.Arrival, out)
+	for _, name := range h.before {
 		if d := s.domains[name]; d != nil && len(d.traces) > 0 {
 			c := d.clock(in, f.Source)
 			c.active = true
@@ -401,11 +455,11 @@ func (s *Sampler) add(in *instance, seq uint64, f envelope.Frame, out *Output) e
 		}
 		return n
 	}, func(key int, g otlpwire.Group) {
-		s.addPiece(in, c, seq, ids[key], f.Arrival, load, g, out)
+		s.addPiece(in, h, c, seq, ids[key], f.Arrival, load, g, out)
 	})
 	if s.earlier { // a trace is due before the time of the source that it waits for
 		s.earlier = false
-		for _, name := range append(in.before, in.domain.name) {
+		for _, name := range append(h.before[:len(h.before):len(h.before)], h.domain.name) {
 			if d := s.domains[name]; d != nil && len(d.clocks) > 1 {
 				s.advance(d, out, d.clocks...)
 			}
@@ -423,32 +477,38 @@ func (s *Sampler) hear(d *domain, c *clock, arrival int64, out *Output) {
 
 // domain returns the domain that spans of a trace belong to: where the instance was in another one when the trace
 // began, that one. It is nil where the trace is decided and nothing else is known of the domain.
-func (s *Sampler) domain(in *instance, id otlpwire.TraceID) (d *domain, name string) {
-	for _, name := range in.before {
+func (s *Sampler) domain(h home, id otlpwire.TraceID) (d *domain, name string) {
+	for _, name := range h.before {
 		d := s.domains[name]
 		if _, known, _ := s.decided.recall(key{name, id}); known || d != nil && d.traces[id] != nil {
 			return d, name
 		}
 	}
-	return in.domain, in.domain.name
+	return h.domain, h.domain.name
 }
 
 // addPiece adds spans of one trace that share a resource.
-func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
+func (s *Sampler) addPiece(in *instance, h home, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
 	n := 0
 	for range g.Items() {
 		n++
 	}
-	d, name := s.domain(in, id)
+	d, name := s.domain(h, id)
 	if kept, known, upto := s.decided.recall(key{name, id}); known {
 		s.addLate(in, seq, n, kept, upto, g, out)
 		return
 	}
-	if d != in.domain {
+	if d != h.domain {
 		c = d.clock(in, c.source)
 	}
 	t := d.traces[id]
 	if t == nil {
+		for _, name := range h.before {
+			if other := s.domains[name]; other != nil && other.passed {
+				s.held.owed.add(seq) // it may have begun there, and been passed over
+				return
+			}
+		}
 		if t = s.open(d, c, seq, id, arrival, out); t == nil {
 			return
 		}
@@ -483,7 +543,7 @@ func (s *Sampler) addPiece(in *instance, c *clock, seq uint64, id otlpwire.Trace
 	if t.place >= 0 && s.tooLarge(t) {
 		out.TooLarge++
 		heap.Remove(&t.queue.queue, t.place)
-		s.conclude(d, t, policy.Verdict{}, out)
+		s.conclude(d, t, policy.Verdict{}, NotKept, out)
 	}
 }
 
@@ -676,17 +736,16 @@ func (s *Sampler) decide(d *domain, t *trace, out *Output) {
 		}
 	}
 	s.trace.Reset(t.id, spans, s.scratch, t.due+skew)
-	payer := t.payer()
-	if !payer.silent {
-		s.trace.Load = payer.load
+	pays := t.payer()
+	if !pays.silent {
+		s.trace.Load = pays.load
 	}
-	v := t.rules.Decide(&s.trace, payer.in.budgets.of(t.rules.Number))
+	v := t.rules.Decide(&s.trace, s.budgetsOf(payer{d.name, pays.in.name, t.rules.Number}))
+	how := NotKept
 	if s.chosen != nil && !s.chosen(t.first+skew, t.seq) {
-		v.Keep = false // it was evaluated only for what it takes from the budgets
-		out.Unchosen += t.spans()
-		out.SampledOut -= t.spans()
+		v.Keep, how = false, NotAsked // it was evaluated only for what it takes from the budgets
 	}
-	s.conclude(d, t, v, out)
+	s.conclude(d, t, v, how, out)
 	if cap(s.scratch) > maxScratch {
 		s.scratch = nil
 	}
@@ -695,25 +754,27 @@ func (s *Sampler) decide(d *domain, t *trace, out *Output) {
 // maxScratch is how much memory is kept for the next trace.
 const maxScratch = 4 << 20
 
-// conclude removes a decided trace, which is not in the queue any more.
-func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, out *Output) {
+// conclude removes a decided trace, which is not in the queue any more. how is how its spans end if it is not kept.
+func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *Output) {
 	delete(d.traces, t.id)
 	s.letGo(d, t)
 	d.decided = true
 	s.held.decided = s.held.decided || t.turn == s.held.oldest
-	one := envelope.Decision{Domain: d.name, Instance: t.payer().in.name, TraceID: t.id, Kept: v.Keep, Upto: d.order.added(s.last), Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
+	one := envelope.Decision{Domain: d.name, Instance: t.payer().in.name, TraceID: t.id, Kept: v.Keep, Upto: s.counted(d), Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
 	k := key{d.name, t.id}
 	out.By = append(out.By, v.By)
-	if d.recordSources(t.due) {
+	if d.recordSources(t.due, len(s.grouping) > 0) {
 		out.Sources = append(out.Sources, d.seen()...)
 	}
 	if !v.Keep {
 		s.decided.drop(k, 0)
 		out.Decisions = append(out.Decisions, one)
-		out.SampledOut += t.spans()
+		if how == NotKept {
+			out.SampledOut += t.spans()
+		}
 		for i := range t.shares {
 			for _, p := range t.shares[i].parts {
-				out.end(t.shares[i].in, p.Seq, p.Spans, NotKept)
+				out.end(t.shares[i].in, p.Seq, p.Spans, how)
 			}
 		}
 		s.held.owed.release(t.owed)

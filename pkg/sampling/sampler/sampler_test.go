@@ -55,7 +55,7 @@ func (sc *script) policies(c *scripttest.Call) string {
 	return ""
 }
 
-// domains makes the list in the body the next version, from the next message on: lines of a name and globs.
+// domains makes the list in the body the next version, from the next message on, which is also that of TRACES: lines of a name and globs.
 func (sc *script) domains(c *scripttest.Call) string {
 	var list domains.Config
 	for line := range strings.Lines(c.Body) {
@@ -73,6 +73,9 @@ func (sc *script) at(c *scripttest.Call) time.Time { return sc.base.Add(c.Durati
 func (sc *script) add(c *scripttest.Call) string {
 	sc.seq++
 	f := envelope.Frame{Instance: c.Text("instance", "i"), Source: uint32(c.Number("source", 0)), Arrival: sc.at(c).UnixNano(), Seq: uint64(c.Number("origin", 0))}
+	if f.Seq == 0 && sc.grouping != nil {
+		f.Seq = sc.seq
+	}
 	trace, lasts, failed := c.Text("trace", ""), c.Duration("ms"), c.Text("error", "") == "yes"
 	for _, name := range strings.Split(c.Text("spans", ""), ",") {
 		f.Payload = append(f.Payload, spanOf(trace, name, lasts, failed)...)

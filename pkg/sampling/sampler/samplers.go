@@ -45,7 +45,6 @@ func (o *Output) merge(more Output) {
 	o.Decisions = append(o.Decisions, more.Decisions...)
 	o.By = append(o.By, more.By...)
 	o.SampledOut += more.SampledOut
-	o.Unchosen += more.Unchosen
 	o.Duplicates += more.Duplicates
 	o.TooLarge += more.TooLarge
 	o.Unordered += more.Unordered
@@ -120,8 +119,13 @@ func (a *Samplers) Floor() uint64 {
 	return a.last
 }
 
-// Last returns the highest sequence that has been added.
-func (a *Samplers) Last() uint64 { return a.last }
+// Newest returns the highest sequence of TRACES that something has been added of.
+func (a *Samplers) Newest() (newest uint64) {
+	for _, s := range a.parts {
+		newest = max(newest, s.newest)
+	}
+	return newest
+}
 
 // Held returns the number of undecided traces and their approximate memory in bytes.
 func (a *Samplers) Held() (traces, bytes int) {

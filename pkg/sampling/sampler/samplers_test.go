@@ -133,7 +133,7 @@ func TestChosenTracesComeWhole(t *testing.T) {
 	unchosen, sampledOut, duplicates := 0, 0, 0
 	var recorded []byte
 	step := func(out Output) {
-		unchosen += out.Unchosen
+		unchosen += notAsked(out)
 		sampledOut += out.SampledOut
 		duplicates += out.Duplicates
 		for _, d := range out.Decisions {
@@ -268,4 +268,14 @@ func TestLittleRoomLosesNothing(t *testing.T) {
 	if missing > 0 || len(got) != len(want) {
 		t.Errorf("%d of %d traces decided after %d rounds, %d otherwise", len(got), len(want), rounds, missing)
 	}
+}
+
+// notAsked returns how many spans are of traces that were not asked for.
+func notAsked(out Output) (n int) {
+	for _, e := range out.Ended {
+		if e.How == NotAsked {
+			n += e.Spans
+		}
+	}
+	return n
 }

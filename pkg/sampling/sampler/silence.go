@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // Mark is what is known to have been added of each partition of TRACES: all its messages that the hub had at Before,
@@ -32,9 +34,12 @@ func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
 	}
 	for _, name := range s.names() {
 		d := s.domains[name]
-		if s.ordered(d) {
-			s.flow(d, s.reached(d), &out)
+		if len(d.order.frames) > 0 {
+			s.order(d, &out)
 		}
+	}
+	for _, name := range s.names() {
+		d := s.domains[name]
 		upto := d.upto(known.Before)
 		if upto.IsZero() {
 			continue
@@ -43,7 +48,7 @@ func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
 			s.overdue(d, upto.UnixNano(), patience, &out)
 		}
 		active := s.idle(d, upto, now, &out)
-		if !active && len(d.traces) == 0 && !d.passed && !slices.ContainsFunc(d.clocks, func(c *clock) bool { return upto.Sub(c.silent) <= time.Hour }) {
+		if !active && d.idles() && !slices.ContainsFunc(d.clocks, func(c *clock) bool { return upto.Sub(c.silent) <= time.Hour }) {
 			s.forget(d)
 		}
 	}
@@ -51,8 +56,17 @@ func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
 	return out
 }
 
-// upto returns the time up to which everything of a domain's instances has been added; zero if that is not known.
+// idles reports whether a domain has nothing, and has had something.
+func (d *domain) idles() bool {
+	return len(d.traces)+len(d.order.frames)+len(d.queued.debts) == 0 && !d.passed && len(d.clocks) > 0
+}
+
+// upto returns the time up to which everything of a domain's instances has been added; zero if that is not known, or
+// something waits elsewhere.
 func (d *domain) upto(before []time.Time) (upto time.Time) {
+	if d.away > 0 {
+		return time.Time{}
+	}
 	for i, part := range d.order.parts {
 		if at := before[part]; i == 0 || at.Before(upto) {
 			upto = at
@@ -65,6 +79,7 @@ func (d *domain) upto(before []time.Time) (upto time.Time) {
 func (s *Sampler) forget(d *domain) {
 	delete(s.domains, d.name)
 	maps.DeleteFunc(s.instances, func(_ string, in *instance) bool { return in.domain == d })
+	maps.DeleteFunc(s.budgets, func(p payer, _ *policy.Budgets) bool { return p.domain == d.name })
 	s.largest = nil
 }
 

@@ -96,7 +96,12 @@ policies:
 	}
 	if w.rng.IntN(2) == 0 {
 		w.room *= 2 // so are traces
-		w.grouping = domains.Versions{{Number: 1, From: 0, Set: domains.New(domains.Config{{Name: "d", Instances: []string{"i0", "i1"}}})}}
+		one, other := domains.New(domains.Config{{Name: "d", Instances: []string{"i0", "i1"}}}), domains.New(domains.Config{{Name: "e", Instances: []string{"i0", "i1"}}})
+		first, then := one, []*domains.Set{one, other, nil}[w.rng.IntN(3)]
+		if w.rng.IntN(2) == 0 {
+			first, then = then, first
+		}
+		w.grouping = domains.Versions{{Number: 1, From: 0, Set: first}, {Number: 2, From: 10 + w.rng.Uint64N(60), Set: then}}
 	}
 	for i := range 1 + w.rng.IntN(3) {
 		inst := fmt.Sprint("i", i)
@@ -151,7 +156,8 @@ func (w *world) route() {
 	}
 	queues := map[string][]simSpan{}
 	var names []string
-	for inst, spans := range w.streams {
+	for _, inst := range slices.Sorted(maps.Keys(w.streams)) {
+		spans := w.streams[inst]
 		var q []simSpan
 		for i := range spans {
 			q = append(q, spans[i])
@@ -391,12 +397,24 @@ func (w *world) want() map[string]bool {
 		domain string
 		trace  int
 	}
-	byTrace := map[id][]span{}
-	for _, inst := range slices.Sorted(maps.Keys(w.streams)) {
-		domain, _ := w.grouping.Of(inst, 1)
-		for _, sp := range w.streams[inst] {
-			byTrace[id{domain, sp.trace}] = append(byTrace[id{domain, sp.trace}], span{sp, inst})
+	var all []span
+	for inst, spans := range w.streams {
+		for _, sp := range spans {
+			all = append(all, span{sp, inst})
 		}
+	}
+	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.origin, b.origin) })
+	byTrace := map[id][]span{}
+	for _, sp := range all { // in the order of TRACES: what has begun in a domain stays there
+		now, before := w.grouping.Of(sp.instance, sp.origin)
+		key := id{now, sp.trace}
+		for _, domain := range before {
+			if begun := (id{domain, sp.trace}); len(byTrace[begun]) > 0 {
+				key = begun
+				break
+			}
+		}
+		byTrace[key] = append(byTrace[key], sp)
 	}
 	type verdict struct {
 		id      id
@@ -404,9 +422,11 @@ func (w *world) want() map[string]bool {
 		due     time.Duration
 		failing bool
 	}
-	payers := map[string][]verdict{} // by the instance of the root, or of the first span
+	payers := map[[2]string][]verdict{} // by domain, and the instance of the root, or of the first span
 	for id, spans := range byTrace {
-		slices.SortStableFunc(spans, func(a, b span) int { return int(a.at - b.at) })
+		slices.SortStableFunc(spans, func(a, b span) int {
+			return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.instance, b.instance))
+		})
 		v, payer, rooted := verdict{id: id, due: spans[0].at + w.wait}, spans[0].instance, false
 		for _, sp := range spans {
 			if sp.at > v.due {
@@ -423,7 +443,7 @@ func (w *world) want() map[string]bool {
 				}
 			}
 		}
-		payers[payer] = append(payers[payer], v)
+		payers[[2]string{id.domain, payer}] = append(payers[[2]string{id.domain, payer}], v)
 	}
 	for _, verdicts := range payers {
 		// The budget, 3 spans a second and a burst of 6, goes to those that are due first,
@@ -455,6 +475,9 @@ func (w *world) want() map[string]bool {
 	return kept
 }
 
+// simRare are worlds with something that few others have, which has gone wrong once.
+var simRare = []uint64{10247, 36346, 41032}
+
 // TestSimulation runs many worlds: whatever dies when, what is delivered is what
 // the reference keeps, whole traces and nothing else, and the floor reaches the
 // end.
@@ -464,7 +487,14 @@ func TestSimulation(t *testing.T) {
 		from, to = *simSeed, *simSeed
 	}
 	spans, kept, crashes, twice, full := 0, 0, 0, 0, 0
+	var seeds []uint64
 	for seed := from; seed <= to; seed++ {
+		seeds = append(seeds, seed)
+	}
+	if *simSeed == 0 {
+		seeds = append(seeds, simRare...)
+	}
+	for _, seed := range seeds {
 		w := newWorld(seed)
 		crashes += w.run(t)
 		want := w.want()
@@ -494,5 +524,5 @@ func TestSimulation(t *testing.T) {
 	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans || full == 0) {
 		t.Fatalf("%d crashes, %d of %d spans kept: nothing was simulated", crashes, kept, spans)
 	}
-	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d delivered_twice=%d lost=0 leaked=0 split=0", to-from+1, spans, kept, crashes, full, twice)
+	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d delivered_twice=%d lost=0 leaked=0 split=0", len(seeds), spans, kept, crashes, full, twice)
 }

@@ -305,9 +305,6 @@ func (s *Sampler) rememberOne(d envelope.Decision) {
 		s.decided.drop(k, d.Upto)
 	}
 	if len(d.Spent) > 0 {
-		if s.restored[d.Instance] == nil {
-			s.restored[d.Instance] = budgets{}
-		}
-		s.restored[d.Instance].of(d.Version).Restore(d.Due, d.Spent)
+		s.budgetsOf(payer{d.Domain, d.Instance, d.Version}).Restore(d.Due, d.Spent)
 	}
 }

@@ -143,13 +143,13 @@ func TestDomainsOfASink(t *testing.T) {
 		if now, before := s.in(t, 1); now != "@acme" || !slices.Equal(before, []string{"x"}) {
 			t.Errorf("x is in %s, before %v", now, before)
 		}
-		if v := s.Domains()[0]; v.Number != 1 || v.From != 5 {
+		if v := s.Domains()[0]; v.Number != 1 || v.From != 3 {
 			t.Errorf("version %d from %d", v.Number, v.From)
 		}
-		if now, _ := s.Domains().Of("x", 4); now != "x" {
+		if now, _ := s.Domains().Of("x", 2); now != "x" {
 			t.Errorf("before its sequence x is in %s", now)
 		}
-		if !s.said.Says("INFO", "new domains", "version=1", "from=5", "by=a") || s.refusals() != 0 {
+		if !s.said.Says("INFO", "new domains", "version=1", "from=3", "by=a") || s.refusals() != 0 {
 			t.Errorf("it says %s", s.said.String())
 		}
 	}
@@ -162,13 +162,13 @@ func TestDomainsOfASink(t *testing.T) {
 		t.Errorf("a sink that starts later has x in %s", now)
 	}
 	startSink(t, c, "same", named("acme")).in(t, 1) // it proposes nothing, as the next versions show
-	fill(t, c, 9, 3)
+	fill(t, c, 9, 6)
 	startSink(t, c, "b", named("bank")).in(t, 2)
 	startSink(t, c, "empty", domain.Config{}).in(t, 3)
 	if now, before := follows.in(t, 3); now != "x" || !slices.Equal(before, []string{"@acme", "@bank"}) {
 		t.Errorf("x is in %s, before %v", now, before)
 	}
-	if v := follows.Domains()[1]; v.Number != 2 || v.From != 9 {
+	if v := follows.Domains()[1]; v.Number != 2 || v.From != 6 {
 		t.Errorf("version %d from %d", v.Number, v.From)
 	}
 	if got := keys(t, c); !slices.Equal(got, []string{"domains.1", "domains.2", "domains.3"}) {
@@ -435,7 +435,10 @@ func TestReplayedDomains(t *testing.T) {
 	}
 	replays := map[string]domain.Versions{"AllDomains": all}
 	for _, text := range []string{"", "policies: [{name: all, type: always_sample}]"} {
-		past, err := s.Replayed(text)
+		if alone, err := s.Replayed(text, true); err != nil || len(alone.Domains()) != 0 {
+			t.Errorf("alone it has %v, %v", alone.Domains(), err)
+		}
+		past, err := s.Replayed(text, false)
 		if err != nil || !past.Await(t.Context()) {
 			t.Fatal(err)
 		}

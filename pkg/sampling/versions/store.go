@@ -19,14 +19,15 @@ import (
 )
 
 // Record is one version of the sampling policies, or of the domains, as the hub has it: in the bucket POLICIES
-// under its number, that of domains under domains.<number>. It is in force for traces whose first span is in SPANS
-// at From or later, until the next version is. Version 0 of the policies is what the sinks have in their own
-// configuration: it shows other processes what is in force while the hub has no other version.
+// under its number, that of domains under domains.<number>. Policies are in force for traces whose first span is in
+// SPANS at From or later, domains for what is in TRACES at Traces or later, until the next version is. Version 0 of the
+// policies is what the sinks have in their own configuration: it shows other processes what is in force while
+// the hub has no other version.
 type Record struct {
 	Number uint64    `json:"-"`
 	From   uint64    `json:"from"`   // a sequence of SPANS
 	Spans  time.Time `json:"spans"`  // when that SPANS was created: in another one it is in force from the start
-	Traces uint64    `json:"traces"` // the end of TRACES at the push: from here on it is in force for a replay
+	Traces uint64    `json:"traces"` // the end of TRACES at the push; of policies, from here on they are in force for a replay
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Text   string    `json:"text,omitempty"` // of the key tail_sampling

@@ -107,18 +107,13 @@ type Versions struct {
 	log  *slog.Logger
 
 	mu         sync.Mutex
-	live, past inForce            // by sequences of SPANS, and of TRACES
+	live, past []policy.Version   // the policies, by sequences of SPANS, and of TRACES
+	domains    domain.Versions    // by sequences of TRACES
 	seen       map[string]*Record // all of them, by key
 	changes    int
 	known      bool    // what the hub had at the start has been read
 	told       *Record // version 0, as the hub has it
 	differs    bool    // the hub has other domains than the configuration
-}
-
-// inForce are versions by number.
-type inForce struct {
-	policies []policy.Version
-	domains  domain.Versions
 }
 
 // New reads the configuration. domains are those of the configuration, nil if it does not have the key: then those
@@ -180,8 +175,8 @@ func (v *Versions) addPolicies(p *Record) error {
 	}
 	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
 	number := func(one policy.Version) uint64 { return one.Number }
-	v.live.policies = with(v.live.policies, policy.Version{Number: p.Number, From: p.From, Set: set}, number)
-	v.past.policies = with(v.past.policies, policy.Version{Number: p.Number, From: p.Traces, Set: set}, number)
+	v.live = with(v.live, policy.Version{Number: p.Number, From: p.From, Set: set}, number)
+	v.past = with(v.past, policy.Version{Number: p.Number, From: p.Traces, Set: set}, number)
 	if v.known {
 		v.log.Info("new policies", "version", p.Number, "from", p.From, "by", p.By)
 		v.led.PoliciesVersion.Set(float64(v.number()))
@@ -191,12 +186,11 @@ func (v *Versions) addPolicies(p *Record) error {
 
 func (v *Versions) addDomains(p *Record) {
 	set, number := domain.New(p.Domains), func(one domain.Version) uint64 { return one.Number }
-	v.live.domains = with(v.live.domains, domain.Version{Number: p.Number, From: p.From, Set: set}, number)
-	v.past.domains = with(v.past.domains, domain.Version{Number: p.Number, From: p.Traces, Set: set}, number)
+	v.domains = with(v.domains, domain.Version{Number: p.Number, From: p.Traces, Set: set}, number)
 	if !v.known {
 		return
 	}
-	v.log.Info("new domains", "version", p.Number, "from", p.From, "by", p.By)
+	v.log.Info("new domains", "version", p.Number, "from", p.Traces, "by", p.By)
 	before := v.differs
 	if v.differs = v.own != nil && !v.own.Equal(p.Domains); v.differs && !before {
 		v.log.Warn("another sink has other domains; all must have the same", "member", p.By)
@@ -259,8 +253,8 @@ func (v *Versions) propose(ctx context.Context, hub *bus.Hub, member string) {
 }
 
 func (v *Versions) number() uint64 {
-	if n := len(v.live.policies); n > 0 {
-		return v.live.policies[n-1].Number
+	if n := len(v.live); n > 0 {
+		return v.live[n-1].Number
 	}
 	return 0
 }
@@ -272,22 +266,25 @@ func (v *Versions) Base() *policy.Set { return v.base }
 func (v *Versions) All() ([]policy.Version, int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.live.policies, v.changes
+	return v.live, v.changes
 }
 
-// Domains returns the versions of the domains.
+// Domains returns the versions of the domains, by sequences of TRACES.
 func (v *Versions) Domains() domain.Versions {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.live.domains
+	return v.domains
 }
 
 // Replayed returns the policies for a reader of TRACES: those that were in force, or those
-// of text, the collector's tail_sampling configuration. The domains are those that were in force.
-func (v *Versions) Replayed(text string) (*Versions, error) {
+// of text, the collector's tail_sampling configuration. The domains are those that were in force, or, alone, none.
+func (v *Versions) Replayed(text string, alone bool) (*Versions, error) {
 	v.mu.Lock()
-	past := &Versions{base: v.base, live: v.past, known: true}
+	past := &Versions{base: v.base, live: v.past, domains: v.domains, known: true}
 	v.mu.Unlock()
+	if alone {
+		past.domains = nil
+	}
 	if text == "" {
 		return past, nil
 	}
@@ -296,13 +293,13 @@ func (v *Versions) Replayed(text string) (*Versions, error) {
 		return nil, err
 	}
 	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
-	past.base, past.live.policies = set, nil
+	past.base, past.live = set, nil
 	return past, nil
 }
 
 // Fixed returns policies that have no versions, and those of the domains.
 func Fixed(set *policy.Set, domains ...domain.Version) *Versions {
-	return &Versions{base: set, live: inForce{domains: domains}, known: true}
+	return &Versions{base: set, domains: domains, known: true}
 }
 
 // Wait returns the longest decision wait of all versions: the floor of a live lane may not move for
@@ -311,7 +308,7 @@ func (v *Versions) Wait() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	longest := v.base.Wait
-	for _, one := range v.live.policies {
+	for _, one := range v.live {
 		longest = max(longest, one.Wait)
 	}
 	return longest
