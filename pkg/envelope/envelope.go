@@ -342,6 +342,8 @@ type Decision struct {
 	Kept     bool
 	// Upto is the sequence of SPANS up to which its spans were part of the decision.
 	Upto uint64
+	// Begun is the sequence of TRACES of its first span; recorded only where the domain is a named one.
+	Begun uint64
 	// Policy, of kept traces, is the policy that wanted it.
 	Policy string
 	// Threshold, of kept traces, is the rejection threshold in its spans' trace state
@@ -365,10 +367,12 @@ type Spend struct {
 const (
 	decisionKept  = 1 << 0
 	decisionSpent = 1 << 1
+	decisionBegun = 1 << 2
 )
 
 // AppendDecision appends a decision: length and bytes of the instance id, the trace ID, and a byte
-// of which the lowest bit says that the trace was kept and the next that budgets were spent. Then
+// of which the lowest bit says that the trace was kept, the next that budgets were spent, and the third that Begun follows
+// Upto. Then
 // Due follows as eight bytes big endian, the number of spends, and limiter and amount of each, as
 // varints.
 func AppendDecision(dst []byte, d Decision) []byte {
@@ -384,8 +388,15 @@ func AppendDecision(dst []byte, d Decision) []byte {
 	if len(d.Spent) > 0 {
 		flags |= decisionSpent
 	}
+	named := d.Domain != "" && d.Domain != d.Instance
+	if named {
+		flags |= decisionBegun
+	}
 	dst = append(dst, flags)
 	dst = binary.AppendUvarint(dst, d.Upto)
+	if named {
+		dst = binary.AppendUvarint(dst, d.Begun)
+	}
 	if d.Kept {
 		dst = binary.AppendUvarint(dst, uint64(len(d.Policy)))
 		dst = append(dst, d.Policy...)
@@ -420,6 +431,9 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 	copy(d.TraceID[:], r.bytes(len(d.TraceID)))
 	flags := r.byte()
 	d.Upto = r.uvarint(math.MaxInt64)
+	if flags&decisionBegun != 0 {
+		d.Begun = r.uvarint(math.MaxInt64)
+	}
 	if d.Kept = flags&decisionKept != 0; d.Kept {
 		d.Policy = string(r.chunk())
 		d.Threshold = r.uvarint(otlpwire.Unknown)

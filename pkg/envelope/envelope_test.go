@@ -231,7 +231,7 @@ func TestDecisionsRoundTrip(t *testing.T) {
 		{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{1}, Kept: true, Upto: math.MaxInt64, Policy: "slow", Threshold: otlpwire.Unknown},
 		{},
 		{Domain: "as-2", Instance: "as-2", TraceID: otlpwire.TraceID{2}, Upto: 77},
-		{Domain: "@acme", Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Due: math.MaxInt64, Version: 300, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
+		{Domain: "@acme", Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Begun: 7, Due: math.MaxInt64, Version: 300, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
 	}
 	var b []byte
 	for _, d := range want {

@@ -8,6 +8,8 @@ const (
 	PinKept           = false // pin_kept: a sink that stops keeps its pins
 	DecisionNotLogged = false // decision_not_logged: kept traces are sent without a record of the decision
 	WallTime          = false // wall_time: windows close by the sink's clock
+	DomainsIgnored    = false // domains_ignored: each instance is a domain by itself
+	OneClock          = false // one_clock: all sources of an instance have one clock
 	FloorTooHigh      = false // floor_too_high: the floor passes the oldest message that is owed
 	KeeperTooFar      = false // keeper_too_far: the keeper removes one message more than all lanes have finished
 	LaneIgnored       = false // lane_ignored: the keeper assumes that the lanes of Loki have finished everything

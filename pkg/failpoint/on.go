@@ -18,6 +18,8 @@ var (
 	PinKept           = named("pin_kept")
 	DecisionNotLogged = named("decision_not_logged")
 	WallTime          = named("wall_time")
+	DomainsIgnored    = named("domains_ignored")
+	OneClock          = named("one_clock")
 	FloorTooHigh      = named("floor_too_high")
 	KeeperTooFar      = named("keeper_too_far")
 	LaneIgnored       = named("lane_ignored")

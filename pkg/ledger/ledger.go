@@ -106,7 +106,7 @@ type Ledger struct {
 	local     *prometheus.CounterVec
 	// SamplerFull counts how often a partition had no room for new traces.
 	SamplerFull prometheus.Counter
-	// SamplerUnordered counts frames of a domain that had no room to wait for the routers of its other instances.
+	// SamplerUnordered counts frames of a domain that did not wait longer for the routers of its other instances.
 	SamplerUnordered prometheus.Counter
 	// PoliciesVersion is the number of the sampling policies in force for new traces.
 	PoliciesVersion prometheus.Gauge
@@ -187,7 +187,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	l := &Ledger{
 		pushedOf:         map[string]bool{},
 		SamplerFull:      f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_full_total", Help: "How often a partition's sampler had no room for new traces, which then wait in the hub."}),
-		SamplerUnordered: f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_unordered_total", Help: "How often spans of a domain had no room to wait for the routers of its other instances, so that a trace may be decided without the spans of these."}),
+		SamplerUnordered: f.NewCounter(prometheus.CounterOpts{Name: "penstock_sampler_unordered_total", Help: "How often spans of a domain had no room to wait longer for the routers of its other instances, or waited for two minutes, so that a trace may be decided without the spans of these."}),
 		PoliciesVersion:  f.NewGauge(prometheus.GaugeOpts{Name: "penstock_policies_version", Help: "The version of the sampling policies that applies to new traces; 0 is the one of the configuration."}),
 		PoliciesRefused:  f.NewCounter(prometheus.CounterOpts{Name: "penstock_policies_refused_total", Help: "Versions of the policies in the hub that could not be used; the previous version stays in force."}),
 		SpoolBytes:       f.NewGauge(prometheus.GaugeOpts{Name: "penstock_spool_bytes", Help: "Bytes in the edge's spool that the hub has not acknowledged."}),

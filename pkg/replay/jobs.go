@@ -107,24 +107,9 @@ func (p *Plan) signal(ctx context.Context, conn *bus.Conn, r Request, sig otlpwi
 		grouping = nil
 	}
 	for _, held := range together(all, grouping, last) {
-		l := Lane{Signal: sig.String(), Partition: held[0].part, First: first, Last: last}
-		for _, h := range held {
-			l.Messages += h.messages
-			l.Instances = append(l.Instances, h.instance)
-			if !slices.Contains(l.Partitions, h.part) {
-				l.Partitions = append(l.Partitions, h.part)
-			}
-			for _, d := range h.domains {
-				if d != h.instance && !slices.Contains(l.Domains, d) {
-					l.Domains = append(l.Domains, d)
-				}
-			}
-		}
-		slices.Sort(l.Domains)
-		if len(l.Partitions) == 1 {
-			l.Partitions = nil
-		}
-		if slices.Sort(l.Instances); len(l.Instances) > fewInstances || len(r.Instances) == 0 {
+		l := laneOf(held)
+		l.Signal, l.First, l.Last = sig.String(), first, last
+		if len(l.Instances) > fewInstances || len(r.Instances) == 0 {
 			l.Instances = nil
 		}
 		lanes = append(lanes, l)

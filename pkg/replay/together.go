@@ -23,43 +23,11 @@ func together(all []holding, grouping domain.Versions, last uint64) (lanes [][]h
 		now, before := grouping.Of(all[i].instance, last)
 		all[i].domains = append(before, now)
 	}
-	wanted := map[string]bool{} // domains
 	for more := true; more; {
-		more = false
-		for i := range all {
-			h := &all[i]
-			if h.wanted = h.wanted || slices.ContainsFunc(h.domains, func(d string) bool { return wanted[d] }); !h.wanted {
-				continue
-			}
-			for _, d := range h.domains {
-				more = more || !wanted[d]
-				wanted[d] = true
-			}
-		}
+		more = spread(all)
 	}
-	lane := map[int]int{} // the lowest partition of the lane, by partition
-	join := func(a, b int) {
-		a, b = lane[a], lane[b]
-		for p, l := range lane {
-			if l == a || l == b {
-				lane[p] = min(a, b)
-			}
-		}
-	}
-	first := map[string]int{} // a partition of a domain
 	all = slices.DeleteFunc(all, func(h holding) bool { return !h.wanted })
-	for _, h := range all {
-		if _, known := lane[h.part]; !known {
-			lane[h.part] = h.part
-		}
-		for _, d := range h.domains {
-			if other, known := first[d]; known {
-				join(h.part, other)
-			} else {
-				first[d] = h.part
-			}
-		}
-	}
+	lane := joined(all)
 	slices.SortFunc(all, func(a, b holding) int {
 		return slices.Compare([]int{lane[a.part], a.part}, []int{lane[b.part], b.part})
 	})
@@ -71,4 +39,67 @@ func together(all []holding, grouping domain.Versions, last uint64) (lanes [][]h
 		lanes[n] = append(lanes[n], h)
 	}
 	return lanes
+}
+
+// spread wants what shares a domain with what is wanted, and reports whether that is more.
+func spread(all []holding) (more bool) {
+	wanted := map[string]bool{} // domains
+	for _, h := range all {
+		for _, d := range h.domains {
+			wanted[d] = wanted[d] || h.wanted
+		}
+	}
+	for i := range all {
+		if h := &all[i]; !h.wanted && slices.ContainsFunc(h.domains, func(d string) bool { return wanted[d] }) {
+			h.wanted, more = true, true
+		}
+	}
+	return more
+}
+
+// joined returns the lowest partition of the lane of each partition.
+func joined(all []holding) map[int]int {
+	lane, first := map[int]int{}, map[string]int{} // first: a partition of a domain
+	for _, h := range all {
+		if _, known := lane[h.part]; !known {
+			lane[h.part] = h.part
+		}
+		for _, d := range h.domains {
+			other, known := first[d]
+			if !known {
+				first[d] = h.part
+				continue
+			}
+			a, b := lane[h.part], lane[other]
+			for p, l := range lane {
+				if l == a || l == b {
+					lane[p] = min(a, b)
+				}
+			}
+		}
+	}
+	return lane
+}
+
+// laneOf returns the lane that reads holdings.
+func laneOf(held []holding) (l Lane) {
+	l.Partition = held[0].part
+	for _, h := range held {
+		l.Messages += h.messages
+		l.Instances = append(l.Instances, h.instance)
+		if !slices.Contains(l.Partitions, h.part) {
+			l.Partitions = append(l.Partitions, h.part)
+		}
+		for _, d := range h.domains {
+			if d != h.instance && !slices.Contains(l.Domains, d) {
+				l.Domains = append(l.Domains, d)
+			}
+		}
+	}
+	if len(l.Partitions) == 1 {
+		l.Partitions = nil
+	}
+	slices.Sort(l.Domains)
+	slices.Sort(l.Instances)
+	return l
 }

@@ -249,6 +249,9 @@ func (l *traceLane) use() {
 		return
 	}
 	grouping := l.policies.Domains()
+	if failpoint.DomainsIgnored {
+		grouping = nil
+	}
 	l.sampler.Use(all, grouping)
 	for _, one := range grouping[min(l.domains, len(grouping)):] {
 		l.rewind = l.rewind || l.used >= 0 && one.From <= l.sampler.Newest()
@@ -347,6 +350,9 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 		return nil
 	}
 	l.use() // a version may have come since the last tick
+	if l.rewind {
+		return nil // it comes again
+	}
 	if l.feed.admits(d) {
 		if err := l.add(ctx, d); err != nil {
 			return err
@@ -369,6 +375,9 @@ func (l *traceLane) end() {
 func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 	d.Decompress(&l.body)
 	if err := l.frames(d, func(f envelope.Frame) error {
+		if failpoint.OneClock {
+			f.Source = 0
+		}
 		out, err := l.sampler.Add(d.Seq, f)
 		if err == nil {
 			l.tally.Do(func(b *tally.Book) { b.Saw(d.Seq, f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload), "") })
@@ -441,7 +450,7 @@ func (l *traceLane) note(out sampler.Output) {
 	}
 	if out.Unordered > 0 {
 		if more, due := l.exporter.said.Due("unordered "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Warn("routers of instances of one domain are far apart, and there is no room to wait: traces may be decided without some of their spans; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+			l.exporter.log.Warn("spans of a domain do not wait longer for the routers of its other instances: traces may be decided without some of their spans; where there is no room, raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
 	l.rewind = l.rewind || out.Rewind
@@ -502,8 +511,10 @@ func (l *traceLane) flush(ctx context.Context) error {
 	if err := l.record(ctx); err != nil {
 		return err
 	}
-	// A request has spans of one instance; the order within each stays.
-	slices.SortStableFunc(l.exports, func(a, b sampler.Export) int { return strings.Compare(a.Instance, b.Instance) })
+	if slices.ContainsFunc(l.exports, func(e sampler.Export) bool { return e.Further }) {
+		// A request has spans of one instance; the order within each stays.
+		slices.SortStableFunc(l.exports, func(a, b sampler.Export) int { return strings.Compare(a.Instance, b.Instance) })
+	}
 	if failpoint.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}

@@ -101,7 +101,7 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(29); {
+	switch n := w.rng.IntN(32); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
@@ -142,6 +142,8 @@ func (w *world) fault(ctx context.Context) error {
 		return w.stall(ctx, pick("sink"), byCutting, 15*time.Second)
 	case n < 27:
 		return w.fillDisk(ctx, pick("hub"))
+	case n < 30:
+		return w.cutEdge(ctx, pick("edge"))
 	default:
 		return w.away(ctx, kinds[w.rng.IntN(len(kinds))])
 	}
@@ -329,6 +331,28 @@ func (w *world) stall(ctx context.Context, p *proc, how pause, long time.Duratio
 		return nil
 	}
 	return w.recovered(ctx, how.ends+" "+p.role, time.Now(), false)
+}
+
+// cutEdge takes the hub from an edge for longer than the policies wait. Where there are others, their traces wait for it, and the
+// decisions are those that they would be without.
+func (w *world) cutEdge(ctx context.Context, e *proc) error {
+	const lag = 9 * time.Second // the sampler waits for ten
+	from := time.Now()
+	d := wait + time.Duration(w.rng.Int64N(int64(2*time.Second)))
+	w.say("%s %s of %s for %v", byCutting.begins, e.name, e.instance, d.Truncate(100*time.Millisecond))
+	byCutting.begin(e)
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+	byCutting.finish(e)
+	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, 64<<10) }); err != nil {
+		return fmt.Errorf("%s was cut off: %w", e.name, err)
+	}
+	if took := time.Since(from); took > lag || e.instance == instances[len(instances)-1] {
+		w.disturb(from)
+	}
+	return nil
 }
 
 // pinLife is longer than a pin lives, and a member's key: whoever is paused for so

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,7 +33,6 @@ const (
 // trace is what the oracle knows of one trace.
 type trace struct {
 	id       [16]byte
-	instance string
 	spans    int
 	failing  bool      // has an error, wherever it stands
 	sent     time.Time // first attempt
@@ -66,9 +66,9 @@ type journal struct {
 	refused   atomic.Int64 // requests that were told to come again
 }
 
-// app sends to one edge until ctx ends, then finishes what it has begun, but
+// app sends traces with spans of each of some edges until ctx ends, then finishes what it has begun, but
 // starts no new trace.
-func (j *journal) app(ctx, give context.Context, instance, addr string, rng *rand.Rand) {
+func (j *journal) app(ctx, give context.Context, edges []*proc, rng *rand.Rand) {
 	var later [][]outgoing // by tick from now on
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -80,7 +80,7 @@ func (j *journal) app(ctx, give context.Context, instance, addr string, rng *ran
 			if ctx.Err() != nil {
 				break
 			}
-			for at, spans := range j.newTrace(instance, rng) {
+			for at, spans := range j.newTrace(edges, rng) {
 				for len(later) <= at {
 					later = append(later, nil)
 				}
@@ -90,11 +90,15 @@ func (j *journal) app(ctx, give context.Context, instance, addr string, rng *ran
 		if len(later) > 0 {
 			batch := later[0]
 			later = later[1:]
-			if len(batch) > 0 {
+			for _, e := range edges {
+				own := slices.DeleteFunc(slices.Clone(batch), func(o outgoing) bool { return o.edge != e })
+				if len(own) == 0 {
+					continue
+				}
 				slots <- struct{}{}
 				wg.Go(func() {
 					defer func() { <-slots }()
-					j.send(give, addr, batch)
+					j.send(give, e.otlp, own)
 				})
 			}
 		}
@@ -105,13 +109,14 @@ func (j *journal) app(ctx, give context.Context, instance, addr string, rng *ran
 // outgoing is one span.
 type outgoing struct {
 	*trace
+	edge *proc
 	span *tracepb.Span
 	n    uint64
 }
 
 // newTrace invents a trace: its spans by the tick in which they are sent.
-func (j *journal) newTrace(instance string, rng *rand.Rand) map[int][]outgoing {
-	t := &trace{instance: instance, spans: 1 + rng.IntN(8)}
+func (j *journal) newTrace(edges []*proc, rng *rand.Rand) map[int][]outgoing {
+	t := &trace{spans: 1 + rng.IntN(8)}
 	binary.BigEndian.PutUint64(t.id[:], rng.Uint64())
 	binary.BigEndian.PutUint64(t.id[8:], rng.Uint64())
 	bad := -1
@@ -133,7 +138,7 @@ func (j *journal) newTrace(instance string, rng *rand.Rand) map[int][]outgoing {
 		if i > 0 {
 			at = rng.IntN(int(spread / tick))
 		}
-		all[at] = append(all[at], outgoing{t, sp, j.next})
+		all[at] = append(all[at], outgoing{t, edges[rng.IntN(len(edges))], sp, j.next})
 	}
 	return all
 }

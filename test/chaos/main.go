@@ -4,7 +4,8 @@
 //
 //	chaos -seed 7 -for 120s
 //
-// A hub, two edges, two routers and one to four sinks run as processes; the
+// A hub, four edges, two routers and one to four sinks run as processes; two edges are of one instance, and two
+// instances of one domain, whose traces have spans of all three edges. The
 // backend is a recording Tempo in this one. A seed gives a schedule of faults:
 // kill -9, SIGSTOP, SIGTERM, a backend that refuses. The oracle knows the
 // policies and what it has sent; it looks at the answers, at Tempo and at the

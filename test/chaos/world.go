@@ -28,6 +28,10 @@ import (
 
 const partitions = 8
 
+// instances are those of the edges: two edges are of one, and two instances are of one domain. Each trace is of that
+// domain, with spans of all of its edges, or of the last instance.
+var instances = []string{"shop-1", "shop-1", "shop-2", "other"}
+
 // world is the pipeline under test and what happens to it.
 type world struct {
 	daemon.Options
@@ -67,11 +71,12 @@ type recovery struct {
 // proc is one process of the pipeline.
 type proc struct {
 	role, name string
+	instance   string // of an edge
 	born       int
 	admin      string
 	otlp       string
 	stopped    bool              // by SIGSTOP, or cut off
-	link       *faultproxy.Proxy // a sink's way to the hub
+	link       *faultproxy.Proxy // a sink's or an edge's way to the hub
 	daemon.Process
 }
 
@@ -111,7 +116,7 @@ func (w *world) add(role string) (*proc, error) {
 	w.born++
 	p := &proc{role: role, born: w.born, name: fmt.Sprintf("%s-%d", role, w.born), admin: daemon.FreeAddr()}
 	hub := w.hubAddr
-	if role == "sink" {
+	if role == "sink" || role == "edge" {
 		var err error
 		if p.link, err = faultproxy.Start(w.hubAddr); err != nil {
 			return nil, err
@@ -130,13 +135,13 @@ func (w *world) add(role string) (*proc, error) {
 		}
 		p.Args = args
 	case "edge":
-		p.otlp = daemon.FreeAddr()
+		p.otlp, p.instance = daemon.FreeAddr(), instances[len(w.of("edge"))]
 		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB, max_bytes: 16MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
-			p.name, filepath.Join(w.dir, p.name, "spool"), daemon.FreeAddr(), p.otlp)
+			p.instance, filepath.Join(w.dir, p.name, "spool"), daemon.FreeAddr(), p.otlp)
 	case "router":
 		config = shared
 	case "sink":
-		config = shared + fmt.Sprintf("sampling: {file: %s}\ntempo: {endpoint: %q}\nloki: {url: %q}\nprometheus: {url: %q, protocol: \"1.0\"}\n",
+		config = shared + fmt.Sprintf("sampling: {file: %s}\ndomains: [{name: shop, instances: ['shop-*']}]\ntempo: {endpoint: %q}\nloki: {url: %q}\nprometheus: {url: %q, protocol: \"1.0\"}\n",
 			filepath.Join(w.dir, "sampling.yaml"), w.tempo.Addr, w.loki.URL, w.prometheus.URL)
 	}
 	if config != "" {
@@ -197,7 +202,7 @@ func (w *world) close() {
 
 // run starts the pipeline, sends and injects faults, heals and drains.
 func (w *world) run(ctx context.Context) error {
-	for _, role := range []string{"hub", "edge", "edge", "router", "router", "sink"} {
+	for _, role := range []string{"hub", "edge", "edge", "edge", "edge", "router", "router", "sink"} {
 		if _, err := w.add(role); err != nil {
 			return err
 		}
@@ -210,18 +215,26 @@ func (w *world) run(ctx context.Context) error {
 	if err := daemon.Until(ctx, time.Minute, w.healthy); err != nil {
 		return fmt.Errorf("the pipeline does not start: %w", err)
 	}
-	w.say("a hub, two edges, two routers, one sink; seed %d, faults for %v", w.Seed, w.For)
+	w.say("a hub, four edges, two routers, one sink; seed %d, faults for %v", w.Seed, w.For)
 	sending, stopSending := context.WithCancel(ctx)
 	giving, giveUp := context.WithCancel(ctx)
 	defer giveUp()
 	defer stopSending()
 	go w.watchMachine(ctx)
 	var apps sync.WaitGroup
-	for i, e := range w.of("edge") {
+	edges, seen := w.of("edge"), map[string]bool{}
+	shop := edges[:len(edges)-1]
+	for i, to := range [][]*proc{shop, edges[len(shop):]} {
 		rng := rand.New(rand.NewPCG(w.Seed, uint64(i)))
-		apps.Go(func() { w.journal.app(sending, giving, e.name, e.otlp, rng) })
+		apps.Go(func() { w.journal.app(sending, giving, to, rng) })
+	}
+	for _, e := range edges {
+		if seen[e.instance] {
+			continue // two edges have no order between them
+		}
+		seen[e.instance] = true
 		for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
-			q := &sequence{sig: sig, instance: e.name}
+			q := &sequence{sig: sig, instance: e.instance}
 			w.journal.sequences = append(w.journal.sequences, q)
 			apps.Go(func() { q.app(sending, giving, &w.journal, e.otlp) })
 		}

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/penstock/penstock/pkg/envelope"
@@ -91,7 +92,7 @@ type Set struct{ domains []Named } // their names with "@"
 func New(c Config) *Set {
 	s := &Set{slices.Clone(c)}
 	for i := range s.domains {
-		s.domains[i].Name = "@" + s.domains[i].Name
+		s.domains[i].Name = named + s.domains[i].Name
 	}
 	return s
 }
@@ -138,3 +139,22 @@ func (v Versions) Of(instance string, seq uint64) (now string, before []string) 
 	}
 	return now, slices.DeleteFunc(before, func(d string) bool { return d == now })
 }
+
+// Left returns the sequence at which an instance was last put out of a domain; 0 if it never was.
+func (v Versions) Left(instance, domain string) (seq uint64) {
+	was := instance
+	for _, one := range v {
+		is := one.Of(instance)
+		if was == domain && is != domain {
+			seq = one.From
+		}
+		was = is
+	}
+	return seq
+}
+
+// Shared reports whether a domain is one that is named, which several instances may be in.
+func Shared(domain string) bool { return strings.HasPrefix(domain, named) }
+
+// named begins the names of such domains.
+const named = "@"

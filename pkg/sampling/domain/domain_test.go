@@ -190,3 +190,17 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		t.Errorf("no key is %#v", c)
 	}
 }
+
+// TestLeft: when an instance was put out of a domain, the last time.
+func TestLeft(t *testing.T) {
+	acme, bank := New(Config{{Name: "acme", Instances: []string{"a*"}}}), New(Config{{Name: "bank", Instances: []string{"a*"}}})
+	v := Versions{{Number: 1, From: 5, Set: acme}, {Number: 2, From: 7, Set: bank}, {Number: 3, From: 9, Set: acme}, {Number: 4, From: 11}}
+	for domain, want := range map[string]uint64{"a1": 5, "@acme": 11, "@bank": 9, "@other": 0} {
+		if got := v.Left("a1", domain); got != want {
+			t.Errorf("%s: %d, want %d", domain, got, want)
+		}
+	}
+	if v[:3].Left("a1", "@acme") != 7 || !Shared("@acme") || Shared("a1") {
+		t.Error("a later version counts, or an instance is shared")
+	}
+}

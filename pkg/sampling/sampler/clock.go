@@ -152,6 +152,9 @@ func (d *domain) newest(in *instance, source uint32) (arrival int64) {
 // they are waited for.
 func (d *domain) restore(in *instance, seen map[uint32]int64) {
 	for _, source := range slices.Sorted(maps.Keys(seen)) {
+		if slices.ContainsFunc(d.clocks, func(c *clock) bool { return c.in == in && c.source == source }) {
+			continue
+		}
 		c := d.clock(in, source)
 		c.at, c.told, c.arrival, c.active = unknown, seen[source], seen[source], true
 	}

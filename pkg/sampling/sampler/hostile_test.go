@@ -333,11 +333,11 @@ func TestDecisionsOfOthersAreRemembered(t *testing.T) {
 	id := func(n int) otlpwire.TraceID { return otlpwire.TraceID{byte(n), byte(n >> 8), byte(n >> 16), 1} }
 	for n := range 200 {
 		m.keep(key{"victim", id(n)}, keptTrace{})
-		m.drop(key{"victim", id(n + 1000)}, 0)
+		m.drop(key{"victim", id(n + 1000)}, droppedTrace{})
 	}
 	for n := range 50_000 {
 		m.keep(key{"hostile", id(n)}, keptTrace{})
-		m.drop(key{"hostile", id(n)}, 0)
+		m.drop(key{"hostile", id(n)}, droppedTrace{})
 	}
 	for n := range 200 {
 		if kept, known, _ := m.recall(key{"victim", id(n)}); !known || kept == nil {

@@ -26,9 +26,10 @@ type order struct {
 // frame is a frame that waits.
 type frame struct {
 	in   *instance
-	home home // as of its sequence of TRACES
+	home home      // as of its sequence of TRACES
+	of   []*domain // that it may have spans of traces of
 	seq  uint64
-	read int64 // when it came, by the reader's clock
+	read int64 // the reader's clock when it was first looked at while it waited
 	envelope.Frame
 }
 
@@ -93,8 +94,11 @@ func (s *Sampler) ordered(d *domain) bool { return s.routed != nil && len(d.orde
 // line returns the domain among whose frames the next one of an instance has to wait; nil if it need not wait. After a
 // change of its domain that is the previous one, as long as anything is there, or may come.
 func (s *Sampler) line(in *instance) *domain {
-	for _, name := range in.before {
-		if d := s.domains[name]; d != nil && s.ordered(d) && (len(d.traces)+len(d.order.frames) > 0 || s.reached(d) < s.grouping[in.version-1].From) {
+	if in.waits > 0 {
+		return in.line
+	}
+	for _, was := range in.before {
+		if d := s.domains[was.name]; d != nil && !was.done && s.ordered(d) {
 			return d
 		}
 	}
@@ -111,20 +115,22 @@ func (s *Sampler) queue(line *domain, in *instance, seq uint64, f envelope.Frame
 		return err
 	}
 	f.Payload = bytes.Clone(f.Payload)
-	one := frame{in, in.home, seq, s.now, f}
+	one := frame{in: in, home: in.home, seq: seq, Frame: f}
+	s.each(in.home, func(d *domain) { one.of = append(one.of, d) })
 	o := &line.order
 	i, _ := slices.BinarySearchFunc(o.frames, f.Seq+1, func(one frame, seq uint64) int { return cmp.Compare(one.Seq, seq) })
 	o.frames = slices.Insert(o.frames, i, one)
 	o.bytes += one.size()
 	s.waiting += one.size()
+	in.line, in.waits = line, in.waits+1
 	s.held.owed.add(seq)
-	s.each(one.home, func(d *domain) {
+	for _, d := range one.of {
 		if d.queued.add(seq); d != line {
 			d.away++
 		}
-	})
-	for _, name := range in.before {
-		if d := s.domains[name]; d != nil && d != line {
+	}
+	for _, d := range one.of[1:] {
+		if d != line {
 			s.flow(d, s.reached(d), out) // what waits there comes before what follows
 		}
 	}
@@ -145,8 +151,8 @@ func (s *Sampler) queue(line *domain, in *instance, seq uint64, f envelope.Frame
 // each calls do with the domains of a home.
 func (s *Sampler) each(h home, do func(*domain)) {
 	do(h.domain)
-	for _, name := range h.before {
-		if d := s.domains[name]; d != nil {
+	for _, was := range h.before {
+		if d := s.domains[was.name]; d != nil && !was.done {
 			do(d)
 		}
 	}
@@ -170,11 +176,12 @@ func (s *Sampler) flow(line *domain, upto uint64, out *Output) {
 		o.frames = o.frames[1:]
 		_ = s.add(f.in, f.home, f.seq, f.Frame, out) // it was checked
 		s.held.owed.release(f.seq)
-		s.each(f.home, func(d *domain) {
+		for _, d := range f.of {
 			if d.queued.release(f.seq); d != line {
 				d.away--
 			}
-		})
+		}
+		f.in.waits--
 		o.bytes -= f.size()
 		s.waiting -= f.size()
 	}
@@ -186,10 +193,43 @@ const orderPatience = int64(2 * time.Minute)
 // order adds the frames of a line that need not wait any more.
 func (s *Sampler) order(line *domain, out *Output) {
 	s.flow(line, s.reached(line), out)
-	for o := &line.order; len(o.frames) > 0 && s.now-o.frames[0].read > orderPatience; {
-		s.flow(line, o.frames[0].Seq, out)
-		out.Unordered++
+	overdue := uint64(0)
+	for i := range line.order.frames {
+		f := &line.order.frames[i]
+		if f.read == 0 {
+			f.read = s.now
+		}
+		if s.now-f.read > orderPatience {
+			overdue = f.Seq
+			out.Unordered++
+		}
 	}
+	s.flow(line, overdue, out)
+}
+
+// settle notes which domains the instances have left for good.
+func (s *Sampler) settle() {
+	for _, in := range s.instances {
+		for i := range in.before {
+			was := &in.before[i]
+			if d := s.domains[was.name]; !was.done {
+				was.done = d == nil || s.left(d, was.until)
+			}
+		}
+	}
+}
+
+// left reports whether nothing of a domain that began before a sequence of TRACES is undecided, or may come.
+func (s *Sampler) left(d *domain, until uint64) bool {
+	if d.passed || len(d.order.frames)+len(d.queued.debts) > 0 || s.ordered(d) && s.reached(d) < until {
+		return false
+	}
+	for _, t := range d.traces {
+		if t.begun < until {
+			return false
+		}
+	}
+	return true
 }
 
 // hurry adds all frames that wait.

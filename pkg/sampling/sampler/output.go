@@ -16,7 +16,7 @@ type Export struct {
 	Further  bool   // of a trace that the export before has spans of, too, of another instance
 	// Threshold is what the decision adds to the spans' trace state.
 	Threshold uint64
-	// Parts are its spans by message, in the order of sequences.
+	// Parts are its spans by message.
 	Parts []Part
 
 	pieces []otlpwire.Fragment
@@ -74,7 +74,7 @@ type Output struct {
 	SampledOut int                 // spans of traces that were not kept
 	Duplicates int                 // spans that were already held
 	TooLarge   int                 // traces dropped because of their size
-	Unordered  int                 // frames of instances whose routers are far ahead of others of the domain, that had no room to wait
+	Unordered  int                 // frames of a domain that did not wait longer for the routers of its other instances
 	// Full: there is no room for new traces.
 	Full bool
 	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be

@@ -76,6 +76,8 @@ type Sampler struct {
 
 	parts     int // partitions of TRACES
 	grouping  domains.Versions
+	members   map[string][]string // of shared domains, by the version membersAt; nil: not known
+	membersAt int
 	domains   map[string]*domain
 	instances map[string]*instance
 	budgets   map[payer]*policy.Budgets
@@ -120,6 +122,7 @@ type held struct {
 // domain is the state of the instances that may share traces; most domains have one.
 type domain struct {
 	name     string
+	version  int      // of the grouping, by which its instances are known
 	clocks   []*clock // of its sources, in the order in which they were first seen
 	recorded struct { // when its sources were last recorded
 		clocks int
@@ -141,9 +144,11 @@ type domain struct {
 type instance struct {
 	name string
 	home
-	version int    // of the grouping, by which that is its home
-	part    int    // the partition of TRACES that it is in
-	origin  uint64 // highest sequence of TRACES seen
+	version int     // of the grouping, by which that is its home
+	part    int     // the partition of TRACES that it is in
+	waits   int     // how many of its frames wait for their turn
+	line    *domain // among whose frames they do
+	origin  uint64  // highest sequence of TRACES seen
 	sources map[uint32]source
 	meter   envelope.Meter // of what came to this partition
 }
@@ -151,7 +156,14 @@ type instance struct {
 // home is where the traces of an instance are, as of a sequence of TRACES.
 type home struct {
 	domain *domain  // that new traces are in
-	before []string // the other domains that it was in, where traces that began there stay
+	before []former // the other domains that it was in, where traces that began there stay
+}
+
+// former is a domain that an instance was in.
+type former struct {
+	name  string
+	until uint64 // the sequence of TRACES from which it is in another
+	done  bool   // nothing that began before that is undecided, or may come
 }
 
 // payer is whose budgets a trace takes from: an instance's, by the version of the policies. It has others in each of
@@ -182,6 +194,7 @@ type trace struct {
 	read   int64  // when it was first seen, by the reader's clock
 	seq    uint64 // of the message of its first span, and turn of its frame
 	turn   uint64
+	begun  uint64 // the sequence of TRACES of that
 	owed   uint64 // the lowest sequence of its spans
 	queue  *clock // in whose queue it waits
 	key    int64  // until when, in the time of that clock
@@ -299,6 +312,7 @@ func (s *Sampler) Use(policies []policy.Version, grouping domains.Versions) {
 	for _, in := range s.instances {
 		in.version = -1
 	}
+	s.members = nil
 	for _, d := range s.domains {
 		for _, t := range d.traces {
 			t.rules = s.rules(t.seq)
@@ -325,14 +339,20 @@ func (s *Sampler) instance(name string, seq uint64) *instance {
 		return in
 	}
 	now, before := s.grouping.Of(name, seq)
-	in.version, in.before, in.domain = version, before, s.domains[now]
+	in.version, in.before, in.domain = version, nil, s.domains[now]
+	for _, was := range before {
+		in.before = append(in.before, former{name: was, until: s.grouping[:version].Left(name, was)})
+	}
 	if in.domain == nil {
 		in.domain = s.newDomain(now, seq)
+	} else if in.domain.version < version && domains.Shared(now) {
+		s.populate(in.domain, seq) // others may have come into it
 	}
+	in.domain.version = max(in.domain.version, version)
 	in.domain.order.joins(in.part)
-	for _, name := range before {
-		if s.domains[name] == nil && len(s.sources[name]) > 0 { // others may not be as far as the change
-			s.newDomain(name, seq)
+	for _, was := range before {
+		if s.domains[was] == nil && domains.Shared(was) { // others may not be as far as the change
+			s.newDomain(was, seq)
 		}
 	}
 	return in
@@ -357,18 +377,16 @@ func (s *Sampler) populate(d *domain, seq uint64) {
 	}
 	restore(s.sources[d.name])
 	delete(s.sources, d.name)
-	if len(s.grouping) == 0 {
+	if !domains.Shared(d.name) {
 		return
 	}
+	own := s.membersOf(d.name, seq)
 	for _, name := range slices.Sorted(maps.Keys(s.sources)) {
-		restore(slices.DeleteFunc(slices.Clone(s.sources[name]), func(known envelope.Sources) bool {
-			now, _ := s.grouping.Of(known.Instance, seq)
-			return now != d.name
-		}))
+		restore(slices.DeleteFunc(slices.Clone(s.sources[name]), func(known envelope.Sources) bool { return !slices.Contains(own, known.Instance) }))
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.instances)) {
+	for _, name := range own {
 		in := s.instances[name]
-		if now, _ := s.grouping.Of(name, seq); now != d.name || in.domain == nil || in.domain == d {
+		if in == nil || in.domain == nil || in.domain == d {
 			continue
 		}
 		seen := map[uint32]int64{}
@@ -380,6 +398,32 @@ func (s *Sampler) populate(d *domain, seq uint64) {
 		d.order.joins(in.part)
 		d.restore(in, seen)
 	}
+}
+
+// membersOf returns the instances that are known, or recorded, and in a shared domain at a sequence of TRACES. They are
+// looked up together, for all domains of a version.
+func (s *Sampler) membersOf(domain string, seq uint64) []string {
+	version := len(s.grouping)
+	for version > 0 && s.grouping[version-1].From > seq {
+		version--
+	}
+	if s.members == nil || s.membersAt != version {
+		s.members, s.membersAt = map[string][]string{}, version
+		names := map[string]bool{}
+		for name := range s.instances {
+			names[name] = true
+		}
+		for _, all := range s.sources {
+			for _, known := range all {
+				names[known.Instance] = true
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(names)) {
+			now, _ := s.grouping.Of(name, seq)
+			s.members[now] = append(s.members[now], name)
+		}
+	}
+	return s.members[domain]
 }
 
 // rules returns the version that is in force at a sequence.
@@ -434,8 +478,8 @@ func (s *Sampler) add(in *instance, h home, seq uint64, f envelope.Frame, out *O
 	s.earlier, in.origin = false, f.Seq
 	s.held.turn++
 	s.hear(h.domain, c, f.Arrival, out)
-	for _, name := range h.before {
-		if d := s.domains[name]; d != nil && len(d.traces) > 0 {
+	for _, was := range h.before {
+		if d := s.domains[was.name]; d != nil && !was.done && len(d.traces) > 0 {
 			c := d.clock(in, f.Source)
 			c.active = true
 			s.hear(d, c, f.Arrival, out)
@@ -455,15 +499,15 @@ func (s *Sampler) add(in *instance, h home, seq uint64, f envelope.Frame, out *O
 		}
 		return n
 	}, func(key int, g otlpwire.Group) {
-		s.addPiece(in, h, c, seq, ids[key], f.Arrival, load, g, out)
+		s.addPiece(in, h, c, seq, f.Seq, ids[key], f.Arrival, load, g, out)
 	})
 	if s.earlier { // a trace is due before the time of the source that it waits for
 		s.earlier = false
-		for _, name := range append(h.before[:len(h.before):len(h.before)], h.domain.name) {
-			if d := s.domains[name]; d != nil && len(d.clocks) > 1 {
+		s.each(h, func(d *domain) {
+			if len(d.clocks) > 1 {
 				s.advance(d, out, d.clocks...)
 			}
-		}
+		})
 	}
 	return err
 }
@@ -478,24 +522,27 @@ func (s *Sampler) hear(d *domain, c *clock, arrival int64, out *Output) {
 // domain returns the domain that spans of a trace belong to: where the instance was in another one when the trace
 // began, that one. It is nil where the trace is decided and nothing else is known of the domain.
 func (s *Sampler) domain(h home, id otlpwire.TraceID) (d *domain, name string) {
-	for _, name := range h.before {
-		d := s.domains[name]
-		if _, known, _ := s.decided.recall(key{name, id}); known || d != nil && d.traces[id] != nil {
-			return d, name
+	for _, was := range h.before {
+		d := s.domains[was.name]
+		if _, known, when := s.decided.recall(key{was.name, id}); known && when.begun < was.until {
+			return d, was.name
+		}
+		if d != nil && d.traces[id] != nil && d.traces[id].begun < was.until {
+			return d, was.name
 		}
 	}
 	return h.domain, h.domain.name
 }
 
 // addPiece adds spans of one trace that share a resource.
-func (s *Sampler) addPiece(in *instance, h home, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
+func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
 	n := 0
 	for range g.Items() {
 		n++
 	}
 	d, name := s.domain(h, id)
-	if kept, known, upto := s.decided.recall(key{name, id}); known {
-		s.addLate(in, seq, n, kept, upto, g, out)
+	if kept, known, when := s.decided.recall(key{name, id}); known {
+		s.addLate(in, seq, n, kept, when.upto, g, out)
 		return
 	}
 	if d != h.domain {
@@ -503,16 +550,12 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq uint64, id otlpwi
 	}
 	t := d.traces[id]
 	if t == nil {
-		for _, name := range h.before {
-			if other := s.domains[name]; other != nil && other.passed {
-				s.held.owed.add(seq) // it may have begun there, and been passed over
-				return
-			}
-		}
-		if t = s.open(d, c, seq, id, arrival, out); t == nil {
+		if t = s.open(h, d, c, seq, id, arrival, out); t == nil {
 			return
 		}
+		t.begun = origin
 	}
+	t.begun = min(t.begun, origin)
 	at := t.join(c, arrival)
 	sh := t.share(in, at)
 	fresh := s.addSpans(t, sh, at, g)
@@ -532,11 +575,16 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq uint64, id otlpwi
 		t.first = at
 		s.dueEarlier(t)
 	}
-	sh.add(seq, fresh)
 	sh.load.Max(load)
 	sh.silent = sh.silent || load == (envelope.Load{})
-	s.hold(d, t, sh, g.Fragment(s.fresh), fresh)
 	sh.stamps = append(sh.stamps, stamp{at, fresh})
+	sh.add(seq, fresh)
+	s.hold(d, t, sh, g.Fragment(s.fresh), fresh)
+	s.bound(d, t, c, arrival, out)
+}
+
+// bound sees to it that what is held is within its bounds, after spans of a trace have been added.
+func (s *Sampler) bound(d *domain, t *trace, c *clock, arrival int64, out *Output) {
 	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
 		s.putBack(d, c, arrival, out)
 	}
@@ -545,6 +593,14 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq uint64, id otlpwi
 		heap.Remove(&t.queue.queue, t.place)
 		s.conclude(d, t, policy.Verdict{}, NotKept, out)
 	}
+}
+
+// passedBefore reports whether a domain passes over traces that an instance may have spans of from before.
+func (s *Sampler) passedBefore(h home) bool {
+	return slices.ContainsFunc(h.before, func(was former) bool {
+		d := s.domains[was.name]
+		return !was.done && d != nil && d.passed
+	})
 }
 
 // addLate adds n spans of a trace that is decided: they follow the decision. Of those up to the sequence
@@ -583,8 +639,8 @@ func (s *share) add(seq uint64, spans int) {
 }
 
 // open begins a trace, unless there is no room: then it is passed over, and nil.
-func (s *Sampler) open(d *domain, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
-	if s.full(d) {
+func (s *Sampler) open(h home, d *domain, c *clock, seq uint64, id otlpwire.TraceID, arrival int64, out *Output) *trace {
+	if s.full(d) || s.passedBefore(h) {
 		if s.passOver(d, c, arrival, out); seq < d.first {
 			d.first = seq
 			s.held.owed.add(seq) // never released: the floor stays below it
@@ -760,14 +816,14 @@ func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *
 	s.letGo(d, t)
 	d.decided = true
 	s.held.decided = s.held.decided || t.turn == s.held.oldest
-	one := envelope.Decision{Domain: d.name, Instance: t.payer().in.name, TraceID: t.id, Kept: v.Keep, Upto: s.counted(d), Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
+	one := envelope.Decision{Domain: d.name, Instance: t.payer().in.name, TraceID: t.id, Kept: v.Keep, Upto: s.counted(d), Begun: t.begun, Version: t.rules.Number, Due: t.due + t.from[0].clock.skew, Spent: v.Took}
 	k := key{d.name, t.id}
 	out.By = append(out.By, v.By)
 	if d.recordSources(t.due, len(s.grouping) > 0) {
 		out.Sources = append(out.Sources, d.seen()...)
 	}
 	if !v.Keep {
-		s.decided.drop(k, 0)
+		s.decided.drop(k, droppedTrace{begun: t.begun})
 		out.Decisions = append(out.Decisions, one)
 		if how == NotKept {
 			out.SampledOut += t.spans()
@@ -781,7 +837,7 @@ func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *
 		return
 	}
 	one.Policy, one.Threshold = v.By, v.Threshold
-	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold})
+	s.decided.keep(k, keptTrace{policy: v.By, threshold: v.Threshold, begun: t.begun})
 	out.Decisions = append(out.Decisions, one)
 	for i := range t.shares {
 		sh := &t.shares[i]

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
@@ -18,8 +19,10 @@ type Mark struct {
 // Idle advances the clocks of silent instances, now by the caller's clock. Where what is routed is known, frames of
 // instances in several partitions of TRACES are put in order.
 func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
-	if s.now = now.UnixNano(); s.start == 0 {
-		s.start = s.now
+	if slices.ContainsFunc(known.Before, func(at time.Time) bool { return !at.IsZero() }) {
+		if s.now = now.UnixNano(); s.start == 0 {
+			s.start = s.now
+		}
 	}
 	s.divide(len(known.Before))
 	for part, seq := range known.Routed {
@@ -32,11 +35,13 @@ func (s *Sampler) Idle(known Mark, now time.Time) (out Output) {
 	if sweep {
 		s.swept = s.now
 	}
-	for _, name := range s.names() {
-		d := s.domains[name]
-		if len(d.order.frames) > 0 {
-			s.order(d, &out)
+	if s.waiting > 0 {
+		for _, name := range s.names() {
+			s.order(s.domains[name], &out)
 		}
+	}
+	if len(s.grouping) > 0 {
+		s.settle()
 	}
 	for _, name := range s.names() {
 		d := s.domains[name]
@@ -78,9 +83,18 @@ func (d *domain) upto(before []time.Time) (upto time.Time) {
 // forget removes what is known of a domain that has no traces.
 func (s *Sampler) forget(d *domain) {
 	delete(s.domains, d.name)
+	s.largest = nil
+	if !domains.Shared(d.name) { // it is one instance
+		if in := s.instances[d.name]; in != nil && in.domain == d {
+			delete(s.instances, d.name)
+		}
+		for _, v := range s.versions {
+			delete(s.budgets, payer{d.name, d.name, v.Number})
+		}
+		return
+	}
 	maps.DeleteFunc(s.instances, func(_ string, in *instance) bool { return in.domain == d })
 	maps.DeleteFunc(s.budgets, func(p payer, _ *policy.Budgets) bool { return p.domain == d.name })
-	s.largest = nil
 }
 
 // idle advances the clocks of sources that have been silent; active reports that one was not.

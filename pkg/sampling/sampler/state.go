@@ -104,7 +104,7 @@ func (l *pending) lowest() (uint64, bool) {
 // it remembers 64 bits, and mistakes a trace for one of n dropped ones with a probability of n in 2^64.
 type memory struct {
 	kept    shelves[otlpwire.TraceID, *keptTrace]
-	dropped shelves[uint64, uint64] // the sequence up to which the spans counted
+	dropped shelves[uint64, droppedTrace]
 	seed    maphash.Seed
 
 	// Decisions of the previous sampler about traces with spans above the floor: these are read again, and
@@ -116,36 +116,43 @@ type memory struct {
 
 type aboveFloor struct {
 	kept *keptTrace // nil: dropped
-	upto uint64
+	droppedTrace
+}
+
+// droppedTrace is what is remembered of a trace that is not kept.
+type droppedTrace struct {
+	upto  uint64 // the sequence up to which the spans counted
+	begun uint64 // the sequence of TRACES of its first span
 }
 
 // keptTrace is what is remembered of a kept trace.
 type keptTrace struct {
 	policy    string
 	threshold uint64
+	begun     uint64 // the sequence of TRACES of its first span
 	// Only for traces of a previous sampler:
 	upto uint64 // the sequence up to which its spans counted
 	sent bool   // the backend has them
 }
 
-// defaultMemory is how many decisions of a kind are remembered: 120 bytes for each kept trace, 24 bytes
+// defaultMemory is how many decisions of a kind are remembered: 130 bytes for each kept trace, 32 bytes
 // for each other one, and the overhead of a map.
 const defaultMemory = 100_000
 
 func newMemory(kept, dropped int, floor uint64) memory {
 	return memory{
 		kept:    newShelves[otlpwire.TraceID, *keptTrace](cmp.Or(kept, defaultMemory)),
-		dropped: newShelves[uint64, uint64](cmp.Or(dropped, defaultMemory)),
+		dropped: newShelves[uint64, droppedTrace](cmp.Or(dropped, defaultMemory)),
 		seed:    maphash.MakeSeed(),
 		floor:   floor, above: make(map[key]aboveFloor),
 	}
 }
 
 // pin remembers a decision of the previous sampler until the reader has passed it.
-func (m *memory) pin(k key, kept *keptTrace, upto uint64) {
-	if upto > m.floor && m.above != nil {
-		m.above[k] = aboveFloor{kept, upto}
-		m.end = max(m.end, upto)
+func (m *memory) pin(k key, kept *keptTrace, d droppedTrace) {
+	if d.upto > m.floor && m.above != nil {
+		m.above[k] = aboveFloor{kept, d}
+		m.end = max(m.end, d.upto)
 	}
 }
 
@@ -158,12 +165,12 @@ func (m *memory) reached(seq uint64) {
 
 func (m *memory) keep(k key, t keptTrace) {
 	m.kept.add(k.domain, k.id, &t)
-	m.pin(k, &t, t.upto)
+	m.pin(k, &t, droppedTrace{t.upto, t.begun})
 }
 
-func (m *memory) drop(k key, upto uint64) {
-	m.dropped.add(k.domain, maphash.Comparable(m.seed, k), upto)
-	m.pin(k, nil, upto)
+func (m *memory) drop(k key, d droppedTrace) {
+	m.dropped.add(k.domain, maphash.Comparable(m.seed, k), d)
+	m.pin(k, nil, d)
 }
 
 // sent records that the backend has a kept trace.
@@ -176,22 +183,22 @@ func (m *memory) sent(k key) {
 	}
 }
 
-// recall returns what is remembered of a trace, kept nil if it was dropped, and up to which sequence its
-// spans are finished.
-func (m *memory) recall(k key) (kept *keptTrace, known bool, upto uint64) {
+// recall returns what is remembered of a trace, kept nil if it was dropped, up to which sequence its spans
+// are finished, and where it began.
+func (m *memory) recall(k key) (kept *keptTrace, known bool, d droppedTrace) {
 	kept, known = m.kept.get(k.domain, k.id)
 	if !known {
-		upto, known = m.dropped.get(k.domain, maphash.Comparable(m.seed, k))
+		d, known = m.dropped.get(k.domain, maphash.Comparable(m.seed, k))
 	}
 	if a, ok := m.above[k]; ok && !known {
-		kept, upto, known = a.kept, a.upto, true
+		kept, d, known = a.kept, a.droppedTrace, true
 	}
 	if kept != nil {
-		if upto = 0; kept.sent {
-			upto = kept.upto
+		if d = (droppedTrace{begun: kept.begun}); kept.sent {
+			d.upto = kept.upto
 		}
 	}
-	return kept, known, upto
+	return kept, known, d
 }
 
 // shelves hold a bounded number of values, one shelf for each domain. When they are full the oldest
@@ -299,10 +306,10 @@ func remember(message []byte, parts []*Sampler, spread partition.Spread) error {
 func (s *Sampler) rememberOne(d envelope.Decision) {
 	k := key{d.Domain, d.TraceID}
 	if d.Kept {
-		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold})
+		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold, begun: d.Begun})
 		s.unsent = append(s.unsent, k)
 	} else {
-		s.decided.drop(k, d.Upto)
+		s.decided.drop(k, droppedTrace{d.Upto, d.Begun})
 	}
 	if len(d.Spent) > 0 {
 		s.budgetsOf(payer{d.Domain, d.Instance, d.Version}).Restore(d.Due, d.Spent)

@@ -44,7 +44,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	for i := range 1000 {
 		k := key{"i", otlpwire.TraceID{byte(i), byte(i >> 8)}}
 		if m.keep(k, keptTrace{}); i%2 == 0 {
-			m.drop(k, 0)
+			m.drop(k, droppedTrace{})
 		}
 	}
 	n := 0
