@@ -29,7 +29,7 @@ import (
 func TestATraceOverInstances(t *testing.T) {
 	t.Parallel()
 	tmp, again := tempo.Start(t), tempo.Start(t)
-	policies := writeFile(t, "errors.yaml", "decision_wait: 2s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	policies := writeFile(t, "errors.yaml", "decision_wait: 3s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
 	configure := func(c *sink.Config) {
 		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
 		c.Domains = domain.Config{{Name: "acme", Instances: []string{"acme-*"}}}
@@ -59,16 +59,40 @@ func TestATraceOverInstances(t *testing.T) {
 		}
 		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
 	}
+	// An instance counts in a partition of SPANS once a span of it has come there.
+	const first = 1000
+	sent, parts := 0, map[int]bool{}
+	for n := first; len(parts) < bus.DefaultTopology().Partitions; n++ {
+		var id otlpwire.TraceID
+		binary.BigEndian.PutUint64(id[8:], uint64(n+1))
+		part := (partition.Spread{N: bus.DefaultTopology().Partitions}).Of("", id)
+		if parts[part] {
+			continue
+		}
+		parts[part] = true
+		for i, e := range []*edgeAddrs{near, far} {
+			if err := post(t.Context(), e.http, otlpwire.Traces, span(n, i, false)); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	eventually(t, 30*time.Second, "each partition knows both instances", func() error {
+		if n := count(t, otlpwire.Traces, "penstock_routed_items_total", p.router); n != sent {
+			return fmt.Errorf("%d of %d spans are routed", n, sent)
+		}
+		return nil
+	})
 	begin := time.Now()
-	const traces, spans = 120, 4
+	const traces = 120
 	load := time.NewTicker(100 * time.Millisecond)
 	defer load.Stop()
 	for n := range traces {
 		<-load.C
 		switch n {
-		case 50: // each partition of SPANS has had spans of both
+		case 40:
 			link.Set(faultproxy.Fault{DropUp: true, DropDown: true})
-		case 75: // after two and a half seconds, more than the wait
+		case 75: // after three and a half seconds, more than the wait
 			link.Set(faultproxy.Fault{})
 			link.Reset()
 		case 90:
