@@ -9,9 +9,6 @@ import (
 	"testing"
 	"time"
 
-	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/proto"
-
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -48,17 +45,6 @@ func TestATraceOverInstances(t *testing.T) {
 	near := p.startEdge(t, edge.InstanceConfig{ID: names[0]})
 	far := startEdge(t, p.log, "nats://"+link.Addr(), t.TempDir(), edge.InstanceConfig{ID: names[1]})
 	other := p.startEdge(t, edge.InstanceConfig{ID: names[2]})
-	span := func(trace, n int, failed bool) proto.Message {
-		now := uint64(time.Now().UnixNano())
-		sp := &tracepb.Span{
-			TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(trace+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(4*trace+n+1)),
-			Name: fmt.Sprint(trace), StartTimeUnixNano: now, EndTimeUnixNano: now, Status: &tracepb.Status{},
-		}
-		if failed {
-			sp.Status.Code = tracepb.Status_STATUS_CODE_ERROR
-		}
-		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
-	}
 	// An instance counts in a partition of SPANS once a span of it has come there.
 	const first = 1000
 	sent, parts := 0, map[int]bool{}
@@ -71,7 +57,7 @@ func TestATraceOverInstances(t *testing.T) {
 		}
 		parts[part] = true
 		for i, e := range []*edgeAddrs{near, far} {
-			if err := post(t.Context(), e.http, otlpwire.Traces, span(n, i, false)); err != nil {
+			if err := post(t.Context(), e.http, otlpwire.Traces, spanOf(n, i, false)); err != nil {
 				t.Fatal(err)
 			}
 			sent++
@@ -100,10 +86,10 @@ func TestATraceOverInstances(t *testing.T) {
 			p.startSink(t, configure)
 		}
 		err := errors.Join(
-			post(t.Context(), near.http, otlpwire.Traces, span(n, 0, false)),
-			post(t.Context(), far.http, otlpwire.Traces, span(n, 1, n%2 == 0)),
-			post(t.Context(), near.http, otlpwire.Traces, span(n, 2, false)),
-			post(t.Context(), other.http, otlpwire.Traces, span(n, 3, false)),
+			post(t.Context(), near.http, otlpwire.Traces, spanOf(n, 0, false)),
+			post(t.Context(), far.http, otlpwire.Traces, spanOf(n, 1, n%2 == 0)),
+			post(t.Context(), near.http, otlpwire.Traces, spanOf(n, 2, false)),
+			post(t.Context(), other.http, otlpwire.Traces, spanOf(n, 3, false)),
 		)
 		if err != nil {
 			t.Fatal(err)

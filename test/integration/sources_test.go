@@ -36,17 +36,6 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 	t.Cleanup(link.Close)
 	near := p.startEdge(t, edge.InstanceConfig{ID: "as-1"})
 	far := startEdge(t, p.log, "nats://"+link.Addr(), t.TempDir(), edge.InstanceConfig{ID: "as-1"})
-	span := func(trace, n int, failed bool) proto.Message {
-		now := uint64(time.Now().UnixNano())
-		sp := &tracepb.Span{
-			TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(trace+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(3*trace+n+1)),
-			Name: fmt.Sprint(trace), StartTimeUnixNano: now, EndTimeUnixNano: now, Status: &tracepb.Status{},
-		}
-		if failed {
-			sp.Status.Code = tracepb.Status_STATUS_CODE_ERROR
-		}
-		return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
-	}
 	const traces = 120
 	load := time.NewTicker(100 * time.Millisecond)
 	defer load.Stop()
@@ -60,9 +49,9 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 			link.Reset()
 		}
 		err := errors.Join(
-			post(t.Context(), near.http, otlpwire.Traces, span(n, 0, false)),
-			post(t.Context(), far.http, otlpwire.Traces, span(n, 1, true)),
-			post(t.Context(), near.http, otlpwire.Traces, span(n, 2, false)),
+			post(t.Context(), near.http, otlpwire.Traces, spanOf(n, 0, false)),
+			post(t.Context(), far.http, otlpwire.Traces, spanOf(n, 1, true)),
+			post(t.Context(), near.http, otlpwire.Traces, spanOf(n, 2, false)),
 		)
 		if err != nil {
 			t.Fatal(err)
@@ -85,4 +74,17 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 	if n := count(t, otlpwire.Traces, "penstock_sampled_out_items_total", p.sink); n != 0 {
 		t.Errorf("%d spans were sampled out", n)
 	}
+}
+
+// spanOf returns the nth span of a trace, of up to four, whose name is the trace's number.
+func spanOf(trace, n int, failed bool) proto.Message {
+	now := uint64(time.Now().UnixNano())
+	sp := &tracepb.Span{
+		TraceId: binary.BigEndian.AppendUint64(make([]byte, 8), uint64(trace+1)), SpanId: binary.BigEndian.AppendUint64(nil, uint64(4*trace+n+1)),
+		Name: fmt.Sprint(trace), StartTimeUnixNano: now, EndTimeUnixNano: now, Status: &tracepb.Status{},
+	}
+	if failed {
+		sp.Status.Code = tracepb.Status_STATUS_CODE_ERROR
+	}
+	return &tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}}
 }
