@@ -3,6 +3,7 @@ package replay
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,16 @@ func TestDesk(t *testing.T) {
 	table, err := own.Table(t.Context())
 	if err != nil || len(table.Jobs()) != 1 || table.Jobs()[0].ID != mine.ID {
 		t.Errorf("as-1 sees %+v, %v", table, err)
+	}
+	plan, err := json.Marshal(Plan{At: now, Lanes: []Lane{{Signal: "traces", Last: 9, Instances: []string{"as-1", "as-2"}, Domains: []string{"@acme"}, Messages: 7}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := jobs.bucket.Create(t.Context(), mine.PlanKey(), plan); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := own.Status(t.Context(), mine.ID); err != nil || len(s.Lanes) != 1 || !slices.Equal(s.Lanes[0].Instances, []string{"as-1"}) || s.Lanes[0].Domains != nil || s.Lanes[0].Messages != 0 {
+		t.Errorf("as-1 learns of the others of its domain: %+v, %v", s.Lanes, err)
 	}
 	for _, id := range []string{all.ID, other.ID, "", "*", ">"} {
 		if err := own.Remove(t.Context(), id, "me", now); err == nil {

@@ -91,7 +91,7 @@ func laneOf(held []holding) (l Lane) {
 			l.Partitions = append(l.Partitions, h.part)
 		}
 		for _, d := range h.domains {
-			if d != h.instance && !slices.Contains(l.Domains, d) {
+			if domain.Shared(d) && !slices.Contains(l.Domains, d) {
 				l.Domains = append(l.Domains, d)
 			}
 		}

@@ -39,6 +39,9 @@ func TestTogether(t *testing.T) {
 			}
 			slices.Sort(names)
 			got = append(got, names)
+			if l := laneOf(held); slices.ContainsFunc(l.Domains, func(d string) bool { return !domain.Shared(d) }) || len(l.Domains) == 0 && len(tc.grouping) == 1 && tc.grouping[0].From < 10 && names[0] < "b" {
+				t.Errorf("%s: the lane of %v is of the domains %v", tc.name, names, l.Domains)
+			}
 		}
 		if !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)

@@ -98,6 +98,9 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("nothing is routed", look(""), 3, 3)
 	route(1, 0)
 	want("the second partition is routed", look(""), 3, 5)
+	if got := h.latest().Routed; !slices.Equal(got, []uint64{0, 2}) {
+		t.Errorf("routed up to %d, want 0 and 2", got)
+	}
 	send(2)
 	route(1, 0)
 	want("and again", look(""), 3, 6)
@@ -105,6 +108,9 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("one of two in the first one", look(""), 3, 7)
 	route(0, 0)
 	want("all", look(""), 8, 8)
+	if got := h.latest().Routed; !slices.Equal(got, []uint64{4, 4}) {
+		t.Errorf("routed up to %d, want 4 and 4", got)
+	}
 	h.hub.Topology.Partitions = 3
 	want("another number of partitions", look("2 partitions, not 3"), 8, 8)
 }

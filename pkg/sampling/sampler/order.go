@@ -207,31 +207,6 @@ func (s *Sampler) order(line *domain, out *Output) {
 	s.flow(line, overdue, out)
 }
 
-// settle notes which domains the instances have left for good.
-func (s *Sampler) settle() {
-	for _, in := range s.instances {
-		for i := range in.before {
-			was := &in.before[i]
-			if d := s.domains[was.name]; !was.done {
-				was.done = d == nil || s.left(d, was.until)
-			}
-		}
-	}
-}
-
-// left reports whether nothing of a domain that began before a sequence of TRACES is undecided, or may come.
-func (s *Sampler) left(d *domain, until uint64) bool {
-	if d.passed || len(d.order.frames)+len(d.queued.debts) > 0 || s.ordered(d) && s.reached(d) < until {
-		return false
-	}
-	for _, t := range d.traces {
-		if t.begun < until {
-			return false
-		}
-	}
-	return true
-}
-
 // hurry adds all frames that wait.
 func (s *Sampler) hurry(out *Output) {
 	if s.waiting == 0 {

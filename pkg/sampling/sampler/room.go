@@ -6,6 +6,8 @@ import (
 	"maps"
 	"math"
 	"slices"
+
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // full reports whether there is no room for a new trace of d. Beyond the bound the domain that holds
@@ -141,4 +143,16 @@ func (s *Sampler) room() bool {
 		}
 	}
 	return false
+}
+
+// bound sees to it that what is held is within its bounds, after spans of a trace have been added.
+func (s *Sampler) bound(d *domain, t *trace, c *clock, arrival int64, out *Output) {
+	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
+		s.putBack(d, c, arrival, out)
+	}
+	if t.place >= 0 && s.tooLarge(t) {
+		out.TooLarge++
+		heap.Remove(&t.queue.queue, t.place)
+		s.conclude(d, t, policy.Verdict{}, NotKept, out)
+	}
 }

@@ -4,7 +4,7 @@
 //
 //	s := sampler.New(policies, maxBytes, floor)
 //	out := s.Add(seq, frame) // spans in; decisions that the stream's time brought
-//	out = s.Idle(before, now) // from time to time: instances may be silent
+//	out = s.Idle(mark, now)  // from time to time: instances may be silent
 //	s.Release(seq)           // for every export, once the backend has it
 //	floor := s.Floor()
 //
@@ -19,6 +19,11 @@
 //
 // A trace waits for all sources that may have spans of it (clock.go): its decision does not depend on
 // which of them comes first, if they come within ten seconds of each other.
+//
+// # Domains
+//
+// The instances of a domain share traces, clocks and memory; by default each instance is a domain (domain.go). Frames of a
+// domain are added in the order of TRACES, wherever its instances are routed (order.go).
 //
 // The clock of a source that is silent moves on with the reader's, but only up
 // to moments at which its partition of TRACES had left nothing behind on the way; it goes
@@ -40,7 +45,7 @@
 //   - No trace is decided for want of memory. At the bound, spans of new traces are
 //     passed over, and read again from the floor when there is room: reading is
 //     what slows down. A trace that takes half of the bound by itself is given up.
-//   - It is the instances that hold most whose traces are passed over: every one may hold as
+//   - It is the domains that hold most whose traces are passed over: every one may hold as
 //     much as the others. Reading begins again only when a trace that keeps the floor where
 //     it is has been decided, so the floor moves.
 //   - No arrival stamp, however odd, overflows or stands for something else.
@@ -53,7 +58,6 @@
 package sampler
 
 import (
-	"cmp"
 	"container/heap"
 	"hash/maphash"
 	"maps"
@@ -62,7 +66,6 @@ import (
 
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
-	"github.com/penstock/penstock/pkg/partition"
 	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 )
@@ -117,142 +120,6 @@ type held struct {
 	// with that frame has been decided since then.
 	oldest  uint64
 	decided bool
-}
-
-// domain is the state of the instances that may share traces; most domains have one.
-type domain struct {
-	name     string
-	version  int      // of the grouping, by which its instances are known
-	clocks   []*clock // of its sources, in the order in which they were first seen
-	recorded struct { // when its sources were last recorded
-		clocks int
-		due    int64
-	}
-	traces map[otlpwire.TraceID]*trace
-	order  order   // of the frames of its instances
-	queued pending // sequences of SPANS of the frames that wait and may have spans of its traces
-	away   int     // how many of these wait among the frames of another domain
-
-	bytes   int    // memory of its traces
-	passed  bool   // its new traces are passed over
-	first   uint64 // the lowest sequence of what was passed over
-	full    int    // bytes when passing began
-	decided bool   // one of its traces has been decided since then
-}
-
-// instance is the state of one instance.
-type instance struct {
-	name string
-	home
-	version int     // of the grouping, by which that is its home
-	part    int     // the partition of TRACES that it is in
-	waits   int     // how many of its frames wait for their turn
-	line    *domain // among whose frames they do
-	origin  uint64  // highest sequence of TRACES seen
-	sources map[uint32]source
-	meter   envelope.Meter // of what came to this partition
-}
-
-// home is where the traces of an instance are, as of a sequence of TRACES.
-type home struct {
-	domain *domain  // that new traces are in
-	before []former // the other domains that it was in, where traces that began there stay
-}
-
-// former is a domain that an instance was in.
-type former struct {
-	name  string
-	until uint64 // the sequence of TRACES from which it is in another
-	done  bool   // nothing that began before that is undecided, or may come
-}
-
-// payer is whose budgets a trace takes from: an instance's, by the version of the policies. It has others in each of
-// its domains, which decide in an order of their own.
-type payer struct {
-	domain, instance string
-	version          uint64
-}
-
-func (s *Sampler) budgetsOf(p payer) *policy.Budgets {
-	if s.budgets[p] == nil {
-		s.budgets[p] = new(policy.Budgets)
-	}
-	return s.budgets[p]
-}
-
-// trace is an undecided trace.
-type trace struct {
-	id     otlpwire.TraceID
-	rules  *policy.Version
-	from   []part  // the sources that it has spans of; its times are those of the first one
-	shares []share // by instance, in the order in which they came
-	one    [1]share
-	first  int64  // time of its first span
-	root   int64  // time of its root span
-	rooted bool   // it has a root span
-	due    int64  // when its window closes
-	read   int64  // when it was first seen, by the reader's clock
-	seq    uint64 // of the message of its first span, and turn of its frame
-	turn   uint64
-	begun  uint64 // the sequence of TRACES of that
-	owed   uint64 // the lowest sequence of its spans
-	queue  *clock // in whose queue it waits
-	key    int64  // until when, in the time of that clock
-	place  int    // in the queue
-	size   int    // as a payload
-	held   int    // its memory
-	ids    spanSet
-}
-
-// share is what a trace has of one instance.
-type share struct {
-	in     *instance
-	first  int64 // time of its first span
-	root   int64 // and of its root span
-	rooted bool  // there is one
-	spans  int
-	pieces []otlpwire.Fragment
-	stamps []stamp // of the pieces
-	parts  []Part
-	load   envelope.Load // the highest of its frames
-	silent bool          // one of them has no load
-}
-
-// share returns what a trace has of an instance.
-func (t *trace) share(in *instance, at int64) *share {
-	for i := range t.shares {
-		if t.shares[i].in == in {
-			return &t.shares[i]
-		}
-	}
-	if t.shares == nil {
-		t.shares = t.one[:0]
-	}
-	t.shares = append(t.shares, share{in: in, first: at})
-	return &t.shares[len(t.shares)-1]
-}
-
-// payer returns the share whose instance's budgets the trace takes from: that of its root span, else of its first
-// span. Spans that came after the end do not count.
-func (t *trace) payer() *share {
-	best := &t.shares[0]
-	for i := range t.shares[1:] {
-		if other := &t.shares[i+1]; other.before(best, t.due) {
-			best = other
-		}
-	}
-	return best
-}
-
-func (s *share) before(other *share, due int64) bool {
-	mine, its := s.rooted && s.root <= due, other.rooted && other.root <= due
-	switch {
-	case mine != its:
-		return mine
-	case mine:
-		return cmp.Or(cmp.Compare(s.root, other.root), cmp.Compare(s.in.name, other.in.name)) < 0
-	}
-	return cmp.Or(cmp.Compare(s.first, other.first), cmp.Compare(s.in.name, other.in.name)) < 0
 }
 
 // idleGrace is how far the clock of a silent instance stays behind: a message may take that much longer
@@ -324,108 +191,6 @@ func (s *Sampler) Use(policies []policy.Version, grouping domains.Versions) {
 	}
 }
 
-// instance returns the state of an instance, in the domain that it has at a sequence of TRACES.
-func (s *Sampler) instance(name string, seq uint64) *instance {
-	in := s.instances[name]
-	if in == nil {
-		in = &instance{name: name, version: -1, part: partition.OfInstance(name, s.parts)}
-		s.instances[name] = in
-	}
-	version := len(s.grouping)
-	for version > 0 && s.grouping[version-1].From > seq {
-		version--
-	}
-	if in.version == version {
-		return in
-	}
-	now, before := s.grouping.Of(name, seq)
-	in.version, in.before, in.domain = version, nil, s.domains[now]
-	for _, was := range before {
-		in.before = append(in.before, former{name: was, until: s.grouping[:version].Left(name, was)})
-	}
-	if in.domain == nil {
-		in.domain = s.newDomain(now, seq)
-	} else if in.domain.version < version && domains.Shared(now) {
-		s.populate(in.domain, seq) // others may have come into it
-	}
-	in.domain.version = max(in.domain.version, version)
-	in.domain.order.joins(in.part)
-	for _, was := range before {
-		if s.domains[was] == nil && domains.Shared(was) { // others may not be as far as the change
-			s.newDomain(was, seq)
-		}
-	}
-	return in
-}
-
-func (s *Sampler) newDomain(name string, seq uint64) *domain {
-	d := &domain{name: name, traces: make(map[otlpwire.TraceID]*trace)}
-	s.domains[name] = d
-	s.populate(d, seq)
-	return d
-}
-
-// populate gives a new domain the sources of its instances that the previous owner knew, or that are known from the
-// domains that these were in before.
-func (s *Sampler) populate(d *domain, seq uint64) {
-	restore := func(all []envelope.Sources) {
-		for _, known := range all {
-			in := s.instance(known.Instance, seq)
-			d.order.joins(in.part)
-			d.restore(in, known.Seen)
-		}
-	}
-	restore(s.sources[d.name])
-	delete(s.sources, d.name)
-	if !domains.Shared(d.name) {
-		return
-	}
-	own := s.membersOf(d.name, seq)
-	for _, name := range slices.Sorted(maps.Keys(s.sources)) {
-		restore(slices.DeleteFunc(slices.Clone(s.sources[name]), func(known envelope.Sources) bool { return !slices.Contains(own, known.Instance) }))
-	}
-	for _, name := range own {
-		in := s.instances[name]
-		if in == nil || in.domain == nil || in.domain == d {
-			continue
-		}
-		seen := map[uint32]int64{}
-		for _, c := range in.domain.clocks {
-			if c.in == in && !c.gone {
-				seen[c.source] = c.told
-			}
-		}
-		d.order.joins(in.part)
-		d.restore(in, seen)
-	}
-}
-
-// membersOf returns the instances that are known, or recorded, and in a shared domain at a sequence of TRACES. They are
-// looked up together, for all domains of a version.
-func (s *Sampler) membersOf(domain string, seq uint64) []string {
-	version := len(s.grouping)
-	for version > 0 && s.grouping[version-1].From > seq {
-		version--
-	}
-	if s.members == nil || s.membersAt != version {
-		s.members, s.membersAt = map[string][]string{}, version
-		names := map[string]bool{}
-		for name := range s.instances {
-			names[name] = true
-		}
-		for _, all := range s.sources {
-			for _, known := range all {
-				names[known.Instance] = true
-			}
-		}
-		for _, name := range slices.Sorted(maps.Keys(names)) {
-			now, _ := s.grouping.Of(name, seq)
-			s.members[now] = append(s.members[now], name)
-		}
-	}
-	return s.members[domain]
-}
-
 // rules returns the version that is in force at a sequence.
 func (s *Sampler) rules(seq uint64) *policy.Version {
 	i := len(s.versions) - 1
@@ -433,15 +198,6 @@ func (s *Sampler) rules(seq uint64) *policy.Version {
 		i--
 	}
 	return &s.versions[i]
-}
-
-// setDue sets when the window of t closes.
-func (t *trace) setDue() {
-	t.due = t.first + int64(t.rules.Wait)
-	if after := t.rules.WaitAfterRoot; after > 0 && t.rooted {
-		t.due = min(t.due, t.root+int64(after))
-	}
-	t.key = t.due + t.shift(t.queue)
 }
 
 // Add adds the spans of one frame of message seq. Messages must be added in the order of seq; one may have many
@@ -519,21 +275,6 @@ func (s *Sampler) hear(d *domain, c *clock, arrival int64, out *Output) {
 	s.advance(d, out, c)
 }
 
-// domain returns the domain that spans of a trace belong to: where the instance was in another one when the trace
-// began, that one. It is nil where the trace is decided and nothing else is known of the domain.
-func (s *Sampler) domain(h home, id otlpwire.TraceID) (d *domain, name string) {
-	for _, was := range h.before {
-		d := s.domains[was.name]
-		if _, known, when := s.decided.recall(key{was.name, id}); known && when.begun < was.until {
-			return d, was.name
-		}
-		if d != nil && d.traces[id] != nil && d.traces[id].begun < was.until {
-			return d, was.name
-		}
-	}
-	return h.domain, h.domain.name
-}
-
 // addPiece adds spans of one trace that share a resource.
 func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, id otlpwire.TraceID, arrival int64, load envelope.Load, g otlpwire.Group, out *Output) {
 	n := 0
@@ -583,26 +324,6 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 	s.bound(d, t, c, arrival, out)
 }
 
-// bound sees to it that what is held is within its bounds, after spans of a trace have been added.
-func (s *Sampler) bound(d *domain, t *trace, c *clock, arrival int64, out *Output) {
-	if s.held.bytes > s.maxBytes+s.maxBytes/2 {
-		s.putBack(d, c, arrival, out)
-	}
-	if t.place >= 0 && s.tooLarge(t) {
-		out.TooLarge++
-		heap.Remove(&t.queue.queue, t.place)
-		s.conclude(d, t, policy.Verdict{}, NotKept, out)
-	}
-}
-
-// passedBefore reports whether a domain passes over traces that an instance may have spans of from before.
-func (s *Sampler) passedBefore(h home) bool {
-	return slices.ContainsFunc(h.before, func(was former) bool {
-		d := s.domains[was.name]
-		return !was.done && d != nil && d.passed
-	})
-}
-
 // addLate adds n spans of a trace that is decided: they follow the decision. Of those up to the sequence
 // upto nothing is left to be done.
 func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto uint64, g otlpwire.Group, out *Output) {
@@ -626,16 +347,6 @@ func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto
 
 func (o *Output) end(in *instance, seq uint64, spans int, how How) {
 	o.Ended = append(o.Ended, Ended{Part{seq, spans}, in.name, how})
-}
-
-// add notes spans of a message.
-func (s *share) add(seq uint64, spans int) {
-	s.spans += spans
-	if n := len(s.parts); n > 0 && s.parts[n-1].Seq == seq {
-		s.parts[n-1].Spans += spans
-		return
-	}
-	s.parts = append(s.parts, Part{seq, spans})
 }
 
 // open begins a trace, unless there is no room: then it is passed over, and nil.
@@ -741,14 +452,6 @@ func (s *Sampler) letGo(d *domain, t *trace) {
 		}
 	}
 	s.take(d, t, -traceBytes-t.spans()*spanBytes)
-}
-
-// spans returns how many spans a trace has.
-func (t *trace) spans() (n int) {
-	for i := range t.shares {
-		n += t.shares[i].spans
-	}
-	return n
 }
 
 // advance decides the traces whose windows have ended by the clocks that have moved, in the order of due, unless
@@ -864,16 +567,6 @@ func (s *Sampler) Finish() (out Output) {
 	return out
 }
 
-// names lists the domains in an order that does not depend on the map.
-func (s *Sampler) names() []string {
-	names := make([]string, 0, len(s.domains))
-	for n := range s.domains {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
-}
-
 // Release records that the backend has an export with this sequence.
 func (s *Sampler) Release(seq uint64) { s.held.owed.release(seq) }
 
@@ -891,28 +584,4 @@ func (s *Sampler) Held() (traces, bytes int) {
 		traces += len(d.traces)
 	}
 	return traces, s.held.bytes
-}
-
-// queue is a heap of traces, the one that is due first on top.
-type queue []*trace
-
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	return cmp.Or(cmp.Compare(q[i].key, q[j].key), slices.Compare(q[i].id[:], q[j].id[:])) < 0
-}
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].place, q[j].place = i, j
-}
-func (q *queue) Push(x any) {
-	t := x.(*trace)
-	t.place = len(*q)
-	*q = append(*q, t)
-}
-func (q *queue) Pop() any {
-	old := *q
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	return t
 }

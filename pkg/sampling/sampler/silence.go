@@ -1,12 +1,8 @@
 package sampler
 
 import (
-	"maps"
 	"slices"
 	"time"
-
-	domains "github.com/penstock/penstock/pkg/sampling/domain"
-	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // Mark is what is known to have been added of each partition of TRACES: all its messages that the hub had at Before,
@@ -78,23 +74,6 @@ func (d *domain) upto(before []time.Time) (upto time.Time) {
 		}
 	}
 	return upto
-}
-
-// forget removes what is known of a domain that has no traces.
-func (s *Sampler) forget(d *domain) {
-	delete(s.domains, d.name)
-	s.largest = nil
-	if !domains.Shared(d.name) { // it is one instance
-		if in := s.instances[d.name]; in != nil && in.domain == d {
-			delete(s.instances, d.name)
-		}
-		for _, v := range s.versions {
-			delete(s.budgets, payer{d.name, d.name, v.Number})
-		}
-		return
-	}
-	maps.DeleteFunc(s.instances, func(_ string, in *instance) bool { return in.domain == d })
-	maps.DeleteFunc(s.budgets, func(p payer, _ *policy.Budgets) bool { return p.domain == d.name })
 }
 
 // idle advances the clocks of sources that have been silent; active reports that one was not.
