@@ -22,9 +22,9 @@ const auditUsage = `Usage: penstock audit [-since 24h] [-o json] [flags]
 
 Shows what has become of the items that the hub has acknowledged, by instance, signal and backend:
 
-  acked = delivered + sampled_out + filtered + dead + dropped + aside + unrecorded + in flight
+  acked + rescued = delivered + sampled_out + filtered + dead + dropped + aside + unrecorded + in flight
 
-Routers and sinks count this for each lane, across restarts. Items are unrecorded if their owner
+Rescued are spans that were sampled out, and then delivered with a trace that a late span has brought back. Routers and sinks count this for each lane, across restarts. Items are unrecorded if their owner
 was killed before it stored its last counts: they were finished, but the outcome is unknown. A
 difference is items that a lane has finished without an outcome: they are lost. Missing messages
 are gaps in the numbers that edges give their messages: a spool or the hub has lost them.
@@ -133,13 +133,20 @@ func printLedger(w io.Writer, lines []audit.Balance) {
 			columns = append(columns, what)
 		}
 	}
+	rescued := slices.ContainsFunc(lines, func(l audit.Balance) bool { return l.Rescued > 0 })
 	fmt.Fprint(w, "LEDGER\tSIGNAL\tBACKEND\tACKED")
+	if rescued {
+		fmt.Fprint(w, "\tRESCUED")
+	}
 	for _, what := range columns {
 		fmt.Fprintf(w, "\t%s", strings.ToUpper(what.String()))
 	}
 	fmt.Fprintln(w, "\tIN FLIGHT\tDIFFERENCE\tMISSING MESSAGES")
 	for _, l := range lines {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d", l.Instance, l.Signal, l.Backend, l.Acked)
+		if rescued {
+			fmt.Fprintf(w, "\t%d", l.Rescued)
+		}
 		for _, what := range columns {
 			fmt.Fprintf(w, "\t%d", l.Ended[what])
 		}

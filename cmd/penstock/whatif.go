@@ -109,14 +109,15 @@ func compare(ctx context.Context, hub *hubFlags, r replay.Request, rules [2]what
 					return err
 				}
 			}
-			rules[0].Base.MaxKept, rules[1].Base.MaxKept = v.MaxKept, v.MaxKept
+			rules[0].Base.Settings, rules[1].Base.Settings = v.Settings, v.Settings
 			continue
 		}
 		set, err := policy.Parse(fmt.Sprintf("policies version %d", v.Number), []byte(v.Text))
 		if err != nil {
 			return err
 		}
-		set.Partitions, set.MaxKept = partitions, rules[1].Base.MaxKept
+		set.Settings = rules[1].Base.Settings
+		set.Partitions = partitions
 		rules[0].Versions = append(rules[0].Versions, policy.Version{Number: v.Number, From: v.Traces, Set: set})
 	}
 	if rules[0].Base == nil {
@@ -246,6 +247,9 @@ func printComparison(out *os.File, q replay.Request, r whatif.Result) error {
 	}
 	if len(r.Lost) == 0 {
 		fmt.Fprintln(out, "nothing that the running policies keep would be missing")
+	}
+	if late := r.Late; late.Running.Traces+late.Proposed.Traces > 0 {
+		fmt.Fprintf(out, "brought back by late spans: %d traces by the running policies, %d by these; their spans are not in the table\n", late.Running.Traces, late.Proposed.Traces)
 	}
 	fmt.Fprintf(out, "kept by these and not by the running policies: %d traces\n", r.Gained)
 	return nil

@@ -19,7 +19,9 @@ type Balance struct {
 	Acked    int64                    `json:"acked"`
 	Ended    map[tally.Outcome]uint64 `json:"ended"`
 	InFlight int64                    `json:"in_flight"`
-	// Difference is Acked less Ended and InFlight: items that a lane has read and finished without an outcome.
+	// Rescued is how many spans have ended twice: sampled out, and then with a trace that a late span has brought back.
+	Rescued int64 `json:"rescued"`
+	// Difference is Acked and Rescued less Ended and InFlight: items that a lane has read and finished without an outcome.
 	// Spans that are in SPANS twice are not among the acknowledged.
 	Difference int64     `json:"difference"`
 	Missing    uint64    `json:"missing_messages"`
@@ -56,6 +58,7 @@ func ledgerOf(counted map[string]map[string]tally.Tally, since time.Duration, no
 			for instance, c := range t.Instances {
 				l := b.of(instance, signal, bus.LaneBackend(name))
 				l.Acked += int64(c.Items)
+				l.Rescued += int64(c.Rescued)
 				for what, n := range c.Ended {
 					l.Ended[what] += n
 				}
@@ -92,7 +95,7 @@ func (b ledger) lines() []Balance {
 		if traces && l.Backend != router && in != nil {
 			own = l.after(in)
 		}
-		own.Difference = own.Acked - own.InFlight
+		own.Difference = own.Acked + own.Rescued - own.InFlight
 		for _, n := range own.Ended {
 			own.Difference -= int64(n)
 		}

@@ -355,7 +355,22 @@ type Decision struct {
 	Due     int64
 	Version uint64
 	Spent   []Spend
+
+	// From is the lowest sequence of SPANS with its spans, where it may be read again; 0: not recorded. With it, Due
+	// is recorded, too.
+	From uint64
+	Late Late
 }
+
+// Late is what a decision has to do with late spans.
+type Late uint8
+
+// The cases.
+const (
+	OnTime     Late = iota // nothing
+	Rescued                // they have turned "not kept" into kept: what stands from From to Upto is to be sent
+	RescueSent             // the backend has that
+)
 
 // Spend is spans or bytes taken from one budget.
 type Spend struct {
@@ -420,12 +435,67 @@ var errDecision = errors.New("truncated decision")
 // maxSpends bounds the limiters of a recorded decision; policies have fewer.
 const maxSpends = 1 << 12
 
-// NextDecision reads the first decision of b and returns the rest.
-func NextDecision(b []byte) (d Decision, rest []byte, err error) {
-	r := reader{rest: b}
+// originsMark begins what follows the decisions of a message, and is no length of an instance id either.
+const originsMark = sourcesMark + 1
+
+// AppendDecisions appends a message of decisions: each by [AppendDecision], and if one has From, the mark, and for
+// each the varint Late + 4 times From, and where that is not 0, Due as eight bytes big endian.
+func AppendDecisions(dst []byte, all ...Decision) []byte {
+	for _, d := range all {
+		dst = AppendDecision(dst, d)
+	}
+	if !slices.ContainsFunc(all, func(d Decision) bool { return d.From != 0 }) {
+		return dst
+	}
+	dst = binary.AppendUvarint(dst, originsMark)
+	for _, d := range all {
+		if d.From == 0 {
+			dst = append(dst, 0)
+			continue
+		}
+		dst = binary.AppendUvarint(dst, d.From<<2+uint64(d.Late))
+		dst = binary.BigEndian.AppendUint64(dst, uint64(d.Due))
+	}
+	return dst
+}
+
+// ReadDecisions reads a message of decisions. After an error it returns those before it.
+func ReadDecisions(b []byte) (all []Decision, err error) {
+	for r := (reader{rest: b}); len(r.rest) > 0; {
+		if mark, rest, ok := uvarint(r.rest, originsMark); ok && mark == originsMark {
+			r.rest = rest
+			return all, r.origins(all)
+		}
+		d := r.decision()
+		if r.failed {
+			return all, errDecision
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// origins reads what follows decisions.
+func (r *reader) origins(all []Decision) error {
+	for i := range all {
+		d := &all[i]
+		if n := r.uvarint(math.MaxInt64); n > 3 {
+			d.From, d.Late, d.Due = n>>2, Late(n&3), int64(r.uint64())
+		} else if n > 0 {
+			r.failed = true
+		}
+	}
+	if r.failed || len(r.rest) > 0 {
+		return errDecision
+	}
+	return nil
+}
+
+// decision reads the next decision.
+func (r *reader) decision() (d Decision) {
 	instance := r.chunk()
-	if !r.failed && len(instance) == 0 {
-		return d, r.rest, nil
+	if len(instance) == 0 {
+		return d
 	}
 	d.Domain, d.Instance = cutName(string(instance))
 	copy(d.TraceID[:], r.bytes(len(d.TraceID)))
@@ -446,10 +516,7 @@ func NextDecision(b []byte) (d Decision, rest []byte, err error) {
 			d.Spent = append(d.Spent, Spend{int(limiter), int64(amount)})
 		}
 	}
-	if r.failed {
-		return Decision{}, nil, errDecision
-	}
-	return d, r.rest, nil
+	return d
 }
 
 // reader reads one value after the other. When one is cut short or out of its bounds, all that

@@ -233,26 +233,29 @@ func TestDecisionsRoundTrip(t *testing.T) {
 		{Domain: "as-2", Instance: "as-2", TraceID: otlpwire.TraceID{2}, Upto: 77},
 		{Domain: "@acme", Instance: "as-1", TraceID: otlpwire.TraceID{3}, Kept: true, Begun: 7, Due: math.MaxInt64, Version: 300, Spent: []Spend{{0, 8}, {300, math.MaxInt64}}},
 	}
-	var b []byte
-	for _, d := range want {
-		b = AppendDecision(b, d)
-	}
-	for i := range b {
-		_, _, _ = NextDecision(b[:i]) // cut anywhere: no panic
-	}
-	for _, d := range want {
+	for _, d := range want[:2] {
 		whole := AppendDecision(nil, d)
-		for i := range whole {
-			if got, rest, err := NextDecision(whole[:i]); err == nil || rest != nil {
-				t.Errorf("%d of %d bytes are %+v, with a rest of %v", i, len(whole), got, rest)
+		for i := 1; i < len(whole); i++ { // cut anywhere
+			if got, err := ReadDecisions(whole[:i]); err == nil || len(got) > 0 {
+				t.Errorf("%d of %d bytes are %+v", i, len(whole), got)
 			}
 		}
 	}
-	for _, w := range want {
-		got, rest, err := NextDecision(b)
-		if err != nil || !reflect.DeepEqual(got, w) {
-			t.Fatalf("got %+v, %v; want %+v", got, err, w)
+	late := append(want, Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Upto: 1 << 50, From: 1, Due: 5},
+		Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Kept: true, Policy: "errors", Upto: 900, From: 900, Due: math.MaxInt64, Late: RescueSent})
+	for _, all := range [][]Decision{want, late} {
+		b := AppendDecisions(nil, all...)
+		if got, err := ReadDecisions(b); err != nil || !reflect.DeepEqual(got, all) {
+			t.Fatalf("got %+v, %v; want %+v", got, err, all)
 		}
-		b = rest
+		if got, err := ReadDecisions(append(b, 0xff)); err == nil || len(got) != len(all) {
+			t.Errorf("with a byte that is none: %+v, %v", got, err)
+		}
+	}
+	b := AppendDecisions(nil, late...)
+	for i := len(AppendDecisions(nil, want...)) + 60; i < len(b); i++ {
+		if got, err := ReadDecisions(b[:i]); err == nil && i > len(b)-20 {
+			t.Errorf("%d of %d bytes are %+v", i, len(b), got)
+		}
 	}
 }

@@ -1,7 +1,7 @@
 package envelope
 
 import (
-	"reflect"
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -68,24 +68,17 @@ func FuzzFrame(f *testing.F) {
 
 // FuzzDecision likewise, of a message of DECISIONS.
 func FuzzDecision(f *testing.F) {
-	f.Add(AppendDecision(AppendDecision(nil, Decision{}), Decision{Instance: "as-1", Kept: true, Policy: "errors", Upto: 9, Spent: []Spend{{1, 5}}}))
+	f.Add(AppendDecisions(nil, Decision{}, Decision{Instance: "as-1", Kept: true, Policy: "errors", Upto: 9, Spent: []Spend{{1, 5}}}))
+	f.Add(AppendDecisions(nil, Decision{Instance: "as-1", Upto: 9, From: 3, Due: 7}, Decision{Instance: "as-1", Upto: 9, Late: Rescued, From: 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for len(b) > 0 {
-			d, rest, err := NextDecision(b)
-			if err != nil {
-				return
-			}
-			if len(rest) >= len(b) {
-				t.Fatal("reading does not go on")
-			}
-			again, none, err := NextDecision(AppendDecision(nil, d))
-			if len(d.Spent) == 0 { // not written without what was spent
-				d.Due, d.Version, d.Spent, again.Spent = 0, 0, nil, nil
-			}
-			if err != nil || len(none) > 0 || !reflect.DeepEqual(d, again) {
-				t.Fatalf("%+v, then %+v, %v", d, again, err)
-			}
-			b = rest
+		all, err := ReadDecisions(b)
+		if err != nil {
+			return
+		}
+		whole := AppendDecisions(nil, all...) // without what is not written with some of them
+		again, err := ReadDecisions(whole)
+		if b := AppendDecisions(nil, again...); err != nil || len(again) != len(all) || !bytes.Equal(b, whole) {
+			t.Fatalf("%+v, then %+v, %v", all, again, err)
 		}
 	})
 }

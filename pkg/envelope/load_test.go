@@ -90,7 +90,7 @@ func TestSources(t *testing.T) {
 			t.Errorf("%d bytes of %d: %+v %v", n, len(b), got, err)
 		}
 	}
-	if _, _, err := NextDecision(b); err == nil {
+	if _, err := ReadDecisions(b); err == nil {
 		t.Error("a sink of an earlier version takes it for a decision")
 	}
 	for _, d := range []Decision{{}, {Instance: "as-1", Kept: true}} {

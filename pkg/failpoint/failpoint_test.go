@@ -19,7 +19,7 @@ func TestDefaultBuildHasNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"PENSTOCK_FAILPOINTS", "PENSTOCK_KILL_AT", "answer_before_spool"} {
+		for _, name := range []string{"PENSTOCK_FAILPOINTS", "PENSTOCK_KILL_AT", "PENSTOCK_CLOCK", "answer_before_spool"} {
 			if is := bytes.Contains(text, []byte(name)); is != want {
 				t.Errorf("tags %q: %s in the binary: %v", tags, name, is)
 			}

@@ -10,6 +10,7 @@ const (
 	WallTime          = false // wall_time: windows close by the sink's clock
 	DomainsIgnored    = false // domains_ignored: each instance is a domain by itself
 	OneClock          = false // one_clock: all sources of an instance have one clock
+	RescueNotRecorded = false // rescue_not_recorded: late spans are sent with what was not kept, without a record of that
 	FloorTooHigh      = false // floor_too_high: the floor passes the oldest message that is owed
 	KeeperTooFar      = false // keeper_too_far: the keeper removes one message more than all lanes have finished
 	LaneIgnored       = false // lane_ignored: the keeper assumes that the lanes of Loki have finished everything
@@ -17,6 +18,9 @@ const (
 	ForwardUnacked    = false // forward_unacked: the spool drops what was sent, not what was acknowledged
 	ForwardSwapped    = false // forward_swapped: occasionally a message is sent after the next one
 )
+
+// Clock is by how much an edge's clock is wrong: PENSTOCK_CLOCK, such as -40s.
+const Clock = 0
 
 // Point is a place at which the process can be killed.
 func Point(string) {}

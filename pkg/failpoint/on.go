@@ -20,6 +20,7 @@ var (
 	WallTime          = named("wall_time")
 	DomainsIgnored    = named("domains_ignored")
 	OneClock          = named("one_clock")
+	RescueNotRecorded = named("rescue_not_recorded")
 	FloorTooHigh      = named("floor_too_high")
 	KeeperTooFar      = named("keeper_too_far")
 	LaneIgnored       = named("lane_ignored")
@@ -27,6 +28,9 @@ var (
 	ForwardUnacked    = named("forward_unacked")
 	ForwardSwapped    = named("forward_swapped")
 )
+
+// Clock is by how much an edge's clock is wrong.
+var Clock, _ = time.ParseDuration(os.Getenv("PENSTOCK_CLOCK"))
 
 func named(bug string) bool {
 	return slices.Contains(strings.Split(os.Getenv("PENSTOCK_FAILPOINTS"), ","), bug)

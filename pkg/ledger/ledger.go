@@ -1,9 +1,10 @@
 // Package ledger counts every item on its way through penstock, so that at any time and for
 // every signal
 //
-//	accepted = delivered + sampled_out + filtered + dead_lettered + dropped + in flight
+//	accepted + rescued = delivered + sampled_out + filtered + dead_lettered + dropped + in flight
 //
-// where dropped is zero unless an edge is configured to drop, or its disk or gateway loses
+// where rescued are spans that were sampled out, and then delivered with a trace that a late span has brought back, and
+// dropped is zero unless an edge is configured to drop, or its disk or gateway loses
 // items. For a signal with several backends the equation holds for each of them.
 //
 // All counts are in items: spans, data points, log records. Every label value exists from the
@@ -73,6 +74,14 @@ const (
 	InterruptedGone       = "gone"       // the consumer was deleted
 )
 
+// What becomes of traces that late spans could bring back.
+const (
+	LateRescued    = "rescued"    // they are kept
+	LateTooLate    = "too_late"   // the earlier spans are too far back
+	LateOverLimit  = "over_limit" // of traces a minute
+	LateIncomplete = "incomplete" // kept, but the hub did not have all of the earlier spans any more
+)
+
 // Errors of the connection to the hub.
 const (
 	HubSlowConsumer = "slow_consumer"
@@ -127,6 +136,7 @@ type Ledger struct {
 	heldTraces   *prometheus.GaugeVec
 	heldBytes    *prometheus.GaugeVec
 	decided      *prometheus.CounterVec
+	late         *prometheus.CounterVec
 	replayed     *prometheus.CounterVec
 	// Keeper is 1 while this sink is the keeper of the hub's streams.
 	Keeper     prometheus.Gauge
@@ -150,6 +160,7 @@ type Signal struct {
 	Forwarded  prometheus.Counter
 	Routed     prometheus.Counter
 	SampledOut prometheus.Counter
+	Rescued    prometheus.Counter
 	Duplicate  prometheus.Counter
 	Sanitised  prometheus.Counter
 	Crowded    prometheus.Counter
@@ -176,6 +187,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	delivered := counter("penstock_delivered_items_total", "Items that a backend has acknowledged.", "backend")
 	dedup := counter("penstock_deduped_by_backend_items_total", "Items that a backend refused because it has stored them in an earlier attempt, whose answer was lost, and points without their own sample: deltas that have already been counted, several points of one stream in a millisecond. They count as delivered.", "backend")
 	sampledOut := counter("penstock_sampled_out_items_total", "Items of traces that the sampling policies did not keep.")
+	rescued := counter("penstock_rescued_items_total", "Items of traces that were not kept and that a late span has brought back (sampling.late). They are counted in penstock_sampled_out_items_total, and once more where they are delivered.")
 	aside := counter("penstock_set_aside_items_total", "Items that were published to the stream ASIDE because the backend refuses their instance. They are in flight until the backend stores them.", "backend")
 	dead := counter("penstock_dead_lettered_items_total", "Items published to the stream DEADLETTER, by reason. penstock deadletter list shows them.", "reason")
 	duplicate := counter("penstock_duplicate_items_total", "Items that arrived again and were recognised as duplicates.")
@@ -208,6 +220,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		heldTraces:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Approximate size of these traces in bytes: their spans as on the wire and the data kept for each trace."}, []string{"partition"}),
 		decided:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
+		late:             f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_late_traces_total", Help: "Traces that were not kept, and then had spans that a policy without a budget wants by themselves (sampling.late): rescued, kept after all; too_late, the earlier spans are too far back, in time or bytes; over_limit, of traces a minute; incomplete, kept, but the hub did not have all of the earlier spans any more."}, []string{"outcome"}),
 		replayed:         counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		asideInstances:   f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it accepts others: their data waits in the stream ASIDE, outside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		missing:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_missing_messages", Help: "Messages that edges have numbered and that never came to the lane, since its tally began: an edge or the hub has lost them, or they are still to come. penstock audit shows the instances. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
@@ -226,6 +239,9 @@ func New(reg prometheus.Registerer) *Ledger {
 	for _, r := range []string{ClosedFull, ClosedAddress} {
 		l.closed.WithLabelValues(r)
 	}
+	for _, outcome := range []string{LateRescued, LateTooLate, LateOverLimit, LateIncomplete} {
+		l.late.WithLabelValues(outcome)
+	}
 	for _, kind := range []string{HubSlowConsumer, HubDenied, HubOther} {
 		l.hubErrors.WithLabelValues(kind)
 	}
@@ -237,6 +253,7 @@ func New(reg prometheus.Registerer) *Ledger {
 			Forwarded:  forwarded.WithLabelValues(n),
 			Routed:     routed.WithLabelValues(n),
 			SampledOut: sampledOut.WithLabelValues(n),
+			Rescued:    rescued.WithLabelValues(n),
 			Duplicate:  duplicate.WithLabelValues(n),
 			Sanitised:  sanitised.WithLabelValues(n),
 			Crowded:    crowded.WithLabelValues(n),
@@ -435,6 +452,11 @@ func (l *Ledger) Abandoned(stream string) prometheus.Counter {
 // Sampler returns the gauges of one partition's sampler.
 func (l *Ledger) Sampler(partition string) (traces, bytes prometheus.Gauge) {
 	return l.heldTraces.WithLabelValues(partition), l.heldBytes.WithLabelValues(partition)
+}
+
+// Late counts what has become of traces that late spans could bring back.
+func (l *Ledger) Late(outcome string, traces int) {
+	l.late.WithLabelValues(outcome).Add(float64(traces))
 }
 
 // Decided counts the decision about one trace.

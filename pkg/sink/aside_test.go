@@ -172,7 +172,7 @@ func (w *asideWorld) own() (stop func()) {
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
 		hub.Conn = w.conn
-		horizon := newHorizon(hub, own.led, own.log)
+		horizon := newHorizon(hub, versions.DefaultConfig().Late, own.led, own.log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.run(ctx) })
 		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, counts)

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
@@ -14,6 +15,10 @@ type counter interface {
 	ended(how tally.Outcome, reason string, items int)
 	restamped()
 	decided(out sampler.Output)
+	// rescued counts spans that were sampled out, and are delivered after all.
+	rescued(items int)
+	// incomplete counts traces that were rescued without all of their spans.
+	incomplete(traces int)
 }
 
 // liveCounter counts in the ledger.
@@ -47,10 +52,17 @@ func (t liveCounter) decided(out sampler.Output) {
 		t.led.SamplerFull.Inc()
 	}
 	t.led.SamplerUnordered.Add(float64(out.Unordered))
+	t.led.Late(ledger.LateRescued, out.Rescued)
+	t.led.Late(ledger.LateTooLate, out.TooLate)
+	t.led.Late(ledger.LateOverLimit, out.OverLimit)
 	for i, d := range out.Decisions {
-		t.led.Decided(d.Kept, out.By[i])
+		if d.Late == envelope.OnTime {
+			t.led.Decided(d.Kept, out.By[i])
+		}
 	}
 }
+
+func (t liveCounter) rescued(items int) { t.led.Of(t.sig).Rescued.Add(float64(items)) }
 
 // furtherCounter leaves out what the first lane of a signal counts.
 type furtherCounter struct{ liveCounter }
@@ -62,6 +74,12 @@ func (t furtherCounter) ended(how tally.Outcome, reason string, items int) {
 }
 
 func (furtherCounter) restamped() {}
+
+func (t liveCounter) incomplete(traces int) { t.led.Late(ledger.LateIncomplete, traces) }
+
+func (furtherCounter) incomplete(int) {}
+
+func (furtherCounter) rescued(int) {}
 
 func (furtherCounter) decided(sampler.Output) {}
 

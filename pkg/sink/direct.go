@@ -36,7 +36,7 @@ const maxRepeated = 64
 
 // newDirectLane writes live traffic.
 func newDirectLane(lane *bus.Lane, d *exporter, t *tally.Lane) *directLane {
-	l := &directLane{lane: lane, feed: live{d}, exporter: d, ackEvery: 1, tally: t}
+	l := &directLane{lane: lane, feed: live{exporter: d}, exporter: d, ackEvery: 1, tally: t}
 	d.count = ownCounter{d.counter(), &l.ended}
 	return l
 }

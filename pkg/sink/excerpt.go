@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/penstock/penstock/pkg/backend"
@@ -33,8 +34,9 @@ type excerpt struct {
 	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
 	sampled bool                                                       // spans outside the range, and of other instances of a domain, count for decisions: they are left out afterwards
 	domains domain.Versions                                            // by sequences of TRACES
-	guard   envelope.Guard
-	due     time.Time // when the rate allows the next message to be read
+	reach   reach                                                      // of the goroutine that reports
+	again   atomic.Uint64                                              // see readable
+	due     time.Time                                                  // when the rate allows the next message to be read
 
 	mu struct {
 		sync.Mutex
@@ -56,6 +58,7 @@ func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, 
 // returns, the members start it again if the lane is still placed here.
 func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	e.owned, e.has = lane.Owned, lane.Has
+	e.reach.maxBytes = uint64(e.cfg.Sampling.Late.MaxBytes)
 	report, stop := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
 	reporter.Go(func() {
@@ -103,17 +106,17 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 	e.sampled, e.domains = true, policies.Domains()
 	return (&traceLane{
 		lane: lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
-		stream: bus.Stream(e.sig), frames: e.frames, spread: spread, in: e.In,
+		stream: bus.Stream(e.sig), filters: e.lane.Filters(), frames: received, spread: spread, in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)
 }
 
-// frames calls visit with the spans of a message of TRACES.
-func (e *excerpt) frames(d bus.Delivery, visit func(envelope.Frame) error) error {
+// received calls visit with the spans of a message of TRACES.
+func received(guard *envelope.Guard, d bus.Delivery, visit func(envelope.Frame) error) error {
 	if d.Err != nil {
 		return d.Err
 	}
-	payload, _, err := e.guard.Open(otlpwire.Traces, d.Instance(), d.Body)
+	payload, _, err := guard.Open(otlpwire.Traces, d.Instance(), d.Body)
 	if err != nil {
 		return err
 	}
@@ -173,6 +176,7 @@ func (e *excerpt) report(ctx context.Context) {
 		return // not the owner
 	}
 	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
+		e.again.Store(e.reach.from(state, time.Now()))
 		e.change(func(p *replay.Progress) {
 			read := max(e.mu.read, p.Floor, e.lane.First-1)
 			if state.FirstSeq > read+1 && read < e.lane.Last {
@@ -314,6 +318,8 @@ func (e *excerpt) admits(d bus.Delivery) bool {
 	return wanted
 }
 
+func (e *excerpt) readable() uint64 { return e.again.Load() }
+
 func (e *excerpt) asks(instance string) bool { return e.job.Matches(instance) }
 
 // unreadable counts a message that has been in DEADLETTER since it was read live.
@@ -403,6 +409,13 @@ func (e *excerpt) ended(how tally.Outcome, reason string, items int) {
 		e.unchosen(items)
 	}
 }
+
+// rescued counts spans that were sampled out, and are delivered after all.
+func (e *excerpt) rescued(items int) {
+	e.change(func(p *replay.Progress) { p.SampledOut -= int64(items) })
+}
+
+func (e *excerpt) incomplete(int) {}
 
 func (e *excerpt) restamped() {} // counted when it was live
 

@@ -20,6 +20,8 @@ type feed interface {
 	// asks reports whether what is kept of an instance is to be sent: it may have been read for what it
 	// decides about traces of others.
 	asks(instance string) bool
+	// readable is the sequence from which on the lane's stream can be read again, for rescues.
+	readable() uint64
 	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
 	// unreadable handles a message that holds no telemetry.
@@ -47,11 +49,15 @@ func stopped(ctx context.Context) error {
 }
 
 // live is live traffic: all of it, without an end.
-type live struct{ exporter *exporter }
+type live struct {
+	exporter *exporter
+	horizon  *horizon
+}
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
 func (live) asks(string) bool                         { return true }
+func (l live) readable() uint64                       { return l.horizon.latest().readable }
 func (live) admits(bus.Delivery) bool                 { return true }
 func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}

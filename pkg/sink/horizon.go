@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/pkg/stall"
 )
 
@@ -25,6 +26,7 @@ import (
 // hub does not answer, this time does not advance.
 type horizon struct {
 	hub   *bus.Hub
+	reach reach
 	stall *stall.Detector
 
 	mu   sync.Mutex
@@ -43,6 +45,8 @@ type watermark struct {
 	spans uint64
 	// full: SPANS had no room for another message. Routers wait, with the spans that they have read.
 	full bool
+	// readable is the sequence from which on SPANS can be read again.
+	readable uint64
 }
 
 // traceEnd is the last sequence of TRACES at a time.
@@ -63,8 +67,8 @@ const (
 )
 
 // newHorizon returns a horizon that knows nothing until it runs.
-func newHorizon(hub *bus.Hub, led *ledger.Ledger, log *slog.Logger) *horizon {
-	return &horizon{hub: hub, stall: stall.New(led, otlpwire.Traces.String(), "", "horizon", log)}
+func newHorizon(hub *bus.Hub, late versions.Late, led *ledger.Ledger, log *slog.Logger) *horizon {
+	return &horizon{hub: hub, reach: reach{maxBytes: uint64(late.MaxBytes)}, stall: stall.New(led, otlpwire.Traces.String(), "", "horizon", log)}
 }
 
 // latest returns the latest mark; a zero one when there is none yet.
@@ -106,7 +110,7 @@ func (h *horizon) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.spans, m.full = spans.LastSeq, spans.Full()
+	m.spans, m.full, m.readable = spans.LastSeq, spans.Full(), h.reach.from(spans, m.asked)
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()

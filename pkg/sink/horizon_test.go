@@ -19,13 +19,14 @@ import (
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // TestEachPartitionHasAHorizon: what routers have not routed holds the mark of its partition,
 // and so does a router's consumer that does not exist; the marks of others advance.
 func TestEachPartitionHasAHorizon(t *testing.T) {
 	d, c := testPartitions(t, &picky{}, 2)
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 2}}, d.led, d.log)
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 2}}, versions.DefaultConfig().Late, d.led, d.log)
 	names := make([]string, 2) // an instance in each
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := "as-" + strconv.Itoa(i)
@@ -121,7 +122,7 @@ func TestAHorizonThatStands(t *testing.T) {
 	d, c := testExporter(t, &picky{})
 	var said logtest.Log
 	led := d.led
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, led, said.Logger(slog.LevelInfo))
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, led, said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); h.run(ctx) }()
@@ -148,7 +149,7 @@ func TestAHorizonThatStands(t *testing.T) {
 func TestAFullSpansIsSeen(t *testing.T) {
 	t.Parallel()
 	d, c := testExporter(t, &picky{})
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, d.led, d.log)
+	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, d.led, d.log)
 	if _, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, 0), Name: bus.RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}

@@ -117,6 +117,7 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 			t := newTraceLane(lane, &own, l.policies, journal, l.horizon, l.tally(d, s))
+			t.filters = []string{s.Filter}
 			t.maxBytes, t.attribute, t.gauges = int(l.cfg.Sampling.MaxBytes), l.cfg.Sampling.PolicyAttribute, gauges
 			own.ended(ctx, t.run(ctx))
 		}
@@ -145,7 +146,7 @@ func (l *lanes) tally(d *exporter, s membership.Shared) *tally.Lane {
 				return
 			}
 			m.Decompress(&body)
-			if routed(m, func(f envelope.Frame) error {
+			if routed(nil, m, func(f envelope.Frame) error {
 				saw(f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload))
 				return nil
 			}) != nil {

@@ -47,6 +47,11 @@ func stretch() (messages []bus.Message, spans int) {
 				at := first + rng.IntN(80)
 				byTick[at] = append(byTick[at], sp)
 			}
+			if rng.IntN(40) == 0 && first < 5000 { // it comes when the trace is decided
+				spans++
+				at := first + 150 + rng.IntN(1000)
+				byTick[at] = append(byTick[at], &tracepb.Span{TraceId: id, SpanId: binary.BigEndian.AppendUint64(nil, uint64(spans)), Name: "late", Status: &tracepb.Status{Code: tracepb.Status_STATUS_CODE_ERROR}})
+			}
 		}
 		// At the end spans that close all windows, and stay undecided.
 		for n := range 6 {
@@ -134,7 +139,7 @@ func (k *spanSet) more(n int) <-chan struct{} {
 
 // TestDecisionsAreRepeated decides a recorded stretch of more than 100,000 spans
 // live, with two sinks that die meanwhile, and once more from the start at full
-// speed: the kept spans are the same.
+// speed: the kept spans are the same, with those of traces that late errors bring back.
 func TestDecisionsAreRepeated(t *testing.T) {
 	t.Parallel()
 	messages, spans := stretch()
@@ -151,6 +156,7 @@ policies:
 	if err != nil {
 		t.Fatal(err)
 	}
+	policies.Late = policy.Late{Traces: 1000, Age: time.Hour}
 	kept := map[string]map[uint64]bool{}
 	for name, deaths := range map[string][]int{"live": nil, "after two failovers": {len(messages) / 3, 2 * len(messages) / 3}, "from the start again": {}} {
 		k := &spanSet{spans: map[uint64]bool{}}
@@ -177,7 +183,7 @@ policies:
 		for _, upto := range sinks {
 			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 			hub.Conn = conn
-			horizon := newHorizon(hub, d.led, d.log)
+			horizon := newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log)
 			ctx, die := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
 			wg.Go(func() { horizon.run(ctx) })
@@ -207,17 +213,26 @@ policies:
 			wg.Wait()
 		}
 		kept[name] = k.spans
-		recorded := 0
+		recorded, rescued := 0, 0
 		if _, err := conn.TakeJournal(t.Context(), bus.Decisions, bus.Message{Subject: bus.DecisionsSubject(0), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}, func(body []byte) error {
-			all, _, err := envelope.ReadSources(body)
+			all, is, err := envelope.ReadSources(body)
 			for _, s := range all {
 				if s.Domain == "@d" && s.Instance == "as-1" && len(s.Seen) == 2 {
 					recorded++
 				}
 			}
+			if is {
+				return err
+			}
+			decisions, err := envelope.ReadDecisions(body)
+			for _, d := range decisions {
+				if d.Late == envelope.RescueSent {
+					rescued++
+				}
+			}
 			return err
-		}); err != nil || recorded == 0 {
-			t.Errorf("%s: the sources of as-1 are recorded %d times, %v", name, recorded, err)
+		}); err != nil || recorded == 0 || rescued < 500 {
+			t.Errorf("%s: the sources of as-1 are recorded %d times, %d traces are rescued, %v", name, recorded, rescued, err)
 		}
 		t.Logf("%s: %d of %d spans kept", name, len(k.spans), spans)
 	}

@@ -212,7 +212,7 @@ func TestOthersAreLeftOut(t *testing.T) {
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: e.frames, sampler: sampler.NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)}
+	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: received, sampler: sampler.NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

@@ -162,6 +162,6 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	}
 	members := membership.New(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, policies: policies, process: process, hub: hub, members: members, horizon: newHorizon(hub, p.Ledger, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, policies: policies, process: process, hub: hub, members: members, horizon: newHorizon(hub, cfg.Sampling.Late, p.Ledger, log), led: p.Ledger, log: log}
 	return []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

@@ -33,10 +33,11 @@ type traceLane struct {
 	attribute string
 	// stream has the spans, frames calls visit with those of a message, spread is how they are
 	// spread over partitions of SPANS, and in, if not nil, reports which are wanted.
-	stream string
-	frames func(d bus.Delivery, visit func(envelope.Frame) error) error
-	spread partition.Spread
-	in     func(arrival int64, seq uint64) bool
+	stream  string
+	filters []string // subjects of stream that are read
+	frames  func(guard *envelope.Guard, d bus.Delivery, visit func(envelope.Frame) error) error
+	spread  partition.Spread
+	in      func(arrival int64, seq uint64) bool
 	// Where the decisions are recorded.
 	journalStream, journalSubject string
 	// gauges is the label of the sampler's gauges; empty for none.
@@ -44,7 +45,10 @@ type traceLane struct {
 	tally  *tally.Lane    // nil: none is kept
 	wrote  tally.Outcomes // of the current request
 
-	sampler   *sampler.Samplers   // nil: waiting for the lane to be claimed
+	sampler   *sampler.Samplers // nil: waiting for the lane to be claimed
+	rescues   rescues
+	rescuing  []envelope.Decision // rescues that are not recorded yet
+	guard     envelope.Guard
 	body      []byte              // of the current message
 	journal   *bus.Journal        // of the partition's decisions
 	decisions []envelope.Decision // made, not yet recorded
@@ -91,7 +95,7 @@ const (
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
 func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon, t *tally.Lane) *traceLane {
 	l := &traceLane{
-		lane: lane, feed: live{d}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
+		lane: lane, feed: live{d, horizon}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
 	}
 	d.count = ownCounter{d.counter(), &l.wrote}
@@ -120,6 +124,8 @@ func (l *traceLane) run(ctx context.Context) error {
 	finish, stop := membership.Finish(ctx) // what is decided when ctx ends is still sent
 	defer stop()
 	defer l.exporter.aside.close()
+	l.rescues.lane = l
+	defer l.rescues.forget()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	defer l.show(0, 0)
@@ -135,21 +141,30 @@ func (l *traceLane) run(ctx context.Context) error {
 			if err == nil && len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions && ctx.Err() == nil {
 				continue
 			}
+		case f := <-l.rescues.found:
+			l.rescued(f)
 		case <-clock.C:
 			l.look(finish)
 		}
 		if err == nil {
 			err = l.flush(finish)
 		}
-		switch {
-		case errors.Is(err, bus.ErrSuperseded):
-			l.forget(ledger.InterruptedSuperseded) // the lane has to be claimed again
-		case err != nil:
+		if err := l.next(err); err != nil {
 			return err
-		case l.ended:
-			return errEnd
 		}
 	}
+}
+
+// next returns why the lane ends after a step.
+func (l *traceLane) next(err error) error {
+	switch {
+	case errors.Is(err, bus.ErrSuperseded):
+		l.forget(ledger.InterruptedSuperseded) // the lane has to be claimed again
+		return nil
+	case err == nil && l.ended && !l.rescues.busy():
+		return errEnd
+	}
+	return err
 }
 
 // look does what is due without a delivery.
@@ -164,12 +179,15 @@ func (l *traceLane) look(ctx context.Context) {
 	if failpoint.WallTime {
 		l.note(l.sampler.Idle(sampler.Mark{Before: []time.Time{time.Now()}}, time.Now()))
 	}
+	l.sampler.Readable(l.feed.readable())
+	l.rescues.begin(ctx, l.policies.Domains())
 	l.show(l.sampler.Held())
 }
 
 // forget discards what is held; the lane is claimed again, and begins at its floor.
 func (l *traceLane) forget(why string) {
 	l.sampler, l.rewind, l.ended = nil, false, false
+	l.rescues.forget()
 	l.lane.Forget(why)
 }
 
@@ -184,7 +202,7 @@ func (l *traceLane) show(traces, bytes int) {
 }
 
 // routed calls visit with the frames of a message of SPANS.
-func routed(d bus.Delivery, visit func(envelope.Frame) error) error {
+func routed(_ *envelope.Guard, d bus.Delivery, visit func(envelope.Frame) error) error {
 	if d.Err != nil {
 		return d.Err
 	}
@@ -221,7 +239,8 @@ func (l *traceLane) claim(ctx context.Context) error {
 	}) {
 		return stopped(ctx)
 	}
-	l.sources = nil
+	l.rescues.forget()
+	l.sources, l.rescuing = nil, nil
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = watermark{}, time.Time{}, time.Now()
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
@@ -230,6 +249,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
+			l.note(sampler.Restore())
 			if l.horizon != nil {
 				l.note(sampler.Idle(nothing(l.horizon.hub.Topology.Partitions), time.Now()))
 			}
@@ -272,23 +292,24 @@ func (l *traceLane) record(ctx context.Context) error {
 	if failpoint.DecisionNotLogged {
 		l.decisions = l.decisions[:0]
 	}
+	if failpoint.RescueNotRecorded {
+		l.decisions = slices.DeleteFunc(l.decisions, func(d envelope.Decision) bool { return d.Late != envelope.OnTime })
+	}
 	for chunk := range slices.Chunk(l.sources, maxSources) {
 		if err := l.append(ctx, 0, envelope.AppendSources(nil, chunk)); err != nil {
 			return err
 		}
 	}
 	l.sources = l.sources[:0]
-	// All that was recorded before has been sent by now.
-	body := envelope.AppendDecision(nil, envelope.Decision{})
+	entries := []envelope.Decision{{}} // all that was recorded before has been sent by now, but for rescues
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
-		for _, d := range chunk {
-			body = envelope.AppendDecision(body, d)
-		}
-		if err := l.append(ctx, len(chunk), body); err != nil {
+		if err := l.append(ctx, len(chunk), envelope.AppendDecisions(nil, append(entries, chunk...)...)); err != nil {
 			return err
 		}
-		body = body[:0]
+		entries = nil
 	}
+	l.rescues.waiting = append(l.rescues.waiting, l.rescuing...)
+	l.rescuing = nil
 	l.decisions = l.decisions[:0]
 	return nil
 }
@@ -374,7 +395,7 @@ func (l *traceLane) end() {
 // add hands the spans of a message to the sampler.
 func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 	d.Decompress(&l.body)
-	if err := l.frames(d, func(f envelope.Frame) error {
+	if err := l.frames(&l.guard, d, func(f envelope.Frame) error {
 		if failpoint.OneClock {
 			f.Source = 0
 		}
@@ -460,6 +481,7 @@ func (l *traceLane) note(out sampler.Output) {
 		}
 	}
 	l.decisions, l.sources = append(l.decisions, out.Decisions...), append(l.sources, out.Sources...)
+	l.rescuing = append(l.rescuing, out.Rescues...)
 	for _, e := range out.Exports {
 		if !l.feed.asks(e.Instance) {
 			l.sampler.Release(e.Seq)
@@ -524,7 +546,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 			return err
 		}
 		for _, e := range l.exports[:n] {
-			if !failpoint.AckBeforeExport { // there it was released before
+			if !failpoint.AckBeforeExport && !e.Rescued { // there it was released before; and that is owed with its rescue
 				l.sampler.Release(e.Seq)
 			}
 		}
@@ -560,11 +582,19 @@ func (l *traceLane) export(ctx context.Context) (int, error) {
 	if !l.exporter.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
 		return 0, stopped(ctx)
 	}
+	for i := range l.exports[:n] {
+		if e := &l.exports[i]; e.Rescued {
+			l.exporter.counter().rescued(e.Spans)
+		}
+	}
 	l.tally.Do(func(b *tally.Book) {
 		var parts []tally.Part
 		for i := range l.exports[:n] {
 			for _, p := range l.exports[i].Parts {
 				parts = append(parts, tally.Part{Seq: p.Seq, Instance: first.Instance, Items: p.Spans})
+				if l.exports[i].Rescued {
+					b.Rescued(p.Seq, first.Instance, p.Spans)
+				}
 			}
 		}
 		b.EndedTogether(parts, &l.wrote)

@@ -119,7 +119,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	router(0).Close() // the backlog
 	route(1)
 
-	horizon := newHorizon(hub, d.led, d.log)
+	horizon := newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log)
 	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
 	l.maxBytes = 64 << 20

@@ -22,6 +22,7 @@ type entry struct {
 	instance string
 	items    int
 	ended    [outcomes]int32
+	rescued  int
 	spool    string // "" if the message has no number
 	number   uint64
 }
@@ -42,6 +43,21 @@ func (b *Book) Saw(seq uint64, instance string, items int, id string) {
 	e := entry{seq: seq, instance: instance, items: items}
 	e.spool, e.number, _ = envelope.Numbered(id)
 	b.open = append(b.open, e)
+}
+
+// Rescued notes that items of messages which may have been counted as sampled out are going to end in another way,
+// with a later message.
+func (b *Book) Rescued(seq uint64, instance string, items int) {
+	i, _ := slices.BinarySearchFunc(b.open, seq, func(e entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
+	for ; i < len(b.open) && b.open[i].seq == seq && b.open[i].instance != instance; i++ {
+	}
+	if i == len(b.open) || b.open[i].seq != seq {
+		if seq <= b.tally.Upto {
+			return
+		}
+		b.open = slices.Insert(b.open, i, entry{seq: seq, instance: instance})
+	}
+	b.open[i].rescued += items
 }
 
 // Ended notes what has become of items that were seen.
@@ -90,6 +106,7 @@ func (b *Book) Close(floor uint64, now time.Time) {
 		e := &b.open[n]
 		c := b.tally.of(e.instance)
 		c.Items += uint64(e.items)
+		c.Rescued += uint64(e.rescued)
 		for what, k := range e.ended {
 			if k != 0 {
 				c.Ended[Outcome(what)] += uint64(k)

@@ -110,6 +110,32 @@ func TestFloor(t *testing.T) {
 	}
 }
 
+// TestRescued: items that have ended once and end again, with a later message, also of an instance that it has nothing
+// of; and not with one that is counted already.
+func TestRescued(t *testing.T) {
+	b := newBook(0)
+	for seq, instance := range []string{"as-1", "as-2", "as-1"} {
+		b.Saw(uint64(seq+1), instance, 2, "")
+		b.Ended(uint64(seq+1), instance, SampledOut, 2)
+	}
+	b.Close(2, now)
+	for _, p := range []Part{{3, "as-2", 2}, {3, "as-1", 4}, {2, "as-1", 9}} {
+		b.Rescued(p.Seq, p.Instance, p.Items)
+		b.EndedTogether([]Part{p}, &Outcomes{Delivered: p.Items})
+	}
+	b.Saw(4, "as-2", 1, "")
+	b.Ended(4, "as-2", Filtered, 1)
+	b.Close(4, now)
+	for instance, want := range map[string]Counts{
+		"as-1": {Items: 4, Rescued: 4, Ended: map[Outcome]uint64{SampledOut: 4, Delivered: 4}},
+		"as-2": {Items: 3, Rescued: 2, Ended: map[Outcome]uint64{SampledOut: 2, Delivered: 2, Filtered: 1}},
+	} {
+		if c := b.tally.Instances[instance]; c.Items != want.Items || c.Rescued != want.Rescued || !maps.Equal(c.Ended, want.Ended) {
+			t.Errorf("%s: %+v, want %+v", instance, c, want)
+		}
+	}
+}
+
 // TestResume: where counting continues, and what it says when it cannot.
 func TestResume(t *testing.T) {
 	made := now.Add(-time.Hour)

@@ -1,7 +1,9 @@
 // Package tally counts what has become of the items of each instance in a lane, so that the sum can be
 // checked however many processes have read the lane one after the other:
 //
-//	items = delivered + sampled_out + filtered + dead + dropped + aside + duplicate + unrecorded
+//	items + rescued = delivered + sampled_out + filtered + dead + dropped + aside + duplicate + unrecorded
+//
+// Rescued are spans that were sampled out and, when a late span had brought their trace back, ended once more.
 //
 // A [Tally] holds for a sequence of the stream: it counts every message up to there once, and none
 // after it. What has become of later messages is counted as well, and enters the tally when the lane's
@@ -84,6 +86,8 @@ type Break struct {
 type Counts struct {
 	Items uint64             `json:"items"`
 	Ended map[Outcome]uint64 `json:"ended"`
+	// Rescued is how many of them have ended twice: sampled out first.
+	Rescued uint64 `json:"rescued,omitempty"`
 	// Missing is how many messages of its edges never came; Missed when that was last noticed.
 	Missing uint64             `json:"missing,omitempty"`
 	Missed  time.Time          `json:"missed,omitzero"`

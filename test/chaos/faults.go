@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -101,7 +102,7 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(32); {
+	switch n := w.rng.IntN(33); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
@@ -135,14 +136,16 @@ func (w *world) fault(ctx context.Context) error {
 	case n < 20:
 		return w.restart(ctx, pick("hub"))
 	case n < 21:
+		return w.stepClock(ctx, pick("edge"))
+	case n < 22:
 		return w.push(ctx)
-	case n < 23:
+	case n < 24:
 		return w.keeper(ctx)
-	case n < 25:
+	case n < 26:
 		return w.stall(ctx, pick("sink"), byCutting, 15*time.Second)
-	case n < 27:
+	case n < 28:
 		return w.fillDisk(ctx, pick("hub"))
-	case n < 30:
+	case n < 31:
 		return w.cutEdge(ctx, pick("edge"))
 	default:
 		return w.away(ctx, kinds[w.rng.IntN(len(kinds))])
@@ -173,7 +176,7 @@ func (w *world) backends(which string, refuse bool) {
 // away lets backends refuse until the streams are full of what they are owed, the edges' spools,
 // too, and edges refuse. A sink and a router are killed meanwhile.
 func (w *world) away(ctx context.Context, which string) error {
-	const longest, refusals = 30 * time.Second, 20
+	const longest, refusals = 40 * time.Second, 20
 	w.wereAway = w.wereAway || which == "all"
 	w.say("%s refuse until edges do", which)
 	from, before := time.Now(), w.journal.refused.Load()
@@ -333,12 +336,15 @@ func (w *world) stall(ctx context.Context, p *proc, how pause, long time.Duratio
 	return w.recovered(ctx, how.ends+" "+p.role, time.Now(), false)
 }
 
-// cutEdge takes the hub from an edge for longer than the policies wait. Where there are others, their traces wait for it, and the
-// decisions are those that they would be without.
+// cutEdge takes the hub from an edge for longer than the policies wait. Where there are others, and their clocks agree, their
+// traces wait for it, and the decisions are those that they would be without. Errors bring their traces back in any
+// case.
 func (w *world) cutEdge(ctx context.Context, e *proc) error {
-	const lag = 9 * time.Second // the sampler waits for ten
 	from := time.Now()
 	d := wait + time.Duration(w.rng.Int64N(int64(2*time.Second)))
+	if w.rng.IntN(2) == 0 {
+		d += lag
+	}
 	w.say("%s %s of %s for %v", byCutting.begins, e.name, e.instance, d.Truncate(100*time.Millisecond))
 	byCutting.begin(e)
 	select {
@@ -349,10 +355,29 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, 64<<10) }); err != nil {
 		return fmt.Errorf("%s was cut off: %w", e.name, err)
 	}
-	if took := time.Since(from); took > lag || e.instance == instances[len(instances)-1] {
+	apart := slices.ContainsFunc(w.of("edge"), func(e *proc) bool { return max(e.clock, -e.clock) > lag/2 })
+	if took := time.Since(from); took > lag || apart || e.instance == instances[len(instances)-1] {
 		w.disturb(from)
 	}
 	return nil
+}
+
+// lag is for how long the sampler waits for the spans of another edge, less a second.
+const lag = 9 * time.Second
+
+// stepped is where the edge is whose clock can be wrong.
+const stepped = "stepped"
+
+// stepClock sets the clock of an edge, which sees that when it is started again.
+func (w *world) stepClock(ctx context.Context, e *proc) error {
+	e.clock = time.Duration(w.rng.Int64N(int64(time.Hour))) - 30*time.Minute
+	if w.rng.IntN(2) == 0 {
+		e.clock /= 100
+	}
+	e.clock = e.clock.Truncate(time.Millisecond)
+	w.say("the clock of %s is set to be wrong by %v", e.name, e.clock)
+	e.Args[0] = filepath.Join(w.bin, stepped, "edge")
+	return w.restart(ctx, e)
 }
 
 // pinLife is longer than a pin lives, and a member's key: whoever is paused for so

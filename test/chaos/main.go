@@ -7,17 +7,18 @@
 // A hub, four edges, two routers and one to four sinks run as processes; two edges are of one instance, and two
 // instances of one domain, whose traces have spans of all three edges. The
 // backend is a recording Tempo in this one. A seed gives a schedule of faults:
-// kill -9, SIGSTOP, SIGTERM, a backend that refuses. The oracle knows the
+// kill -9, SIGSTOP, SIGTERM, a backend that refuses, an edge whose clock is set. The oracle knows the
 // policies and what it has sent; it looks at the answers, at Tempo and at the
 // streams DECISIONS and DEADLETTER, never into the pipeline.
 //
 // The exit code is 1 when a promise was broken. The last line is
 //
-//	acked=N delivered=N sampled_out=N dead=N lost=0 split=0 leaked=0 duplicates=N faults=N worst_recovery=Ns
+//	acked=N delivered=N sampled_out=N dead=N lost=0 wrongly_dropped=0 split=0 leaked=0 duplicates=N faults=N worst_recovery=Ns
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,7 +38,7 @@ func Run(ctx context.Context, o daemon.Options) (Summary, error) {
 		defer func() { _ = os.RemoveAll(dir) }()
 	}
 	bin := filepath.Join(dir, "bin")
-	if err := daemon.Build(ctx, bin, o.Tags(), "edge", "router", "sink"); err != nil {
+	if err := errors.Join(daemon.Build(ctx, bin, o.Tags(), "edge", "router", "sink"), daemon.Build(ctx, filepath.Join(bin, stepped), "failpoints", "edge")); err != nil {
 		return Summary{}, err
 	}
 	w, err := newWorld(o, dir, bin)

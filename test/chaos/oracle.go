@@ -21,6 +21,7 @@ import (
 type Summary struct {
 	Acked, Delivered, SampledOut, Dead int
 	Lost                               int // neither of the three, or dropped against the policies
+	WronglyDropped                     int // traces with an error that are not kept, whatever happened to them
 	Split                              int // traces with spans in Tempo and spans not, or with two decisions
 	Leaked                             int // in Tempo without a recorded decision to keep, or against the policies; points and records that nobody sent
 	Misordered                         int // points and records that came behind a later one of their instance
@@ -34,8 +35,8 @@ type Summary struct {
 }
 
 func (s Summary) items() string {
-	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d split=%d leaked=%d misordered=%d duplicates=%d",
-		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.Split, s.Leaked, s.Misordered, s.Duplicates)
+	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d wrongly_dropped=%d split=%d leaked=%d misordered=%d duplicates=%d",
+		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.WronglyDropped, s.Split, s.Leaked, s.Misordered, s.Duplicates)
 }
 
 func (s Summary) String() string {
@@ -49,6 +50,7 @@ func (s *Summary) add(o Summary) {
 	s.SampledOut += o.SampledOut
 	s.Dead += o.Dead
 	s.Lost += o.Lost
+	s.WronglyDropped += o.WronglyDropped
 	s.Split += o.Split
 	s.Leaked += o.Leaked
 	s.Misordered += o.Misordered
@@ -58,7 +60,7 @@ func (s *Summary) add(o Summary) {
 
 // Broken reports whether a promise was.
 func (s Summary) Broken() bool {
-	return s.Lost+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
+	return s.Lost+s.WronglyDropped+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
 }
 
 // handOverBound is what no hand-over takes when pins are given back, and every one
@@ -66,7 +68,10 @@ func (s Summary) Broken() bool {
 // every time.
 const handOverBound = 5 * time.Second
 
-type verdict struct{ kept, dropped bool }
+type verdict struct {
+	kept, dropped, rescued bool
+	from                   uint64 // where its spans begin in SPANS, if they can bring it back
+}
 
 // judge compares.
 func (w *world) judge(ctx context.Context) (Summary, error) {
@@ -152,7 +157,7 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 	}
 	w.journal.mu.Lock()
 	defer w.journal.mu.Unlock()
-	checked := 0
+	checked, rescued, gone := 0, 0, 0
 	for id, t := range w.journal.traces {
 		d := decisions[id]
 		here := 0
@@ -171,7 +176,9 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 				w.say("lost: span %d of %x, sent %v", n, id, t.sent.Sub(w.start))
 			}
 		}
-		if (here > 0 && here < len(t.ackedIDs)) || (d.kept && d.dropped) {
+		if here > 0 && here < len(t.ackedIDs) && d.rescued && w.gone(t, d.from) {
+			gone++ // counted as incomplete
+		} else if here > 0 && here < len(t.ackedIDs) || d.kept && d.dropped && !d.rescued {
 			s.Split++
 			w.say("split: %x, %d of %d spans, decisions %+v, sent %v", id, here, len(t.ackedIDs), d, t.sent.Sub(w.start))
 		}
@@ -179,7 +186,19 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 			s.Leaked += max(here, 1)
 			w.say("leaked: %x has no recorded decision to keep, sent %v", id, t.sent.Sub(w.start))
 		}
-		if len(t.ackedIDs) < t.spans || !w.calm(t) {
+		if d.rescued {
+			rescued++
+		}
+		if len(t.ackedIDs) < t.spans {
+			continue
+		}
+		if t.failing && here == 0 && w.gone(t, d.from) {
+			gone++
+		} else if t.failing && here == 0 {
+			s.WronglyDropped++
+			w.say("wrongly dropped: %x has an error, sent %v", id, t.sent.Sub(w.start))
+		}
+		if !w.calm(t) {
 			continue
 		}
 		switch checked++; {
@@ -191,7 +210,7 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 			w.say("leaked: %x was kept against the policies, sent %v", id, t.sent.Sub(w.start))
 		}
 	}
-	w.say("%d traces, the decisions of %d compared with the policies", len(w.journal.traces), checked)
+	w.say("%d traces, the decisions of %d compared with the policies, %d brought back by late errors, %d not because a full SPANS had to let their spans go", len(w.journal.traces), checked, rescued, gone)
 	return s
 }
 
@@ -199,7 +218,7 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 // all its spans came within it, and nothing was wrong with the way to the hub.
 func (w *world) calm(t *trace) bool {
 	const margin = 500 * time.Millisecond
-	if t.answered.Sub(t.sent) > wait-margin {
+	if t.answered.Sub(t.sent) > wait-margin || t.sent.Before(w.steady) {
 		return false
 	}
 	return !slices.ContainsFunc(w.disturbed, func(i interval) bool {
@@ -234,16 +253,17 @@ func (w *world) decisions(ctx context.Context, conn *bus.Conn) (map[[16]byte]ver
 	for p := range partitions {
 		mark := bus.Message{Subject: bus.DecisionsSubject(p), Header: envelope.Header{ContentType: envelope.ContentTypeDecisions, Arrival: 1}}
 		_, err := conn.TakeJournal(ctx, bus.Decisions, mark, func(body []byte) error {
-			for len(body) > 0 {
-				d, rest, err := envelope.NextDecision(body)
-				if err != nil {
-					return err
-				}
+			of, err := envelope.ReadDecisions(body)
+			for _, d := range of {
 				v := all[d.TraceID]
-				v.kept, v.dropped = v.kept || d.Kept, v.dropped || !d.Kept
-				all[d.TraceID], body = v, rest
+				v.kept, v.dropped, v.rescued = v.kept || d.Kept, v.dropped || !d.Kept, v.rescued || d.Late != envelope.OnTime
+				v.from = max(v.from, d.From)
+				all[d.TraceID] = v
 			}
-			return nil
+			if _, is, _ := envelope.ReadSources(body); is {
+				err = nil
+			}
+			return err
 		})
 		if err != nil {
 			return nil, err

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/test/backend/loki"
@@ -53,11 +54,19 @@ type world struct {
 	// not as usual: the decisions about traces of then are checked for being one
 	// and recorded, but not for which they are.
 	disturbed []interval
+	steady    time.Time // since when decisions are checked
+	let       []letGo   // of SPANS
 	faults    int
 	disk      *daemon.Disk // the hub's; nil: not one of its own
 	wereAway  bool         // all backends, until edges refused
 	filled    int          // how often an outage lasted until edges refused
 	recovery  []recovery
+}
+
+// letGo is before which sequence SPANS had let everything go, or was about to.
+type letGo struct {
+	at     time.Time
+	before uint64
 }
 
 type interval struct{ from, to time.Time }
@@ -71,7 +80,8 @@ type recovery struct {
 // proc is one process of the pipeline.
 type proc struct {
 	role, name string
-	instance   string // of an edge
+	instance   string        // of an edge
+	clock      time.Duration // by how much that of an edge is wrong
 	born       int
 	admin      string
 	otlp       string
@@ -162,7 +172,7 @@ func (w *world) add(role string) (*proc, error) {
 
 // launch starts p, for the first time or again.
 func (w *world) launch(p *proc) error {
-	p.Env = w.Env()
+	p.Env = append(w.Env(), "PENSTOCK_CLOCK="+p.clock.String())
 	p.Log, p.stopped = filepath.Join(w.dir, p.name+".log"), false
 	return p.Start()
 }
@@ -221,6 +231,7 @@ func (w *world) run(ctx context.Context) error {
 	defer giveUp()
 	defer stopSending()
 	go w.watchMachine(ctx)
+	go w.watchSpans(sending)
 	var apps sync.WaitGroup
 	edges, seen := w.of("edge"), map[string]bool{}
 	shop := edges[:len(edges)-1]
@@ -239,7 +250,17 @@ func (w *world) run(ctx context.Context) error {
 			apps.Go(func() { q.app(sending, giving, &w.journal, e.otlp) })
 		}
 	}
-	err := w.chaos(ctx)
+	// An instance counts for traces of others in its domain once a span of it has come to their partition.
+	err := daemon.Until(ctx, time.Minute, func() error {
+		if n := len(w.tempo.Spans()); n < 1000 {
+			return fmt.Errorf("%d spans have arrived", n)
+		}
+		return nil
+	})
+	w.steady = time.Now()
+	if err == nil {
+		err = w.chaos(ctx)
+	}
 	stopSending()
 	if err != nil {
 		return err
@@ -251,7 +272,15 @@ func (w *world) run(ctx context.Context) error {
 	late := time.AfterFunc(time.Minute, giveUp)
 	apps.Wait()
 	late.Stop()
-	return w.drain(ctx)
+	err = w.drain(ctx)
+	for _, p := range w.of("sink") {
+		for _, outcome := range []string{ledger.LateRescued, ledger.LateTooLate, ledger.LateOverLimit, ledger.LateIncomplete} {
+			if n, err := daemon.Metric(p.admin, fmt.Sprintf("penstock_late_traces_total{outcome=%q}", outcome)); err == nil && n != "0" {
+				w.say("%s: %s traces with late errors are %s", p.name, n, outcome)
+			}
+		}
+	}
+	return err
 }
 
 // healthy wants every running edge ready, and every lane owned by one member that
@@ -331,7 +360,35 @@ const ageLeft = "age_left"
 
 // bounds are those of the streams in bytes: what is sent within some seconds, of SPANS more than
 // within the policies' wait.
-var bounds = map[string]int64{"TRACES": 16 << 20, "SPANS": 16 << 20, "LOGS": 16 << 20, "METRICS": 1 << 20}
+var bounds = map[string]int64{"TRACES": 16 << 20, "SPANS": 32 << 20, "LOGS": 16 << 20, "METRICS": 1 << 20}
+
+// watchSpans notes what SPANS lets go, and may before a sink has read it again.
+func (w *world) watchSpans(ctx context.Context) {
+	const soon, beat = 20, 500 * time.Millisecond // ten seconds
+	var ends []uint64
+	for ctx.Err() == nil {
+		if conn, err := w.connect(ctx); err == nil {
+			for ctx.Err() == nil && err == nil {
+				var s bus.StreamState
+				if s, err = conn.State(ctx, bus.Spans); err == nil && s.FirstSeq > 1 {
+					ends = append(ends, s.LastSeq)
+					ends = ends[max(0, len(ends)-soon):]
+					w.mu.Lock()
+					w.let = append(w.let, letGo{time.Now(), s.FirstSeq + s.LastSeq - ends[0] + (s.LastSeq-s.FirstSeq)/8})
+					w.mu.Unlock()
+				}
+				time.Sleep(beat)
+			}
+			conn.Close()
+		}
+		time.Sleep(beat)
+	}
+}
+
+// gone reports whether SPANS may have let go what began at a sequence before an error that came later could bring it back.
+func (w *world) gone(t *trace, from uint64) bool {
+	return slices.ContainsFunc(w.let, func(l letGo) bool { return l.at.After(t.sent) && from < l.before })
+}
 
 // heal wakes and starts what should run.
 func (w *world) heal(ctx context.Context) error {

@@ -248,7 +248,7 @@ func metrics() string {
 On /metrics of every role, besides those of the Go runtime and the process. For
 every signal, when nothing is in flight:
 
-    accepted = delivered + sampled_out + filtered + dead_lettered + dropped
+    accepted + rescued = delivered + sampled_out + filtered + dead_lettered + dropped
 
 Copies of an item are outside this equation: one that a sender repeats is accepted again, one
 that penstock repeats after a failure is not; a span that is recognised as a copy counts in

@@ -135,7 +135,7 @@ func (s *Spool) start(context.Context) error {
 	if s.positions, err = loadPositions(filepath.Join(s.cfg.Dir, "marks")); err != nil {
 		s.log.Warn("cannot read forward positions; messages that the hub has may be sent again", "err", err)
 	}
-	opened := s.now()
+	opened := s.now().Add(failpoint.Clock)
 	started := time.Now()
 	s.clock = func() int64 { return opened.UnixNano() + int64(time.Since(started)) }
 	if err = s.open(nil); err != nil {

@@ -130,18 +130,27 @@ type Set struct {
 	// means the default.
 	Kept, Dropped int
 
-	// Partitions is the number of partitions over which the traces of an instance are spread, each with a
-	// share of the budgets; 0 means 1.
-	Partitions int
-	// MaxKept bounds the spans a second that are kept of one instance, whatever policy wants them; 0 for
-	// no bound.
-	MaxKept int64
+	Settings
 
 	drops      []named // decided first
 	policies   []named
 	firstMatch bool // the first policy that wants the trace decides
 	limiters   int
 	wanted     wanted
+}
+
+// Settings are those of the sinks, beside the collector's configuration.
+type Settings struct {
+	// Partitions is the number of partitions over which the traces of an instance are spread, each with a
+	// share of the budgets; 0 means 1.
+	Partitions int `json:"-"`
+	// MaxKept bounds the spans a second that are kept of one instance, whatever policy wants them; 0 for
+	// no bound.
+	MaxKept int64 `json:"max_kept,omitempty"`
+	// SourceLag is for how long a trace waits for the spans of another source; 0 means the default.
+	SourceLag time.Duration `json:"source_lag,omitempty"`
+	// Late is how far late spans bring traces back.
+	Late Late `json:"late,omitzero"`
 }
 
 // Version is a set with the sequence from which it is in force.

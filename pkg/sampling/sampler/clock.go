@@ -48,10 +48,10 @@ type stamp struct {
 }
 
 const (
-	// sourceLag is for how much of the most advanced source's time a trace waits, after the end of its window, for
+	// defaultLag is for how much of the most advanced source's time a trace waits, after the end of its window, for
 	// sources that have not passed it: they may have spans of the trace. It does not wait for a source that was
 	// so far behind when something last came of it: that sends what it has kept, or its clock is wrong.
-	sourceLag = int64(10 * time.Second)
+	defaultLag = 10 * time.Second
 
 	// sourceGone is after how much of the others' time a source is taken to be gone: an edge that has begun a
 	// new spool, or a gateway that was restarted, is another source.
@@ -228,7 +228,7 @@ func (d *domain) heard(c *clock) {
 		other.gone = other.gone || other != c && c.told-since >= sourceGone
 		at := other.time()
 		if !other.known { // restored: in step then, unless reading has begun long before that
-			if at = min(other.told, c.told); other.told-c.told >= sourceLag {
+			if at = min(other.told, c.told); other.told-c.told >= d.lag {
 				at = unknown
 			}
 		}
@@ -282,9 +282,9 @@ func (t *trace) lead() (first part, at int64) {
 }
 
 // join returns the time of spans of a source that have arrived then. The sources of a trace have the same
-// time, unless one is further away than sourceLag: then it has, with its first span, the time of the most
+// time, unless one is further away than lag: then it has, with its first span, the time of the most
 // advanced source.
-func (t *trace) join(c *clock, arrival int64) int64 {
+func (t *trace) join(c *clock, arrival, lag int64) int64 {
 	at := arrival - c.skew
 	for _, p := range t.from {
 		if p.clock == c {
@@ -294,9 +294,9 @@ func (t *trace) join(c *clock, arrival int64) int64 {
 	lead, now := t.lead()
 	p := part{clock: c}
 	switch ahead := lead.clock.behind(c) + lead.shift; {
-	case at-now <= -sourceLag:
+	case at-now <= -lag:
 		p.shift = at - now
-	case ahead >= sourceLag:
+	case ahead >= lag:
 		p.shift = ahead
 	}
 	p.shift = min(max(p.shift, -maxSkew), maxSkew)
@@ -316,7 +316,7 @@ func (d *domain) blocks(t *trace) *clock {
 	if len(d.clocks) == 1 {
 		return nil
 	}
-	if lead, now := t.lead(); d.now(lead, now) > t.due+sourceLag {
+	if lead, now := t.lead(); d.now(lead, now) > t.due+d.lag {
 		return nil
 	}
 	return d.owes(t)
@@ -328,7 +328,7 @@ func (d *domain) now(lead part, now int64) int64 {
 		return maxStamp // its traces wait for nobody
 	}
 	for _, c := range d.clocks {
-		if c != lead.clock && lead.clock.knew(c) && lead.clock.behind(c)+lead.shift < sourceLag {
+		if c != lead.clock && lead.clock.knew(c) && lead.clock.behind(c)+lead.shift < d.lag {
 			now = max(now, c.time())
 		}
 	}
@@ -348,7 +348,7 @@ func (d *domain) owes(t *trace) *clock {
 
 // owed reports whether a source may have spans that the others have had: it is neither behind nor gone.
 func (d *domain) owed(c *clock, shift int64, lead part) bool {
-	return c.behind(lead.clock)-lead.shift+shift < sourceLag && !c.gone
+	return c.behind(lead.clock)-lead.shift+shift < d.lag && !c.gone
 }
 
 // sweep adds to the ready traces those that wait for a source which has fallen behind meanwhile: from time to
@@ -395,7 +395,7 @@ func (d *domain) free(c *clock) int64 {
 			blocked = min(blocked, other.time())
 		}
 	}
-	return max(blocked, now-sourceLag)
+	return max(blocked, now-d.lag)
 }
 
 // byDue is the order in which traces are decided.

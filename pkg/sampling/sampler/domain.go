@@ -20,6 +20,7 @@ type domain struct {
 		clocks int
 		due    int64
 	}
+	lag    int64 // of its sources, see defaultLag
 	traces map[otlpwire.TraceID]*trace
 	order  order   // of the frames of its instances
 	queued pending // sequences of SPANS of the frames that wait and may have spans of its traces
@@ -99,7 +100,7 @@ func (s *Sampler) instance(name string, seq uint64) *instance {
 }
 
 func (s *Sampler) newDomain(name string, seq uint64) *domain {
-	d := &domain{name: name, traces: make(map[otlpwire.TraceID]*trace)}
+	d := &domain{name: name, lag: s.lag, traces: make(map[otlpwire.TraceID]*trace)}
 	s.domains[name] = d
 	s.populate(d, seq)
 	return d
@@ -214,6 +215,7 @@ func (s *Sampler) left(d *domain, until uint64) bool {
 // forget removes what is known of a domain that has no traces.
 func (s *Sampler) forget(d *domain) {
 	delete(s.domains, d.name)
+	delete(s.rescues, d.name)
 	s.largest = nil
 	if !domains.Shared(d.name) { // it is one instance
 		if in := s.instances[d.name]; in != nil && in.domain == d {

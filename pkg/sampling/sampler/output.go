@@ -13,6 +13,7 @@ type Export struct {
 	Seq      uint64 // the lowest sequence of its spans; owed until Release
 	Policy   string // that kept it
 	Late     bool   // spans that came after the decision
+	Rescued  bool   // spans that were not kept at first: owed with their rescue, not by Release
 	Further  bool   // of a trace that the export before has spans of, too, of another instance
 	// Threshold is what the decision adds to the spans' trace state.
 	Threshold uint64
@@ -74,7 +75,13 @@ type Output struct {
 	SampledOut int                 // spans of traces that were not kept
 	Duplicates int                 // spans that were already held
 	TooLarge   int                 // traces dropped because of their size
-	Unordered  int                 // frames of a domain that did not wait longer for the routers of its other instances
+	// Rescues are traces whose earlier spans are to be read again, once Decisions are recorded: for a [Rescuer], and
+	// then [Sampler.Rescued].
+	Rescues   []envelope.Decision
+	Rescued   int // traces that late spans have turned to kept
+	TooLate   int // traces that they would have, but the earlier spans are too far back
+	OverLimit int // or so many are rescued already
+	Unordered int // frames of a domain that did not wait longer for the routers of its other instances
 	// Full: there is no room for new traces.
 	Full bool
 	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be

@@ -153,6 +153,7 @@ func (s *Sampler) bound(d *domain, t *trace, c *clock, arrival int64, out *Outpu
 	if t.place >= 0 && s.tooLarge(t) {
 		out.TooLarge++
 		heap.Remove(&t.queue.queue, t.place)
+		t.final = true
 		s.conclude(d, t, policy.Verdict{}, NotKept, out)
 	}
 }

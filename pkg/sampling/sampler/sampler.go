@@ -49,7 +49,7 @@
 //     much as the others. Reading begins again only when a trace that keeps the floor where
 //     it is has been decided, so the floor moves.
 //   - No arrival stamp, however odd, overflows or stands for something else.
-//   - Late spans follow the decision of their trace while it is remembered; a
+//   - Late spans follow the decision of their trace while it is remembered, or turn "not kept" into kept (rescue.go); a
 //     decision that was recorded is never reversed by the next owner.
 //
 // # Not here
@@ -58,6 +58,7 @@
 package sampler
 
 import (
+	"cmp"
 	"container/heap"
 	"hash/maphash"
 	"maps"
@@ -88,6 +89,10 @@ type Sampler struct {
 	routed    []uint64                      // by partition of TRACES, the sequence up to which everything has been added; nil: frames come in order
 	waiting   int                           // bytes of the frames that wait for their turn
 	unsent    []key                         // recorded, and not known to be at the backend
+	rescues   map[string]rescues            // by domain
+	recorded  map[key]envelope.Decision     // rescues of previous owners that are not known to be finished
+	readable  uint64                        // from which sequence on the stream can be read again
+	lag       int64                         // see defaultLag
 	decided   memory
 	held      *held
 	chosen    func(first int64, seq uint64) bool // nil: every trace
@@ -162,6 +167,9 @@ func New(policies *policy.Set, maxBytes int, floor uint64) *Sampler {
 		instances: make(map[string]*instance),
 		budgets:   make(map[payer]*policy.Budgets),
 		sources:   make(map[string][]envelope.Sources),
+		rescues:   make(map[string]rescues),
+		recorded:  make(map[key]envelope.Decision),
+		lag:       int64(cmp.Or(policies.SourceLag, defaultLag)),
 		heads:     make(map[*otlpwire.Heads]int),
 		decided:   newMemory(policies.Kept, policies.Dropped, floor),
 		held:      new(held),
@@ -283,7 +291,7 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 	}
 	d, name := s.domain(h, id)
 	if kept, known, when := s.decided.recall(key{name, id}); known {
-		s.addLate(in, seq, n, kept, when.upto, g, out)
+		s.addLate(d, in, key{name, id}, seq, n, kept, when, g, out)
 		return
 	}
 	if d != h.domain {
@@ -297,7 +305,7 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 		t.begun = origin
 	}
 	t.begun = min(t.begun, origin)
-	at := t.join(c, arrival)
+	at := t.join(c, arrival, d.lag)
 	sh := t.share(in, at)
 	fresh := s.addSpans(t, sh, at, g)
 	if n > fresh {
@@ -324,17 +332,20 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 	s.bound(d, t, c, arrival, out)
 }
 
-// addLate adds n spans of a trace that is decided: they follow the decision. Of those up to the sequence
-// upto nothing is left to be done.
-func (s *Sampler) addLate(in *instance, seq uint64, n int, kept *keptTrace, upto uint64, g otlpwire.Group, out *Output) {
+// addLate adds n spans of a trace that is decided: they follow the decision, or turn it. Of those up to the sequence
+// was.upto nothing is left to be done.
+func (s *Sampler) addLate(d *domain, in *instance, k key, seq uint64, n int, kept *keptTrace, was droppedTrace, g otlpwire.Group, out *Output) {
+	if kept == nil && seq > was.upto {
+		kept = s.rescue(d, in, k, was, n, g, out)
+	}
 	switch {
-	case seq <= upto && kept != nil:
+	case seq <= was.upto && kept != nil:
 		out.Duplicates += n
 		out.end(in, seq, n, Sent)
-	case seq <= upto:
+	case seq <= was.upto, kept != nil && seq <= kept.covers && kept.upto > 0: // the previous owner has counted it
 		out.Duplicates += n
 		out.end(in, seq, n, NotKept)
-	case kept == nil:
+	case kept == nil || seq <= kept.covers:
 		out.SampledOut += n
 		out.end(in, seq, n, NotKept)
 	default:
@@ -378,13 +389,13 @@ func (s *Sampler) dueEarlier(t *trace) {
 // may close the window.
 func (s *Sampler) addSpans(t *trace, sh *share, at int64, g otlpwire.Group) (fresh int) {
 	s.fresh = s.fresh[:0]
-	resource, last, scoped := s.digest(0, g.Resource()), []byte(nil), uint64(0)
+	resource, last, scoped := digest(&s.hash, 0, g.Resource()), []byte(nil), uint64(0)
 	for item, scope := range g.ItemsIn() {
 		s.span.Parse(item)
 		if len(scope) != len(last) || len(scope) == 0 || &scope[0] != &last[0] {
-			last, scoped = scope, s.digest(resource, scope)
+			last, scoped = scope, digest(&s.hash, resource, scope)
 		}
-		is := t.ids.add(s.digest(scoped, item))
+		is := t.ids.add(digest(&s.hash, scoped, item))
 		if s.fresh = append(s.fresh, is); is {
 			fresh++
 		}
@@ -408,11 +419,11 @@ func (s *Sampler) tooLarge(t *trace) bool {
 
 // digest extends the digest of by a hash of part. A span's digest covers its resource, its scope and
 // itself: the first two are hashed once for all their spans.
-func (s *Sampler) digest(of uint64, part []byte) uint64 {
-	s.hash.Reset()
-	maphash.WriteComparable(&s.hash, of)
-	_, _ = s.hash.Write(part)
-	return s.hash.Sum64()
+func digest(h *maphash.Hash, of uint64, part []byte) uint64 {
+	h.Reset()
+	maphash.WriteComparable(h, of)
+	_, _ = h.Write(part)
+	return h.Sum64()
 }
 
 // take records that a trace of d takes so many bytes more, or less.
@@ -501,6 +512,10 @@ func (s *Sampler) decide(d *domain, t *trace, out *Output) {
 	}
 	v := t.rules.Decide(&s.trace, s.budgetsOf(payer{d.name, pays.in.name, t.rules.Number}))
 	how := NotKept
+	if !v.Keep && v.By == "" {
+		late := s.lateHeld(d, t, out)
+		v.Keep, v.By, v.Threshold = late.Keep, late.By, late.Threshold
+	}
 	if s.chosen != nil && !s.chosen(t.first+skew, t.seq) {
 		v.Keep, how = false, NotAsked // it was evaluated only for what it takes from the budgets
 	}
@@ -526,7 +541,12 @@ func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *
 		out.Sources = append(out.Sources, d.seen()...)
 	}
 	if !v.Keep {
-		s.decided.drop(k, droppedTrace{begun: t.begun})
+		was := droppedTrace{begun: t.begun}
+		if t.rules.Late.Traces > 0 && how == NotKept && v.By == "" && !t.final {
+			was.from, was.due = min(t.owed, d.added(s.last)+1), one.Due // frames that wait may have spans of it
+			one.From = was.from
+		}
+		s.decided.drop(k, was)
 		out.Decisions = append(out.Decisions, one)
 		if how == NotKept {
 			out.SampledOut += t.spans()
@@ -573,7 +593,7 @@ func (s *Sampler) Release(seq uint64) { s.held.owed.release(seq) }
 // Floor returns the sequence up to which nothing is owed.
 func (s *Sampler) Floor() uint64 {
 	if low, ok := s.held.owed.lowest(); ok {
-		return low - 1
+		return min(low-1, s.last) // rescues are owed before they are read again
 	}
 	return s.last
 }

@@ -30,7 +30,7 @@ import (
 func TestScripts(t *testing.T) {
 	scripttest.Run(t, func(t *testing.T, s *scripttest.Script) {
 		sc := &script{base: time.Unix(1_000_000, 0)}
-		s.Run(t, scripttest.Commands{"policies": sc.policies, "domains": sc.domains, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor})
+		s.Run(t, scripttest.Commands{"policies": sc.policies, "domains": sc.domains, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor, "readable": sc.readable, "rescue": sc.rescue})
 	})
 }
 
@@ -40,6 +40,8 @@ type script struct {
 	seq      uint64
 	base     time.Time
 	grouping domains.Versions
+	frames   []envelope.Frame // by sequence, from 1
+	rescues  []envelope.Decision
 }
 
 // policies begins with a sampler that has the policies in the body.
@@ -48,7 +50,13 @@ func (sc *script) policies(c *scripttest.Call) string {
 	if err != nil {
 		c.Fatalf("%v", err)
 	}
-	sc.s, sc.grouping = New(set, 1<<20, 0), nil
+	if set.Late.Traces = c.Number("late", 0); set.Late.Traces > 0 {
+		set.Late.Age = time.Hour
+	}
+	if age := c.Duration("age"); age > 0 {
+		set.Late.Age = age
+	}
+	sc.s, sc.grouping, sc.rescues = New(set, 1<<20, 0), nil, nil
 	if room := c.Number("waiting", 0); room > 0 {
 		sc.s.maxWaiting = room
 	}
@@ -84,7 +92,30 @@ func (sc *script) add(c *scripttest.Call) string {
 	if err != nil {
 		c.Fatalf("%v", err)
 	}
+	sc.frames, sc.rescues = append(sc.frames, f), append(sc.rescues, out.Rescues...)
 	return describe(out)
+}
+
+func (sc *script) readable(c *scripttest.Call) string {
+	sc.s.Readable(uint64(c.Number("from", 0)))
+	return ""
+}
+
+// rescue reads what is to be read again.
+func (sc *script) rescue(c *scripttest.Call) (said string) {
+	r := NewRescuer(sc.rescues, sc.grouping)
+	for from, upto := r.Range(); from <= upto; from++ {
+		exports, err := r.Add(from, sc.frames[from-1])
+		if err != nil {
+			c.Fatalf("%v", err)
+		}
+		said += describe(Output{Exports: exports})
+	}
+	for _, d := range sc.rescues {
+		sc.s.Rescued(d)
+	}
+	sc.rescues = nil
+	return said
 }
 
 func (sc *script) idle(c *scripttest.Call) string {
@@ -113,7 +144,10 @@ func describe(o Output) string {
 	var b strings.Builder
 	for _, e := range o.Exports {
 		reason := e.Policy
-		if e.Late {
+		switch {
+		case e.Rescued:
+			reason = "rescue"
+		case e.Late:
 			reason = "late"
 		}
 		id := ""
@@ -123,11 +157,20 @@ func describe(o Output) string {
 		}
 		fmt.Fprintf(&b, "%s %s kept by=%s spans=%d seq=%d\n", e.Instance, id, reason, e.Spans, e.Seq)
 	}
+	for _, d := range o.Rescues {
+		fmt.Fprintf(&b, "%s %s rescued by=%s from=%d upto=%d\n", d.Instance, strings.TrimLeft(hex.EncodeToString(d.TraceID[:]), "0"), d.Policy, d.From, d.Upto)
+	}
 	if o.SampledOut > 0 {
 		fmt.Fprintf(&b, "sampled out %d\n", o.SampledOut)
 	}
 	if o.Duplicates > 0 {
 		fmt.Fprintf(&b, "duplicates %d\n", o.Duplicates)
+	}
+	if o.OverLimit > 0 {
+		fmt.Fprintf(&b, "over limit %d\n", o.OverLimit)
+	}
+	if o.TooLate > 0 {
+		fmt.Fprintf(&b, "too late %d\n", o.TooLate)
 	}
 	if o.TooLarge > 0 {
 		fmt.Fprintf(&b, "too large %d\n", o.TooLarge)

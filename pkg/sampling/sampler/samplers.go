@@ -47,6 +47,10 @@ func (o *Output) merge(more Output) {
 	o.SampledOut += more.SampledOut
 	o.Duplicates += more.Duplicates
 	o.TooLarge += more.TooLarge
+	o.Rescues = append(o.Rescues, more.Rescues...)
+	o.Rescued += more.Rescued
+	o.TooLate += more.TooLate
+	o.OverLimit += more.OverLimit
 	o.Unordered += more.Unordered
 	o.Full = o.Full || more.Full
 	o.Rewind = o.Rewind || more.Rewind
@@ -114,9 +118,34 @@ func (a *Samplers) Release(seq uint64) { a.held.owed.release(seq) }
 // Floor is [Sampler.Floor].
 func (a *Samplers) Floor() uint64 {
 	if low, ok := a.held.owed.lowest(); ok {
-		return low - 1
+		return min(low-1, a.last)
 	}
 	return a.last
+}
+
+// Restore is [Sampler.Restore].
+func (a *Samplers) Restore() Output { return a.each((*Sampler).Restore) }
+
+// Rescued is [Sampler.Rescued].
+func (a *Samplers) Rescued(d envelope.Decision) Output {
+	return a.parts[a.spread.Of(d.Instance, d.TraceID)].Rescued(d)
+}
+
+// Kept returns what is remembered about a trace that another sampler has decided about: the policy that it is kept by.
+func (a *Samplers) Kept(d envelope.Decision) (by string, kept, known bool) {
+	s := a.parts[a.spread.Of(d.Instance, d.TraceID)]
+	one, known, _ := s.decided.recall(key{d.Domain, d.TraceID})
+	if one == nil {
+		return "", false, known
+	}
+	return one.policy, true, true
+}
+
+// Readable is [Sampler.Readable].
+func (a *Samplers) Readable(from uint64) {
+	for _, s := range a.parts {
+		s.Readable(from)
+	}
 }
 
 // Newest returns the highest sequence of TRACES that something has been added of.

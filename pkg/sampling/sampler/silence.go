@@ -80,7 +80,7 @@ func (d *domain) upto(before []time.Time) (upto time.Time) {
 func (s *Sampler) idle(d *domain, upto, now time.Time, out *Output) (active bool) {
 	grace := idleGrace
 	if d.several() {
-		grace = time.Duration(sourceLag) // one may be cut off, and have spans of traces of the others
+		grace = time.Duration(d.lag) // one may be cut off, and have spans of traces of the others
 	}
 	for _, c := range d.clocks {
 		if c.active {

@@ -34,6 +34,10 @@ type world struct {
 	streams  map[string][]simSpan
 	log      [][]envelope.Frame // the messages of the partition; sequence = index + 1
 	full     int                // how often a sampler had no room
+	late     bool               // late spans bring their traces back
+	rescued  int                // how many did
+	apart    bool               // i1 uses other trace IDs
+	errors   bool               // only errors are kept; a source of each instance may be cut off for up to a minute
 	sources  bool               // instances have three sources, whose ways to the hub take up to nine seconds
 	grouping domains.Versions   // i0 and i1, which use the same trace IDs, may be in one domain
 	live     bool               // messages are stored as they come; else in any order of instances, as backlogs are
@@ -78,35 +82,37 @@ func newWorld(seed uint64) *world {
 	if w.room = 1 << 30; w.root == 0 && w.rng.IntN(3) == 0 {
 		w.room = 5000 // of up to 25,000: one trace takes about 1,000
 	}
-	set, err := policy.Parse("sim", fmt.Appendf(nil, `
-decision_wait: %v
-decision_wait_after_root_received: %v
-policies:
-  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
-  - {name: large, type: span_count, span_count: {min_spans: 7}}
-  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 3}}
-`, w.wait, w.root))
-	if err != nil {
-		panic(err)
+	also := rand.New(rand.NewPCG(seed, 7)) // does not change what other worlds are like
+	w.late = also.IntN(2) == 0 && !slices.Contains(simRare, seed)
+	w.errors = w.late && also.IntN(2) == 0
+	var cut [2]time.Duration
+	if w.errors {
+		cut[0] = time.Duration(also.IntN(20_000)) * time.Millisecond
+		cut[1] = cut[0] + time.Duration(also.IntN(60_000))*time.Millisecond
 	}
-	w.policies = set
 	spread := []int{2_000, 10_000, 40_000}[w.rng.IntN(3)] // milliseconds: budgets are fought for, or windows overlap little
 	if w.sources = w.rng.IntN(2) == 0; w.sources {
 		w.room = 1 << 30 // passed over in the order of reading, which is not that of the stamps here
+	}
+	if w.late {
+		w.room *= 2 // traces are larger
 	}
 	if w.rng.IntN(2) == 0 {
 		w.room *= 2 // so are traces
 		one, other := domains.New(domains.Config{{Name: "d", Instances: []string{"i0", "i1"}}}), domains.New(domains.Config{{Name: "e", Instances: []string{"i0", "i1"}}})
 		apart := domains.New(domains.Config{{Name: "d", Instances: []string{"i1"}}, {Name: "e", Instances: []string{"i0"}}})
 		first, then := one, []*domains.Set{one, other, nil, apart}[w.rng.IntN(4)]
+		w.errors = w.errors || w.late && then != first
 		if then != first { // where there is no room, what has begun before a change is not told from the rest
 			w.room = 1 << 30
 		}
 		if w.rng.IntN(2) == 0 {
 			first, then = then, first
 		}
+		w.apart = w.late && first != one && first != other // what begins apart is not told from what has the same ID in the domain
 		w.grouping = domains.Versions{{Number: 1, From: 0, Set: first}, {Number: 2, From: 10 + w.rng.Uint64N(60), Set: then}}
 	}
+	w.parse()
 	for i := range 1 + w.rng.IntN(3) {
 		inst := fmt.Sprint("i", i)
 		ways := [3]time.Duration{0, time.Duration(w.rng.IntN(4)) * time.Second, time.Duration(w.rng.IntN(9_000)) * time.Millisecond}
@@ -116,6 +122,9 @@ policies:
 			}
 		}
 		for trace := range 1 + w.rng.IntN(12) {
+			if w.apart {
+				trace += 20 * i
+			}
 			first := time.Duration(w.rng.IntN(spread)) * time.Millisecond
 			for _, name := range []string{"root", "a", "b", "c", "d"}[w.rng.IntN(2) : 2+w.rng.IntN(4)] {
 				at := first + time.Duration(w.rng.IntN(14_000))*time.Millisecond
@@ -125,11 +134,44 @@ policies:
 				}
 				w.streams[inst] = append(w.streams[inst], sp)
 			}
+			if w.late && also.IntN(4) == 0 {
+				n := also.IntN(len(ways))
+				w.streams[inst] = append(w.streams[inst], simSpan{at: first + time.Duration(also.IntN(40_000))*time.Millisecond, trace: trace + 1, name: "e", failing: true, source: uint32(n) * w.several(), late: ways[n] * time.Duration(w.several())})
+			}
 		}
-		slices.SortStableFunc(w.streams[inst], func(a, b simSpan) int { return int(a.at + a.late - b.at - b.late) })
+		for i := range w.streams[inst] {
+			if sp := &w.streams[inst][i]; sp.source == 2 && cut[0] <= sp.at+sp.late && sp.at+sp.late < cut[1] {
+				sp.late = cut[1] - sp.at // and then everything comes at once
+			}
+		}
+		slices.SortStableFunc(w.streams[inst], func(a, b simSpan) int { return cmp.Or(cmp.Compare(a.at+a.late, b.at+b.late), cmp.Compare(a.at, b.at)) })
 	}
 	w.route()
 	return w
+}
+
+// parse makes the policies.
+func (w *world) parse() {
+	text := `
+decision_wait: %v
+decision_wait_after_root_received: %v
+policies:
+  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+`
+	if !w.errors {
+		text += `
+  - {name: large, type: span_count, span_count: {min_spans: 7}}
+  - {name: few, type: rate_limiting, rate_limiting: {spans_per_second: 3}}
+`
+	}
+	set, err := policy.Parse("sim", fmt.Appendf(nil, text, w.wait, w.root))
+	if err != nil {
+		panic(err)
+	}
+	if w.late {
+		set.Late = policy.Late{Traces: 1000, Age: time.Hour}
+	}
+	w.policies = set
 }
 
 // route fills the log: each instance in its order, a router that dies now and
@@ -154,7 +196,9 @@ func (w *world) route() {
 			all = append(all, &w.streams[inst][i])
 		}
 	}
-	slices.SortStableFunc(all, func(a, b *simSpan) int { return int(a.at + a.late - b.at - b.late) })
+	slices.SortStableFunc(all, func(a, b *simSpan) int {
+		return cmp.Or(cmp.Compare(a.at+a.late, b.at+b.late), cmp.Compare(a.at, b.at))
+	})
 	for i, sp := range all {
 		sp.origin = uint64(i + 1)
 	}
@@ -287,10 +331,42 @@ func (w *world) sink(t *testing.T) (died bool) {
 			open[e.Seq] -= e.Spans
 		}
 		out.Decisions, out.Exports, out.Sources = append(out.Decisions, o.Decisions...), append(out.Exports, o.Exports...), append(out.Sources, o.Sources...)
+		out.Rescues = append(out.Rescues, o.Rescues...)
+		w.rescued += o.Rescued
 		if out.Rewind = out.Rewind || o.Rewind; o.Full {
 			w.full++
 		}
 	}
+	var rescues []envelope.Decision // recorded, not sent yet
+	// rescue reads spans again, for some of them.
+	rescue := func() bool {
+		if len(rescues) == 0 {
+			return true
+		}
+		n := w.rng.IntN(len(rescues) + 1)
+		some := rescues[:n]
+		rescues = rescues[n:]
+		r := NewRescuer(some, w.grouping)
+		for from, upto := r.Range(); from <= upto; from++ {
+			for _, f := range w.log[from-1] {
+				exports, err := r.Add(from, f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range exports {
+					if dies() {
+						return false
+					}
+					w.deliver(e)
+				}
+			}
+		}
+		for _, d := range some {
+			note(s.Rescued(d))
+		}
+		return true
+	}
+	note(s.Restore())
 	// flush is what package sink does, with a death between any two steps.
 	flush := func() bool {
 		if dies() {
@@ -300,12 +376,9 @@ func (w *world) sink(t *testing.T) (died bool) {
 			w.recorded = append(w.recorded, envelope.AppendSources(nil, out.Sources))
 		}
 		if len(out.Decisions) > 0 {
-			m := envelope.AppendDecision(nil, envelope.Decision{})
-			for _, d := range out.Decisions {
-				m = envelope.AppendDecision(m, d)
-			}
-			w.recorded = append(w.recorded, m)
+			w.recorded = append(w.recorded, envelope.AppendDecisions(nil, append([]envelope.Decision{{}}, out.Decisions...)...))
 		}
+		rescues = append(rescues, out.Rescues...)
 		for _, e := range out.Exports {
 			if dies() {
 				return false
@@ -321,7 +394,7 @@ func (w *world) sink(t *testing.T) (died bool) {
 		}
 		again := out.Rewind
 		out = Output{}
-		if dies() {
+		if !rescue() || dies() {
 			return false
 		}
 		floor := s.Floor() // 0 while nothing was read
@@ -377,6 +450,11 @@ func (w *world) sink(t *testing.T) (died bool) {
 	note(s.Idle(Mark{make([]time.Time, len(w.stalls)), w.routed(uint64(len(w.log)))}, simBase.Add(w.now)))
 	for range 2 {
 		note(silence(s, simBase, simBase.Add(time.Hour)))
+	}
+	for len(out.Decisions)+len(out.Rescues)+len(rescues) > 0 {
+		if !flush() {
+			return true
+		}
 	}
 	return !flush()
 }
@@ -468,6 +546,10 @@ func (w *world) want() map[string]bool {
 				level -= float64(v.n)
 				keep = true
 			}
+			keep = keep && !w.errors
+			for _, sp := range byTrace[v.id] { // a late error brings its trace back
+				keep = keep || w.late && sp.failing
+			}
 			for _, sp := range byTrace[v.id] {
 				if keep {
 					var id otlpwire.TraceID
@@ -491,7 +573,7 @@ func TestSimulation(t *testing.T) {
 	if *simSeed != 0 {
 		from, to = *simSeed, *simSeed
 	}
-	spans, kept, crashes, twice, full := 0, 0, 0, 0, 0
+	spans, kept, crashes, twice, full, rescued := 0, 0, 0, 0, 0, 0
 	var seeds []uint64
 	for seed := from; seed <= to; seed++ {
 		seeds = append(seeds, seed)
@@ -522,12 +604,13 @@ func TestSimulation(t *testing.T) {
 		}
 		kept += len(want)
 		full += w.full
+		rescued += w.rescued
 		if t.Failed() {
 			t.Fatalf("run it alone: go test ./pkg/sampling/sampler -run TestSimulation -seed %d", seed)
 		}
 	}
-	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans || full == 0) {
+	if *simSeed == 0 && (crashes == 0 || kept == 0 || kept == spans || full == 0 || rescued == 0) {
 		t.Fatalf("%d crashes, %d of %d spans kept: nothing was simulated", crashes, kept, spans)
 	}
-	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d delivered_twice=%d lost=0 leaked=0 split=0", len(seeds), spans, kept, crashes, full, twice)
+	t.Logf("worlds=%d spans=%d kept=%d crashes=%d full=%d rescued=%d delivered_twice=%d lost=0 leaked=0 split=0", len(seeds), spans, kept, crashes, full, rescued, twice)
 }

@@ -121,8 +121,10 @@ type aboveFloor struct {
 
 // droppedTrace is what is remembered of a trace that is not kept.
 type droppedTrace struct {
-	upto  uint64 // the sequence up to which the spans counted
+	upto  uint64 // the sequence up to which the spans counted; only for traces of a previous sampler
 	begun uint64 // the sequence of TRACES of its first span
+	from  uint64 // the lowest sequence of its spans; 0: late spans do not bring it back
+	due   int64  // when its window closed, by the stamps of its first source
 }
 
 // keptTrace is what is remembered of a kept trace.
@@ -130,12 +132,13 @@ type keptTrace struct {
 	policy    string
 	threshold uint64
 	begun     uint64 // the sequence of TRACES of its first span
+	covers    uint64 // it was rescued: what stands up to this sequence is sent by the rescue
 	// Only for traces of a previous sampler:
 	upto uint64 // the sequence up to which its spans counted
 	sent bool   // the backend has them
 }
 
-// defaultMemory is how many decisions of a kind are remembered: 130 bytes for each kept trace, 32 bytes
+// defaultMemory is how many decisions of a kind are remembered: 140 bytes for each kept trace, 48 bytes
 // for each other one, and the overhead of a map.
 const defaultMemory = 100_000
 
@@ -165,7 +168,31 @@ func (m *memory) reached(seq uint64) {
 
 func (m *memory) keep(k key, t keptTrace) {
 	m.kept.add(k.domain, k.id, &t)
-	m.pin(k, &t, droppedTrace{t.upto, t.begun})
+	m.pin(k, &t, droppedTrace{upto: t.upto, begun: t.begun})
+}
+
+// rescue is keep for a trace that was not kept.
+func (m *memory) rescue(k key, t keptTrace) *keptTrace {
+	m.dropped.remove(k.domain, maphash.Comparable(m.seed, k))
+	if a, pinned := m.above[k]; pinned {
+		a.kept = &t
+		m.above[k] = a
+	}
+	m.kept.add(k.domain, k.id, &t)
+	m.pin(k, &t, droppedTrace{upto: t.upto, begun: t.begun})
+	return &t
+}
+
+// settle notes that late spans do not bring a trace back, whatever else comes.
+func (m *memory) settle(k key) {
+	if d, ok := m.dropped.get(k.domain, maphash.Comparable(m.seed, k)); ok {
+		d.from = 0
+		m.dropped.add(k.domain, maphash.Comparable(m.seed, k), d)
+	}
+	if a, pinned := m.above[k]; pinned {
+		a.from = 0
+		m.above[k] = a
+	}
 }
 
 func (m *memory) drop(k key, d droppedTrace) {
@@ -253,6 +280,13 @@ func (s *shelves[K, V]) forget() {
 	s.n -= some
 }
 
+// remove drops one value.
+func (s *shelves[K, V]) remove(domain string, k K) {
+	if own := s.of[domain]; own != nil {
+		delete(own.values, k) // its place in the order is given back in turn
+	}
+}
+
 func (s *shelves[K, V]) get(domain string, k K) (v V, ok bool) {
 	if own := s.of[domain]; own != nil {
 		v, ok = own.values[k]
@@ -283,12 +317,8 @@ func remember(message []byte, parts []*Sampler, spread partition.Spread) error {
 		}
 		return err
 	}
-	for len(message) > 0 {
-		d, rest, err := envelope.NextDecision(message)
-		if err != nil {
-			return err
-		}
-		message = rest
+	all, err := envelope.ReadDecisions(message)
+	for _, d := range all {
 		if d.Instance != "" {
 			parts[spread.Of(d.Instance, d.TraceID)].rememberOne(d)
 			continue
@@ -300,16 +330,19 @@ func remember(message []byte, parts []*Sampler, spread partition.Spread) error {
 			s.unsent = s.unsent[:0]
 		}
 	}
-	return nil
+	return err
 }
 
 func (s *Sampler) rememberOne(d envelope.Decision) {
 	k := key{d.Domain, d.TraceID}
-	if d.Kept {
+	switch {
+	case d.Late != envelope.OnTime:
+		s.rememberRescue(k, d)
+	case d.Kept:
 		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold, begun: d.Begun})
 		s.unsent = append(s.unsent, k)
-	} else {
-		s.decided.drop(k, droppedTrace{d.Upto, d.Begun})
+	default:
+		s.decided.drop(k, droppedTrace{d.Upto, d.Begun, d.From, d.Due})
 	}
 	if len(d.Spent) > 0 {
 		s.budgetsOf(payer{d.Domain, d.Instance, d.Version}).Restore(d.Due, d.Spent)

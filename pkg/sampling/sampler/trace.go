@@ -19,6 +19,7 @@ type trace struct {
 	first  int64  // time of its first span
 	root   int64  // time of its root span
 	rooted bool   // it has a root span
+	final  bool   // late spans do not bring it back
 	due    int64  // when its window closes
 	read   int64  // when it was first seen, by the reader's clock
 	seq    uint64 // of the message of its first span, and turn of its frame

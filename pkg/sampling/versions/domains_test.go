@@ -24,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/domain"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // named is a configuration with one domain, of all instances whose names begin with x.
@@ -267,7 +268,7 @@ func TestOldVersionsAreDeleted(t *testing.T) {
 	t.Parallel()
 	c := testHub(t)
 	hub := &bus.Hub{Conn: c, Topology: bus.DefaultTopology()}
-	if err := publish(t.Context(), hub, "", 0, "me"); err != nil {
+	if err := publish(t.Context(), hub, "", policy.Settings{}, "me"); err != nil {
 		t.Fatal(err)
 	}
 	for i := range maxKept + 3 {

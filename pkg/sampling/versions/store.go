@@ -16,6 +16,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/domain"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 )
 
 // Record is one version of the sampling policies, or of the domains, as the hub has it: in the bucket POLICIES
@@ -32,9 +33,8 @@ type Record struct {
 	By     string    `json:"by"`
 	Text   string    `json:"text,omitempty"` // of the key tail_sampling
 	// Domains, of a version of the domains, is never nil.
-	Domains domain.Config `json:"domains,omitzero"`
-	// MaxKept, of version 0, is how many spans a second may be kept of an instance.
-	MaxKept int64 `json:"max_kept,omitempty"`
+	Domains         domain.Config `json:"domains,omitzero"`
+	policy.Settings               // of version 0
 }
 
 // domainsKey begins the keys of versions of the domains. Earlier sinks watch "*", which such keys do not match.
@@ -59,7 +59,7 @@ func (r *Record) name() string {
 func (r *Record) is(key string) bool {
 	own := r.Number == 0 && r.Domains == nil // policies in the configuration of a sink
 	version := r.Number > 0 && r.From > 0 && (r.Text != "") != (r.Domains != nil)
-	return key == r.key() && !r.At.IsZero() && r.MaxKept >= 0 && (own || version)
+	return key == r.key() && !r.At.IsZero() && r.MaxKept >= 0 && r.SourceLag >= 0 && r.Late.Traces >= 0 && r.Late.Age >= 0 && (own || version)
 }
 
 // Bucket has a key for each version.
@@ -169,11 +169,11 @@ func (s states) place(r *Record) error {
 }
 
 // publish writes what the sinks have in their own configuration to the hub.
-func publish(ctx context.Context, hub *bus.Hub, text string, maxKept int64, by string) error {
+func publish(ctx context.Context, hub *bus.Hub, text string, settings policy.Settings, by string) error {
 	b, err := hub.OpenBucket(ctx, Bucket)
 	if err == nil {
 		var value []byte
-		if value, err = json.Marshal(Record{At: time.Now().UTC(), By: by, Text: text, MaxKept: maxKept}); err == nil {
+		if value, err = json.Marshal(Record{At: time.Now().UTC(), By: by, Text: text, Settings: settings}); err == nil {
 			err = b.Put(ctx, "0", value)
 		}
 	}

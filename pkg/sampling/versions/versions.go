@@ -57,6 +57,26 @@ type Config struct {
 	// The key of an attribute that is added to every kept span with the name of the policy that
 	// kept it, such as tailsampling.policy. Empty: none.
 	PolicyAttribute string `yaml:"policy_attribute"`
+	// For how long a trace waits, after the end of its window, for spans of another edge or gateway that is
+	// behind. It does not wait for one that was further behind when something last came of it.
+	SourceLag time.Duration `yaml:"source_lag"`
+	Late      Late          `yaml:"late"`
+}
+
+// Late is when spans that come after their trace was not kept bring it back: if a policy without a budget, such as
+// one for errors, wants them by themselves. The earlier spans are read again from the hub.
+type Late struct {
+	// How many traces of an instance, or of a domain, each partition brings back a minute. 0: none.
+	MaxTraces int `yaml:"max_traces_per_minute"`
+	// How long ago the trace may have been decided.
+	MaxAge time.Duration `yaml:"max_age"`
+	// About how many bytes of spans are read again for one pass, which may be for many traces.
+	MaxBytes config.Bytes `yaml:"max_bytes"`
+}
+
+// settings are those for the policies.
+func (c Config) settings(partitions int) policy.Settings {
+	return policy.Settings{Partitions: partitions, MaxKept: c.maxKept(), SourceLag: c.SourceLag, Late: policy.Late{Traces: c.Late.MaxTraces, Age: c.Late.MaxAge}}
 }
 
 func (c Config) maxKept() int64 {
@@ -74,7 +94,12 @@ func (c Config) policies() (*policy.Set, error) {
 }
 
 // DefaultConfig keeps every trace.
-func DefaultConfig() Config { return Config{MaxBytes: 256 << 20, InstanceShare: 25} }
+func DefaultConfig() Config {
+	return Config{
+		MaxBytes: 256 << 20, InstanceShare: 25, SourceLag: 10 * time.Second,
+		Late: Late{MaxTraces: 100, MaxAge: 10 * time.Minute, MaxBytes: 256 << 20},
+	}
+}
 
 // Validate reports every mistake at once, also those in the policies; section is the key of c in the
 // configuration.
@@ -86,11 +111,22 @@ func (c Config) Validate(section string) error {
 	if c.KeptSpans < 0 || c.InstanceShare < 1 || c.InstanceShare > 100 {
 		errs = append(errs, fmt.Errorf("%s.kept_spans_per_second is %d, %s.instance_share_percent is %d: want 0 or more, and 1 to 100", section, c.KeptSpans, section, c.InstanceShare))
 	}
+	if c.SourceLag <= 0 || c.SourceLag > maxSourceLag {
+		errs = append(errs, fmt.Errorf("%s.source_lag is %v, want more than 0s, and at most %v", section, c.SourceLag, maxSourceLag))
+	}
+	if l := c.Late; l.MaxTraces < 0 || l.MaxTraces > 1_000_000 {
+		errs = append(errs, fmt.Errorf("%s.late.max_traces_per_minute is %d, want 0 (none) to 1000000", section, l.MaxTraces))
+	} else if l.MaxTraces > 0 && (l.MaxAge <= 0 || l.MaxAge > 24*time.Hour || l.MaxBytes < 1<<20) {
+		errs = append(errs, fmt.Errorf("%s.late.max_age is %v, %s.late.max_bytes is %v: want more than 0s and at most 24h, and at least 1MiB", section, l.MaxAge, section, l.MaxBytes))
+	}
 	if _, err := c.policies(); err != nil {
 		errs = append(errs, err) // names the file of the policies
 	}
 	return errors.Join(errs...)
 }
+
+// maxSourceLag is less than after how much of the others' time a source is taken to be gone (package sampler).
+const maxSourceLag = 2 * time.Minute
 
 // keepAllWait is the decision wait when nothing is sampled out: long enough for the spans
 // of a request to go to the backend in one write.
@@ -131,7 +167,7 @@ func New(cfg Config, domains domain.Config, partitions int, led *ledger.Ledger, 
 		}
 		v.text = string(text)
 	}
-	base.Partitions, base.MaxKept = partitions, cfg.maxKept()
+	base.Settings = cfg.settings(partitions)
 	v.base = base
 	return v, nil
 }
@@ -173,7 +209,7 @@ func (v *Versions) addPolicies(p *Record) error {
 	if err != nil {
 		return err
 	}
-	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
+	set.Settings = v.base.Settings
 	number := func(one policy.Version) uint64 { return one.Number }
 	v.live = with(v.live, policy.Version{Number: p.Number, From: p.From, Set: set}, number)
 	v.past = with(v.past, policy.Version{Number: p.Number, From: p.Traces, Set: set}, number)
@@ -210,7 +246,11 @@ func (v *Versions) refused(why error) {
 	v.led.PoliciesRefused.Inc()
 }
 
-func (v *Versions) same(p *Record) bool { return p.Text == v.text && p.MaxKept == v.base.MaxKept }
+func (v *Versions) same(p *Record) bool {
+	own := v.base.Settings
+	own.Partitions = 0
+	return p.Text == v.text && p.Settings == own
+}
 
 // tells reports whether this sink has to publish its version 0: the hub has another one, or none.
 func (v *Versions) tells() bool {
@@ -231,7 +271,7 @@ func (v *Versions) Watch(ctx context.Context, hub *bus.Hub, member string) {
 		if p != nil || !v.tells() {
 			return
 		}
-		if err := publish(ctx, hub, v.text, v.base.MaxKept, member); err != nil && ctx.Err() == nil {
+		if err := publish(ctx, hub, v.text, v.base.Settings, member); err != nil && ctx.Err() == nil {
 			v.log.Warn("cannot publish this sink's policies; penstock whatif will not know them", "err", err)
 		}
 	}, v.refused)
@@ -292,7 +332,7 @@ func (v *Versions) Replayed(text string, alone bool) (*Versions, error) {
 	if err != nil {
 		return nil, err
 	}
-	set.Partitions, set.MaxKept = v.base.Partitions, v.base.MaxKept
+	set.Settings = v.base.Settings
 	past.base, past.live = set, nil
 	return past, nil
 }

@@ -79,6 +79,9 @@ type Result struct {
 	Services []Line // by spans, the largest first
 	Lost     []Lost // by policy
 	Gained   int64  // traces that the proposed policies would keep and the running ones did not
+	// Late is what late spans bring back: traces, which count elsewhere, too. Their spans count nowhere: they would have to be
+	// read again.
+	Late Line
 }
 
 // Comparison runs two sets of policies side by side, and a third one that keeps everything.
@@ -156,6 +159,10 @@ func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
 		return
 	}
 	for i, d := range out.Decisions {
+		if d.Late == envelope.Rescued {
+			c.rescue(side, d)
+			continue
+		}
 		c.compare(trace{d.Domain, d.TraceID}, d.Instance, verdict{side == sideRunning, d.Kept, out.By[i]})
 	}
 }
@@ -211,16 +218,49 @@ func (c *Comparison) compare(t trace, instance string, v verdict) {
 	}
 	switch {
 	case running.kept && !proposed.kept:
-		l := c.lost[running.by]
-		if l == nil {
-			l = &Lost{Policy: running.by}
-			c.lost[running.by] = l
-		}
-		if l.Traces++; len(l.Examples) < maxExamples {
-			l.Examples = append(l.Examples, Example{instance, t.id})
-		}
+		c.lose(running.by, Example{instance, t.id})
 	case proposed.kept && !running.kept:
 		c.result.Gained++
+	}
+}
+
+// lose counts a trace that the running policies keep and the proposed ones do not.
+func (c *Comparison) lose(by string, one Example) {
+	l := c.lost[by]
+	if l == nil {
+		l = &Lost{Policy: by}
+		c.lost[by] = l
+	}
+	if l.Traces++; len(l.Examples) < maxExamples {
+		l.Examples = append(l.Examples, one)
+	}
+}
+
+// rescue records that late spans have brought a trace back for one of the two, which may have been compared already.
+func (c *Comparison) rescue(side int, d envelope.Decision) {
+	for _, l := range []*Line{&c.result.Late, &c.result.Total, line(c.policies, d.Policy)} {
+		c.tally(l, side).Traces++
+	}
+	t, running := trace{d.Domain, d.TraceID}, side == sideRunning
+	if v, open := c.open[t]; open && v.running == running {
+		c.open[t] = verdict{running, true, d.Policy}
+		return
+	}
+	other := c.running
+	if running {
+		other = c.proposed
+	}
+	switch by, kept, known := other.Kept(d); {
+	case !known: // it has been forgotten
+	case running && kept:
+		c.result.Gained--
+	case running:
+		c.lose(d.Policy, Example{d.Instance, t.id})
+	case !kept:
+		c.result.Gained++
+	case c.lost[by] != nil:
+		c.lost[by].Traces--
+		c.lost[by].Examples = slices.DeleteFunc(c.lost[by].Examples, func(e Example) bool { return e.TraceID == t.id })
 	}
 }
 
@@ -246,6 +286,7 @@ func (c *Comparison) Finish() Result {
 	slices.SortFunc(r.Services, func(a, b Line) int {
 		return cmp.Or(cmp.Compare(b.All.Spans, a.All.Spans), cmp.Compare(a.Name, b.Name))
 	})
+	maps.DeleteFunc(c.lost, func(_ string, l *Lost) bool { return l.Traces == 0 })
 	for _, name := range slices.Sorted(maps.Keys(c.lost)) {
 		r.Lost = append(r.Lost, *c.lost[name])
 	}

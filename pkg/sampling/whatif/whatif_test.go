@@ -3,6 +3,7 @@ package whatif
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
@@ -71,5 +72,80 @@ func TestComparison(t *testing.T) {
 	}
 	if len(r.Policies) != 2 || r.Policies[0].Name != "errors" || r.Policies[0].Running.Spans != 10 || r.Policies[0].Proposed.Spans != 0 || r.Policies[1].Proposed.Traces != 13 {
 		t.Errorf("%+v", r.Policies)
+	}
+}
+
+// TestLateErrorsInAComparison: what late spans bring back counts as kept, on either side, also when the other side has
+// decided meanwhile.
+func TestLateErrorsInAComparison(t *testing.T) {
+	errors, slow := "  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}\n", "  - {name: slow, type: latency, latency: {threshold_ms: 500}}\n"
+	both := errors + slow
+	const late, slowOnes = 6, 3 // of ten traces the first ones have a late error, and half of these are slow
+	for _, tc := range []struct {
+		running, proposed string
+		lost, gained      int64
+	}{
+		{both, slow, late - slowOnes, 0},
+		{slow, both, 0, late - slowOnes},
+		{both, both, 0, 0},
+		{errors, slow, late - slowOnes, 0},
+		{slow, errors, 0, late - slowOnes},
+	} {
+		rules := func(text string) Rules {
+			set, err := policy.Parse("p", []byte("decision_wait: 5s\npolicies:\n"+text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			set.Late = policy.Late{Traces: 100, Age: time.Hour}
+			return Rules{Base: set}
+		}
+		c := New(rules(tc.running), rules(tc.proposed), Range{Spread: partition.Spread{N: 4}}, 1<<20)
+		seq := uint64(0)
+		add := func(at int64, trace int, failed, long bool) {
+			seq++
+			sp := &tracepb.Span{TraceId: []byte(fmt.Sprintf("%016d", trace+1)), SpanId: []byte(fmt.Sprintf("%08d", seq)), Name: "x", StartTimeUnixNano: 1e9, EndTimeUnixNano: 1e9, Status: &tracepb.Status{}}
+			if failed {
+				sp.Status.Code = tracepb.Status_STATUS_CODE_ERROR
+			}
+			if long {
+				sp.EndTimeUnixNano = 2e9
+			}
+			payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{sp}}}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Add(seq, envelope.Frame{Instance: "as-1", Arrival: at * 1e9, Seq: seq, Payload: payload}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n := range 10 {
+			add(100, n, false, n < slowOnes)
+		}
+		for n := range 10 {
+			add(120, 100+n, false, false) // all partitions decide
+		}
+		for n := range late {
+			add(121, n, true, false)
+		}
+		r := c.Finish()
+		var lost int64
+		for _, l := range r.Lost {
+			lost += l.Traces
+			if int64(len(l.Examples)) != min(l.Traces, maxExamples) {
+				t.Errorf("running %q: %+v", tc.running, l)
+			}
+		}
+		brings := func(rules string) int64 {
+			switch rules {
+			case both:
+				return late - slowOnes
+			case errors:
+				return late
+			}
+			return 0
+		}
+		if lost != tc.lost || r.Gained != tc.gained || r.Late.Running.Traces != brings(tc.running) || r.Late.Proposed.Traces != brings(tc.proposed) || len(c.open) != 0 {
+			t.Errorf("running %q, proposed %q: lost %d, want %d, gained %d, want %d; %+v, %d open", tc.running, tc.proposed, lost, tc.lost, r.Gained, tc.gained, r.Late, len(c.open))
+		}
 	}
 }

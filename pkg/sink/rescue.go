@@ -1,0 +1,224 @@
+package sink
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/sampling/domain"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
+)
+
+// reach tells from which sequence on a stream may be read again: neither what a keeper may remove meanwhile, nor more than
+// max_bytes of one partition.
+type reach struct {
+	maxBytes uint64
+	past     []traceEnd // of the last reachTime
+}
+
+// reachTime is how long it may take to read something again: at the present rate, so much is removed meanwhile.
+const reachTime = 5 * time.Second
+
+// from is for the state of the stream now.
+func (r *reach) from(s bus.StreamState, now time.Time) uint64 {
+	if n := len(r.past); n > 0 && r.past[n-1].seq > s.LastSeq {
+		r.past = nil // it was recreated
+	}
+	r.past = append(r.past, traceEnd{now, s.LastSeq})
+	for now.Sub(r.past[0].at) > reachTime {
+		r.past = r.past[1:]
+	}
+	if s.Messages == 0 {
+		return s.LastSeq + 1
+	}
+	from := s.FirstSeq
+	if from > 1 { // something has been removed before
+		from += s.LastSeq - r.past[0].seq + (s.LastSeq-from)/16
+	}
+	each := max(s.Bytes/s.Messages, 1)
+	if most := r.maxBytes / each * uint64(max(s.Partitions, 1)); most < s.LastSeq {
+		from = max(from, s.LastSeq-most)
+	}
+	return from
+}
+
+// rescues reads the spans of rescued traces again, many traces in one pass over the stream, beside the lane. What it
+// finds goes back to the lane's goroutine, which sends it: one request at a time.
+type rescues struct {
+	lane *traceLane
+	// last is the pass that ended last: passes take half of the time at most.
+	last struct {
+		ended time.Time
+		took  time.Duration
+	}
+	waiting []envelope.Decision // recorded
+	reading []envelope.Decision // by the current pass
+	found   chan found          // nil: nothing is read
+	stop    context.CancelFunc
+	pass    sync.WaitGroup
+}
+
+// found is what a pass has found in a message; with done, it has read all of them.
+type found struct {
+	exports []sampler.Export
+	done    bool
+}
+
+const (
+	// rescuePause is the shortest pause between two passes: more traces may be rescued meanwhile.
+	rescuePause = time.Second
+
+	// maxRescues is how many traces one pass is for.
+	maxRescues = 1000
+)
+
+// begin starts a pass if there is something to read, and none is under way.
+func (r *rescues) begin(ctx context.Context, grouping domain.Versions) {
+	if r.found != nil || len(r.waiting) == 0 || time.Since(r.last.ended) < max(r.last.took, rescuePause) {
+		return
+	}
+	n := min(len(r.waiting), maxRescues)
+	r.reading, r.waiting = r.waiting[:n:n], r.waiting[n:]
+	ctx, r.stop = context.WithCancel(ctx)
+	out := make(chan found)
+	r.found = out
+	p := &rescuePass{lane: r.lane, rescues: r.reading, rescuer: sampler.NewRescuer(r.reading, grouping), found: out}
+	from, _ := p.rescuer.Range()
+	p.next, r.last.ended = from, time.Now()
+	r.pass.Go(func() {
+		if backoff.Retry(ctx, p.log(), "read the earlier spans of rescued traces", func() error { return p.read(ctx) }) {
+			_ = p.give(ctx, found{done: true}) // else it has ended
+		}
+	})
+}
+
+// busy reports whether something is left to be read.
+func (r *rescues) busy() bool { return len(r.waiting) > 0 || r.found != nil }
+
+// end ends the current pass and returns what it was for.
+func (r *rescues) end() (was []envelope.Decision) {
+	if r.found == nil {
+		return nil
+	}
+	r.stop()
+	r.pass.Wait()
+	now := time.Now()
+	r.last.took, r.last.ended = now.Sub(r.last.ended), now
+	was, r.reading, r.found = r.reading, nil, nil
+	return was
+}
+
+// forget ends everything: the next owner of the lane, or this one when it has claimed it again, begins with what is recorded.
+func (r *rescues) forget() {
+	r.end()
+	r.waiting = nil
+}
+
+// rescuePass is one pass, for a goroutine of its own.
+type rescuePass struct {
+	lane    *traceLane
+	rescuer *sampler.Rescuer
+	rescues []envelope.Decision
+	looked  bool
+	found   chan<- found
+	next    uint64 // the sequence that is read next
+	guard   envelope.Guard
+	body    []byte
+}
+
+func (p *rescuePass) log() *slog.Logger { return p.lane.exporter.log }
+
+// read reads to the end of the range; after an error it may be called again.
+func (p *rescuePass) read(ctx context.Context) error {
+	_, upto := p.rescuer.Range()
+	if p.next > upto {
+		return nil
+	}
+	if err := p.look(ctx); err != nil {
+		return err
+	}
+	reader, err := p.lane.exporter.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: p.lane.stream, From: p.next, Filters: p.lane.filters})
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	var failed error
+	if err := reader.Each(ctx, func(d bus.Delivery) bool {
+		if d.Seq > upto {
+			return false
+		}
+		failed = p.take(ctx, d)
+		p.next = d.Seq + 1
+		return failed == nil && d.Seq < upto
+	}); err != nil {
+		return err
+	}
+	return failed
+}
+
+// look counts the traces of which the stream does not have everything any more.
+func (p *rescuePass) look(ctx context.Context) error {
+	state, err := p.lane.exporter.conn().State(ctx, p.lane.stream)
+	if err != nil || p.looked {
+		return err
+	}
+	p.looked = true
+	gone := 0
+	for _, d := range p.rescues {
+		if d.From < state.FirstSeq {
+			gone++
+		}
+	}
+	if p.lane.exporter.counter().incomplete(gone); gone > 0 {
+		p.log().Warn("late spans have brought back traces of which the hub does not have everything any more", "traces", gone)
+	}
+	return nil
+}
+
+// take gives the lane what a message has.
+func (p *rescuePass) take(ctx context.Context, d bus.Delivery) error {
+	d.Decompress(&p.body)
+	var exports []sampler.Export
+	if err := p.lane.frames(&p.guard, d, func(f envelope.Frame) error {
+		some, err := p.rescuer.Add(d.Seq, f)
+		exports = append(exports, some...)
+		return err
+	}); err != nil {
+		p.log().Debug("message with earlier spans of rescued traces cannot be read", "seq", d.Seq, "err", err) // nor could the lane
+	}
+	if len(exports) == 0 {
+		return ctx.Err()
+	}
+	return p.give(ctx, found{exports: exports})
+}
+
+func (p *rescuePass) give(ctx context.Context, f found) error {
+	select {
+	case p.found <- f:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// rescued handles what a pass has found.
+func (l *traceLane) rescued(f found) {
+	if l.sampler == nil {
+		return
+	}
+	exports := slices.DeleteFunc(f.exports, func(e sampler.Export) bool { return !l.feed.asks(e.Instance) })
+	for i := range exports {
+		l.exports = append(l.exports, exports[i])
+		l.bytes += exports[i].Size()
+	}
+	if f.done {
+		for _, d := range l.rescues.end() {
+			l.note(l.sampler.Rescued(d))
+		}
+	}
+}
