@@ -44,8 +44,8 @@ bench-wire: ## compare OTLP bytes with the collector's pdata and generated proto
 bench-compress: ## compare s2 with zstd on messages of the bus
 	@cd bench && $(GO) run ./compress
 
-bench-sampler: ## measure the sampler alone: spans a second, allocations, memory a span
-	@cd bench && $(GO) run ./sampler
+bench-sampler: ## measure the sampler alone, beside the collector's; BEFORE=<revision> beside an earlier one
+	@cd bench && $(GO) run ./sampler $(if $(BEFORE),-before $(BEFORE))
 
 bench-writers: ## compare the writers' work on OTLP bytes with that of the collector's exporters
 	@cd bench/writers && $(GO) run .

@@ -2,6 +2,8 @@
 // span at 1, 10 and 50 policies, beside the collector's tail_sampling processor on
 // the same requests with the same policies; and the memory that a held span takes
 // beside its bytes on the wire.
+//
+// With -before REVISION it compares this sampler with that of an earlier revision (before.go).
 package main
 
 import (
@@ -29,7 +31,15 @@ func main() {
 	spans := flag.Int("spans", 200_000, "spans a measurement")
 	attrs := flag.Int("attrs", 10, "attributes a span")
 	peer := flag.String("peer", "tailsampling", "`directory` of the module with the collector's processor; empty for none")
+	revision := flag.String("before", "", "a `revision` of this repository to compare with, instead of with the collector")
 	flag.Parse()
+	if *revision != "" {
+		if err := compare(*revision); err != nil {
+			fmt.Fprintln(os.Stderr, "sampler:", err)
+			os.Exit(1)
+		}
+		return
+	}
 
 	frames := make([][]byte, max(*spans/perFrame, 1))
 	wire := 0

@@ -152,9 +152,11 @@ func (p *rescuePass) read(ctx context.Context) error {
 		if d.Seq > upto {
 			return false
 		}
-		failed = p.take(ctx, d)
+		if failed = p.take(ctx, d); failed != nil {
+			return false
+		}
 		p.next = d.Seq + 1
-		return failed == nil && d.Seq < upto
+		return d.Seq < upto
 	}); err != nil {
 		return err
 	}

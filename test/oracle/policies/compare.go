@@ -141,21 +141,24 @@ func (t *trace) with(key string, is func(pcommon.Value) bool, change func(pcommo
 }
 
 // run compares all sets over all traces, and writes what differs to out.
-func run(n int, seed uint64, peer, tests string, out io.Writer) (compared, differing int, err error) {
+func run(n int, seed uint64, peer, tests string, out io.Writer) (*comparison, error) {
 	traces, err := corpus(tests, n, seed)
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
 	all := leaves()
 	configurations := sets(all, rand.New(rand.NewPCG(seed, 3)), 150)
 	theirs, err := ask(peer, traces, configurations)
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
-	c := comparison{traces: traces, leaves: all, differs: make([]map[int]bool, len(all)), out: out}
+	c := &comparison{traces: traces, leaves: all, differs: make([]map[int]bool, len(all)), out: out}
+	if c.edges, err = newEdges(traces, rand.New(rand.NewPCG(seed, 4))); err != nil {
+		return nil, err
+	}
 	for i, s := range configurations {
 		if err := c.compare(i, s, theirs[i]); err != nil {
-			return c.compared, c.differing, err
+			return nil, err
 		}
 	}
 	for _, d := range meant {
@@ -165,7 +168,7 @@ func run(n int, seed uint64, peer, tests string, out io.Writer) (compared, diffe
 		c.differing++
 		fmt.Fprintln(out, "never seen:", why)
 	}
-	return c.compared, c.differing, nil
+	return c, nil
 }
 
 // comparison is how far run has come.
@@ -175,6 +178,7 @@ type comparison struct {
 	differs             []map[int]bool // by leaf, on which traces
 	out                 io.Writer
 	compared, differing int
+	edges               *edges
 	told                int
 }
 
@@ -213,7 +217,7 @@ func (c *comparison) compare(place int, s set, theirs map[int]bool) error {
 	if !same {
 		c.differing++
 	}
-	return nil
+	return c.edges.compare(c, s, own)
 }
 
 // isMeant reports whether a difference on a trace is meant, and counts which.
