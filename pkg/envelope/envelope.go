@@ -356,10 +356,11 @@ type Decision struct {
 	Version uint64
 	Spent   []Spend
 
-	// From is the lowest sequence of SPANS with its spans, where it may be read again; 0: not recorded. With it, Due
-	// is recorded, too.
+	// From is the lowest sequence of SPANS with its spans, where it may be read again; 0: not recorded. With it Late is
+	// recorded, and At, when it was decided, in Unix nanoseconds by the time of most of its domain's sources.
 	From uint64
 	Late Late
+	At   int64
 }
 
 // Late is what a decision has to do with late spans.
@@ -439,7 +440,7 @@ const maxSpends = 1 << 12
 const originsMark = sourcesMark + 1
 
 // AppendDecisions appends a message of decisions: each by [AppendDecision], and if one has From, the mark, and for
-// each the varint Late + 4 times From, and where that is not 0, Due as eight bytes big endian.
+// each the varint Late + 4 times From, and where that is not 0, At as eight bytes big endian.
 func AppendDecisions(dst []byte, all ...Decision) []byte {
 	for _, d := range all {
 		dst = AppendDecision(dst, d)
@@ -454,7 +455,7 @@ func AppendDecisions(dst []byte, all ...Decision) []byte {
 			continue
 		}
 		dst = binary.AppendUvarint(dst, d.From<<2+uint64(d.Late))
-		dst = binary.BigEndian.AppendUint64(dst, uint64(d.Due))
+		dst = binary.BigEndian.AppendUint64(dst, uint64(d.At))
 	}
 	return dst
 }
@@ -480,7 +481,7 @@ func (r *reader) origins(all []Decision) error {
 	for i := range all {
 		d := &all[i]
 		if n := r.uvarint(math.MaxInt64); n > 3 {
-			d.From, d.Late, d.Due = n>>2, Late(n&3), int64(r.uint64())
+			d.From, d.Late, d.At = n>>2, Late(n&3), int64(r.uint64())
 		} else if n > 0 {
 			r.failed = true
 		}

@@ -241,8 +241,8 @@ func TestDecisionsRoundTrip(t *testing.T) {
 			}
 		}
 	}
-	late := append(want, Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Upto: 1 << 50, From: 1, Due: 5},
-		Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Kept: true, Policy: "errors", Upto: 900, From: 900, Due: math.MaxInt64, Late: RescueSent})
+	late := append(want, Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Upto: 1 << 50, From: 1, At: 5, Due: 9, Version: 2, Spent: []Spend{{1, 2}}},
+		Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{4}, Kept: true, Policy: "errors", Upto: 900, From: 900, At: math.MaxInt64, Late: RescueSent})
 	for _, all := range [][]Decision{want, late} {
 		b := AppendDecisions(nil, all...)
 		if got, err := ReadDecisions(b); err != nil || !reflect.DeepEqual(got, all) {

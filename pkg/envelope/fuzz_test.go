@@ -69,7 +69,7 @@ func FuzzFrame(f *testing.F) {
 // FuzzDecision likewise, of a message of DECISIONS.
 func FuzzDecision(f *testing.F) {
 	f.Add(AppendDecisions(nil, Decision{}, Decision{Instance: "as-1", Kept: true, Policy: "errors", Upto: 9, Spent: []Spend{{1, 5}}}))
-	f.Add(AppendDecisions(nil, Decision{Instance: "as-1", Upto: 9, From: 3, Due: 7}, Decision{Instance: "as-1", Upto: 9, Late: Rescued, From: 9}))
+	f.Add(AppendDecisions(nil, Decision{Instance: "as-1", Upto: 9, From: 3, At: 7}, Decision{Instance: "as-1", Upto: 9, Late: Rescued, From: 9}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		all, err := ReadDecisions(b)
 		if err != nil {

@@ -35,7 +35,7 @@ type excerpt struct {
 	sampled bool                                                       // spans outside the range, and of other instances of a domain, count for decisions: they are left out afterwards
 	domains domain.Versions                                            // by sequences of TRACES
 	reach   reach                                                      // of the goroutine that reports
-	again   atomic.Uint64                                              // see readable
+	again   atomic.Pointer[readable]                                   // nil: not known yet
 	due     time.Time                                                  // when the rate allows the next message to be read
 
 	mu struct {
@@ -176,7 +176,8 @@ func (e *excerpt) report(ctx context.Context) {
 		return // not the owner
 	}
 	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
-		e.again.Store(e.reach.from(state, time.Now()))
+		again := e.reach.look(state, time.Now())
+		e.again.Store(&again)
 		e.change(func(p *replay.Progress) {
 			read := max(e.mu.read, p.Floor, e.lane.First-1)
 			if state.FirstSeq > read+1 && read < e.lane.Last {
@@ -318,7 +319,12 @@ func (e *excerpt) admits(d bus.Delivery) bool {
 	return wanted
 }
 
-func (e *excerpt) readable() uint64 { return e.again.Load() }
+func (e *excerpt) readable() readable {
+	if again := e.again.Load(); again != nil {
+		return *again
+	}
+	return readable{}
+}
 
 func (e *excerpt) asks(instance string) bool { return e.job.Matches(instance) }
 
@@ -412,7 +418,7 @@ func (e *excerpt) ended(how tally.Outcome, reason string, items int) {
 
 // rescued counts spans that were sampled out, and are delivered after all.
 func (e *excerpt) rescued(items int) {
-	e.change(func(p *replay.Progress) { p.SampledOut -= int64(items) })
+	e.change(func(p *replay.Progress) { p.SampledOut = max(0, p.SampledOut-int64(items)) })
 }
 
 func (e *excerpt) incomplete(int) {}

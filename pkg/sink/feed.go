@@ -20,8 +20,8 @@ type feed interface {
 	// asks reports whether what is kept of an instance is to be sent: it may have been read for what it
 	// decides about traces of others.
 	asks(instance string) bool
-	// readable is the sequence from which on the lane's stream can be read again, for rescues.
-	readable() uint64
+	// readable is what of the lane's stream can be read again, for rescues.
+	readable() readable
 	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
 	// unreadable handles a message that holds no telemetry.
@@ -57,7 +57,7 @@ type live struct {
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
 func (live) asks(string) bool                         { return true }
-func (l live) readable() uint64                       { return l.horizon.latest().readable }
+func (l live) readable() readable                     { return l.horizon.latest().readable }
 func (live) admits(bus.Delivery) bool                 { return true }
 func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}

@@ -44,9 +44,8 @@ type watermark struct {
 	asked time.Time // when spans was requested, by this process's clock
 	spans uint64
 	// full: SPANS had no room for another message. Routers wait, with the spans that they have read.
-	full bool
-	// readable is the sequence from which on SPANS can be read again.
-	readable uint64
+	full     bool
+	readable readable // what of SPANS can be read again
 }
 
 // traceEnd is the last sequence of TRACES at a time.
@@ -110,7 +109,7 @@ func (h *horizon) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.spans, m.full, m.readable = spans.LastSeq, spans.Full(), h.reach.from(spans, m.asked)
+	m.spans, m.full, m.readable = spans.LastSeq, spans.Full(), h.reach.look(spans, m.asked)
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()

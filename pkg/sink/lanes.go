@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/grafana/dskit/services"
 
@@ -112,7 +113,8 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	if sig == otlpwire.Traces {
-		s.Stream, s.Filter, s.Journal, s.Hold = bus.Spans, bus.SpansSubject(p), journal, l.policies.Wait
+		s.Stream, s.Filter, s.Journal = bus.Spans, bus.SpansSubject(p), journal
+		s.Hold = func() time.Duration { return l.policies.Wait() + l.cfg.Sampling.SourceLag }
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)

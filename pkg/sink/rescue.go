@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -14,18 +15,19 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
-// reach tells from which sequence on a stream may be read again: neither what a keeper may remove meanwhile, nor more than
-// max_bytes of one partition.
+// reach tells what of a stream may be read again: from which sequence on, because a keeper may remove what is before
+// meanwhile, and how many sequences at most, for max_bytes of one partition.
 type reach struct {
 	maxBytes uint64
 	past     []traceEnd // of the last reachTime
 }
 
-// reachTime is how long it may take to read something again: at the present rate, so much is removed meanwhile.
-const reachTime = 5 * time.Second
+// reachTime is how long it may take to read something again: so much as comes in that time may be removed meanwhile, and
+// a keeper removes about as much at once.
+const reachTime = 15 * time.Second
 
-// from is for the state of the stream now.
-func (r *reach) from(s bus.StreamState, now time.Time) uint64 {
+// look is for the state of the stream now.
+func (r *reach) look(s bus.StreamState, now time.Time) readable {
 	if n := len(r.past); n > 0 && r.past[n-1].seq > s.LastSeq {
 		r.past = nil // it was recreated
 	}
@@ -34,18 +36,18 @@ func (r *reach) from(s bus.StreamState, now time.Time) uint64 {
 		r.past = r.past[1:]
 	}
 	if s.Messages == 0 {
-		return s.LastSeq + 1
+		return readable{from: s.LastSeq + 1}
 	}
 	from := s.FirstSeq
 	if from > 1 { // something has been removed before
 		from += s.LastSeq - r.past[0].seq + (s.LastSeq-from)/16
 	}
 	each := max(s.Bytes/s.Messages, 1)
-	if most := r.maxBytes / each * uint64(max(s.Partitions, 1)); most < s.LastSeq {
-		from = max(from, s.LastSeq-most)
-	}
-	return from
+	return readable{from, max(r.maxBytes/each*uint64(max(s.Partitions, 1)), 1)}
 }
+
+// readable is for [sampler.Samplers.Readable].
+type readable struct{ from, most uint64 }
 
 // rescues reads the spans of rescued traces again, many traces in one pass over the stream, beside the lane. What it
 // finds goes back to the lane's goroutine, which sends it: one request at a time.
@@ -73,26 +75,29 @@ const (
 	// rescuePause is the shortest pause between two passes: more traces may be rescued meanwhile.
 	rescuePause = time.Second
 
-	// maxRescues is how many traces one pass is for.
+	// maxRescues is how many rescues may be unfinished; the lane reads nothing new meanwhile. Limits a minute do not bound
+	// that: they are in stream time, of which a lane that catches up reads much at once.
 	maxRescues = 1000
+
+	// maxFound is how many bytes a pass holds, at about, while the lane sends.
+	maxFound = 16 << 20
 )
 
 // begin starts a pass if there is something to read, and none is under way.
 func (r *rescues) begin(ctx context.Context, grouping domain.Versions) {
-	if r.found != nil || len(r.waiting) == 0 || time.Since(r.last.ended) < max(r.last.took, rescuePause) {
+	if r.found != nil || len(r.waiting) == 0 || len(r.waiting) < maxRescues && time.Since(r.last.ended) < max(r.last.took, rescuePause) {
 		return
 	}
-	n := min(len(r.waiting), maxRescues)
-	r.reading, r.waiting = r.waiting[:n:n], r.waiting[n:]
+	r.reading, r.waiting = r.waiting, nil
 	ctx, r.stop = context.WithCancel(ctx)
 	out := make(chan found)
 	r.found = out
-	p := &rescuePass{lane: r.lane, rescues: r.reading, rescuer: sampler.NewRescuer(r.reading, grouping), found: out}
+	p := &rescuePass{lane: r.lane, unread: slices.Clone(r.reading), rescuer: sampler.NewRescuer(r.reading, grouping), found: out}
 	from, _ := p.rescuer.Range()
 	p.next, r.last.ended = from, time.Now()
 	r.pass.Go(func() {
 		if backoff.Retry(ctx, p.log(), "read the earlier spans of rescued traces", func() error { return p.read(ctx) }) {
-			_ = p.give(ctx, found{done: true}) // else it has ended
+			_ = p.give(ctx, found{exports: p.exports, done: true}) // else it has ended
 		}
 	})
 }
@@ -123,10 +128,11 @@ func (r *rescues) forget() {
 type rescuePass struct {
 	lane    *traceLane
 	rescuer *sampler.Rescuer
-	rescues []envelope.Decision
-	looked  bool
+	unread  []envelope.Decision // whose spans were not known to be gone
 	found   chan<- found
-	next    uint64 // the sequence that is read next
+	next    uint64           // the sequence that is read next
+	exports []sampler.Export // not given to the lane yet
+	size    int              // of these
 	guard   envelope.Guard
 	body    []byte
 }
@@ -136,10 +142,7 @@ func (p *rescuePass) log() *slog.Logger { return p.lane.exporter.log }
 // read reads to the end of the range; after an error it may be called again.
 func (p *rescuePass) read(ctx context.Context) error {
 	_, upto := p.rescuer.Range()
-	if p.next > upto {
-		return nil
-	}
-	if err := p.look(ctx); err != nil {
+	if err := p.look(ctx); err != nil || p.next > upto {
 		return err
 	}
 	reader, err := p.lane.exporter.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: p.lane.stream, From: p.next, Filters: p.lane.filters})
@@ -157,51 +160,72 @@ func (p *rescuePass) read(ctx context.Context) error {
 		}
 		p.next = d.Seq + 1
 		return d.Seq < upto
-	}); err != nil {
+	}); err != nil || failed != nil {
+		return errors.Join(err, failed)
+	}
+	if err := p.look(ctx); err != nil || p.next > upto {
 		return err
 	}
-	return failed
+	// The consumer has counted that nothing is left, perhaps by a copy that is behind: the lane has read to the end.
+	if over, err := p.lane.lane.Has(ctx, p.next-1, upto); err != nil {
+		return err
+	} else if !over {
+		return errBehind
+	}
+	p.next = upto + 1
+	return nil
 }
 
-// look counts the traces of which the stream does not have everything any more.
+var errBehind = errors.New("not everything has been read")
+
+// look counts the traces of which the stream does not have everything any more that is still to be read.
 func (p *rescuePass) look(ctx context.Context) error {
 	state, err := p.lane.exporter.conn().State(ctx, p.lane.stream)
-	if err != nil || p.looked {
+	if err != nil {
 		return err
 	}
-	p.looked = true
-	gone := 0
-	for _, d := range p.rescues {
-		if d.From < state.FirstSeq {
-			gone++
-		}
-	}
-	if p.lane.exporter.counter().incomplete(gone); gone > 0 {
+	had := len(p.unread)
+	p.unread = slices.DeleteFunc(p.unread, func(d envelope.Decision) bool {
+		return max(d.From, p.next) <= d.Upto && max(d.From, p.next) < state.FirstSeq
+	})
+	if gone := had - len(p.unread); gone > 0 {
+		p.lane.exporter.counter().incomplete(gone)
 		p.log().Warn("late spans have brought back traces of which the hub does not have everything any more", "traces", gone)
 	}
 	return nil
 }
 
-// take gives the lane what a message has.
+// take gathers what a message has, and gives it to the lane when that is a request's worth; a lane that is sending gets it later.
 func (p *rescuePass) take(ctx context.Context, d bus.Delivery) error {
 	d.Decompress(&p.body)
-	var exports []sampler.Export
 	if err := p.lane.frames(&p.guard, d, func(f envelope.Frame) error {
 		some, err := p.rescuer.Add(d.Seq, f)
-		exports = append(exports, some...)
+		for i := range some {
+			p.size += some[i].Size()
+		}
+		p.exports = append(p.exports, some...)
 		return err
 	}); err != nil {
 		p.log().Debug("message with earlier spans of rescued traces cannot be read", "seq", d.Seq, "err", err) // nor could the lane
 	}
-	if len(exports) == 0 {
-		return ctx.Err()
+	switch {
+	case p.size > maxFound:
+		return p.give(ctx, found{exports: p.exports})
+	case p.size > maxRequest:
+		select {
+		case p.found <- found{exports: p.exports}:
+			p.exports, p.size = nil, 0
+		default:
+		}
 	}
-	return p.give(ctx, found{exports: exports})
+	return ctx.Err()
 }
 
+// give waits until the lane takes what was found.
 func (p *rescuePass) give(ctx context.Context, f found) error {
 	select {
 	case p.found <- f:
+		p.exports, p.size = nil, 0
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -131,11 +131,15 @@ func (l *traceLane) run(ctx context.Context) error {
 	defer l.show(0, 0)
 	for {
 		var err error
+		more := deliveries
+		if l.ended || l.sampler != nil && l.sampler.Unsettled() >= maxRescues {
+			more = nil // what is rescued is to be sent first
+		}
 		select {
 		case <-ctx.Done():
 			l.checkpoint(finish)
 			return ctx.Err()
-		case d := <-deliveries:
+		case d := <-more:
 			err = l.take(finish, d)
 			// Gather what is waiting before anything is sent.
 			if err == nil && len(deliveries) > 0 && l.bytes < maxRequest && len(l.decisions) < maxDecisions && ctx.Err() == nil {
@@ -179,7 +183,8 @@ func (l *traceLane) look(ctx context.Context) {
 	if failpoint.WallTime {
 		l.note(l.sampler.Idle(sampler.Mark{Before: []time.Time{time.Now()}}, time.Now()))
 	}
-	l.sampler.Readable(l.feed.readable())
+	again := l.feed.readable()
+	l.sampler.Readable(again.from, again.most)
 	l.rescues.begin(ctx, l.policies.Domains())
 	l.show(l.sampler.Held())
 }

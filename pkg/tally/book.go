@@ -36,25 +36,36 @@ func (b *Book) Saw(seq uint64, instance string, items int, id string) {
 	if seq <= b.tally.Upto {
 		return // counted, by an owner whose last ack was lost
 	}
-	if n := len(b.open); n > 0 && b.open[n-1].seq == seq && b.open[n-1].instance == instance {
-		b.open[n-1].items += items
-		return
+	i, there := b.find(seq, instance)
+	if !there {
+		b.open = slices.Insert(b.open, i, entry{seq: seq, instance: instance})
 	}
-	e := entry{seq: seq, instance: instance, items: items}
-	e.spool, e.number, _ = envelope.Numbered(id)
-	b.open = append(b.open, e)
+	e := &b.open[i]
+	if e.items += items; e.spool == "" {
+		e.spool, e.number, _ = envelope.Numbered(id)
+	}
+}
+
+// find returns the place of an entry, or where it would be. Those of later messages may be there already: something
+// was rescued with them.
+func (b *Book) find(seq uint64, instance string) (i int, there bool) {
+	i, _ = slices.BinarySearchFunc(b.open, seq, func(e entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
+	for ; i < len(b.open) && b.open[i].seq == seq; i++ {
+		if b.open[i].instance == instance {
+			return i, true
+		}
+	}
+	return i, false
 }
 
 // Rescued notes that items of messages which may have been counted as sampled out are going to end in another way,
 // with a later message.
 func (b *Book) Rescued(seq uint64, instance string, items int) {
-	i, _ := slices.BinarySearchFunc(b.open, seq, func(e entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
-	for ; i < len(b.open) && b.open[i].seq == seq && b.open[i].instance != instance; i++ {
-	}
-	if i == len(b.open) || b.open[i].seq != seq {
-		if seq <= b.tally.Upto {
-			return
-		}
+	i, there := b.find(seq, instance)
+	switch {
+	case seq <= b.tally.Upto:
+		return
+	case !there:
 		b.open = slices.Insert(b.open, i, entry{seq: seq, instance: instance})
 	}
 	b.open[i].rescued += items
@@ -62,12 +73,8 @@ func (b *Book) Rescued(seq uint64, instance string, items int) {
 
 // Ended notes what has become of items that were seen.
 func (b *Book) Ended(seq uint64, instance string, what Outcome, items int) {
-	i, _ := slices.BinarySearchFunc(b.open, seq, func(e entry, seq uint64) int { return cmp.Compare(e.seq, seq) })
-	for ; i < len(b.open) && b.open[i].seq == seq; i++ {
-		if b.open[i].instance == instance {
-			b.open[i].ended[what] += int32(items)
-			return
-		}
+	if i, there := b.find(seq, instance); there {
+		b.open[i].ended[what] += int32(items)
 	}
 }
 

@@ -136,6 +136,32 @@ func TestRescued(t *testing.T) {
 	}
 }
 
+// TestRescuedAhead: another owner sends a rescue with a message that it has not come to.
+func TestRescuedAhead(t *testing.T) {
+	b := newBook(0)
+	for seq := uint64(7); seq < 10; seq++ {
+		b.Rescued(seq, "as-2", 3)
+		b.Ended(seq, "as-2", Delivered, 3)
+	}
+	for seq := uint64(1); seq <= 10; seq++ {
+		for _, instance := range []string{"as-1", "as-2", "as-1"} {
+			b.Saw(seq, instance, 1, id(int(seq)))
+			b.Ended(seq, instance, SampledOut, 1)
+		}
+		b.Close(seq-min(seq, 2), now)
+	}
+	b.Close(10, now)
+	for instance, want := range map[string]Counts{
+		"as-1": {Items: 20, Ended: map[Outcome]uint64{SampledOut: 20}},
+		"as-2": {Items: 10, Rescued: 9, Ended: map[Outcome]uint64{SampledOut: 10, Delivered: 9}},
+	} {
+		c := b.tally.Instances[instance]
+		if c.Items != want.Items || c.Rescued != want.Rescued || !maps.Equal(c.Ended, want.Ended) || c.Missing != 0 || c.Sources[spool].Last != 10 {
+			t.Errorf("%s: %+v, want %+v", instance, c, want)
+		}
+	}
+}
+
 // TestResume: where counting continues, and what it says when it cannot.
 func TestResume(t *testing.T) {
 	made := now.Add(-time.Hour)

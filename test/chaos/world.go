@@ -364,7 +364,7 @@ var bounds = map[string]int64{"TRACES": 16 << 20, "SPANS": 32 << 20, "LOGS": 16 
 
 // watchSpans notes what SPANS lets go, and may before a sink has read it again.
 func (w *world) watchSpans(ctx context.Context) {
-	const soon, beat = 20, 500 * time.Millisecond // ten seconds
+	const soon, beat = 40, 500 * time.Millisecond // twenty seconds
 	var ends []uint64
 	for ctx.Err() == nil {
 		if conn, err := w.connect(ctx); err == nil {

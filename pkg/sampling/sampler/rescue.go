@@ -49,15 +49,15 @@ func (d *domain) present() int64 {
 }
 
 // late decides about spans of a trace of d that is not kept; asked reports that a policy has decided, and if that is not to
-// keep the trace, it stays so. from is where the spans of the trace begin.
-func (s *Sampler) late(d *domain, id otlpwire.TraceID, rules *policy.Version, from uint64, due int64, spans int, out *Output) (v policy.Verdict, asked bool) {
-	s.trace.Reset(id, spans, s.scratch, due)
+// keep the trace, it stays so.
+func (s *Sampler) late(d *domain, id otlpwire.TraceID, rules *policy.Version, was droppedTrace, spans int, out *Output) (v policy.Verdict, asked bool) {
+	s.trace.Reset(id, spans, s.scratch, was.at)
 	if v = rules.WantsLate(&s.trace); !v.Keep {
 		return policy.Verdict{}, v.By != "" // a drop policy does, in its way
 	}
 	now, r := d.present(), s.rescues[d.name]
 	switch {
-	case from < s.readable || now-due > int64(rules.Late.Age):
+	case was.from < s.readable.from || s.readable.most > 0 && s.last-min(was.from, s.last) > s.readable.most || now-was.at > int64(rules.Late.Age):
 		out.TooLate++
 		return policy.Verdict{}, true
 	case !r.count(now, rules.Late.Traces):
@@ -83,7 +83,7 @@ func (s *Sampler) lateHeld(d *domain, t *trace, out *Output) policy.Verdict {
 				continue
 			}
 			s.scratch = sh.pieces[j].Append(s.scratch[:0])
-			if v, asked := s.late(d, t.id, t.rules, math.MaxUint64, t.due+t.from[0].clock.skew, sh.stamps[j].spans, out); asked {
+			if v, asked := s.late(d, t.id, t.rules, droppedTrace{from: math.MaxUint64, at: d.present()}, sh.stamps[j].spans, out); asked {
 				t.final = !v.Keep
 				return v
 			}
@@ -101,7 +101,7 @@ func (s *Sampler) rescue(d *domain, in *instance, k key, was droppedTrace, spans
 	late := g.Fragment(nil)
 	s.scratch = late.Append(s.scratch[:0])
 	rules := s.rules(was.from)
-	v, asked := s.late(d, k.id, rules, was.from, was.due, spans, out)
+	v, asked := s.late(d, k.id, rules, was, spans, out)
 	if !v.Keep {
 		if asked {
 			s.decided.settle(k)
@@ -110,9 +110,10 @@ func (s *Sampler) rescue(d *domain, in *instance, k key, was droppedTrace, spans
 	}
 	one := envelope.Decision{
 		Domain: d.name, Instance: in.name, TraceID: k.id, Kept: true, Upto: s.last, Begun: was.begun, Policy: v.By, Threshold: v.Threshold,
-		From: was.from, Due: d.present(), Late: envelope.Rescued,
+		From: was.from, At: d.present(), Late: envelope.Rescued,
 	}
 	s.held.owed.add(one.Upto)
+	s.unsettled++
 	out.Decisions, out.By, out.Rescues = append(out.Decisions, one), append(out.By, v.By), append(out.Rescues, one)
 	return s.decided.rescue(k, keptTrace{policy: v.By, threshold: v.Threshold, begun: was.begun, covers: one.Upto})
 }
@@ -125,7 +126,7 @@ func (s *Sampler) rememberRescue(k key, d envelope.Decision) {
 		return
 	}
 	r := s.rescues[d.Domain]
-	r.count(d.Due, 0)
+	r.count(d.At, 0)
 	if s.rescues[d.Domain] = r; d.Upto > s.decided.floor {
 		s.recorded[k] = d
 	}
@@ -136,6 +137,7 @@ func (s *Sampler) rememberRescue(k key, d envelope.Decision) {
 func (s *Sampler) Restore() (out Output) {
 	for _, d := range s.recorded {
 		s.held.owed.add(d.Upto)
+		s.unsettled++
 		out.Rescues = append(out.Rescues, d)
 	}
 	slices.SortFunc(out.Rescues, func(a, b envelope.Decision) int {
@@ -148,13 +150,15 @@ func (s *Sampler) Restore() (out Output) {
 // Rescued records that the backend has everything of a rescue.
 func (s *Sampler) Rescued(d envelope.Decision) (out Output) {
 	s.held.owed.release(d.Upto)
+	s.unsettled--
 	d.Late = envelope.RescueSent
 	out.Decisions, out.By = append(out.Decisions, d), append(out.By, d.Policy)
 	return out
 }
 
-// Readable sets from which sequence on the stream can be read again: traces that begin before it are not rescued.
-func (s *Sampler) Readable(from uint64) { s.readable = max(s.readable, from) }
+// Readable sets from which sequence on the stream can be read again, and how many sequences at most, 0 for any: traces
+// that begin before that are not rescued.
+func (s *Sampler) Readable(from, most uint64) { s.readable.from, s.readable.most = from, most }
 
 // Rescuer finds the spans of rescues in the stream.
 type Rescuer struct {
@@ -164,7 +168,11 @@ type Rescuer struct {
 	wire       otlpwire.Splitter
 	hash       maphash.Hash
 	fresh      []bool
+	known      int // spans that are remembered
 }
+
+// maxKnown is how many spans a rescuer remembers: what is in the stream twice beyond that comes twice.
+const maxKnown = 1 << 20
 
 type rescued struct {
 	envelope.Decision
@@ -212,9 +220,10 @@ func (r *Rescuer) Add(seq uint64, f envelope.Frame) (out []Export, err error) {
 		r.fresh = r.fresh[:0]
 		resource := digest(&r.hash, 0, g.Resource())
 		for item, scope := range g.ItemsIn() {
-			is := one.ids.add(digest(&r.hash, digest(&r.hash, resource, scope), item))
+			is := r.known >= maxKnown || one.ids.add(digest(&r.hash, digest(&r.hash, resource, scope), item))
 			if r.fresh = append(r.fresh, is); is {
 				spans++
+				r.known++
 			}
 		}
 		if spans > 0 {

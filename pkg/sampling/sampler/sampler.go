@@ -91,7 +91,8 @@ type Sampler struct {
 	unsent    []key                         // recorded, and not known to be at the backend
 	rescues   map[string]rescues            // by domain
 	recorded  map[key]envelope.Decision     // rescues of previous owners that are not known to be finished
-	readable  uint64                        // from which sequence on the stream can be read again
+	unsettled int                           // rescues that are not finished
+	readable  struct{ from, most uint64 }   // see Readable
 	lag       int64                         // see defaultLag
 	decided   memory
 	held      *held
@@ -543,8 +544,8 @@ func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *
 	if !v.Keep {
 		was := droppedTrace{begun: t.begun}
 		if t.rules.Late.Traces > 0 && how == NotKept && v.By == "" && !t.final {
-			was.from, was.due = min(t.owed, d.added(s.last)+1), one.Due // frames that wait may have spans of it
-			one.From = was.from
+			was.from, was.at = min(t.owed, d.added(s.last)+1), d.present() // frames that wait may have spans of it
+			one.From, one.At = was.from, was.at
 		}
 		s.decided.drop(k, was)
 		out.Decisions = append(out.Decisions, one)

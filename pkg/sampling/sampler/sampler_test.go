@@ -97,7 +97,7 @@ func (sc *script) add(c *scripttest.Call) string {
 }
 
 func (sc *script) readable(c *scripttest.Call) string {
-	sc.s.Readable(uint64(c.Number("from", 0)))
+	sc.s.Readable(uint64(c.Number("from", 0)), uint64(c.Number("most", 0)))
 	return ""
 }
 

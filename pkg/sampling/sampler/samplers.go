@@ -131,6 +131,14 @@ func (a *Samplers) Rescued(d envelope.Decision) Output {
 	return a.parts[a.spread.Of(d.Instance, d.TraceID)].Rescued(d)
 }
 
+// Unsettled returns how many rescues are not finished: a reader bounds them by reading nothing new.
+func (a *Samplers) Unsettled() (n int) {
+	for _, s := range a.parts {
+		n += s.unsettled
+	}
+	return n
+}
+
 // Kept returns what is remembered about a trace that another sampler has decided about: the policy that it is kept by.
 func (a *Samplers) Kept(d envelope.Decision) (by string, kept, known bool) {
 	s := a.parts[a.spread.Of(d.Instance, d.TraceID)]
@@ -142,9 +150,9 @@ func (a *Samplers) Kept(d envelope.Decision) (by string, kept, known bool) {
 }
 
 // Readable is [Sampler.Readable].
-func (a *Samplers) Readable(from uint64) {
+func (a *Samplers) Readable(from, most uint64) {
 	for _, s := range a.parts {
-		s.Readable(from)
+		s.Readable(from, most)
 	}
 }
 

@@ -124,7 +124,7 @@ type droppedTrace struct {
 	upto  uint64 // the sequence up to which the spans counted; only for traces of a previous sampler
 	begun uint64 // the sequence of TRACES of its first span
 	from  uint64 // the lowest sequence of its spans; 0: late spans do not bring it back
-	due   int64  // when its window closed, by the stamps of its first source
+	at    int64  // when it was decided, by the domain's present
 }
 
 // keptTrace is what is remembered of a kept trace.
@@ -342,7 +342,7 @@ func (s *Sampler) rememberOne(d envelope.Decision) {
 		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold, begun: d.Begun})
 		s.unsent = append(s.unsent, k)
 	default:
-		s.decided.drop(k, droppedTrace{d.Upto, d.Begun, d.From, d.Due})
+		s.decided.drop(k, droppedTrace{d.Upto, d.Begun, d.From, d.At})
 	}
 	if len(d.Spent) > 0 {
 		s.budgetsOf(payer{d.Domain, d.Instance, d.Version}).Restore(d.Due, d.Spent)

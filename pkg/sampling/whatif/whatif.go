@@ -158,6 +158,9 @@ func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
 	if side == sideAll {
 		return
 	}
+	for _, d := range out.Rescues {
+		s.Rescued(d) // nothing is read again
+	}
 	for i, d := range out.Decisions {
 		if d.Late == envelope.Rescued {
 			c.rescue(side, d)
