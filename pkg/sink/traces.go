@@ -132,8 +132,8 @@ func (l *traceLane) run(ctx context.Context) error {
 	for {
 		var err error
 		more := deliveries
-		if l.ended || l.sampler != nil && l.sampler.Unsettled() >= maxRescues {
-			more = nil // what is rescued is to be sent first
+		if l.rescuesFirst() {
+			more = nil
 		}
 		select {
 		case <-ctx.Done():
@@ -157,6 +157,11 @@ func (l *traceLane) run(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// rescuesFirst reports whether what is rescued is to be sent before anything new is read.
+func (l *traceLane) rescuesFirst() bool {
+	return l.ended || l.sampler != nil && l.sampler.Unsettled() >= maxRescues
 }
 
 // next returns why the lane ends after a step.
