@@ -137,6 +137,8 @@ type Ledger struct {
 	heldBytes    *prometheus.GaugeVec
 	decided      *prometheus.CounterVec
 	late         *prometheus.CounterVec
+	sources      *prometheus.GaugeVec
+	waiting      *prometheus.GaugeVec
 	replayed     *prometheus.CounterVec
 	// Keeper is 1 while this sink is the keeper of the hub's streams.
 	Keeper     prometheus.Gauge
@@ -219,6 +221,8 @@ func New(reg prometheus.Registerer) *Ledger {
 		hubErrors:        f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_hub_errors_total", Help: "Errors of the connection to the hub: slow_consumer, messages arrived faster than they were read, and the reader requests the lost ones again; denied, the credential lacks a permission; other. The log has the details."}, []string{"kind"}),
 		heldTraces:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_traces", Help: "Traces that wait for their decision."}, []string{"partition"}),
 		heldBytes:        f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_held_bytes", Help: "Approximate size of these traces in bytes: their spans as on the wire and the data kept for each trace."}, []string{"partition"}),
+		sources:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_sources", Help: "Edges and gateways that a partition's sampler has a clock of; those of which nothing has come for five minutes of the others' time are left out."}, []string{"partition"}),
+		waiting:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_sampler_waiting_traces", Help: "Traces whose window has ended, and that wait for the spans of an edge or gateway that is behind, up to sampling.source_lag. /partitions of the sink that reads the partition says for which instance."}, []string{"partition"}),
 		decided:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		late:             f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_late_traces_total", Help: "Traces that were not kept, and then had spans that a policy without a budget wants by themselves (sampling.late): rescued, kept after all; too_late, the earlier spans are too far back, in time or bytes; over_limit, of traces a minute; incomplete, kept, but the hub did not have all of the earlier spans any more."}, []string{"outcome"}),
 		replayed:         counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
@@ -452,6 +456,11 @@ func (l *Ledger) Abandoned(stream string) prometheus.Counter {
 // Sampler returns the gauges of one partition's sampler.
 func (l *Ledger) Sampler(partition string) (traces, bytes prometheus.Gauge) {
 	return l.heldTraces.WithLabelValues(partition), l.heldBytes.WithLabelValues(partition)
+}
+
+// Sources returns the gauges of the sources of one partition's sampler.
+func (l *Ledger) Sources(partition string) (known, waiting prometheus.Gauge) {
+	return l.sources.WithLabelValues(partition), l.waiting.WithLabelValues(partition)
 }
 
 // Late counts what has become of traces that late spans could bring back.

@@ -92,6 +92,9 @@ type Shared struct {
 	Journal string
 	// Hold, if not nil, returns for how long the floor need not move while the lane makes progress.
 	Hold func() time.Duration
+	// Tell, if not nil, returns what there is to say about the lane where it runs, for the page; it is called from other
+	// goroutines.
+	Tell func() string
 	// Run reads the lane until ctx ends, finishes what it can within
 	// [HandOver], and closes it.
 	Run func(ctx context.Context, lane *bus.Lane)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"html/template"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,10 +23,11 @@ type LaneStatus struct {
 	Signal    string   `json:"signal"`
 	Partition int      `json:"partition"`
 	Backend   string   `json:"backend"`
-	Placed    string   `json:"placed"` // the member that should own it
-	Owners    []string `json:"owners"` // the members that report to own it; two for a moment at a hand-over
-	Floor     uint64   `json:"floor"`  // the stream's sequence up to which everything is finished
-	Lag       uint64   `json:"lag"`    // messages not finished
+	Placed    string   `json:"placed"`         // the member that should own it
+	Owners    []string `json:"owners"`         // the members that report to own it; two for a moment at a hand-over
+	Floor     uint64   `json:"floor"`          // the stream's sequence up to which everything is finished
+	Lag       uint64   `json:"lag"`            // messages not finished
+	Note      string   `json:"note,omitempty"` // of a lane that this member reads
 	Error     string   `json:"error,omitempty"`
 }
 
@@ -68,6 +70,9 @@ func (m *Members) status(ctx context.Context) Partitions {
 		} else {
 			l.Floor, l.Lag = at.Done, at.Lag
 		}
+		if r.Tell != nil && slices.Contains(l.Owners, m.self) {
+			l.Note = r.Tell()
+		}
 		s.Lanes = append(s.Lanes, l)
 	}
 	return s
@@ -92,10 +97,10 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 {{else}}<tr><td colspan="4" class="bad">none is known yet</td></tr>
 {{end}}</table>
 <h2>Lanes</h2>
-<table><tr><th>signal</th><th class="n">partition</th><th>backend</th><th>owner</th><th class="n">floor</th><th class="n">lag</th><th></th></tr>
+<table><tr><th>signal</th><th class="n">partition</th><th>backend</th><th>owner</th><th class="n">floor</th><th class="n">lag</th><th></th><th></th></tr>
 {{range .Lanes}}<tr><td>{{.Signal}}</td><td class="n">{{.Partition}}</td><td>{{.Backend}}</td>
 <td>{{range .Owners}}{{.}} {{else}}<span class="bad">nobody yet</span>{{end}}</td><td class="n">{{.Floor}}</td><td class="n">{{.Lag}}</td>
-<td class="bad">{{if .Error}}{{.Error}}{{else if ne (len .Owners) 1}}should be {{.Placed}}{{end}}</td></tr>
+<td>{{.Note}}</td><td class="bad">{{if .Error}}{{.Error}}{{else if ne (len .Owners) 1}}should be {{.Placed}}{{end}}</td></tr>
 {{end}}</table>
 </body></html>
 `))

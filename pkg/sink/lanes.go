@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grafana/dskit/services"
@@ -114,12 +115,15 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	}
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter, s.Journal = bus.Spans, bus.SpansSubject(p), journal
+		told := new(atomic.Value)
+		told.Store("")
+		s.Tell = func() string { return told.Load().(string) }
 		s.Hold = func() time.Duration { return l.policies.Wait() + l.cfg.Sampling.SourceLag }
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
 			t := newTraceLane(lane, &own, l.policies, journal, l.horizon, l.tally(d, s))
-			t.filters = []string{s.Filter}
+			t.filters, t.tell = []string{s.Filter}, func(text string) { told.Store(text) }
 			t.maxBytes, t.attribute, t.gauges = int(l.cfg.Sampling.MaxBytes), l.cfg.Sampling.PolicyAttribute, gauges
 			own.ended(ctx, t.run(ctx))
 		}

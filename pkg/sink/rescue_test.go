@@ -4,7 +4,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
 // TestReach: what is about to be removed is out of reach, and more than may be read at once is.
@@ -28,4 +31,26 @@ func TestReach(t *testing.T) {
 			t.Errorf("after %v: %+v, want %+v", tc.after, got, tc.want)
 		}
 	}
+}
+
+// TestSourcesAreShown on the page and in gauges, and not any more when the lane has ended.
+func TestSourcesAreShown(t *testing.T) {
+	d, _ := testExporter(t, &picky{})
+	told := ""
+	l := &traceLane{exporter: d, gauges: "3", tell: func(text string) { told = text }}
+	known, waiting := d.led.Sources("3")
+	for _, tc := range []struct {
+		of   sampler.Sources
+		text string
+	}{
+		{sampler.Sources{Known: 3, Waiting: 7, For: "as-1"}, "3 sources; 7 traces wait for one that is behind, most for one of as-1"},
+		{sampler.Sources{Known: 2}, "2 sources"},
+		{sampler.Sources{}, ""},
+	} {
+		l.showSources(tc.of)
+		if told != tc.text || testutil.ToFloat64(known) != float64(tc.of.Known) || testutil.ToFloat64(waiting) != float64(tc.of.Waiting) {
+			t.Errorf("%+v: %q, %v known, %v wait", tc.of, told, testutil.ToFloat64(known), testutil.ToFloat64(waiting))
+		}
+	}
+	(&traceLane{exporter: d}).showSources(sampler.Sources{Known: 1}) // of a replay
 }

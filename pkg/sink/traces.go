@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -40,8 +41,10 @@ type traceLane struct {
 	in      func(arrival int64, seq uint64) bool
 	// Where the decisions are recorded.
 	journalStream, journalSubject string
-	// gauges is the label of the sampler's gauges; empty for none.
+	// gauges is the label of the sampler's gauges; empty for none. tell, if not nil, is called with what is to be
+	// shown of its sources.
 	gauges string
+	tell   func(text string)
 	tally  *tally.Lane    // nil: none is kept
 	wrote  tally.Outcomes // of the current request
 
@@ -65,11 +68,15 @@ type traceLane struct {
 	used      int       // how many changes of policies and domains the sampler knows
 	domains   int       // and how many versions of these
 	written   time.Time // when the journal was last written
+	toldAt    time.Time // when the sources were last shown
 }
 
 const (
 	// tick is how often an idle lane checks the time.
 	tick = 250 * time.Millisecond
+
+	// tellInterval is how often a lane shows what it knows of sources: it looks at every trace for that.
+	tellInterval = 5 * time.Second
 
 	// maxDecisions is how many decisions are gathered for one message: of 40
 	// bytes, a name of up to 128 and a few for each budget they stay below a stock
@@ -129,6 +136,7 @@ func (l *traceLane) run(ctx context.Context) error {
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	defer l.show(0, 0)
+	defer l.showSources(sampler.Sources{})
 	for {
 		var err error
 		more := deliveries
@@ -192,6 +200,10 @@ func (l *traceLane) look(ctx context.Context) {
 	l.sampler.Readable(again.from, again.most)
 	l.rescues.begin(ctx, l.policies.Domains())
 	l.show(l.sampler.Held())
+	if now := time.Now(); l.tell != nil && now.Sub(l.toldAt) > tellInterval {
+		l.toldAt = now
+		l.showSources(l.sampler.Sources())
+	}
 }
 
 // forget discards what is held; the lane is claimed again, and begins at its floor.
@@ -209,6 +221,25 @@ func (l *traceLane) show(traces, bytes int) {
 	t, b := l.exporter.led.Sampler(l.gauges)
 	t.Set(float64(traces))
 	b.Set(float64(bytes))
+}
+
+// showSources shows what is known of sources.
+func (l *traceLane) showSources(s sampler.Sources) {
+	if l.gauges != "" {
+		known, waiting := l.exporter.led.Sources(l.gauges)
+		known.Set(float64(s.Known))
+		waiting.Set(float64(s.Waiting))
+	}
+	text := ""
+	switch {
+	case l.tell == nil:
+		return
+	case s.Waiting > 0:
+		text = fmt.Sprintf("%d sources; %d traces wait for one that is behind, most for one of %s", s.Known, s.Waiting, s.For)
+	case s.Known > 0:
+		text = fmt.Sprintf("%d sources", s.Known)
+	}
+	l.tell(text)
 }
 
 // routed calls visit with the frames of a message of SPANS.
@@ -543,6 +574,7 @@ func (l *traceLane) flush(ctx context.Context) error {
 	if err := l.record(ctx); err != nil {
 		return err
 	}
+	l.rescues.begin(ctx, l.policies.Domains()) // before the lane may have to wait for the backend
 	if slices.ContainsFunc(l.exports, func(e sampler.Export) bool { return e.Further }) {
 		// A request has spans of one instance; the order within each stays.
 		slices.SortStableFunc(l.exports, func(a, b sampler.Export) int { return strings.Compare(a.Instance, b.Instance) })

@@ -204,7 +204,8 @@ func (w *world) away(ctx context.Context, which string) error {
 	}
 	w.say("%s take again after %.0f s; %d requests were refused", which, time.Since(from).Seconds(), w.journal.refused.Load()-before)
 	w.backends(which, false)
-	if err := daemon.Until(ctx, 3*time.Minute, func() error { return w.arrivedAt(256<<10, 100, "router") }); err != nil {
+	// A spool that was full counts what the hub has as not forwarded, until its segment is deleted, or nothing comes.
+	if err := daemon.Until(ctx, 3*time.Minute, func() error { return w.arrivedAt(segment+256<<10, 100, "router") }); err != nil {
 		return fmt.Errorf("%s took again, and not all was forwarded: %w", which, err)
 	}
 	return nil
@@ -340,6 +341,10 @@ func (w *world) stall(ctx context.Context, p *proc, how pause, long time.Duratio
 // traces wait for it, and the decisions are those that they would be without. Errors bring their traces back in any
 // case.
 func (w *world) cutEdge(ctx context.Context, e *proc) error {
+	before, err := spooledBytes(e)
+	if err != nil {
+		return err
+	}
 	from := time.Now()
 	d := wait + time.Duration(w.rng.Int64N(int64(2*time.Second)))
 	if w.rng.IntN(2) == 0 {
@@ -352,7 +357,7 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 	case <-ctx.Done():
 	}
 	byCutting.finish(e)
-	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, 64<<10) }); err != nil {
+	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, before+64<<10) }); err != nil {
 		return fmt.Errorf("%s was cut off: %w", e.name, err)
 	}
 	apart := slices.ContainsFunc(w.of("edge"), func(e *proc) bool { return max(e.clock, -e.clock) > lag/2 })
@@ -438,16 +443,23 @@ func (w *world) recovered(ctx context.Context, what string, from time.Time, plan
 	return nil
 }
 
+// segment is the size of a file of the edges' spools.
+const segment = 1 << 20
+
 // spooled wants an edge to have at most so many bytes that the hub does not have. While applications send,
 // something is always on its way.
 func spooled(p *proc, most float64) error {
-	text, err := daemon.Metric(p.admin, "penstock_spool_bytes")
-	if err != nil {
-		return err
-	}
-	n, err := strconv.ParseFloat(text, 64)
+	n, err := spooledBytes(p)
 	if err == nil && (n > most || math.IsNaN(n)) {
-		err = fmt.Errorf("%s has %s bytes in its spool", p.name, text)
+		err = fmt.Errorf("%s has %.0f bytes in its spool", p.name, n)
 	}
 	return err
+}
+
+func spooledBytes(p *proc) (float64, error) {
+	text, err := daemon.Metric(p.admin, "penstock_spool_bytes")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(text, 64)
 }

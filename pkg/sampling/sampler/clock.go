@@ -398,6 +398,36 @@ func (d *domain) free(c *clock) int64 {
 	return max(blocked, now-d.lag)
 }
 
+// Sources is what a sampler knows of its sources, and what waits for them.
+type Sources struct {
+	Known   int    // that are not gone
+	Waiting int    // traces whose window has ended, and that wait for a source that is behind
+	For     string // the instance of the source that most of them wait for
+}
+
+// Sources returns that. It looks at all traces of domains with several sources.
+func (s *Sampler) Sources() (all Sources) {
+	most := 0
+	for _, name := range s.names() {
+		for _, c := range s.domains[name].clocks {
+			if c.gone {
+				continue
+			}
+			all.Known++
+			n := 0
+			for _, t := range c.queue {
+				if _, at := t.lead(); at > t.due {
+					n++
+				}
+			}
+			if all.Waiting += n; n > most {
+				most, all.For = n, c.in.name
+			}
+		}
+	}
+	return all
+}
+
 // byDue is the order in which traces are decided.
 func byDue(a, b *trace) int {
 	return cmp.Or(cmp.Compare(a.due, b.due), slices.Compare(a.id[:], b.id[:]))

@@ -30,7 +30,7 @@ import (
 func TestScripts(t *testing.T) {
 	scripttest.Run(t, func(t *testing.T, s *scripttest.Script) {
 		sc := &script{base: time.Unix(1_000_000, 0)}
-		s.Run(t, scripttest.Commands{"policies": sc.policies, "domains": sc.domains, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor, "readable": sc.readable, "rescue": sc.rescue})
+		s.Run(t, scripttest.Commands{"policies": sc.policies, "domains": sc.domains, "add": sc.add, "idle": sc.idle, "release": sc.release, "floor": sc.floor, "readable": sc.readable, "sources": sc.sources, "rescue": sc.rescue})
 	})
 }
 
@@ -99,6 +99,14 @@ func (sc *script) add(c *scripttest.Call) string {
 func (sc *script) readable(c *scripttest.Call) string {
 	sc.s.Readable(uint64(c.Number("from", 0)), uint64(c.Number("most", 0)))
 	return ""
+}
+
+func (sc *script) sources(*scripttest.Call) string {
+	all := sc.s.Sources()
+	if all.Waiting == 0 {
+		return fmt.Sprintf("%d\n", all.Known)
+	}
+	return fmt.Sprintf("%d, %d traces wait for %s\n", all.Known, all.Waiting, all.For)
 }
 
 // rescue reads what is to be read again.

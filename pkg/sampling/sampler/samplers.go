@@ -139,6 +139,19 @@ func (a *Samplers) Unsettled() (n int) {
 	return n
 }
 
+// Sources is [Sampler.Sources], of all partitions.
+func (a *Samplers) Sources() (all Sources) {
+	most := 0
+	for _, s := range a.parts {
+		one := s.Sources()
+		all.Known += one.Known
+		if all.Waiting += one.Waiting; one.Waiting > most {
+			most, all.For = one.Waiting, one.For
+		}
+	}
+	return all
+}
+
 // Kept returns what is remembered about a trace that another sampler has decided about: the policy that it is kept by.
 func (a *Samplers) Kept(d envelope.Decision) (by string, kept, known bool) {
 	s := a.parts[a.spread.Of(d.Instance, d.TraceID)]
