@@ -295,6 +295,9 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	if settled := s.settled(now, k.settle, upTo); settled < upTo {
 		upTo = max(settled, k.counted(ctx, s, floors, upTo))
 	}
+	if upTo >= state.FirstSeq {
+		upTo = k.readable(ctx, s, floors, upTo)
+	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {
 		return k.account(ctx, s, state, floors, 0)
 	}

@@ -55,6 +55,21 @@ func (k *Keeper) counted(ctx context.Context, s *kept, floors map[string]bus.Flo
 	return upTo
 }
 
+// readable returns up to where, at most upTo, no lane is going to read again what it has finished. If the tallies cannot be read,
+// that is not known, and a lane may find less than it needs.
+func (k *Keeper) readable(ctx context.Context, s *kept, floors map[string]bus.Floor, upTo uint64) uint64 {
+	all, err := tally.All(ctx, k.conn())
+	if err != nil {
+		return upTo
+	}
+	for name, t := range all[s.name] {
+		if _, there := floors[name]; there && t.Created.Equal(s.state.Created) && t.Again > 0 {
+			upTo = min(upTo, t.Again-1)
+		}
+	}
+	return upTo
+}
+
 // findAged finds up to which sequence messages are older than they must be kept.
 func (s *kept) findAged(ctx context.Context, conn hub, state bus.StreamState, now time.Time) error {
 	s.agedAt, s.aged = now, 0

@@ -108,3 +108,33 @@ func TestOnlyWhatIsCountedIsRemoved(t *testing.T) {
 		t.Errorf("the first message is %d after a long time", first)
 	}
 }
+
+// TestWhatIsReadAgainStays, although all lanes have finished it and the stream is full; not for a lane that is gone.
+func TestWhatIsReadAgainStays(t *testing.T) {
+	w := newWorld(t, "a")
+	open := func(lane string, from uint64) *tally.Lane {
+		counts := tally.Open(tally.Config{Conn: func() *bus.Conn { return w.conn }, Replicas: 1, Stream: "LOGS", Lane: lane, Log: w.said.Logger(slog.LevelInfo)})
+		if _, err := counts.Claim(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		counts.Again(t.Context(), from)
+		return counts
+	}
+	counts := open("a-0", 3)
+	open("b-0", 1)
+	w.read("a-0", uint64(w.fill(0)))
+	if first := w.keep(); first != 3 {
+		t.Errorf("the first message is %d, and 3 is read again", first)
+	}
+	store := counts.Keep()
+	counts.Again(t.Context(), 5) // less is held: it is stored in a moment
+	store()
+	if first := w.keep(); first != 5 {
+		t.Errorf("the first message is %d, and 5 is read again", first)
+	}
+	again := open("a-0", 0)
+	again.Keep()()
+	if first := w.keep(); first <= 5 {
+		t.Errorf("the first message is %d, and nothing is read again", first)
+	}
+}

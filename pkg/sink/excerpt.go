@@ -104,11 +104,58 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 		return ctx.Err()
 	}
 	e.sampled, e.domains = true, policies.Domains()
+	follow := e.follow
+	if e.job.Policies != "" {
+		follow = nil // it decides anew
+	}
 	return (&traceLane{
-		lane: lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+		follow: follow,
+		lane:   lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
 		stream: bus.Stream(e.sig), filters: e.lane.Filters(), frames: received, spread: spread, in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)
+}
+
+// followBefore is how long before a range the decisions about its traces may have been recorded: an edge's clock may be ahead.
+const followBefore = 10 * time.Minute
+
+// follow reads which decisions have been made live about what the lane reads, where the hub still has them.
+func (e *excerpt) follow(ctx context.Context, s *sampler.Samplers) error {
+	conn := e.hub.Conn
+	from, err := conn.SequenceAt(ctx, bus.Decisions, e.job.Plan.Oldest.Add(-followBefore))
+	if err != nil {
+		return err
+	}
+	var subjects []string // without those of further backends
+	for p := range e.cfg.Streams.Partitions {
+		subjects = append(subjects, bus.DecisionsSubject(p))
+	}
+	r, err := conn.OpenReaderOf(ctx, bus.ReaderConfig{Stream: bus.Decisions, From: from, Filters: subjects})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var body []byte
+	full := false
+	err = r.Each(ctx, func(d bus.Delivery) bool {
+		if d.Decompress(&body); d.Err != nil {
+			return true
+		}
+		if _, is, _ := envelope.ReadSources(d.Body); is {
+			return true
+		}
+		all, _ := envelope.ReadDecisions(d.Body) // those before an error count
+		for _, one := range all {
+			if one.Instance != "" && (e.asks(one.Instance) || e.lane.Shares(e.domains, one.Instance)) {
+				full = full || !s.Follow(one)
+			}
+		}
+		return !full
+	})
+	if full {
+		e.log.Warn("there is no room for all decisions that were made live; traces without one are decided again", "job", e.job.ID)
+	}
+	return err
 }
 
 // received calls visit with the spans of a message of TRACES.

@@ -233,7 +233,7 @@ func (p *rescuePass) give(ctx context.Context, f found) error {
 }
 
 // rescued handles what a pass has found.
-func (l *traceLane) rescued(f found) {
+func (l *traceLane) rescued(ctx context.Context, f found) {
 	if l.sampler == nil {
 		return
 	}
@@ -246,5 +246,6 @@ func (l *traceLane) rescued(f found) {
 		for _, d := range l.rescues.end() {
 			l.note(l.sampler.Rescued(d))
 		}
+		l.hold(ctx)
 	}
 }

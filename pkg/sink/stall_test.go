@@ -48,7 +48,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			cfg.Streams.Partitions = 1
 			l := &lanes{cfg: cfg, policies: versions.Fixed(policy.KeepAll(time.Second)), led: d.led, log: log, hub: hub, members: members}
 			lane := l.lane(otlpwire.Traces, write, 0, false)
-			if hold := lane.Hold(); hold != time.Second {
+			if hold := lane.Hold(); hold != time.Second+cfg.Sampling.SourceLag {
 				t.Errorf("the lane holds for %v", hold)
 			}
 			lane.Hold = func() time.Duration { return time.Hour }

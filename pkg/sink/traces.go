@@ -45,6 +45,8 @@ type traceLane struct {
 	// shown of its sources.
 	gauges string
 	tell   func(text string)
+	// follow, if not nil, gives a new sampler the decisions that were made live.
+	follow func(ctx context.Context, s *sampler.Samplers) error
 	tally  *tally.Lane    // nil: none is kept
 	wrote  tally.Outcomes // of the current request
 
@@ -154,7 +156,7 @@ func (l *traceLane) run(ctx context.Context) error {
 				continue
 			}
 		case f := <-l.rescues.found:
-			l.rescued(f)
+			l.rescued(finish, f)
 		case <-clock.C:
 			l.look(finish)
 		}
@@ -287,10 +289,14 @@ func (l *traceLane) claim(ctx context.Context) error {
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
 		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
+		if err == nil && l.follow != nil {
+			err = l.follow(ctx, sampler)
+		}
 		if err == nil {
 			l.sampler, l.used, l.written = sampler, -1, time.Now()
 			l.use()
 			l.note(sampler.Restore())
+			l.hold(ctx)
 			if l.horizon != nil {
 				l.note(sampler.Idle(nothing(l.horizon.hub.Topology.Partitions), time.Now()))
 			}
@@ -342,6 +348,9 @@ func (l *traceLane) record(ctx context.Context) error {
 		}
 	}
 	l.sources = l.sources[:0]
+	if len(l.rescuing) > 0 {
+		l.hold(ctx)
+	}
 	entries := []envelope.Decision{{}} // all that was recorded before has been sent by now, but for rescues
 	for chunk := range slices.Chunk(l.decisions, maxDecisions) {
 		if err := l.append(ctx, len(chunk), envelope.AppendDecisions(nil, append(entries, chunk...)...)); err != nil {
@@ -353,6 +362,19 @@ func (l *traceLane) record(ctx context.Context) error {
 	l.rescuing = nil
 	l.decisions = l.decisions[:0]
 	return nil
+}
+
+// hold notes from where on the earlier spans of rescues are still to be read.
+func (l *traceLane) hold(ctx context.Context) {
+	from := uint64(0)
+	for _, all := range [][]envelope.Decision{l.rescuing, l.rescues.waiting, l.rescues.reading} {
+		for _, d := range all {
+			if from == 0 || d.From < from {
+				from = d.From
+			}
+		}
+	}
+	l.tally.Again(ctx, from)
 }
 
 // append stores a message of the journal.

@@ -199,6 +199,24 @@ func (l *Lane) Floor(floor uint64) {
 	l.Do(func(b *Book) { b.Close(floor, time.Now()) })
 }
 
+// Again sets [Tally.Again]. Where that comes to hold more, it is stored at once; if that fails, as soon as possible.
+func (l *Lane) Again(ctx context.Context, from uint64) {
+	more := false
+	l.Do(func(b *Book) {
+		before := b.tally.Again
+		b.tally.Again = from
+		b.dirty = b.dirty || before != from
+		if more = from > 0 && (before == 0 || from < before); more {
+			l.stored = time.Time{}
+		}
+	})
+	if more {
+		ctx, cancel := context.WithTimeout(ctx, lastPatience)
+		defer cancel()
+		l.store(ctx)
+	}
+}
+
 // Keep stores the tally while it changes, until the returned end is called: it stores it a last time, for
 // the next owner. The lane must still be owned then, and its last floor noted.
 func (l *Lane) Keep() (end func()) {

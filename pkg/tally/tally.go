@@ -69,10 +69,13 @@ func (o *Outcome) UnmarshalText(text []byte) error {
 
 // Tally is what has become of the messages of a lane up to a sequence.
 type Tally struct {
-	Since     time.Time          `json:"since"`   // when counting began
-	Created   time.Time          `json:"created"` // the stream
-	Upto      uint64             `json:"upto"`    // the sequence
-	Breaks    []Break            `json:"breaks,omitempty"`
+	Since   time.Time `json:"since"`   // when counting began
+	Created time.Time `json:"created"` // the stream
+	Upto    uint64    `json:"upto"`    // the sequence
+	Breaks  []Break   `json:"breaks,omitempty"`
+	// Again is the lowest sequence that the lane has finished and is going to read again: keepers leave what is from there on;
+	// 0 for none.
+	Again     uint64             `json:"again,omitempty"`
 	Instances map[string]*Counts `json:"instances"`
 }
 

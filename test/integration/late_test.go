@@ -1,13 +1,16 @@
 package integration
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sink"
 	"github.com/penstock/penstock/test/backend/tempo"
@@ -127,4 +130,53 @@ func arrived(t *testing.T, s *tempo.Server, want map[string]int) {
 			t.Errorf("%d spans of %s, want %d", n, key, want[key])
 		}
 	}
+}
+
+// TestAReplayFollowsLiveDecisions: of two traces of a partition with a late error one was over the limit. A replay whose sink has
+// another limit keeps what was kept live, and no more.
+func TestAReplayFollowsLiveDecisions(t *testing.T) {
+	t.Parallel()
+	tmp, again := tempo.Start(t), tempo.Start(t)
+	policies := writeFile(t, "errors.yaml", "decision_wait: 1s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	configure := func(c *sink.Config) {
+		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
+		c.Sampling.Late.MaxTraces = 1
+	}
+	p := startPipeline(t, configure)
+	e := p.startEdge(t, edge.InstanceConfig{ID: "as-1"})
+	partOf := func(n int) int {
+		var id otlpwire.TraceID
+		binary.BigEndian.PutUint64(id[8:], uint64(n+1)) // as spanOf
+		return (partition.Spread{N: bus.DefaultTopology().Partitions}).Of("", id)
+	}
+	other := 1
+	for partOf(other) != partOf(0) {
+		other++
+	}
+	begin := time.Now()
+	for i, failed := range []bool{false, true} {
+		for _, n := range []int{0, other} {
+			if err := post(t.Context(), e.http, otlpwire.Traces, spanOf(n, i, failed)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 30*time.Second, "both are not kept", func() error {
+			if got := count(t, otlpwire.Traces, "penstock_sampled_out_items_total", p.sink); got != 2*(i+1) {
+				return fmt.Errorf("%d spans are sampled out", got)
+			}
+			return nil
+		})
+	}
+	arrived(t, tmp, map[string]int{"as-1 0": 2})
+
+	p.sink.stop()
+	p.startSink(t, func(c *sink.Config) {
+		configure(c)
+		c.Tempo.Endpoint, c.Sampling.Late.MaxTraces = again.Addr, 100
+	})
+	code, out := penstockReplay(t, p.hub.url, "--from", begin.Add(-time.Second).Format(time.RFC3339), "--to", time.Now().Add(time.Minute).Format(time.RFC3339), "--signal", "traces", "--instance", "as-1")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	arrived(t, again, map[string]int{"as-1 0": 2})
 }

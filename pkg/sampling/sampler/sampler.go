@@ -90,6 +90,7 @@ type Sampler struct {
 	waiting   int                           // bytes of the frames that wait for their turn
 	unsent    []key                         // recorded, and not known to be at the backend
 	rescues   map[string]rescues            // by domain
+	followed  map[key]followed              // decisions of live samplers
 	recorded  map[key]envelope.Decision     // rescues of previous owners that are not known to be finished
 	unsettled int                           // rescues that are not finished
 	readable  struct{ from, most uint64 }   // see Readable
@@ -291,7 +292,11 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 		n++
 	}
 	d, name := s.domain(h, id)
-	if kept, known, when := s.decided.recall(key{name, id}); known {
+	kept, known, when := s.decided.recall(key{name, id})
+	if !known && (d == nil || d.traces[id] == nil) {
+		kept, known = s.follow(id, name, in, seq, origin, arrival, out)
+	}
+	if known {
 		s.addLate(d, in, key{name, id}, seq, n, kept, when, g, out)
 		return
 	}

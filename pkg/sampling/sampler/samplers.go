@@ -20,8 +20,10 @@ type Samplers struct {
 	spread partition.Spread
 	held   *held
 	last   uint64 // highest sequence seen
-	split  otlpwire.Splitter
-	pieces [][]byte // of the current payload, by partition
+	// follows is how many decisions are followed.
+	follows int
+	split   otlpwire.Splitter
+	pieces  [][]byte // of the current payload, by partition
 }
 
 // NewSamplers returns a sampler like that of [New] for each partition of a spread. chosen says which traces may be kept, by the arrival
