@@ -83,6 +83,7 @@ type kept struct {
 	name  string
 	age   time.Duration     // how long finished messages are retained
 	lanes map[string]string // the filters of the configured lanes, by name
+	again *again            // nil: no lane reads it again
 
 	state  bus.StreamState // at the previous look
 	looked time.Time
@@ -158,6 +159,7 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membe
 		}
 	}
 	k.spans = add(bus.Spans, spansAge)
+	k.spans.again = &again{seen: map[string]seenTally{}}
 	return k
 }
 
@@ -295,7 +297,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 	if settled := s.settled(now, k.settle, upTo); settled < upTo {
 		upTo = max(settled, k.counted(ctx, s, floors, upTo))
 	}
-	if upTo >= state.FirstSeq {
+	if s.again != nil && upTo >= state.FirstSeq {
 		upTo = k.readable(ctx, s, floors, upTo)
 	}
 	if upTo == 0 || upTo < state.FirstSeq || state.Forgets != "" {

@@ -56,18 +56,51 @@ func (k *Keeper) counted(ctx context.Context, s *kept, floors map[string]bus.Flo
 }
 
 // readable returns up to where, at most upTo, no lane is going to read again what it has finished. If the tallies cannot be read,
-// that is not known, and a lane may find less than it needs.
+// that is not known, and a lane may find less than it needs; the same where a lane's tally is not stored any more.
 func (k *Keeper) readable(ctx context.Context, s *kept, floors map[string]bus.Floor, upTo uint64) uint64 {
+	now := time.Now()
+	if now.Before(s.again.denied) {
+		return upTo
+	}
 	all, err := tally.All(ctx, k.conn())
 	if err != nil {
+		s.again.denied = now.Add(againPause)
+		if more, due := k.said.Due("again "+bus.Kind(err), now); due {
+			k.log.Warn("cannot read the lanes' tallies; what is to be read again for late errors may be removed before", "stream", s.name, "err", err, "more_since_last_said", more)
+		}
 		return upTo
 	}
 	for name, t := range all[s.name] {
-		if _, there := floors[name]; there && t.Created.Equal(s.state.Created) && t.Again > 0 {
+		f, there := floors[name]
+		if !there || !t.Created.Equal(s.state.Created) || t.Again == 0 {
+			delete(s.again.seen, name)
+			continue
+		}
+		was, known := s.again.seen[name]
+		if !known || was.upTo != t.Upto || f.Done <= t.Upto {
+			was = seenTally{t.Upto, now}
+			s.again.seen[name] = was
+		}
+		if now.Sub(was.at) < againPause {
 			upTo = min(upTo, t.Again-1)
 		}
 	}
 	return upTo
+}
+
+// againPause is for how long a lane's floor may move while its tally is not stored, until what that says does not count; and
+// after how long tallies are read again that could not be read.
+const againPause = time.Minute
+
+// again is what a keeper knows of tallies of lanes that read again what they have finished.
+type again struct {
+	denied time.Time            // until when they are not read
+	seen   map[string]seenTally // by lane
+}
+
+type seenTally struct {
+	upTo uint64
+	at   time.Time // when it was first seen, or the lane's floor last was not ahead of it
 }
 
 // findAged finds up to which sequence messages are older than they must be kept.

@@ -112,6 +112,8 @@ func TestOnlyWhatIsCountedIsRemoved(t *testing.T) {
 // TestWhatIsReadAgainStays, although all lanes have finished it and the stream is full; not for a lane that is gone.
 func TestWhatIsReadAgainStays(t *testing.T) {
 	w := newWorld(t, "a")
+	s := w.stream("LOGS")
+	s.again = &again{seen: map[string]seenTally{}} // as SPANS
 	open := func(lane string, from uint64) *tally.Lane {
 		counts := tally.Open(tally.Config{Conn: func() *bus.Conn { return w.conn }, Replicas: 1, Stream: "LOGS", Lane: lane, Log: w.said.Logger(slog.LevelInfo)})
 		if _, err := counts.Claim(t.Context(), 0); err != nil {
@@ -132,9 +134,32 @@ func TestWhatIsReadAgainStays(t *testing.T) {
 	if first := w.keep(); first != 5 {
 		t.Errorf("the first message is %d, and 5 is read again", first)
 	}
-	again := open("a-0", 0)
-	again.Keep()()
+	none := open("a-0", 0)
+	none.Keep()()
+	s.again.denied = time.Now().Add(time.Hour)
 	if first := w.keep(); first <= 5 {
 		t.Errorf("the first message is %d, and nothing is read again", first)
+	}
+}
+
+// TestATallyThatIsNotStored any more, while its lane goes on, holds nothing for ever.
+func TestATallyThatIsNotStored(t *testing.T) {
+	w := newWorld(t, "a")
+	s := w.stream("LOGS")
+	s.again = &again{seen: map[string]seenTally{}}
+	counts := tally.Open(tally.Config{Conn: func() *bus.Conn { return w.conn }, Replicas: 1, Stream: "LOGS", Lane: "a-0", Log: w.said.Logger(slog.LevelInfo)})
+	if _, err := counts.Claim(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	counts.Again(t.Context(), 3)
+	w.read("a-0", uint64(w.fill(0)))
+	for _, step := range []struct {
+		seen  seenTally
+		first bool
+	}{{seenTally{0, time.Now()}, false}, {seenTally{1, time.Now().Add(-2 * againPause)}, false}, {seenTally{0, time.Now().Add(-2 * againPause)}, true}} {
+		s.again.seen["a-0"] = step.seen
+		if first := w.keep(); first > 3 != step.first {
+			t.Errorf("%+v: the first message is %d", step.seen, first)
+		}
 	}
 }

@@ -147,10 +147,10 @@ func (e *excerpt) follow(ctx context.Context, s *sampler.Samplers) error {
 		all, _ := envelope.ReadDecisions(d.Body) // those before an error count
 		for _, one := range all {
 			if one.Instance != "" && (e.asks(one.Instance) || e.lane.Shares(e.domains, one.Instance)) {
-				full = full || !s.Follow(one)
+				full = !s.Follow(one) || full // what has room may still change
 			}
 		}
-		return !full
+		return true
 	})
 	if full {
 		e.log.Warn("there is no room for all decisions that were made live; traces without one are decided again", "job", e.job.ID)

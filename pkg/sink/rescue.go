@@ -65,7 +65,7 @@ type rescues struct {
 	pass    sync.WaitGroup
 }
 
-// found is what a pass has found in a message; with done, it has read all of them.
+// found is what a pass has found; or, done, that it has read everything, and the lane has sent it.
 type found struct {
 	exports []sampler.Export
 	done    bool
@@ -97,7 +97,10 @@ func (r *rescues) begin(ctx context.Context, grouping domain.Versions) {
 	p.next, r.last.ended = from, time.Now()
 	r.pass.Go(func() {
 		if backoff.Retry(ctx, p.log(), "read the earlier spans of rescued traces", func() error { return p.read(ctx) }) {
-			_ = p.give(ctx, found{exports: p.exports, done: true}) // else it has ended
+			// The lane sends what was found before it takes that this is all: then it records that it is sent.
+			if len(p.exports) == 0 || p.give(ctx, found{exports: p.exports}) == nil {
+				_ = p.give(ctx, found{done: true}) // else it has ended
+			}
 		}
 	})
 }
@@ -233,7 +236,7 @@ func (p *rescuePass) give(ctx context.Context, f found) error {
 }
 
 // rescued handles what a pass has found.
-func (l *traceLane) rescued(ctx context.Context, f found) {
+func (l *traceLane) rescued(f found) {
 	if l.sampler == nil {
 		return
 	}
@@ -245,7 +248,7 @@ func (l *traceLane) rescued(ctx context.Context, f found) {
 	if f.done {
 		for _, d := range l.rescues.end() {
 			l.note(l.sampler.Rescued(d))
+			l.released = true
 		}
-		l.hold(ctx)
 	}
 }

@@ -1,13 +1,26 @@
 package sink
 
 import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sampling/versions"
 )
 
 // TestReach: what is about to be removed is out of reach, and more than may be read at once is.
@@ -53,4 +66,103 @@ func TestSourcesAreShown(t *testing.T) {
 		}
 	}
 	(&traceLane{exporter: d}).showSources(sampler.Sources{Known: 1}) // of a replay
+}
+
+// gate is a backend that takes nothing until it is opened.
+type gate struct {
+	asked, open chan struct{}
+	once        sync.Once
+	mu          sync.Mutex
+	spans       int
+}
+
+func (g *gate) Name() string { return "tempo" }
+func (g *gate) Close() error { return nil }
+
+func (g *gate) Write(ctx context.Context, _ string, payload []byte) error {
+	g.once.Do(func() { close(g.asked) })
+	select {
+	case <-g.open:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.spans += otlpwire.Count(otlpwire.Traces, payload)
+	return nil
+}
+
+// TestARescueIsRecordedAsSentWhenItIs: that it is sent is recorded after the backend has its spans; before that the next owner
+// has to send them.
+func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
+	t.Parallel()
+	g := &gate{asked: make(chan struct{}), open: make(chan struct{})}
+	d, conn := testExporter(t, g)
+	d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
+	set, err := policy.Parse("p", []byte("decision_wait: 1s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Late = policy.Late{Traces: 10, Age: time.Hour}
+	base := time.Now().Add(-time.Minute)
+	for i, of := range []struct {
+		at     time.Duration
+		trace  string
+		failed tracepb.Status_StatusCode
+	}{{0, "a", 0}, {5 * time.Second, "b", 0}, {6 * time.Second, "a", tracepb.Status_STATUS_CODE_ERROR}} {
+		payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
+			{TraceId: []byte("0123456789abcde" + of.trace), SpanId: fmt.Appendf(nil, "%08d", i), Name: "x", Status: &tracepb.Status{Code: of.failed}},
+		}}}}}})
+		h := envelope.Header{ContentType: envelope.ContentTypeFrames, Items: 1, Arrival: base.Add(of.at).UnixNano(), ID: fmt.Sprint("m", i)}
+		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.SpansSubject(0), Header: h, Body: envelope.AppendFrame(nil, envelope.Frame{Instance: "as-1", Arrival: h.Arrival, Seq: uint64(i + 1), Payload: payload})}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+	hub.Conn = conn
+	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log), nil)
+	l.maxBytes = 64 << 20
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = l.run(ctx) })
+	recorded := func() (all []envelope.Late) {
+		r, err := conn.OpenReader(t.Context(), bus.Decisions, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		var body []byte
+		if err := r.Each(t.Context(), func(m bus.Delivery) bool {
+			m.Decompress(&body)
+			decisions, _ := envelope.ReadDecisions(m.Body)
+			for _, one := range decisions {
+				if one.Instance != "" {
+					all = append(all, one.Late)
+				}
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	<-g.asked
+	if got := recorded(); !slices.Equal(got, []envelope.Late{envelope.OnTime, envelope.Rescued}) {
+		t.Errorf("the backend has nothing yet, and %v are recorded", got)
+	}
+	close(g.open)
+	want := []envelope.Late{envelope.OnTime, envelope.Rescued, envelope.RescueSent}
+	if !backoff.Until(t.Context(), func() bool { return slices.Equal(recorded(), want) }) {
+		t.Errorf("%v are recorded in the end", recorded())
+	}
+	if g.mu.Lock(); g.spans != 2 {
+		t.Errorf("the backend has %d spans", g.spans)
+	}
+	g.mu.Unlock()
 }

@@ -53,6 +53,7 @@ type traceLane struct {
 	sampler   *sampler.Samplers // nil: waiting for the lane to be claimed
 	rescues   rescues
 	rescuing  []envelope.Decision // rescues that are not recorded yet
+	released  bool                // some are finished, and that is not recorded yet
 	guard     envelope.Guard
 	body      []byte              // of the current message
 	journal   *bus.Journal        // of the partition's decisions
@@ -156,7 +157,7 @@ func (l *traceLane) run(ctx context.Context) error {
 				continue
 			}
 		case f := <-l.rescues.found:
-			l.rescued(finish, f)
+			l.rescued(f)
 		case <-clock.C:
 			l.look(finish)
 		}
@@ -359,7 +360,10 @@ func (l *traceLane) record(ctx context.Context) error {
 		entries = nil
 	}
 	l.rescues.waiting = append(l.rescues.waiting, l.rescuing...)
-	l.rescuing = nil
+	if l.rescuing = nil; l.released {
+		l.released = false
+		l.hold(ctx)
+	}
 	l.decisions = l.decisions[:0]
 	return nil
 }

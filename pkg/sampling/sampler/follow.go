@@ -21,17 +21,20 @@ type followed struct {
 // followedBytes is about how much memory one takes.
 const followedBytes = 128
 
-// Follow notes the decision of another sampler, a live one, about a trace that is to come: of several about one the last
-// counts. It returns false when there is no room, of half of the sampler's memory.
+// Follow notes the decision of another sampler, a live one, about a trace that is to come: of several about one
+// "kept" counts. It returns false when there is no room, of half of the sampler's memory.
 func (a *Samplers) Follow(d envelope.Decision) bool {
 	s := a.parts[a.spread.Of(d.Instance, d.TraceID)]
 	if s.followed == nil {
 		s.followed = make(map[key]followed)
 	}
 	k := key{unique.Make(d.Domain).Value(), d.TraceID}
-	if _, there := s.followed[k]; !there && a.follows >= s.maxBytes/2/followedBytes {
+	switch old, there := s.followed[k]; {
+	case there && old.kept && !d.Kept: // it was forgotten, and late spans were decided by themselves
+		return true
+	case !there && a.follows >= s.maxBytes/2/followedBytes:
 		return false
-	} else if !there {
+	case !there:
 		a.follows++
 	}
 	s.followed[k] = followed{d.Kept, unique.Make(d.Policy), d.Threshold}
@@ -39,20 +42,22 @@ func (a *Samplers) Follow(d envelope.Decision) bool {
 }
 
 // follow makes the decision about a trace that is followed its own: message seq has its first span.
-func (s *Sampler) follow(id otlpwire.TraceID, domain string, in *instance, seq, origin uint64, arrival int64, out *Output) (kept *keptTrace, known bool) {
+func (s *Sampler) follow(id otlpwire.TraceID, domain string, in *instance, seq, origin uint64, arrival int64, out *Output) (kept *keptTrace, known bool, was droppedTrace) {
 	k := key{domain, id}
 	f, known := s.followed[k]
 	if !known {
-		return nil, false
+		return nil, false, was
 	}
 	one := envelope.Decision{Domain: domain, Instance: in.name, TraceID: id, Upto: seq - 1, Begun: origin}
-	if one.Kept = f.kept && (s.chosen == nil || s.chosen(arrival, seq)); one.Kept {
+	asked := s.chosen == nil || s.chosen(arrival, seq)
+	if one.Kept = f.kept && asked; one.Kept {
 		one.Policy, one.Threshold = f.policy.Value(), f.threshold
 		kept = &keptTrace{policy: one.Policy, threshold: one.Threshold, begun: origin}
 		s.decided.keep(k, *kept)
 	} else {
-		s.decided.drop(k, droppedTrace{begun: origin})
+		was = droppedTrace{begun: origin, unasked: !asked}
+		s.decided.drop(k, was)
 	}
 	out.Decisions, out.By = append(out.Decisions, one), append(out.By, one.Policy)
-	return kept, true
+	return kept, true, was
 }

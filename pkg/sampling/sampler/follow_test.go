@@ -12,7 +12,7 @@ import (
 )
 
 // TestLiveDecisionsAreFollowed, whatever the policies say now, span by span, also by the next owner; the last one about a
-// trace counts. A trace that began outside the range is not kept, and what there is no decision of is decided.
+// trace that says kept counts. A trace that began outside the range is not kept, and what there is no decision of is decided.
 func TestLiveDecisionsAreFollowed(t *testing.T) {
 	set, err := policy.Parse("p", []byte("decision_wait: 10s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]"))
 	if err != nil {
@@ -33,6 +33,7 @@ func TestLiveDecisionsAreFollowed(t *testing.T) {
 			{Domain: "i", Instance: "i", TraceID: id(0xc3), Kept: true, Policy: "late", Late: envelope.Rescued},
 			{Domain: "i", Instance: "i", TraceID: id(0xd4), Kept: true, Policy: "then"},
 			{Domain: "j", Instance: "j", TraceID: id(0xe5), Kept: true, Policy: "then"},
+			{Domain: "i", Instance: "i", TraceID: id(0xa1)}, // its decision was forgotten when a late span came
 		} {
 			if !s.Follow(d) {
 				t.Fatal("no room")
@@ -55,6 +56,11 @@ func TestLiveDecisionsAreFollowed(t *testing.T) {
 			for _, e := range out.Exports {
 				got = append(got, fmt.Sprintf("%d: %s %d", e.Seq, e.Policy, e.Spans))
 				s.Release(e.Seq)
+			}
+			for _, e := range out.Ended {
+				if outside := f.trace == "d4"; from == 0 && outside != (e.How == NotAsked) || outside && out.SampledOut > 0 && from == 0 {
+					t.Errorf("message %d ended as %v, %d sampled out", i+1, e.How, out.SampledOut)
+				}
 			}
 			decisions = append(decisions, out.Decisions...)
 		}

@@ -294,7 +294,7 @@ func (s *Sampler) addPiece(in *instance, h home, c *clock, seq, origin uint64, i
 	d, name := s.domain(h, id)
 	kept, known, when := s.decided.recall(key{name, id})
 	if !known && (d == nil || d.traces[id] == nil) {
-		kept, known = s.follow(id, name, in, seq, origin, arrival, out)
+		kept, known, when = s.follow(id, name, in, seq, origin, arrival, out)
 	}
 	if known {
 		s.addLate(d, in, key{name, id}, seq, n, kept, when, g, out)
@@ -351,6 +351,8 @@ func (s *Sampler) addLate(d *domain, in *instance, k key, seq uint64, n int, kep
 	case seq <= was.upto, kept != nil && seq <= kept.covers && kept.upto > 0: // the previous owner has counted it
 		out.Duplicates += n
 		out.end(in, seq, n, NotKept)
+	case kept == nil && was.unasked:
+		out.end(in, seq, n, NotAsked)
 	case kept == nil || seq <= kept.covers:
 		out.SampledOut += n
 		out.end(in, seq, n, NotKept)
@@ -547,7 +549,7 @@ func (s *Sampler) conclude(d *domain, t *trace, v policy.Verdict, how How, out *
 		out.Sources = append(out.Sources, d.seen()...)
 	}
 	if !v.Keep {
-		was := droppedTrace{begun: t.begun}
+		was := droppedTrace{begun: t.begun, unasked: how == NotAsked}
 		if t.rules.Late.Traces > 0 && how == NotKept && v.By == "" && !t.final {
 			was.from, was.at = min(t.owed, d.added(s.last)+1), d.present() // frames that wait may have spans of it
 			one.From, one.At = was.from, was.at

@@ -125,6 +125,8 @@ type droppedTrace struct {
 	begun uint64 // the sequence of TRACES of its first span
 	from  uint64 // the lowest sequence of its spans; 0: late spans do not bring it back
 	at    int64  // when it was decided, by the domain's present
+	// unasked: it was not asked for.
+	unasked bool
 }
 
 // keptTrace is what is remembered of a kept trace.
@@ -342,7 +344,7 @@ func (s *Sampler) rememberOne(d envelope.Decision) {
 		s.decided.keep(k, keptTrace{upto: d.Upto, policy: d.Policy, threshold: d.Threshold, begun: d.Begun})
 		s.unsent = append(s.unsent, k)
 	default:
-		s.decided.drop(k, droppedTrace{d.Upto, d.Begun, d.From, d.At})
+		s.decided.drop(k, droppedTrace{upto: d.Upto, begun: d.Begun, from: d.From, at: d.At})
 	}
 	if len(d.Spent) > 0 {
 		s.budgetsOf(payer{d.Domain, d.Instance, d.Version}).Restore(d.Due, d.Spent)
