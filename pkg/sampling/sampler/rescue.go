@@ -95,8 +95,11 @@ func (s *Sampler) lateHeld(d *domain, t *trace, out *Output) policy.Verdict {
 // rescue decides about late spans of a trace that was not kept. It returns what is remembered of the trace from
 // now on; nil: nothing has changed.
 func (s *Sampler) rescue(d *domain, in *instance, k key, was droppedTrace, spans int, g otlpwire.Group, out *Output) *keptTrace {
-	if was.from == 0 || d == nil {
+	if was.from == 0 {
 		return nil
+	}
+	if d == nil { // it is a former domain of the instance, of which nothing else is left
+		d = in.domain
 	}
 	late := g.Fragment(nil)
 	s.scratch = late.Append(s.scratch[:0])
@@ -109,7 +112,7 @@ func (s *Sampler) rescue(d *domain, in *instance, k key, was droppedTrace, spans
 		return nil
 	}
 	one := envelope.Decision{
-		Domain: d.name, Instance: in.name, TraceID: k.id, Kept: true, Upto: s.last, Begun: was.begun, Policy: v.By, Threshold: v.Threshold,
+		Domain: k.domain, Instance: in.name, TraceID: k.id, Kept: true, Upto: s.last, Begun: was.begun, Policy: v.By, Threshold: v.Threshold,
 		From: was.from, At: d.present(), Late: envelope.Rescued,
 	}
 	s.held.owed.add(one.Upto)

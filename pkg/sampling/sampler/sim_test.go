@@ -139,8 +139,15 @@ func newWorld(seed uint64) *world {
 				w.streams[inst] = append(w.streams[inst], simSpan{at: first + time.Duration(also.IntN(40_000))*time.Millisecond, trace: trace + 1, name: "e", failing: true, source: uint32(n) * w.several(), late: ways[n] * time.Duration(w.several())})
 			}
 		}
+		skew := time.Duration(0)
+		if w.errors && also.IntN(2) == 0 { // the clock of a source is wrong
+			skew = time.Duration(also.Int64N(int64(2*time.Hour))) - time.Hour
+			skew /= []time.Duration{1, 60, 3600, 100_000}[also.IntN(4)]
+		}
 		for i := range w.streams[inst] {
-			if sp := &w.streams[inst][i]; sp.source == 2 && cut[0] <= sp.at+sp.late && sp.at+sp.late < cut[1] {
+			if sp := &w.streams[inst][i]; sp.source == 1 {
+				sp.at, sp.late = sp.at+skew, sp.late-skew
+			} else if sp.source == 2 && cut[0] <= sp.at+sp.late && sp.at+sp.late < cut[1] {
 				sp.late = cut[1] - sp.at // and then everything comes at once
 			}
 		}
@@ -169,7 +176,7 @@ policies:
 		panic(err)
 	}
 	if w.late {
-		set.Late = policy.Late{Traces: 1000, Age: time.Hour}
+		set.Late = policy.Late{Traces: 1000, Age: 100 * time.Hour}
 	}
 	w.policies = set
 }
