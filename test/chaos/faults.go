@@ -23,7 +23,7 @@ import (
 
 // chaos injects one fault after the other, each when the pipeline has recovered
 // from the one before, until the time is over. In the first third one sink is
-// wanted, then four, then two. Once at least all backends are away.
+// wanted, then four, then two. Once at least all backends are away, an edge is cut off, and the clock of one is set.
 func (w *world) chaos(ctx context.Context) error {
 	end := time.Now().Add(w.For)
 	for time.Now().Before(end) && ctx.Err() == nil {
@@ -39,6 +39,15 @@ func (w *world) chaos(ctx context.Context) error {
 			return err
 		}
 		fault := w.fault
+		shop := w.of("edge")[:len(instances)-1] // those of the domain
+		switch {
+		case !w.wasStepped:
+			w.faults++
+			fault = func(ctx context.Context) error { return w.stepClock(ctx, shop[w.rng.IntN(len(shop))]) }
+		case past > w.For/6 && !w.wasCut:
+			w.faults++
+			fault = func(ctx context.Context) error { return w.cutEdge(ctx, shop[w.rng.IntN(len(shop))]) }
+		}
 		if past > w.For/2 && !w.wereAway {
 			fault = func(ctx context.Context) error { return w.away(ctx, "all") }
 		}
@@ -346,6 +355,7 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 		return err
 	}
 	from := time.Now()
+	w.wasCut = true
 	d := wait + time.Duration(w.rng.Int64N(int64(2*time.Second)))
 	if w.rng.IntN(2) == 0 {
 		d += lag
@@ -375,6 +385,7 @@ const stepped = "stepped"
 
 // stepClock sets the clock of an edge, which sees that when it is started again.
 func (w *world) stepClock(ctx context.Context, e *proc) error {
+	w.wasStepped = true
 	e.clock = time.Duration(w.rng.Int64N(int64(time.Hour))) - 30*time.Minute
 	if w.rng.IntN(2) == 0 {
 		e.clock /= 100

@@ -53,14 +53,16 @@ type world struct {
 	// disturbed are the times in which the way from an application to SPANS was
 	// not as usual: the decisions about traces of then are checked for being one
 	// and recorded, but not for which they are.
-	disturbed []interval
-	steady    time.Time // since when decisions are checked
-	let       []letGo   // of SPANS
-	faults    int
-	disk      *daemon.Disk // the hub's; nil: not one of its own
-	wereAway  bool         // all backends, until edges refused
-	filled    int          // how often an outage lasted until edges refused
-	recovery  []recovery
+	disturbed  []interval
+	steady     time.Time // since when decisions are checked
+	let        []letGo   // of SPANS
+	faults     int
+	disk       *daemon.Disk // the hub's; nil: not one of its own
+	wereAway   bool         // all backends, until edges refused
+	wasCut     bool         // an edge, from the hub
+	wasStepped bool         // the clock of an edge
+	filled     int          // how often an outage lasted until edges refused
+	recovery   []recovery
 }
 
 // letGo is before which sequence SPANS had let everything go, or was about to.
