@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -26,7 +25,7 @@ import (
 // wanted, then four, then two. Once at least all backends are away, an edge is cut off, and the clock of one is set.
 func (w *world) chaos(ctx context.Context) error {
 	end := time.Now().Add(w.For)
-	for time.Now().Before(end) && ctx.Err() == nil {
+	for (time.Now().Before(end) || !w.wasStepped || !w.wasCut || !w.wereAway) && ctx.Err() == nil {
 		w.pause(ctx, 500*time.Millisecond, 2*time.Second)
 		want, past := 1, w.For-time.Until(end)
 		switch {
@@ -48,7 +47,8 @@ func (w *world) chaos(ctx context.Context) error {
 			w.faults++
 			fault = func(ctx context.Context) error { return w.cutEdge(ctx, shop[w.rng.IntN(len(shop))]) }
 		}
-		if past > w.For/2 && !w.wereAway {
+		if past > w.For/2 && w.wasCut && !w.wereAway {
+			w.faults++
 			fault = func(ctx context.Context) error { return w.away(ctx, "all") }
 		}
 		if err := fault(ctx); err != nil {
@@ -370,8 +370,7 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, before+64<<10) }); err != nil {
 		return fmt.Errorf("%s was cut off: %w", e.name, err)
 	}
-	apart := slices.ContainsFunc(w.of("edge"), func(e *proc) bool { return max(e.clock, -e.clock) > lag/2 })
-	if took := time.Since(from); took > lag || apart || e.instance == instances[len(instances)-1] {
+	if took := time.Since(from); took > lag || e.instance == instances[len(instances)-1] {
 		w.disturb(from)
 	}
 	return nil
@@ -391,6 +390,9 @@ func (w *world) stepClock(ctx context.Context, e *proc) error {
 		e.clock /= 100
 	}
 	e.clock = e.clock.Truncate(time.Millisecond)
+	if max(e.clock, -e.clock) > lag/2 && e.instance != instances[len(instances)-1] && w.apart.IsZero() {
+		w.apart = time.Now()
+	}
 	w.say("the clock of %s is set to be wrong by %v", e.name, e.clock)
 	e.Args[0] = filepath.Join(w.bin, stepped, "edge")
 	return w.restart(ctx, e)

@@ -35,6 +35,7 @@ type trace struct {
 	id       [16]byte
 	spans    int
 	failing  bool      // has an error, wherever it stands
+	several  bool      // it may have spans of several edges
 	sent     time.Time // first attempt
 	answered time.Time // last success
 	ackedIDs []uint64
@@ -116,7 +117,7 @@ type outgoing struct {
 
 // newTrace invents a trace: its spans by the tick in which they are sent.
 func (j *journal) newTrace(edges []*proc, rng *rand.Rand) map[int][]outgoing {
-	t := &trace{spans: 1 + rng.IntN(8)}
+	t := &trace{spans: 1 + rng.IntN(8), several: len(edges) > 1}
 	binary.BigEndian.PutUint64(t.id[:], rng.Uint64())
 	binary.BigEndian.PutUint64(t.id[8:], rng.Uint64())
 	bad := -1

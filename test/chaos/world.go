@@ -55,6 +55,7 @@ type world struct {
 	// and recorded, but not for which they are.
 	disturbed  []interval
 	steady     time.Time // since when decisions are checked
+	apart      time.Time // since when clocks of the domain's edges differ by more than edges are waited for; zero: they do not
 	let        []letGo   // of SPANS
 	faults     int
 	disk       *daemon.Disk // the hub's; nil: not one of its own
@@ -147,9 +148,12 @@ func (w *world) add(role string) (*proc, error) {
 		}
 		p.Args = args
 	case "edge":
+		// The hub loses nothing here. An edge that retains something takes it for a loss when the keeper of a small stream that was
+		// full has removed its last message.
+		const retain = "10s"
 		p.otlp, p.instance = daemon.FreeAddr(), instances[len(w.of("edge"))]
-		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB, max_bytes: 16MiB}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
-			p.instance, filepath.Join(w.dir, p.name, "spool"), daemon.FreeAddr(), p.otlp)
+		config = common + fmt.Sprintf("instance: {id: %s}\nspool: {dir: %s, disk_reserve: 1MiB, max_bytes: 16MiB, retain_after_ack: %s}\nreceive:\n  grpc: {listen: %q}\n  http: {listen: %q}\n",
+			p.instance, filepath.Join(w.dir, p.name, "spool"), retain, daemon.FreeAddr(), p.otlp)
 	case "router":
 		config = shared
 	case "sink":
