@@ -15,7 +15,7 @@ import (
 
 // TestLateSpansFollowTheDecisionOfTheSinkBefore decides two traces, replaces the
 // sink, and sends a late span of each: an error of the dropped trace, which alone
-// would be kept, and a harmless one of the kept trace, which alone would not.
+// would be kept, and a harmless one of the kept trace, which alone would not. Late errors bring nothing back here.
 func TestLateSpansFollowTheDecisionOfTheSinkBefore(t *testing.T) {
 	tmp := tempo.Start(t)
 	policies := writeFile(t, "sampling.yaml", `
@@ -23,7 +23,9 @@ decision_wait: 1s
 policies:
   - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
 `)
-	configure := func(c *sink.Config) { c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies }
+	configure := func(c *sink.Config) {
+		c.Tempo.Endpoint, c.Sampling.File, c.Sampling.Late.MaxTraces = tmp.Addr, policies, 0
+	}
 	p := startPipeline(t, configure)
 	e := p.startEdge(t, edge.InstanceConfig{ID: "as-1"})
 	send := func(trace, span byte, failed bool) {
