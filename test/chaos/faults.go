@@ -213,7 +213,7 @@ func (w *world) away(ctx context.Context, which string) error {
 	}
 	w.say("%s take again after %.0f s; %d requests were refused", which, time.Since(from).Seconds(), w.journal.refused.Load()-before)
 	w.backends(which, false)
-	// A spool that was full counts what the hub has as not forwarded, until its segment is deleted, or nothing comes.
+	// A spool counts what the hub has had for long as not forwarded, until its segment is deleted, or nothing comes.
 	if err := daemon.Until(ctx, 3*time.Minute, func() error { return w.arrivedAt(segment+256<<10, 100, "router") }); err != nil {
 		return fmt.Errorf("%s took again, and not all was forwarded: %w", which, err)
 	}
@@ -350,10 +350,6 @@ func (w *world) stall(ctx context.Context, p *proc, how pause, long time.Duratio
 // traces wait for it, and the decisions are those that they would be without. Errors bring their traces back in any
 // case.
 func (w *world) cutEdge(ctx context.Context, e *proc) error {
-	before, err := spooledBytes(e)
-	if err != nil {
-		return err
-	}
 	from := time.Now()
 	w.wasCut = true
 	d := wait + time.Duration(w.rng.Int64N(int64(2*time.Second)))
@@ -367,7 +363,17 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 	case <-ctx.Done():
 	}
 	byCutting.finish(e)
-	if err := daemon.Until(ctx, time.Minute, func() error { return spooled(e, before+64<<10) }); err != nil {
+	accepted, err := spans(e, "accepted")
+	if err != nil {
+		return err
+	}
+	if err := daemon.Until(ctx, 3*time.Minute, func() error {
+		n, err := spans(e, "forwarded")
+		if err == nil && n < accepted {
+			err = fmt.Errorf("%.0f of %.0f spans are forwarded", n, accepted)
+		}
+		return err
+	}); err != nil {
 		return fmt.Errorf("%s was cut off: %w", e.name, err)
 	}
 	if took := time.Since(from); took > lag || e.instance == instances[len(instances)-1] {
@@ -456,23 +462,28 @@ func (w *world) recovered(ctx context.Context, what string, from time.Time, plan
 	return nil
 }
 
+// spans returns how many an edge has accepted, or forwarded, since it was started.
+func spans(e *proc, what string) (float64, error) {
+	text, err := daemon.Metric(e.admin, "penstock_"+what+`_items_total{signal="traces"}`)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(text, 64)
+}
+
 // segment is the size of a file of the edges' spools.
 const segment = 1 << 20
 
 // spooled wants an edge to have at most so many bytes that the hub does not have. While applications send,
 // something is always on its way.
 func spooled(p *proc, most float64) error {
-	n, err := spooledBytes(p)
-	if err == nil && (n > most || math.IsNaN(n)) {
-		err = fmt.Errorf("%s has %.0f bytes in its spool", p.name, n)
-	}
-	return err
-}
-
-func spooledBytes(p *proc) (float64, error) {
 	text, err := daemon.Metric(p.admin, "penstock_spool_bytes")
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return strconv.ParseFloat(text, 64)
+	n, err := strconv.ParseFloat(text, 64)
+	if err == nil && (n > most || math.IsNaN(n)) {
+		err = fmt.Errorf("%s has %s bytes in its spool", p.name, text)
+	}
+	return err
 }
