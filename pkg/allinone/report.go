@@ -43,6 +43,8 @@ func total(reg prometheus.Gatherer) (t totals) {
 				t.in += v
 			case "penstock_sampled_out_items_total":
 				t.sampledOut += v
+			case "penstock_rescued_items_total": // they are delivered after all
+				t.sampledOut -= v
 			case "penstock_dead_lettered_items_total":
 				t.dead += v
 			case "penstock_lane_lag_messages":
