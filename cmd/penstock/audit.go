@@ -24,7 +24,8 @@ Shows what has become of the items that the hub has acknowledged, by instance, s
 
   acked + rescued = delivered + sampled_out + filtered + dead + dropped + aside + unrecorded + in flight
 
-Rescued are spans that were sampled out, and then delivered with a trace that a late span has brought back. Routers and sinks count this for each lane, across restarts. Items are unrecorded if their owner
+Rescued are spans that were sampled out, and then delivered with a trace that a late span has brought
+back. Routers and sinks count this for each lane, across restarts. Items are unrecorded if their owner
 was killed before it stored its last counts: they were finished, but the outcome is unknown. A
 difference is items that a lane has finished without an outcome: they are lost. Missing messages
 are gaps in the numbers that edges give their messages: a spool or the hub has lost them.

@@ -468,7 +468,7 @@ func (e *excerpt) rescued(items int) {
 	e.change(func(p *replay.Progress) { p.SampledOut = max(0, p.SampledOut-int64(items)) })
 }
 
-func (e *excerpt) incomplete(int) {}
+func (e *excerpt) incomplete(int) {} // the log says it
 
 func (e *excerpt) restamped() {} // counted when it was live
 

@@ -31,10 +31,7 @@ func (r *reach) look(s bus.StreamState, now time.Time) readable {
 	if n := len(r.past); n > 0 && r.past[n-1].seq > s.LastSeq {
 		r.past = nil // it was recreated
 	}
-	r.past = append(r.past, traceEnd{now, s.LastSeq})
-	for now.Sub(r.past[0].at) > reachTime {
-		r.past = r.past[1:]
-	}
+	r.past = slices.DeleteFunc(append(r.past, traceEnd{now, s.LastSeq}), func(e traceEnd) bool { return now.Sub(e.at) > reachTime })
 	if s.Messages == 0 {
 		return readable{from: s.LastSeq + 1}
 	}

@@ -18,9 +18,11 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/tally"
 )
 
 // TestReach: what is about to be removed is out of reach, and more than may be read at once is.
@@ -93,7 +95,7 @@ func (g *gate) Write(ctx context.Context, _ string, payload []byte) error {
 }
 
 // TestARescueIsRecordedAsSentWhenItIs: that it is sent is recorded after the backend has its spans; before that the next owner
-// has to send them.
+// has to send them, and the tally says from where on they are still to be read, or sent.
 func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 	t.Parallel()
 	g := &gate{asked: make(chan struct{}), open: make(chan struct{})}
@@ -124,8 +126,16 @@ func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log), nil)
+	counts := tally.Open(tally.Config{Conn: d.conn, Replicas: 1, Stream: bus.Spans, Lane: "tempo-0", Filter: bus.SpansSubject(0), Log: d.log})
+	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log), counts)
 	l.maxBytes = 64 << 20
+	again := func() uint64 {
+		all, err := tally.All(t.Context(), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[bus.Spans]["tempo-0"].Again
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -156,13 +166,42 @@ func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 	if got := recorded(); !slices.Equal(got, []envelope.Late{envelope.OnTime, envelope.Rescued}) {
 		t.Errorf("the backend has nothing yet, and %v are recorded", got)
 	}
+	if from := again(); from != 1 {
+		t.Errorf("the tally says that %d is read again", from)
+	}
 	close(g.open)
 	want := []envelope.Late{envelope.OnTime, envelope.Rescued, envelope.RescueSent}
-	if !backoff.Until(t.Context(), func() bool { return slices.Equal(recorded(), want) }) {
+	soon, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if !backoff.Until(soon, func() bool { return slices.Equal(recorded(), want) }) {
 		t.Errorf("%v are recorded in the end", recorded())
+	}
+	if !backoff.Until(soon, func() bool { return again() == 0 }) {
+		t.Errorf("the tally says in the end that %d is read again", again())
 	}
 	if g.mu.Lock(); g.spans != 2 {
 		t.Errorf("the backend has %d spans", g.spans)
 	}
 	g.mu.Unlock()
+}
+
+// TestRescuesAreBounded: a lane with so many unfinished rescues reads nothing new until one is finished.
+func TestRescuesAreBounded(t *testing.T) {
+	l := &traceLane{sampler: sampler.NewSamplers(policy.KeepAll(time.Second), partition.Spread{N: 2}, 1<<20, 0, nil)}
+	all := make([]envelope.Decision, maxRescues)
+	for i := range all {
+		all[i] = envelope.Decision{Domain: "as-1", Instance: "as-1", TraceID: otlpwire.TraceID{byte(i), byte(i >> 8), 1}, Kept: true, From: 1, Upto: uint64(i + 1), Late: envelope.Rescued}
+	}
+	if err := l.sampler.Remember(envelope.AppendDecisions(nil, all...)); err != nil || l.rescuesFirst() {
+		t.Errorf("%v; nothing is restored yet, and rescues come first", err)
+	}
+	if out := l.sampler.Restore(); len(out.Rescues) != maxRescues || !l.rescuesFirst() {
+		t.Errorf("%d rescues, and they do not come first", len(out.Rescues))
+	}
+	if l.sampler.Rescued(all[0]); l.rescuesFirst() {
+		t.Error("one is finished, and the lane reads nothing")
+	}
+	if l = (&traceLane{ended: true}); !l.rescuesFirst() {
+		t.Error("everything has been read, and the lane reads on")
+	}
 }

@@ -393,6 +393,8 @@ func (w *world) watchSpans(ctx context.Context) {
 
 // gone reports whether SPANS may have let go what began at a sequence before an error that came later could bring it back.
 func (w *world) gone(t *trace, from uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.let, func(l letGo) bool { return l.at.After(t.sent) && from < l.before })
 }
 

@@ -26,7 +26,7 @@ import (
 func TestATraceOverInstances(t *testing.T) {
 	t.Parallel()
 	tmp, again := tempo.Start(t), tempo.Start(t)
-	policies := writeFile(t, "errors.yaml", "decision_wait: 3s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	policies := errorsAfter(t, "3s")
 	configure := func(c *sink.Config) {
 		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
 		c.Domains = domain.Config{{Name: "acme", Instances: []string{"acme-*"}}}
@@ -100,12 +100,7 @@ func TestATraceOverInstances(t *testing.T) {
 		want[fmt.Sprint(names[0], " ", n)], want[fmt.Sprint(names[1], " ", n)] = 2, 1
 	}
 	arrived(t, tmp, want)
-	eventually(t, 30*time.Second, "everything is finished", func() error {
-		if code := run(t, nil, "penstock", "audit", "-hub", p.hub.url).exit(t, time.Minute); code != 0 {
-			return fmt.Errorf("penstock audit: exit %d", code)
-		}
-		return nil
-	})
+	p.finished(t)
 	arrived(t, tmp, want)
 	for _, of := range tmp.Pushes() {
 		if len(slices.Compact(of)) != 1 {

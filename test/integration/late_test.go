@@ -22,7 +22,7 @@ import (
 func TestLateErrors(t *testing.T) {
 	t.Parallel()
 	tmp, again := tempo.Start(t), tempo.Start(t)
-	policies := writeFile(t, "errors.yaml", "decision_wait: 1s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	policies := errorsAfter(t, "1s")
 	configure := func(c *sink.Config) {
 		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
 		c.Domains = domain.Config{{Name: "acme", Instances: []string{"acme-*"}}}
@@ -80,12 +80,7 @@ func TestLateErrors(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 30*time.Second, "everything is finished", func() error {
-		if code := run(t, nil, "penstock", "audit", "-hub", p.hub.url).exit(t, time.Minute); code != 0 {
-			return fmt.Errorf("penstock audit: exit %d", code)
-		}
-		return nil
-	})
+	p.finished(t)
 	arrived(t, tmp, want)
 
 	p.sink.stop()
@@ -137,7 +132,7 @@ func arrived(t *testing.T, s *tempo.Server, want map[string]int) {
 func TestAReplayFollowsLiveDecisions(t *testing.T) {
 	t.Parallel()
 	tmp, again := tempo.Start(t), tempo.Start(t)
-	policies := writeFile(t, "errors.yaml", "decision_wait: 1s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	policies := errorsAfter(t, "1s")
 	configure := func(c *sink.Config) {
 		c.Tempo.Endpoint, c.Sampling.File = tmp.Addr, policies
 		c.Sampling.Late.MaxTraces = 1

@@ -305,6 +305,23 @@ func (p *pipeline) balanced(t testing.TB, patience time.Duration, edges ...*edge
 	})
 }
 
+// finished waits until `penstock audit` says that everything adds up.
+func (p *pipeline) finished(t *testing.T) {
+	t.Helper()
+	eventually(t, 30*time.Second, "everything is finished", func() error {
+		if code := run(t, nil, "penstock", "audit", "-hub", p.hub.url).exit(t, time.Minute); code != 0 {
+			return fmt.Errorf("penstock audit: exit %d", code)
+		}
+		return nil
+	})
+}
+
+// errorsAfter returns a file with policies that keep errors only, decided after a wait.
+func errorsAfter(t testing.TB, wait string) string {
+	t.Helper()
+	return writeFile(t, "errors.yaml", "decision_wait: "+wait+"\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+}
+
 func writeFile(t testing.TB, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

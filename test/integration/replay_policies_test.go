@@ -117,7 +117,7 @@ func TestReplayFollowsThePoliciesOfThen(t *testing.T) {
 	}
 	same(t, "spans", again, want)
 
-	errorsOnly := writeFile(t, "errors.yaml", "decision_wait: 10s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+	errorsOnly := errorsAfter(t, "10s")
 	w := run(t, nil, "penstock", append([]string{"whatif", "--policies", errorsOnly, "--running", file, "-hub", p.hub.url}, hour...)...)
 	if code := w.exit(t, time.Minute); code != 0 {
 		t.Fatalf("whatif: exit %d", code)

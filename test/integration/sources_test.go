@@ -27,7 +27,7 @@ func TestTwoEdgesOfAnInstance(t *testing.T) {
 	tmp := tempo.Start(t)
 	p := startPipeline(t, func(c *sink.Config) {
 		c.Tempo.Endpoint = tmp.Addr
-		c.Sampling.File = writeFile(t, "errors.yaml", "decision_wait: 2s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]\n")
+		c.Sampling.File = errorsAfter(t, "2s")
 	})
 	link, err := faultproxy.Start(strings.TrimPrefix(p.hub.url, "nats://"))
 	if err != nil {
