@@ -3,6 +3,7 @@ package envelope
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"math"
 	"reflect"
@@ -251,6 +252,9 @@ func TestDecisionsRoundTrip(t *testing.T) {
 		if got, err := ReadDecisions(append(b, 0xff)); err == nil || len(got) != len(all) {
 			t.Errorf("with a byte that is none: %+v, %v", got, err)
 		}
+	}
+	if got, err := ReadDecisions(append(binary.AppendUvarint(AppendDecision(nil, want[0]), originsMark), byte(RescueSent))); err == nil {
+		t.Errorf("a rescue without a beginning is %+v", got)
 	}
 	b := AppendDecisions(nil, late...)
 	for i := len(AppendDecisions(nil, want...)) + 60; i < len(b); i++ {

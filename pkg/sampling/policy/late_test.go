@@ -19,7 +19,7 @@ var grow = []struct {
 	{`type: latency, latency: {threshold_ms: 700}`, true},
 	{`type: latency, latency: {threshold_ms: 100, upper_threshold_ms: 1500}`, false},
 	{`type: string_attribute, string_attribute: {key: url.path, values: [/cart/17]}`, true},
-	{`type: string_attribute, string_attribute: {key: url.path, values: [/cart/17], invert_match: true}`, false},
+	{`type: string_attribute, string_attribute: {key: url.path, values: [/cart/18], invert_match: true}`, false},
 	{`type: span_count, span_count: {min_spans: 2}`, true},
 	{`type: span_count, span_count: {min_spans: 1, max_spans: 2}`, false},
 	{`type: trace_state, trace_state: {key: vendor, values: [gold]}`, true},
