@@ -6,6 +6,8 @@ package fault
 
 import (
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -67,6 +69,25 @@ func Reason(err error) (reason string, ok bool) {
 func IsConfiguration(err error) bool {
 	m, is := errors.AsType[*marked](err)
 	return is && m.config
+}
+
+// Panic is the error of work that panicked.
+type Panic struct {
+	Value any
+	Stack string
+}
+
+func (p *Panic) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
+
+// Guard does a piece of work, and returns a [Panic] if it panics: one bad input must not end the process, or
+// the next one that reads it. What the work has changed is then not to be relied on.
+func Guard(do func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &Panic{v, string(debug.Stack())}
+		}
+	}()
+	return do()
 }
 
 const (

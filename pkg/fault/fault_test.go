@@ -3,6 +3,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -38,5 +39,22 @@ func TestMarksSurviveWrapping(t *testing.T) {
 	}
 	if !errors.Is(Permanent("refused", base), base) || IsConfiguration(base) || !IsConfiguration(Configuration(base)) {
 		t.Error("marks hide or invent")
+	}
+}
+
+// TestGuard: a panic is an error with its stack, whatever its value; errors pass.
+func TestGuard(t *testing.T) {
+	for _, value := range []any{"boom", errors.New("boom"), 3} {
+		err := Guard(func() error { panic(value) })
+		if p, is := errors.AsType[*Panic](err); !is || p.Value != value || !strings.Contains(p.Stack, "TestGuard") {
+			t.Errorf("%v: %+v", value, err)
+		}
+		if _, permanent := Reason(err); permanent {
+			t.Error("marked, although nothing says of what")
+		}
+	}
+	why := errors.New("why")
+	if err := Guard(func() error { return why }); err != why {
+		t.Errorf("got %v", err)
 	}
 }

@@ -52,6 +52,17 @@ const (
 	DeadTooNew      = "too_new"      // from the future
 	DeadTooLarge    = "too_large"    // one item or line larger than a request may be
 	DeadCardinality = "cardinality"  // too many new series or streams of one instance
+	DeadPoison      = "poison"       // penstock panics on them, or a backend never answers them
+)
+
+// Where panics are caught.
+const (
+	PanicReceiver  = "receiver"
+	PanicRouter    = "router"
+	PanicSampler   = "sampler"
+	PanicPolicy    = "policy" // of the sampler
+	PanicProcessor = "processor"
+	PanicWriter    = "writer"
 )
 
 // Why an edge lost items that it had acknowledged, and why a router or sink dropped messages
@@ -133,6 +144,7 @@ type Ledger struct {
 	// HubConnected is 1 while the hub, or an edge's gateway, can be reached.
 	HubConnected prometheus.Gauge
 	hubErrors    *prometheus.CounterVec
+	panics       *prometheus.CounterVec
 	heldTraces   *prometheus.GaugeVec
 	heldBytes    *prometheus.GaugeVec
 	decided      *prometheus.CounterVec
@@ -226,6 +238,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		decided:          f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_decided_traces_total", Help: "Decisions about whole traces, kept or not_kept, by the policy that decided; empty when no policy wanted the trace or it was too large."}, []string{"decision", "policy"}),
 		late:             f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_late_traces_total", Help: "Traces that were not kept, and then had spans that a policy without a budget wants by themselves (sampling.late): rescued, kept after all; too_late, the earlier spans are too far back, in time or bytes; over_limit, of traces a minute; incomplete, kept, but the hub did not have all of the earlier spans any more."}, []string{"outcome"}),
 		replayed:         counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
+		panics:           f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_panics_total", Help: "Panics that were caught, by stage: each is a bug of penstock. What caused it is refused (receiver), counts as a policy without an answer (policy) or is dead-lettered as poison; nothing else is affected. The log has the message and the stack. Alert on any."}, []string{"stage"}),
 		asideInstances:   f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it accepts others: their data waits in the stream ASIDE, outside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		missing:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_missing_messages", Help: "Messages that edges have numbered and that never came to the lane, since its tally began: an edge or the hub has lost them, or they are still to come. penstock audit shows the instances. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		Keeper:           f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that is the keeper, which removes from the hub's streams what every lane has finished. One of all sinks is the keeper; without one, streams fill and refuse."}),
@@ -245,6 +258,9 @@ func New(reg prometheus.Registerer) *Ledger {
 	}
 	for _, outcome := range []string{LateRescued, LateTooLate, LateOverLimit, LateIncomplete} {
 		l.late.WithLabelValues(outcome)
+	}
+	for _, stage := range []string{PanicReceiver, PanicRouter, PanicSampler, PanicPolicy, PanicProcessor, PanicWriter} {
+		l.panics.WithLabelValues(stage)
 	}
 	for _, kind := range []string{HubSlowConsumer, HubDenied, HubOther} {
 		l.hubErrors.WithLabelValues(kind)
@@ -283,7 +299,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		for _, r := range []string{DroppedFull, DroppedRefused, DroppedDamaged, DroppedUndecodable} {
 			s.dropped.WithLabelValues(r)
 		}
-		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooNew, DeadTooLarge, DeadCardinality} {
+		for _, r := range []string{DeadRefused, DeadUndecodable, DeadUnsupported, DeadOutOfOrder, DeadTooOld, DeadTooNew, DeadTooLarge, DeadCardinality, DeadPoison} {
 			s.dead.WithLabelValues(r)
 		}
 	}
@@ -306,6 +322,9 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 
 // Of returns the part of the ledger for one signal.
 func (l *Ledger) Of(sig otlpwire.Signal) *Signal { return &l.signals[sig] }
+
+// Panics returns the counter of panics that were caught in a stage.
+func (l *Ledger) Panics(stage string) prometheus.Counter { return l.panics.WithLabelValues(stage) }
 
 // ClosedConnections returns the counter of connections that were closed for a reason.
 func (l *Ledger) ClosedConnections(reason string) prometheus.Counter {
