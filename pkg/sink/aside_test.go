@@ -26,6 +26,7 @@ import (
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -172,9 +173,9 @@ func (w *asideWorld) own() (stop func()) {
 		}
 		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
 		hub.Conn = w.conn
-		horizon := newHorizon(hub, versions.DefaultConfig().Late, own.led, own.log)
+		horizon := horizon.New(hub, versions.DefaultConfig().Late, own.led, own.log)
 		var wg sync.WaitGroup
-		wg.Go(func() { horizon.run(ctx) })
+		wg.Go(func() { horizon.Run(ctx) })
 		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, counts)
 		l.maxBytes = 64 << 20
 		_ = l.run(ctx)

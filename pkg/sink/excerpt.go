@@ -20,6 +20,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -34,8 +35,8 @@ type excerpt struct {
 	has     func(ctx context.Context, after, seq uint64) (bool, error) // of the lane
 	sampled bool                                                       // spans outside the range, and of other instances of a domain, count for decisions: they are left out afterwards
 	domains domain.Versions                                            // by sequences of TRACES
-	reach   reach                                                      // of the goroutine that reports
-	again   atomic.Pointer[readable]                                   // nil: not known yet
+	reach   horizon.Reach                                              // of the goroutine that reports
+	again   atomic.Pointer[horizon.Readable]                           // nil: not known yet
 	due     time.Time                                                  // when the rate allows the next message to be read
 
 	mu struct {
@@ -58,7 +59,7 @@ func (e *excerpt) In(arrival int64, seq uint64) bool { return e.job.In(arrival, 
 // returns, the members start it again if the lane is still placed here.
 func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 	e.owned, e.has = lane.Owned, lane.Has
-	e.reach.maxBytes = uint64(e.cfg.Sampling.Late.MaxBytes)
+	e.reach.MaxBytes = uint64(e.cfg.Sampling.Late.MaxBytes)
 	report, stop := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
 	reporter.Go(func() {
@@ -223,7 +224,7 @@ func (e *excerpt) report(ctx context.Context) {
 		return // not the owner
 	}
 	if state, err := e.hub.Conn.State(ctx, bus.Stream(e.sig)); err == nil {
-		again := e.reach.look(state, time.Now())
+		again := e.reach.Look(state, time.Now())
 		e.again.Store(&again)
 		e.change(func(p *replay.Progress) {
 			read := max(e.mu.read, p.Floor, e.lane.First-1)
@@ -366,11 +367,11 @@ func (e *excerpt) admits(d bus.Delivery) bool {
 	return wanted
 }
 
-func (e *excerpt) readable() readable {
+func (e *excerpt) readable() horizon.Readable {
 	if again := e.again.Load(); again != nil {
 		return *again
 	}
-	return readable{}
+	return horizon.Readable{}
 }
 
 func (e *excerpt) asks(instance string) bool { return e.job.Matches(instance) }

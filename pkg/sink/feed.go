@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 )
 
 // feed is where a lane's messages come from: live traffic, or the part of a replay in one
@@ -21,7 +22,7 @@ type feed interface {
 	// decides about traces of others.
 	asks(instance string) bool
 	// readable is what of the lane's stream can be read again, for rescues.
-	readable() readable
+	readable() horizon.Readable
 	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
 	// unreadable handles a message that holds no telemetry.
@@ -51,13 +52,13 @@ func stopped(ctx context.Context) error {
 // live is live traffic: all of it, without an end.
 type live struct {
 	exporter *exporter
-	horizon  *horizon
+	horizon  *horizon.Horizon
 }
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
 func (live) asks(string) bool                         { return true }
-func (l live) readable() readable                     { return l.horizon.latest().readable }
+func (l live) readable() horizon.Readable             { return l.horizon.Latest().Readable }
 func (live) admits(bus.Delivery) bool                 { return true }
 func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}

@@ -21,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -33,7 +34,7 @@ type lanes struct {
 	log      *slog.Logger
 	hub      *bus.Hub
 	members  *membership.Members
-	horizon  *horizon
+	horizon  *horizon.Horizon
 	said     backoff.Repeats
 	quota    bus.Quota
 }
@@ -63,7 +64,7 @@ func (l *lanes) service() services.Service {
 		defer stop()
 		var wg sync.WaitGroup
 		wg.Go(func() { l.members.Run(work, shared) })
-		wg.Go(func() { l.horizon.run(work) })
+		wg.Go(func() { l.horizon.Run(work) })
 		wg.Go(func() {
 			keeper.New(func() *bus.Conn { return l.hub.Conn }, l.members.First, l.cfg.Streams, shared, l.led, l.log).Run(work)
 		})

@@ -22,6 +22,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 )
 
 // stretch is a recorded stretch of SPANS: an instance, and two of a domain that are in different partitions of TRACES;
@@ -183,10 +184,10 @@ policies:
 		for _, upto := range sinks {
 			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
 			hub.Conn = conn
-			horizon := newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log)
+			horizon := horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log)
 			ctx, die := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
-			wg.Go(func() { horizon.run(ctx) })
+			wg.Go(func() { horizon.Run(ctx) })
 			lane, err := conn.OpenLane(ctx, bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 			if err != nil {
 				t.Fatal(err)

@@ -15,37 +15,6 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
 
-// reach tells what of a stream may be read again: from which sequence on, because a keeper may remove what is before
-// meanwhile, and how many sequences at most, for max_bytes of one partition.
-type reach struct {
-	maxBytes uint64
-	past     []traceEnd // of the last reachTime
-}
-
-// reachTime is how long it may take to read something again: so much as comes in that time may be removed meanwhile, and
-// a keeper removes about as much at once.
-const reachTime = 15 * time.Second
-
-// look is for the state of the stream now.
-func (r *reach) look(s bus.StreamState, now time.Time) readable {
-	if n := len(r.past); n > 0 && r.past[n-1].seq > s.LastSeq {
-		r.past = nil // it was recreated
-	}
-	r.past = slices.DeleteFunc(append(r.past, traceEnd{now, s.LastSeq}), func(e traceEnd) bool { return now.Sub(e.at) > reachTime })
-	if s.Messages == 0 {
-		return readable{from: s.LastSeq + 1}
-	}
-	from := s.FirstSeq
-	if from > 1 { // something has been removed before
-		from += s.LastSeq - r.past[0].seq + (s.LastSeq-from)/16
-	}
-	each := max(s.Bytes/s.Messages, 1)
-	return readable{from, max(r.maxBytes/each*uint64(max(s.Partitions, 1)), 1)}
-}
-
-// readable is for [sampler.Samplers.Readable].
-type readable struct{ from, most uint64 }
-
 // rescues reads the spans of rescued traces again, many traces in one pass over the stream, beside the lane. What it
 // finds goes back to the lane's goroutine, which sends it: one request at a time.
 type rescues struct {

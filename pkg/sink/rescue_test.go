@@ -22,31 +22,9 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
-
-// TestReach: what is about to be removed is out of reach, and more than may be read at once is.
-func TestReach(t *testing.T) {
-	now := time.Unix(1_700_000_000, 0)
-	r := &reach{maxBytes: 1000}
-	for _, tc := range []struct {
-		after time.Duration
-		state bus.StreamState
-		want  readable
-	}{
-		{0, bus.StreamState{FirstSeq: 1}, readable{1, 0}},
-		{time.Second, bus.StreamState{FirstSeq: 1, LastSeq: 100, Messages: 100, Bytes: 5000}, readable{1, 20}},
-		{2 * time.Second, bus.StreamState{FirstSeq: 1, LastSeq: 160, Messages: 160, Bytes: 8000, Partitions: 8}, readable{1, 160}},
-		{3 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 200, Messages: 160, Bytes: 8000, Partitions: 8}, readable{41 + 200 + 9, 160}},
-		{17 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 201, Messages: 160, Bytes: 8000, Partitions: 8}, readable{41 + 41 + 10, 160}},
-		{60 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 201, Messages: 160, Bytes: 8000, Partitions: 8}, readable{41 + 10, 160}},
-		{61 * time.Second, bus.StreamState{FirstSeq: 3, LastSeq: 4, Messages: 2, Bytes: 50_000}, readable{3, 1}}, // another stream
-	} {
-		if got := r.look(tc.state, now.Add(tc.after)); got != tc.want {
-			t.Errorf("after %v: %+v, want %+v", tc.after, got, tc.want)
-		}
-	}
-}
 
 // TestSourcesAreShown on the page and in gauges, and not any more when the lane has ended.
 func TestSourcesAreShown(t *testing.T) {
@@ -127,7 +105,7 @@ func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	counts := tally.Open(tally.Config{Conn: d.conn, Replicas: 1, Stream: bus.Spans, Lane: "tempo-0", Filter: bus.SpansSubject(0), Log: d.log})
-	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log), counts)
+	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log), counts)
 	l.maxBytes = 64 << 20
 	again := func() uint64 {
 		all, err := tally.All(t.Context(), conn)

@@ -35,6 +35,7 @@ import (
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -162,6 +163,6 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	}
 	members := membership.New(hub, "sink", cfg.Member, p.Ledger, log)
 	p.Page("/partitions", members.Page())
-	ls := &lanes{cfg: cfg, policies: policies, process: process, hub: hub, members: members, horizon: newHorizon(hub, cfg.Sampling.Late, p.Ledger, log), led: p.Ledger, log: log}
+	ls := &lanes{cfg: cfg, policies: policies, process: process, hub: hub, members: members, horizon: horizon.New(hub, cfg.Sampling.Late, p.Ledger, log), led: p.Ledger, log: log}
 	return []app.Stage{{Name: "hub", Service: hub.Service()}, {Name: "lanes", Service: ls.service()}}, nil
 }

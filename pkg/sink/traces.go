@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -62,16 +63,16 @@ type traceLane struct {
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
 	scratch   []byte
-	rewind    bool      // once everything is sent, begin again at the floor
-	ended     bool      // everything has been read
-	horizon   *horizon  // nil: the time of silent instances does not advance
-	mark      watermark // of the horizon, not reached yet
-	idled     time.Time // Asked of the last mark that was reached
-	free      time.Time // when SPANS last had room
-	used      int       // how many changes of policies and domains the sampler knows
-	domains   int       // and how many versions of these
-	written   time.Time // when the journal was last written
-	toldAt    time.Time // when the sources were last shown
+	rewind    bool             // once everything is sent, begin again at the floor
+	ended     bool             // everything has been read
+	horizon   *horizon.Horizon // nil: the time of silent instances does not advance
+	mark      horizon.Mark     // of the horizon, not reached yet
+	idled     time.Time        // Asked of the last mark that was reached
+	free      time.Time        // when SPANS last had room
+	used      int              // how many changes of policies and domains the sampler knows
+	domains   int              // and how many versions of these
+	written   time.Time        // when the journal was last written
+	toldAt    time.Time        // when the sources were last shown
 }
 
 const (
@@ -95,7 +96,7 @@ const (
 )
 
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
-func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon, t *tally.Lane) *traceLane {
+func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon.Horizon, t *tally.Lane) *traceLane {
 	l := &traceLane{
 		lane: lane, feed: live{d, horizon}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
@@ -192,7 +193,7 @@ func (l *traceLane) look(ctx context.Context) {
 		l.note(l.sampler.Idle(sampler.Mark{Before: []time.Time{time.Now()}}, time.Now()))
 	}
 	again := l.feed.readable()
-	l.sampler.Readable(again.from, again.most)
+	l.sampler.Readable(again.From, again.Most)
 	l.rescues.begin(ctx, l.policies.Domains())
 	l.show(l.sampler.Held())
 	if now := time.Now(); l.tell != nil && now.Sub(l.toldAt) > tellInterval {
@@ -278,7 +279,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 	l.rescues.forget()
 	l.sources, l.rescuing, l.released = nil, nil, false
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
-	l.mark, l.idled, l.free = watermark{}, time.Time{}, time.Now()
+	l.mark, l.idled, l.free = horizon.Mark{}, time.Time{}, time.Now()
 	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
 		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
@@ -291,7 +292,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 			l.note(sampler.Restore())
 			l.hold(ctx)
 			if l.horizon != nil {
-				l.note(sampler.Idle(nothing(l.horizon.hub.Topology.Partitions), time.Now()))
+				l.note(sampler.Idle(l.horizon.Nothing(), time.Now()))
 			}
 		}
 		return err
@@ -349,7 +350,7 @@ func (l *traceLane) take(ctx context.Context, d bus.Delivery) error {
 	if l.feed.last(d) {
 		l.end()
 	}
-	l.idle(d.Seq >= l.mark.spans)
+	l.idle(d.Seq >= l.mark.Spans)
 	return nil
 }
 
@@ -393,7 +394,7 @@ func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) e
 
 // quiet is take for a lane that has nothing left to read.
 func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
-	reached, err := l.lane.Has(ctx, d.After, l.mark.spans)
+	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
 	if err != nil && ctx.Err() == nil {
 		if more, due := l.exporter.said.Due("has "+l.journalSubject, time.Now()); due {
 			l.exporter.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
@@ -408,14 +409,14 @@ func (l *traceLane) idle(reached bool) {
 	if !reached || l.horizon == nil {
 		return
 	}
-	if l.mark.asked.After(l.idled) { // once for each mark: it visits every instance
-		l.idled = l.mark.asked
+	if l.mark.Asked.After(l.idled) { // once for each mark: it visits every instance
+		l.idled = l.mark.Asked
 		l.note(l.sampler.Idle(l.mark.Mark, time.Now()))
 	}
-	latest := l.horizon.latest()
-	if !latest.full || latest.spans != l.mark.spans { // routers publish, or can
-		l.free = latest.asked
-	} else if latest.asked.Sub(l.free) > fullPatience { // everything in SPANS has been added
+	latest := l.horizon.Latest()
+	if !latest.Full || latest.Spans != l.mark.Spans { // routers publish, or can
+		l.free = latest.Asked
+	} else if latest.Asked.Sub(l.free) > fullPatience { // everything in SPANS has been added
 		l.note(l.sampler.Unblock(time.Now()))
 	}
 	l.mark = latest

@@ -22,6 +22,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/horizon"
 )
 
 // TestOneInstanceARequest: kept traces of two instances are never in one request, and no
@@ -119,7 +120,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	router(0).Close() // the backlog
 	route(1)
 
-	horizon := newHorizon(hub, versions.DefaultConfig().Late, d.led, d.log)
+	horizon := horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log)
 	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
 	l.maxBytes = 64 << 20
@@ -127,7 +128,7 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { horizon.run(ctx) })
+	wg.Go(func() { horizon.Run(ctx) })
 	wg.Go(func() { _ = l.run(ctx) })
 	decided := func() []bool {
 		k.mu.Lock()

@@ -1,4 +1,17 @@
-package sink
+// Package horizon reports how far the routers have come, so that a reader of SPANS can tell
+// a silent instance from one whose spans are still in a backlog, and what of a stream can be read again.
+//
+// An instance has all its messages in one partition of TRACES, and each partition has its own time: a backlog
+// holds up the instances that share it.
+//
+// # Promises
+//
+//   - What a Mark says of a partition stays true: it never goes back.
+//
+// # Not here
+//
+// What follows from it for a trace: package sampler.
+package horizon
 
 import (
 	"context"
@@ -19,33 +32,30 @@ import (
 	"github.com/penstock/penstock/pkg/stall"
 )
 
-// horizon reports how far the routers have come, so that a reader of SPANS can tell
-// a silent instance from one whose spans are still in a backlog. An instance has all
-// its messages in one partition of TRACES, and each partition has its own time: a backlog
-// holds up the instances that share it. It asks the hub twice a second; while the
-// hub does not answer, this time does not advance.
-type horizon struct {
+// Horizon is for the lanes of a process, which share it. It asks the hub twice a second; while the hub does not answer,
+// time does not advance.
+type Horizon struct {
 	hub   *bus.Hub
-	reach reach
+	reach Reach
 	stall *stall.Detector
 
 	mu   sync.Mutex
-	mark watermark
+	mark Mark
 
 	past     []traceEnd // by time
 	searched []uint64   // by partition: up to where there is nothing after the routers' floor
 }
 
-// watermark is a statement about the hub: every message that a partition of TRACES held at
-// its Before, and every one up to its Routed, has been routed, and is in SPANS up to the sequence spans.
-type watermark struct {
+// Mark is a statement about the hub: every message that a partition of TRACES held at
+// its Before, and every one up to its Routed, has been routed, and is in SPANS up to the sequence Spans.
+type Mark struct {
 	// By this process's clock. Lanes share it: it is never modified.
 	sampler.Mark
-	asked time.Time // when spans was requested, by this process's clock
-	spans uint64
-	// full: SPANS had no room for another message. Routers wait, with the spans that they have read.
-	full     bool
-	readable readable // what of SPANS can be read again
+	Asked time.Time // when Spans was requested, by this process's clock
+	Spans uint64
+	// Full: SPANS had no room for another message. Routers wait, with the spans that they have read.
+	Full     bool
+	Readable Readable // what of SPANS can be read again
 }
 
 // traceEnd is the last sequence of TRACES at a time.
@@ -65,20 +75,20 @@ const (
 	maxPast = 1200
 )
 
-// newHorizon returns a horizon that knows nothing until it runs.
-func newHorizon(hub *bus.Hub, late versions.Late, led *ledger.Ledger, log *slog.Logger) *horizon {
-	return &horizon{hub: hub, reach: reach{maxBytes: uint64(late.MaxBytes)}, stall: stall.New(led, otlpwire.Traces.String(), "", "horizon", log)}
+// New returns a horizon that knows nothing until it runs.
+func New(hub *bus.Hub, late versions.Late, led *ledger.Ledger, log *slog.Logger) *Horizon {
+	return &Horizon{hub: hub, reach: Reach{MaxBytes: uint64(late.MaxBytes)}, stall: stall.New(led, otlpwire.Traces.String(), "", "horizon", log)}
 }
 
-// latest returns the latest mark; a zero one when there is none yet.
-func (h *horizon) latest() watermark {
+// Latest returns the latest mark; a zero one when there is none yet.
+func (h *Horizon) Latest() Mark {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.mark
 }
 
-// run keeps the mark up to date until ctx ends.
-func (h *horizon) run(ctx context.Context) {
+// Run keeps the mark up to date until ctx ends.
+func (h *Horizon) Run(ctx context.Context) {
 	h.stall.Look(time.Now(), true, nil)
 	for backoff.Sleep(ctx, horizonInterval) {
 		if err := h.look(ctx); ctx.Err() == nil {
@@ -89,7 +99,7 @@ func (h *horizon) run(ctx context.Context) {
 	}
 }
 
-func (h *horizon) look(ctx context.Context) error {
+func (h *Horizon) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, horizonTimeout)
 	defer cancel()
 	at := time.Now()
@@ -104,12 +114,12 @@ func (h *horizon) look(ctx context.Context) error {
 	if unknown != nil {
 		unknown = errors.Join(unknown, listed) // a list without other consumers is enough
 	}
-	m := watermark{Mark: mark, asked: time.Now()}
+	m := Mark{Mark: mark, Asked: time.Now()}
 	spans, err := h.hub.Conn.State(ctx, bus.Spans)
 	if err != nil {
 		return err
 	}
-	m.spans, m.full, m.readable = spans.LastSeq, spans.Full(), h.reach.look(spans, m.asked)
+	m.Spans, m.Full, m.Readable = spans.LastSeq, spans.Full(), h.reach.Look(spans, m.Asked)
 	h.mu.Lock()
 	h.mark = m
 	h.mu.Unlock()
@@ -117,7 +127,7 @@ func (h *horizon) look(ctx context.Context) error {
 }
 
 // sawEnd remembers where TRACES ended at a time.
-func (h *horizon) sawEnd(at time.Time, traces bus.StreamState) error {
+func (h *Horizon) sawEnd(at time.Time, traces bus.StreamState) error {
 	partitions := h.hub.Topology.Partitions
 	if traces.Partitions != partitions { // instances would be in other partitions than we assume
 		return fmt.Errorf("stream %s has %d partitions, not %d", bus.Stream(otlpwire.Traces), traces.Partitions, partitions)
@@ -135,16 +145,17 @@ func (h *horizon) sawEnd(at time.Time, traces bus.StreamState) error {
 	return nil
 }
 
-// nothing is what is known before anything has been asked.
-func nothing(partitions int) sampler.Mark {
+// Nothing is what is known before anything has been asked.
+func (h *Horizon) Nothing() sampler.Mark {
+	partitions := h.hub.Topology.Partitions
 	return sampler.Mark{Before: make([]time.Time, partitions), Routed: make([]uint64, partitions)}
 }
 
 // routed returns by partition up to which time, and which sequence, everything has been routed. An error says that it
 // may be further than that.
-func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end uint64) (mark sampler.Mark, unknown error) {
+func (h *Horizon) routed(ctx context.Context, floors map[string]bus.Floor, end uint64) (mark sampler.Mark, unknown error) {
 	partitions, routers := h.hub.Topology.Partitions, 0
-	mark = nothing(partitions)
+	mark = h.Nothing()
 	copy(mark.Before, h.mark.Before) // only this goroutine writes it
 	for p := range partitions {
 		floor, exists := floors[bus.RouterLane+strconv.Itoa(p)]
@@ -170,7 +181,7 @@ func (h *horizon) routed(ctx context.Context, floors map[string]bus.Floor, end u
 // routedUpTo returns the sequence of TRACES up to which a partition has been routed, end at most. Where the
 // lane counts nothing that is left, the stream's leader is asked for the next message: the count
 // may be late.
-func (h *horizon) routedUpTo(ctx context.Context, p int, floor bus.Floor, end uint64) (uint64, error) {
+func (h *Horizon) routedUpTo(ctx context.Context, p int, floor bus.Floor, end uint64) (uint64, error) {
 	routed := min(end, max(floor.Done, h.searched[p]))
 	if floor.Lag > 0 || routed == end {
 		return routed, nil
@@ -188,7 +199,7 @@ func (h *horizon) routedUpTo(ctx context.Context, p int, floor bus.Floor, end ui
 
 // ended returns the latest time at which the last sequence of TRACES was at most seq; zero when
 // that is no longer known.
-func (h *horizon) ended(seq uint64) time.Time {
+func (h *Horizon) ended(seq uint64) time.Time {
 	i, _ := slices.BinarySearchFunc(h.past, seq, func(e traceEnd, seq uint64) int {
 		if e.seq <= seq {
 			return -1
@@ -200,3 +211,34 @@ func (h *horizon) ended(seq uint64) time.Time {
 	}
 	return h.past[i-1].at
 }
+
+// Reach tells what of a stream may be read again: from which sequence on, because a keeper may remove what is before
+// meanwhile, and how many sequences at most, for max_bytes of one partition.
+type Reach struct {
+	MaxBytes uint64
+	past     []traceEnd // of the last reachTime
+}
+
+// reachTime is how long it may take to read something again: so much as comes in that time may be removed meanwhile, and
+// a keeper removes about as much at once.
+const reachTime = 15 * time.Second
+
+// Look is for the state of the stream now.
+func (r *Reach) Look(s bus.StreamState, now time.Time) Readable {
+	if n := len(r.past); n > 0 && r.past[n-1].seq > s.LastSeq {
+		r.past = nil // it was recreated
+	}
+	r.past = slices.DeleteFunc(append(r.past, traceEnd{now, s.LastSeq}), func(e traceEnd) bool { return now.Sub(e.at) > reachTime })
+	if s.Messages == 0 {
+		return Readable{From: s.LastSeq + 1}
+	}
+	from := s.FirstSeq
+	if from > 1 { // something has been removed before
+		from += s.LastSeq - r.past[0].seq + (s.LastSeq-from)/16
+	}
+	each := max(s.Bytes/s.Messages, 1)
+	return Readable{from, max(r.MaxBytes/each*uint64(max(s.Partitions, 1)), 1)}
+}
+
+// Readable is for [sampler.Samplers.Readable].
+type Readable struct{ From, Most uint64 }

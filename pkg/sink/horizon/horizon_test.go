@@ -1,4 +1,4 @@
-package sink
+package horizon
 
 import (
 	"context"
@@ -11,11 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
 	"github.com/penstock/penstock/pkg/backoff"
+	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
@@ -25,8 +29,8 @@ import (
 // TestEachPartitionHasAHorizon: what routers have not routed holds the mark of its partition,
 // and so does a router's consumer that does not exist; the marks of others advance.
 func TestEachPartitionHasAHorizon(t *testing.T) {
-	d, c := testPartitions(t, &picky{}, 2)
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 2}}, versions.DefaultConfig().Late, d.led, d.log)
+	c, led := hub(t, 2)
+	h := New(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 2}}, versions.DefaultConfig().Late, led, slog.New(slog.DiscardHandler))
 	names := make([]string, 2) // an instance in each
 	for i := 0; slices.Contains(names, ""); i++ {
 		name := "as-" + strconv.Itoa(i)
@@ -42,7 +46,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 			t.Fatalf("got %v, want %q", err, complaint)
 		}
 		starts = append(starts, start)
-		for p, before := range h.latest().Before {
+		for p, before := range h.Latest().Before {
 			for i, start := range starts {
 				if !before.Before(start) {
 					at[p] = i + 1
@@ -99,7 +103,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("nothing is routed", look(""), 3, 3)
 	route(1, 0)
 	want("the second partition is routed", look(""), 3, 5)
-	if got := h.latest().Routed; !slices.Equal(got, []uint64{0, 2}) {
+	if got := h.Latest().Routed; !slices.Equal(got, []uint64{0, 2}) {
 		t.Errorf("routed up to %d, want 0 and 2", got)
 	}
 	send(2)
@@ -109,7 +113,7 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 	want("one of two in the first one", look(""), 3, 7)
 	route(0, 0)
 	want("all", look(""), 8, 8)
-	if got := h.latest().Routed; !slices.Equal(got, []uint64{4, 4}) {
+	if got := h.Latest().Routed; !slices.Equal(got, []uint64{4, 4}) {
 		t.Errorf("routed up to %d, want 4 and 4", got)
 	}
 	h.hub.Topology.Partitions = 3
@@ -119,13 +123,12 @@ func TestEachPartitionHasAHorizon(t *testing.T) {
 // TestAHorizonThatStands: without routers their progress is not known, and that is reported.
 func TestAHorizonThatStands(t *testing.T) {
 	t.Parallel()
-	d, c := testExporter(t, &picky{})
+	c, led := hub(t, 1)
 	var said logtest.Log
-	led := d.led
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, led, said.Logger(slog.LevelInfo))
+	h := New(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, led, said.Logger(slog.LevelInfo))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); h.run(ctx) }()
+	go func() { defer close(done); h.Run(ctx) }()
 	defer func() { cancel(); <-done }()
 	seconds, stalls := led.Stall("traces", "", "horizon")
 	until := func(what string, done func() bool) {
@@ -148,15 +151,15 @@ func TestAHorizonThatStands(t *testing.T) {
 // TestAFullSpansIsSeen: the watermark reports that SPANS has no room for the routers.
 func TestAFullSpansIsSeen(t *testing.T) {
 	t.Parallel()
-	d, c := testExporter(t, &picky{})
-	h := newHorizon(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, d.led, d.log)
+	c, led := hub(t, 1)
+	h := New(&bus.Hub{Conn: c, Topology: bus.Topology{Partitions: 1}}, versions.DefaultConfig().Late, led, slog.New(slog.DiscardHandler))
 	if _, err := c.OpenLane(t.Context(), bus.LaneConfig{Stream: "TRACES", Filter: bus.PartitionFilter(otlpwire.Traces, 0), Name: bus.RouterLane + "0"}); err != nil {
 		t.Fatal(err)
 	}
 	look := func(full bool) {
 		t.Helper()
-		if err := h.look(t.Context()); err != nil || h.latest().full != full {
-			t.Errorf("%+v, %v", h.latest(), err)
+		if err := h.look(t.Context()); err != nil || h.Latest().Full != full {
+			t.Errorf("%+v, %v", h.Latest(), err)
 		}
 	}
 	look(false)
@@ -173,3 +176,48 @@ func TestAFullSpansIsSeen(t *testing.T) {
 	}
 	look(false)
 }
+
+// TestReach: what is about to be removed is out of reach, and more than may be read at once is.
+func TestReach(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	r := &Reach{MaxBytes: 1000}
+	for _, tc := range []struct {
+		after time.Duration
+		state bus.StreamState
+		want  Readable
+	}{
+		{0, bus.StreamState{FirstSeq: 1}, Readable{1, 0}},
+		{time.Second, bus.StreamState{FirstSeq: 1, LastSeq: 100, Messages: 100, Bytes: 5000}, Readable{1, 20}},
+		{2 * time.Second, bus.StreamState{FirstSeq: 1, LastSeq: 160, Messages: 160, Bytes: 8000, Partitions: 8}, Readable{1, 160}},
+		{3 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 200, Messages: 160, Bytes: 8000, Partitions: 8}, Readable{41 + 200 + 9, 160}},
+		{17 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 201, Messages: 160, Bytes: 8000, Partitions: 8}, Readable{41 + 41 + 10, 160}},
+		{60 * time.Second, bus.StreamState{FirstSeq: 41, LastSeq: 201, Messages: 160, Bytes: 8000, Partitions: 8}, Readable{41 + 10, 160}},
+		{61 * time.Second, bus.StreamState{FirstSeq: 3, LastSeq: 4, Messages: 2, Bytes: 50_000}, Readable{3, 1}}, // another stream
+	} {
+		if got := r.Look(tc.state, now.Add(tc.after)); got != tc.want {
+			t.Errorf("after %v: %+v, want %+v", tc.after, got, tc.want)
+		}
+	}
+}
+
+// hub returns a hub with so many partitions.
+func hub(t *testing.T, partitions int) (*bus.Conn, *ledger.Ledger) {
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Stop)
+	top := bus.DefaultTopology()
+	top.Partitions, top.MaxBytes = partitions, 64<<20
+	conn, err := bus.OpenHub(t.Context(), bus.Config{Name: "sink", InProcess: b}, top, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return conn, ledger.New(prometheus.NewRegistry())
+}
+
+// TestMain fails when the tests leave goroutines running.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
