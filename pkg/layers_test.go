@@ -26,7 +26,7 @@ var layers = [][]string{
 	{"pkg/replay", "pkg/keeper"}, {"pkg/audit"},
 	{"pkg/receive", "pkg/generate", "pkg/sampling/sampler", "pkg/sampling/versions", "pkg/backend/tempo", "pkg/backend/prometheus", "pkg/backend/loki", "pkg/backend/file"},
 	{"pkg/backend", "pkg/sampling/whatif", "pkg/edge/edgetest", "pkg/edge/spool", "pkg/tokens"},
-	{"pkg/edge/forward", "pkg/sink/horizon"},
+	{"pkg/edge/forward", "pkg/sink/horizon", "pkg/sink/export"},
 	// tiers: they never import each other
 	{"pkg/edge", "pkg/router", "pkg/sink"},
 	{"pkg/allinone"},

@@ -299,9 +299,9 @@ func testWhatGoesAside(t *testing.T) {
 		stored, start := 0, time.Now()
 		var offered []bool
 		d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(n int) { stored += n }, Paused: func(bool) {}}
-		d.Aside = func(_ context.Context, instance string, _ []byte, again bool, why error) (put, goOn bool) {
+		d.Aside = func(_ context.Context, instance string, _ []byte, again bool, t Trouble) (put, goOn bool) {
 			offered = append(offered, again)
-			if why == nil {
+			if t.Err == nil {
 				return tc.behind, true
 			}
 			return !tc.full && !tc.ended, !tc.ended

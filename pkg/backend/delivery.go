@@ -3,10 +3,15 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	grpc "google.golang.org/grpc/status"
 
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/fault"
@@ -36,11 +41,23 @@ type Deliverer struct {
 	// GiveUp takes a payload that the backend refuses for good and that is not to be halved further. It
 	// returns false if ctx ended first.
 	GiveUp func(ctx context.Context, instance string, payload []byte, reason string, why error) bool
-	// Aside, if set, may set a payload aside: before the first attempt, with why nil, if older ones of
-	// its instance wait there, and after some attempts, with a refusal marked by [fault.Sender]. again
-	// says that the payload may have been written before. It returns put true if it has taken the
-	// payload, and goOn false if ctx ended first. It may change Writer.
-	Aside func(ctx context.Context, instance string, payload []byte, again bool, why error) (put, goOn bool)
+	// Aside, if set, may set a payload aside: before the first attempt, without a Trouble, if older ones of
+	// its instance wait there, and after some attempts that were in vain. again says that the payload
+	// may have been written before. It returns put true if it has taken the payload, and goOn false if
+	// ctx ended first. It may change Writer.
+	Aside func(ctx context.Context, instance string, payload []byte, again bool, t Trouble) (put, goOn bool)
+	// MayAside, set together with Aside, is asked whether it would set a payload aside, while an attempt
+	// takes longer than SlowAfter (0: is never asked).
+	MayAside  func(instance string, t Trouble) bool
+	SlowAfter time.Duration
+	// Took, if set, is called for each attempt that was successful, with how long it took.
+	Took func(instance string, took time.Duration)
+	// Others, if set, reports whether the backend has accepted something of another instance since a time.
+	Others func(instance string, since time.Time) bool
+	// Poison is when a payload that the backend does not accept is given up, while Others are accepted.
+	Poison Poison
+	// Panicked, if set, is called when the writer has panicked; it is replaced by a new session then.
+	Panicked func(instance string, why *fault.Panic)
 	// refused is how many pieces of the current payload were given up in a row, asked how many requests
 	// it has taken.
 	refused, asked int
@@ -48,6 +65,45 @@ type Deliverer struct {
 	// was suspended must not write old items after newer ones.
 	Owned func() bool
 }
+
+// Trouble is why a payload may be set aside: it is not accepted for the time being.
+type Trouble struct {
+	Err      error     // nil: there is none
+	Attempts int       // in vain
+	Since    time.Time // a backend that has accepted something of another instance since then has trouble with this one
+	Slow     bool      // the last attempt takes long
+	Failed   bool      // the last attempt was answered, with a failure of the backend itself
+}
+
+// Poison says when a payload is given up that a backend does not accept, and does not refuse either: it answers 500,
+// or nothing, each time, or closes the connection. Refusals of a sender or for a wrong configuration do not count.
+type Poison struct {
+	// For how long a payload must have been tried in vain before what the backend does not take of it becomes a dead
+	// letter, with the reason poison. The backend must accept what other instances send meanwhile.
+	After time.Duration `yaml:"after"`
+	// How often it must have been tried, besides. 0: no payload is given up.
+	Tries int `yaml:"tries"`
+}
+
+// Validate reports all errors at once; section is its key.
+func (p Poison) Validate(section string) error {
+	var errs []error
+	if p.After < 0 || p.After > 7*24*time.Hour {
+		errs = append(errs, fmt.Errorf("%s.after is %v, want 0 to 168h", section, p.After))
+	}
+	if p.Tries < 0 || p.Tries == 1 || p.Tries == 2 {
+		errs = append(errs, fmt.Errorf("%s.tries is %d, want 0 (none is given up) or at least %d", section, p.Tries, suspectTries))
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	// suspectTries is how often a part of a payload that is poison is tried.
+	suspectTries = 3
+
+	// lately is within what time others must have been accepted before a payload is given up as poison.
+	lately = time.Minute
+)
 
 // maxRefused is after how many refused items in a row the rest of a payload, if it is refused, too, is
 // given up as a whole: an instance whose clock is wrong must not cost the others of its partition two
@@ -59,7 +115,7 @@ const maxRefused = 256
 // is always halved to the end, to find out what the backend has.
 const maxAsked = 512
 
-// asideAfter is how often a backend must refuse the sender of a payload before the payload is set
+// asideAfter is how often a backend must not accept a payload before that may be set
 // aside, and maxPatience the longest requested pause up to which the deliverer waits for that.
 const (
 	asideAfter  = 3
@@ -80,7 +136,7 @@ func (d *Deliverer) Write(ctx context.Context, instance string, payload []byte, 
 		d.Waits(errNoAnswer)
 		defer d.Waits(nil)
 	}
-	return d.write(ctx, instance, payload, items, again)
+	return (&delivery{Deliverer: d, instance: instance, payload: payload, items: items, again: again}).write(ctx)
 }
 
 // errNoAnswer is the reason to wait until the first attempt is answered.
@@ -105,45 +161,6 @@ func (d *Deliverer) arrival() time.Time {
 	return time.Unix(0, d.Arrival)
 }
 
-func (d *Deliverer) write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
-	p := &delivery{Deliverer: d, instance: instance, payload: payload, items: items, again: again}
-	defer p.setPaused(false)
-	arrival := d.arrival()
-	if done, goOn := p.setAside(ctx, nil); done {
-		return goOn
-	}
-	for attempt := 1; ; attempt++ {
-		d.asked++
-		err := writeArrived(ctx, d.Writer, instance, payload, arrival)
-		var parts fault.Parts
-		if err == nil || errors.As(err, &parts) {
-			if attempt > 1 {
-				d.Log.Info("backend accepts data again", "attempts", attempt)
-			}
-			return p.stored(ctx, parts)
-		}
-		if ctx.Err() != nil || !d.isOwner() {
-			return false
-		}
-		if reason, permanent := fault.Reason(err); permanent {
-			return p.refusedForGood(ctx, reason, err)
-		}
-		p.again = p.again || !definite(err) // perhaps only the answer was lost, not the request
-		wait := fault.Pause(err, attempt, rand.Float64())
-		if d.Aside != nil && fault.IsSender(err) && mayHealSoon(err, attempt, wait) {
-			wait = min(wait, maxPatience/4)
-		} else {
-			if done, goOn := p.setAside(ctx, err); done {
-				return goOn
-			}
-			p.report(err)
-		}
-		if !d.pause(ctx, wait, err) {
-			return false
-		}
-	}
-}
-
 // delivery is one payload, or a part of one, until it is stored, given up or out of the way.
 type delivery struct {
 	*Deliverer
@@ -151,24 +168,150 @@ type delivery struct {
 	payload  []byte
 	items    int
 	again    bool // it may have been written before
+	suspect  bool // it is a part of a payload that is poison
 
-	paused bool // for a person
-	warned bool // that the backend does not take it
+	failed time.Time // when the first attempt was in vain
+	paused bool      // for a person
+	warned bool      // that the backend does not take it
+}
+
+func (p *delivery) write(ctx context.Context) bool {
+	defer p.setPaused(false)
+	if done, goOn := p.setAside(ctx, Trouble{}); done {
+		return goOn
+	}
+	for attempt := 1; ; attempt++ {
+		p.asked++
+		slow, err := p.attempt(ctx, attempt)
+		var parts fault.Parts
+		if err == nil || errors.As(err, &parts) {
+			if attempt > 1 {
+				p.Log.Info("backend accepts data again", "attempts", attempt)
+			}
+			return p.stored(ctx, parts)
+		}
+		if ctx.Err() != nil || !p.isOwner() {
+			return false
+		}
+		if reason, permanent := fault.Reason(err); permanent {
+			return p.refusedForGood(ctx, reason, err)
+		}
+		p.again = p.again || !definite(err) // perhaps only the answer was lost, not the request
+		now := time.Now()
+		if attempt == 1 {
+			p.failed = now
+		}
+		if p.isPoison(err, attempt, now) {
+			p.suspect = true
+			return p.refusedForGood(ctx, ledger.DeadPoison, fmt.Errorf("not accepted in %d attempts within %v, while the backend accepts what others send: %w", attempt, now.Sub(p.failed).Round(time.Second), err))
+		}
+		if done, goOn := p.wait(ctx, err, p.trouble(err, attempt, slow, now)); done {
+			return goOn
+		}
+	}
+}
+
+// wait waits before the next attempt, or has the payload set aside. done and goOn are as for setAside.
+func (p *delivery) wait(ctx context.Context, err error, t Trouble) (done, goOn bool) {
+	pause, sender := fault.Pause(err, t.Attempts, rand.Float64()), fault.IsSender(err)
+	if sender && p.Aside != nil && mayHealSoon(err, t.Attempts, pause) {
+		pause = min(pause, maxPatience/4)
+	} else {
+		if sender || t.Slow || t.Attempts >= asideAfter {
+			if done, goOn := p.setAside(ctx, t); done {
+				return true, goOn
+			}
+		}
+		p.report(err)
+	}
+	return !p.pause(ctx, pause, err), false
+}
+
+// errSlow is the reason of an attempt that was given up.
+var errSlow = errors.New("the backend gives no answer, while it answers to others")
+
+// attempt tries to write the payload once. slow says that this was given up because it took too long, and the
+// payload may be set aside.
+func (p *delivery) attempt(ctx context.Context, attempt int) (slow bool, err error) {
+	began := time.Now()
+	if p.MayAside != nil && p.SlowAfter > 0 {
+		limited, cut := context.WithCancelCause(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() {
+			for backoff.Sleep(limited, p.SlowAfter) {
+				if p.MayAside(p.instance, p.trouble(errSlow, attempt, true, time.Now())) {
+					cut(errSlow)
+				}
+			}
+		})
+		defer func() {
+			if slow = err != nil && errors.Is(context.Cause(limited), errSlow); slow {
+				err = fmt.Errorf("%w: none in %v", errSlow, time.Since(began).Round(time.Millisecond))
+				p.Writer = Session(p.Writer) // a transport may still read what the writer would reuse
+			}
+			cut(nil)
+			watch.Wait()
+		}()
+		ctx = limited
+	}
+	err = fault.Guard(func() error { return writeArrived(ctx, p.Writer, p.instance, p.payload, p.arrival()) })
+	parts, panicked := fault.Parts(nil), (*fault.Panic)(nil)
+	switch {
+	case errors.As(err, &panicked):
+		p.Writer, p.again = Session(p.Writer), true
+		if p.Panicked != nil {
+			p.Panicked(p.instance, panicked)
+		}
+		err = fault.Permanent(ledger.DeadPoison, err)
+	case (err == nil || errors.As(err, &parts)) && p.Took != nil:
+		p.Took(p.instance, time.Since(began))
+	}
+	return false, err
+}
+
+// trouble describes a failed attempt, or one that takes long.
+func (p *delivery) trouble(err error, attempts int, slow bool, now time.Time) Trouble {
+	t := Trouble{Err: err, Attempts: attempts, Since: p.failed, Slow: slow, Failed: failed(err)}
+	if slow {
+		t.Since = now.Add(-p.SlowAfter / 2)
+	}
+	return t
+}
+
+// failed reports whether a backend's answer means that it has failed.
+func failed(err error) bool {
+	if answer, is := errors.AsType[*httpclient.Error](err); is {
+		return answer.Status/100 == 5
+	}
+	st, is := grpc.FromError(err)
+	return is && slices.Contains([]codes.Code{codes.Unknown, codes.Internal, codes.DataLoss, codes.Aborted}, st.Code())
+}
+
+// isPoison reports whether a payload that was tried in vain is to be given up.
+func (p *delivery) isPoison(err error, attempts int, now time.Time) bool {
+	if p.Poison.Tries == 0 || p.Others == nil || definite(err) || fault.IsSender(err) || fault.IsConfiguration(err) {
+		return false
+	}
+	enough := attempts >= p.Poison.Tries && now.Sub(p.failed) >= p.Poison.After
+	if p.suspect {
+		enough = attempts >= suspectTries
+	}
+	return enough && p.Others(p.instance, now.Add(-lately))
 }
 
 // setAside has the payload taken out of the way, where there is such a way: before it is
-// tried, with why nil, or for a refusal of its sender. done says that nothing is left to do, and
-// goOn what [Deliverer.Write] returns then.
-func (p *delivery) setAside(ctx context.Context, why error) (done, goOn bool) {
-	if p.Aside == nil || why != nil && !fault.IsSender(why) {
+// tried, without a trouble, or for one. done says that nothing is left to do, and goOn what
+// [Deliverer.Write] returns then.
+func (p *delivery) setAside(ctx context.Context, t Trouble) (done, goOn bool) {
+	if p.Aside == nil {
 		return false, true
 	}
-	put, goOn := p.Aside(ctx, p.instance, p.payload, p.again, why)
+	put, goOn := p.Aside(ctx, p.instance, p.payload, p.again, t)
 	return put || !goOn, goOn
 }
 
 // mayHealSoon reports whether a payload whose sender is refused is tried again before it
-// goes aside.
+// may go aside.
 func mayHealSoon(err error, attempt int, wait time.Duration) bool {
 	return attempt < asideAfter && (wait <= maxPatience || fault.IsConfiguration(err))
 }
@@ -212,7 +355,7 @@ func (p *delivery) mayHalve() bool {
 }
 
 func (p *delivery) half(ctx context.Context, payload []byte) bool {
-	return p.write(ctx, p.instance, payload, otlpwire.Count(p.Signal, payload), p.again)
+	return (&delivery{Deliverer: p.Deliverer, instance: p.instance, payload: payload, items: otlpwire.Count(p.Signal, payload), again: p.again, suspect: p.suspect}).write(ctx)
 }
 
 // repeated reports whether the backend refuses an item because it has it from an earlier attempt.

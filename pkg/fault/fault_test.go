@@ -54,7 +54,7 @@ func TestGuard(t *testing.T) {
 		}
 	}
 	why := errors.New("why")
-	if err := Guard(func() error { return why }); err != why {
+	if err := Guard(func() error { return why }); !errors.Is(err, why) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -2,30 +2,33 @@ package sink
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
+	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/policy"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -36,7 +39,8 @@ type tenants struct {
 	refused map[string]error // by instance; "*": everybody
 	stored  map[string][]string
 	asked   map[string]int // how often it has refused
-	slow    chan struct{}  // as-1 is accepted when it is closed; nil: at once
+	slow    chan struct{}  // as-1 is answered when it is closed; nil: at once
+	fails   string         // the item on which it fails
 }
 
 func (w *tenants) Name() string { return "loki" }
@@ -53,6 +57,9 @@ func (w *tenants) Write(ctx context.Context, instance string, payload []byte) er
 		case <-ctx.Done():
 		}
 		w.mu.Lock()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 	}
 	for _, who := range []string{instance, "*"} {
 		if err := w.refused[who]; err != nil {
@@ -60,9 +67,19 @@ func (w *tenants) Write(ctx context.Context, instance string, payload []byte) er
 			return err
 		}
 	}
+	var names []string
 	for item := range otlpwire.Items(payload) {
-		w.stored[instance] = append(w.stored[instance], name(item))
+		switch name := name(item); name {
+		case "boom":
+			panic("boom")
+		case w.fails:
+			w.asked[instance]++
+			return errors.New("500")
+		default:
+			names = append(names, name)
+		}
 	}
+	w.stored[instance] = append(w.stored[instance], names...)
 	return nil
 }
 
@@ -96,17 +113,20 @@ func (w *tenants) refusals(instance string) int {
 type asideWorld struct {
 	*testing.T
 	w    *tenants
-	d    *exporter
+	d    *export.Exporter
 	conn *bus.Conn
 	sent map[string][]string
+	ids  int
 	lane *bus.Lane
 }
 
 func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
 	w := &tenants{refused: map[string]error{}, stored: map[string][]string{}, asked: map[string]int{}}
 	d, conn := testExporter(t, w)
-	d.sig, d.said = sig, new(backoff.Repeats)
-	world := &asideWorld{t, w, d, conn, map[string][]string{}, nil}
+	d.Signal, d.Said = sig, new(backoff.Repeats)
+	d.Count = liveCounterOf(d)
+	d.Accepted, d.Requests = new(backend.Accepted), 4
+	world := &asideWorld{T: t, w: w, d: d, conn: conn, sent: map[string][]string{}}
 	world.router() // for the horizon
 	return world
 }
@@ -115,22 +135,34 @@ func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
 func (w *asideWorld) send(instances ...string) {
 	w.Helper()
 	for _, instance := range instances {
-		n := len(w.sent[instance])
-		item := fmt.Sprintf("%03d", n)
+		item := fmt.Sprintf("%03d", len(w.sent[instance]))
 		w.sent[instance] = append(w.sent[instance], item)
-		m := bus.Message{Subject: bus.Subject(w.d.sig, instance), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: instance + item}}
-		m.Body = lines(w.T, "|"+item+"|")
-		if w.d.sig == otlpwire.Traces {
-			payload, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, fmt.Appendf(nil, `{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"%032x","spanId":"%016x","name":"|%s|"}]}]}]}`, n+1, n+1, item), otlpwire.DefaultLimits)
-			if err != nil {
-				w.Fatal(err)
-			}
-			m.Subject, m.Header.ContentType = bus.SpansSubject(0), envelope.ContentTypeFrames
-			m.Body = envelope.AppendFrame(nil, envelope.Frame{Instance: instance, Arrival: time.Now().UnixNano(), Seq: uint64(n + 1), Payload: payload})
-		}
-		if _, err := w.conn.Publish(w.Context(), m); err != nil {
+		w.publish(instance, item)
+	}
+}
+
+// publish publishes items in one message.
+func (w *asideWorld) publish(instance string, items ...string) {
+	w.Helper()
+	w.ids++
+	now := time.Now().UnixNano()
+	var texts, spans []string
+	for i, item := range items {
+		texts = append(texts, "|"+item+"|")
+		spans = append(spans, fmt.Sprintf(`{"traceId":"%016d%016d","spanId":"%016d","name":"|%s|"}`, w.ids, i+1, w.ids, item)) // decimal: no byte is a bar
+	}
+	m := bus.Message{Subject: bus.Subject(w.d.Signal, instance), Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: len(items), Arrival: now, ID: fmt.Sprint(w.ids)}}
+	m.Body = lines(w.T, texts...)
+	if w.d.Signal == otlpwire.Traces {
+		payload, _, err := otlpwire.FromJSON(nil, otlpwire.Traces, fmt.Appendf(nil, `{"resourceSpans":[{"scopeSpans":[{"spans":[%s]}]}]}`, strings.Join(spans, ",")), otlpwire.DefaultLimits)
+		if err != nil {
 			w.Fatal(err)
 		}
+		m.Subject, m.Header.ContentType = bus.SpansSubject(0), envelope.ContentTypeFrames
+		m.Body = envelope.AppendFrame(nil, envelope.Frame{Instance: instance, Arrival: now, Seq: uint64(w.ids), Payload: payload})
+	}
+	if _, err := w.conn.Publish(w.Context(), m); err != nil {
+		w.Fatal(err)
 	}
 }
 
@@ -147,8 +179,8 @@ func (w *asideWorld) router() *bus.Lane {
 // own runs the lane until stop.
 func (w *asideWorld) own() (stop func()) {
 	w.Helper()
-	cfg := bus.LaneConfig{Stream: bus.Stream(w.d.sig), Filter: bus.PartitionFilter(w.d.sig, 0), Name: "loki-0", Raw: true}
-	if w.d.sig == otlpwire.Traces {
+	cfg := bus.LaneConfig{Stream: bus.Stream(w.d.Signal), Filter: bus.PartitionFilter(w.d.Signal, 0), Name: "loki-0", Raw: true}
+	if w.d.Signal == otlpwire.Traces {
 		cfg.Stream, cfg.Filter = bus.Spans, bus.SpansSubject(0)
 	}
 	lane, err := w.conn.OpenLane(w.Context(), cfg)
@@ -159,24 +191,22 @@ func (w *asideWorld) own() (stop func()) {
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan struct{})
 	own := *w.d
-	own.waits = lane.Waits
-	if own.aside = newAside(own, lane, 0, 2); own.aside.exporter.waits != nil {
-		w.Error("what is delivered beside the lane holds it up")
-	}
-	l := lanes{cfg: Config{Streams: bus.Topology{Replicas: 1}}, led: w.d.led}
-	counts := l.tally(w.d, membership.Shared{Signal: w.d.sig.String(), Backend: "loki", LaneConfig: cfg})
+	own.Waits = lane.Waits
+	own.Aside = export.NewAside(own, lane, 0, 2)
+	l := lanes{cfg: Config{Streams: bus.Topology{Replicas: 1}}, led: w.d.Ledger}
+	counts := l.tally(w.d, membership.Shared{Signal: w.d.Signal.String(), Backend: "loki", LaneConfig: cfg})
 	go func() {
 		defer close(done)
-		if w.d.sig != otlpwire.Traces {
-			_ = newDirectLane(lane, &own, counts).run(ctx)
+		if w.d.Signal != otlpwire.Traces {
+			_ = newDirectLane(lane, &own, liveCounterOf(&own), counts).run(ctx)
 			return
 		}
-		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.log)
+		hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1}, own.Log)
 		hub.Conn = w.conn
-		horizon := horizon.New(hub, versions.DefaultConfig().Late, own.led, own.log)
+		horizon := horizon.New(hub, versions.DefaultConfig().Late, own.Ledger, own.Log)
 		var wg sync.WaitGroup
 		wg.Go(func() { horizon.Run(ctx) })
-		l := newTraceLane(lane, &own, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, counts)
+		l := newTraceLane(lane, &own, liveCounterOf(&own), versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, counts)
 		l.maxBytes = 64 << 20
 		_ = l.run(ctx)
 		wg.Wait()
@@ -192,7 +222,12 @@ func (w *asideWorld) until(what string, ok func() bool) {
 	ctx, cancel := context.WithTimeout(w.Context(), 2*time.Minute)
 	defer cancel()
 	if !backoff.Until(ctx, ok) {
-		w.Fatalf("%s: never; stored %v", what, w.w.stored)
+		got := ""
+		for instance := range w.sent {
+			stored := w.w.of(instance)
+			got += fmt.Sprintf("; %s: %d sent, %d in ASIDE, %d stored, up to %q", instance, len(w.sent[instance]), w.waiting(instance), len(stored), stored[max(0, len(stored)-5):])
+		}
+		w.Fatalf("%s: never%s", what, got)
 	}
 }
 
@@ -210,7 +245,7 @@ func (w *asideWorld) arrived(instances ...string) func() bool {
 // waiting returns how many messages of an instance are in ASIDE.
 func (w *asideWorld) waiting(instance string) (n uint64) {
 	w.Helper()
-	there, err := w.conn.Subjects(w.Context(), bus.Aside, bus.AsideSubject(w.d.sig, "loki", 0, instance))
+	there, err := w.conn.Subjects(w.Context(), bus.Aside, bus.AsideSubject(w.d.Signal, "loki", 0, instance))
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -253,7 +288,7 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			w := newAsideWorld(t, sig)
-			gauge := w.d.led.Aside(sig.String(), 0, "loki")
+			gauge := w.d.Ledger.Aside(sig.String(), 0, "loki")
 			stop := w.own()
 			w.send("as-1", "as-2")
 			w.until("both", w.arrived("as-1", "as-2"))
@@ -292,7 +327,7 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 			w.until("both again", w.arrived("as-1", "as-2"))
 			w.until("the floor", w.nothingOwed)
 			stop()
-			led := w.d.led.Of(sig)
+			led := w.d.Ledger.Of(sig)
 			if aside, delivered := testutil.ToFloat64(led.Aside("loki")), testutil.ToFloat64(led.Delivered("loki")); aside != 20 || delivered != 22+22+20 {
 				t.Errorf("%v items set aside, %v delivered", aside, delivered)
 			}
@@ -335,12 +370,13 @@ func TestWhatIsSetAsideTwice(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
 	w.send("as-1", "as-1")
-	a := newAside(*w.d, w.router(), 0, 2)
 	payload, _, err := new(envelope.Guard).Open(otlpwire.Logs, "as-1", lines(t, "|000|"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.store(t.Context(), "as-1", payload, false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
+	if _, err := w.conn.Publish(t.Context(), bus.Message{Subject: bus.AsideSubject(otlpwire.Logs, "loki", 0, "as-1"), Body: payload, Refusal: &bus.Refusal{Reason: "refused", Backend: "loki", Source: "LOGS 1"}, Header: envelope.Header{
+		ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: 1, ID: "aside-loki-LOGS-1-0",
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	stop := w.own()
@@ -356,15 +392,25 @@ func TestARefusalOfEverybody(t *testing.T) {
 	w.w.refuse("*", errTenant)
 	stop := w.own()
 	w.send("as-1", "as-2", "as-3", "as-1")
-	w.until("the second is tried", func() bool { return w.w.refusals("as-2") >= asideTries })
-	if w.waiting("as-1") != 1 || w.waiting("as-2")+w.waiting("as-3") != 0 || w.nothingOwed() {
-		t.Errorf("set aside: %d, %d, %d", w.waiting("as-1"), w.waiting("as-2"), w.waiting("as-3"))
+	w.until("all are tried", func() bool {
+		return w.w.refusals("as-1") >= asideTries && w.w.refusals("as-2") >= asideTries && w.w.refusals("as-3") >= asideTries
+	})
+	aside := 0
+	for _, instance := range []string{"as-1", "as-2", "as-3"} {
+		aside += min(int(w.waiting(instance)), 1)
+	}
+	if aside != 1 || w.nothingOwed() {
+		t.Errorf("%d are set aside", aside)
 	}
 	stop()
 	w.w.refuse("*", nil)
 	stop = w.own()
 	defer stop()
-	w.until("all", w.arrived("as-1", "as-2", "as-3"))
+	w.until("all", func() bool {
+		return !slices.ContainsFunc([]string{"as-1", "as-2", "as-3"}, func(instance string) bool {
+			return !slices.Equal(slices.Compact(w.w.of(instance)), w.sent[instance])
+		})
+	})
 }
 
 // asideTries is how often a refused payload is tried before it may go aside.
@@ -383,7 +429,7 @@ func TestAsideIsBounded(t *testing.T) {
 		}
 	}
 	w.until("the third is tried", func() bool { return w.w.refusals("as-3") >= asideTries })
-	if slices.Equal(w.w.of("as-4"), w.sent["as-4"]) {
+	if w.waiting("as-3") != 0 || w.nothingOwed() {
 		t.Error("a third one is set aside")
 	}
 	for _, instance := range []string{"as-1", "as-2", "as-3"} {
@@ -392,7 +438,8 @@ func TestAsideIsBounded(t *testing.T) {
 	stop()
 	stop = w.own()
 	defer stop()
-	w.until("all", w.arrived("as-1", "as-2", "as-3", "as-4"))
+	w.until("all", w.arrived("as-1", "as-2", "as-3"))
+	w.until("those behind the third", func() bool { return slices.Equal(slices.Compact(w.w.of("as-4")), w.sent["as-4"]) })
 }
 
 // TestWhatIsRefusedForOtherReasonsStays: neither an outage of a backend nor bad items set an
@@ -400,68 +447,20 @@ func TestAsideIsBounded(t *testing.T) {
 func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
 	t.Parallel()
 	w := newAsideWorld(t, otlpwire.Logs)
-	w.w.refuse("as-1", errors.New("503"))
+	w.w.refuse("*", errors.New("connection refused"))
 	stop := w.own()
 	w.send("as-1", "as-2")
-	w.until("some tries", func() bool { return w.w.refusals("as-1") > asideTries+2 })
-	if w.waiting("as-1") != 0 || len(w.w.of("as-2")) != 0 {
+	w.until("some tries", func() bool { return w.w.refusals("as-1") > asideTries+4 && w.w.refusals("as-2") > asideTries+4 })
+	if w.waiting("as-1")+w.waiting("as-2") != 0 {
 		t.Error("set aside for a backend that is away")
 	}
+	w.w.refuse("*", nil)
 	w.w.refuse("as-1", fault.Permanent(ledger.DeadRefused, errors.New("400")))
 	w.until("the other", w.arrived("as-2"))
 	stop()
-	if n := testutil.ToFloat64(w.d.led.Of(otlpwire.Logs).Dead(ledger.DeadRefused)); n != 1 || w.waiting("as-1") != 0 {
+	if n := testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Logs).Dead(ledger.DeadRefused)); n != 1 || w.waiting("as-1") != 0 {
 		t.Errorf("%v dead letters", n)
 	}
-}
-
-// TestEqualHalvesAreTwo: a payload that is cut, for its size, into two halves of the same bytes is
-// stored as two messages.
-func TestEqualHalvesAreTwo(t *testing.T) {
-	t.Parallel()
-	w := newAsideWorld(t, otlpwire.Logs)
-	random := make([]byte, 700<<10)
-	_, _ = rand.Read(random) // never fails
-	line := "|" + base64.StdEncoding.EncodeToString(random)[:700<<10] + "|"
-	a := newAside(*w.d, w.router(), 0, 2)
-	if err := a.store(t.Context(), "as-1", lines(t, line, line), false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
-		t.Fatal(err)
-	}
-	if n := w.waiting("as-1"); n != 2 {
-		t.Fatalf("%d messages", n)
-	}
-	stop := w.own()
-	defer stop()
-	w.until("both", func() bool { return len(w.w.of("as-1")) == 2 })
-}
-
-// TestWhatNobodyKnowsOfIsFound: what was put into ASIDE without an answer, or by a previous owner that was
-// slow, is delivered by the present owner of the lane.
-func TestWhatNobodyKnowsOfIsFound(t *testing.T) {
-	t.Parallel()
-	w := newAsideWorld(t, otlpwire.Logs)
-	a := newAside(*w.d, w.router(), 0, 2)
-	var asked, owned atomic.Int64
-	a.exporter.owned = func() bool {
-		asked.Add(1)
-		return owned.Load() > 0
-	}
-	if !a.claim(t.Context()) {
-		t.Fatal("no claim")
-	}
-	defer a.close()
-	if err := a.store(t.Context(), "as-1", lines(t, "|000|"), false, origin{stream: bus.Stream(otlpwire.Logs), seq: 1}); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.look(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.until("tries of one who is not the owner", func() bool { return asked.Load() > 2 })
-	if n := len(w.w.of("as-1")); n > 0 {
-		t.Errorf("%d items of one who is not the owner", n)
-	}
-	owned.Store(1)
-	w.until("it", func() bool { return len(w.w.of("as-1")) == 1 && w.waiting("as-1") == 0 })
 }
 
 // TestDeadLettersOfWhatWasSetAside name the message that it was in, and not one of ASIDE.
@@ -475,7 +474,7 @@ func TestDeadLettersOfWhatWasSetAside(t *testing.T) {
 	w.until("it is set aside", func() bool { return w.waiting("as-1") == 1 })
 	w.w.refuse("as-1", fault.Permanent(ledger.DeadRefused, errors.New("400")))
 	w.until("it is dead", func() bool {
-		return w.waiting("as-1") == 0 && testutil.ToFloat64(w.d.led.Of(otlpwire.Logs).Dead(ledger.DeadRefused)) == 1
+		return w.waiting("as-1") == 0 && testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Logs).Dead(ledger.DeadRefused)) == 1
 	})
 	if err := w.conn.Letters(t.Context(), "logs", "as-1", false, func(l bus.Letter) bool {
 		if l.Source != "LOGS 2" || l.Items != 1 {
@@ -515,10 +514,10 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	lane := s.lane(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	s.aside = newAside(*s.exporter, lane, 0, 2)
+	s.Aside = export.NewAside(*s.Exporter, lane, 0, 2)
 	go func() {
 		defer close(done)
-		_ = newDirectLane(lane, s.exporter, nil).run(ctx)
+		_ = newDirectLane(lane, s.Exporter, liveCounterOf(s.Exporter), nil).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
 	sent := 0
@@ -535,12 +534,180 @@ func TestSumsDoNotComeBack(t *testing.T) {
 	}
 	s.refuses(3, http.StatusTooManyRequests, "too many")
 	send()
-	gauge := s.led.Aside("metrics", 0, "prometheus")
+	gauge := s.Ledger.Aside("metrics", 0, "prometheus")
 	if !backoff.Until(t.Context(), func() bool { return testutil.ToFloat64(gauge) == 0 }) {
 		t.Fatal("stopped")
 	}
 	send()
-	if n := testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Aside("prometheus")); n != 1 || fmt.Sprint(s.stored()) != "[1 2 3 1 1]" {
+	if n := testutil.ToFloat64(s.Ledger.Of(otlpwire.Metrics).Aside("prometheus")); n != 1 || fmt.Sprint(s.stored()) != "[1 2 3 1 1]" {
 		t.Errorf("%v set aside, sums are %v", n, s.stored())
 	}
+}
+
+// both runs a test for a direct lane and for one that samples.
+func both(t *testing.T, test func(w *asideWorld)) {
+	t.Parallel()
+	for _, sig := range []otlpwire.Signal{otlpwire.Logs, otlpwire.Traces} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			test(newAsideWorld(t, sig))
+		})
+	}
+}
+
+// TestASlowInstance: an instance for which the backend does not answer is set aside while others are accepted, delays
+// none of them, and comes back when it is answered; all of it, once, in order.
+func TestASlowInstance(t *testing.T) {
+	both(t, func(w *asideWorld) {
+		w.d.SlowAfter = 200 * time.Millisecond
+		stop := w.own()
+		defer stop()
+		w.send("as-1", "as-2", "as-3")
+		w.until("all", w.arrived("as-1", "as-2", "as-3"))
+		slow := make(chan struct{})
+		w.w.mu.Lock()
+		w.w.slow = slow
+		w.w.mu.Unlock()
+		for range 20 {
+			w.send("as-1", "as-2", "as-3")
+		}
+		w.until("the others", w.arrived("as-2", "as-3"))
+		w.until("it is set aside", func() bool {
+			w.send("as-2")
+			return testutil.ToFloat64(w.d.Ledger.Of(w.d.Signal).Aside("loki")) == 20
+		})
+		w.until("the floor", w.nothingOwed)
+		close(slow)
+		w.until("as-1", w.arrived("as-1"))
+		w.send("as-1")
+		w.until("as-1 again", w.arrived("as-1"))
+		w.until("nothing is set aside", func() bool { return w.waiting("as-1") == 0 })
+	})
+}
+
+// TestAFailureOfOne: an instance for whose payloads a backend fails is set aside while others are accepted; a backend
+// that fails for everybody is away, and nobody is set aside.
+func TestAFailureOfOne(t *testing.T) {
+	both(t, func(w *asideWorld) {
+		stop := w.own()
+		defer stop()
+		w.send("as-1", "as-2")
+		w.until("both", w.arrived("as-1", "as-2"))
+		w.w.refuse("as-1", status.Error(codes.Internal, "no"))
+		w.send("as-1")
+		w.until("it is set aside", func() bool {
+			w.send("as-1", "as-2")
+			return w.waiting("as-1") > 1
+		})
+		w.until("the other", w.arrived("as-2"))
+		w.until("the floor", w.nothingOwed)
+		w.w.refuse("as-1", nil)
+		w.until("as-1", w.arrived("as-1"))
+	})
+}
+
+// TestSideBySide: an instance that is not answered holds up no other one that another worker has, and the floor; after
+// a crash nothing of it is lost.
+func TestSideBySide(t *testing.T) {
+	t.Parallel()
+	w := newAsideWorld(t, otlpwire.Logs)
+	stop := w.own()
+	w.w.slow = make(chan struct{})
+	for range 10 {
+		w.send("as-1", "as-2", "as-3", "as-4")
+	}
+	w.until("the others", w.arrived("as-2", "as-3", "as-4"))
+	if at, err := w.lane.Progress(w.Context()); err != nil || at.Done != 0 || w.waiting("as-1") != 0 {
+		t.Errorf("the floor is at %d, %v", at.Done, err)
+	}
+	for range 2 * export.MaxJobs { // more than a lane may have read
+		w.send("as-2")
+	}
+	w.until("what is within the window", func() bool { return len(w.w.of("as-2")) > 10 })
+	stop()
+	if n := len(w.w.of("as-2")); n > 10+export.MaxJobs {
+		t.Errorf("%d messages are written beyond one that is not", n)
+	}
+	close(w.w.slow)
+	stop = w.own()
+	defer stop()
+	w.until("all", func() bool {
+		for instance, sent := range w.sent {
+			got := w.w.of(instance) // from the floor on twice
+			if !slices.Equal(got[max(0, len(got)-len(sent)):], sent) {
+				return false
+			}
+		}
+		return true
+	})
+	w.until("the floor", w.nothingOwed)
+}
+
+// panicking is a processor with a bug.
+type panicking struct{}
+
+func (panicking) Apply(_ otlpwire.Signal, payload []byte) ([]byte, int) {
+	if strings.Contains(string(payload), "|bang|") {
+		panic("bang")
+	}
+	return payload, 0
+}
+
+// TestPoison: an item on which the writer or the processor panics is dead-lettered, and counted; those around it in its
+// payload, and everything else, are delivered in order. The sink lives.
+func TestPoison(t *testing.T) {
+	both(t, func(w *asideWorld) {
+		var said logtest.Log
+		w.d.Process, w.d.Log = panicking{}, said.Logger(slog.LevelInfo)
+		stop := w.own()
+		defer stop()
+		w.send("as-2")
+		w.publish("as-1", "a", "boom", "b", "bang", "c")
+		w.publish("as-1", "boom")
+		w.publish("as-1", "d")
+		w.send("as-2")
+		w.until("the other", w.arrived("as-2"))
+		want := []string{"a", "b", "c", "d"}
+		w.until("what is sound", func() bool { return slices.Equal(w.w.of("as-1"), want) })
+		w.until("the floor", w.nothingOwed)
+		dead := testutil.ToFloat64(w.d.Ledger.Of(w.d.Signal).Dead(ledger.DeadPoison))
+		if writer, processor := testutil.ToFloat64(w.d.Ledger.Panics(ledger.PanicWriter)), testutil.ToFloat64(w.d.Ledger.Panics(ledger.PanicProcessor)); dead != 3 || writer < 2 || processor != 1 {
+			t := w.T
+			t.Errorf("%v are dead, %v panics of the writer, %v of the processor", dead, writer, processor)
+		}
+		by := map[string]int{}
+		if err := w.conn.Letters(w.Context(), w.d.Signal.String(), "as-1", false, func(l bus.Letter) bool {
+			by[l.Backend+" "+l.Reason] += l.Items
+			return true
+		}); err != nil || !maps.Equal(by, map[string]int{"loki poison": 2, "processor poison": 1}) {
+			w.Errorf("letters %v, %v", by, err)
+		}
+		if !said.Says("bug:", "stage=writer", "instance=as-1", "source=", "tenants).Write") {
+			w.Errorf("the log does not say where: %s", &said)
+		}
+	})
+}
+
+// TestABackendThatFailsOnOnePayload: it is narrowed down and dead-lettered, once it has been tried for long enough, while
+// others are accepted, whether its instance is set aside or not.
+func TestABackendThatFailsOnOnePayload(t *testing.T) {
+	both(t, func(w *asideWorld) {
+		w.d.Poison = backend.Poison{Tries: 8}
+		w.w.fails = "curse"
+		stop := w.own()
+		defer stop()
+		w.publish("as-1", "a", "curse", "b")
+		w.publish("as-1", "c")
+		want := []string{"a", "b", "c"}
+		w.until("what is sound", func() bool {
+			w.send("as-2")
+			return slices.Equal(w.w.of("as-1"), want)
+		})
+		w.until("the other", w.arrived("as-2"))
+		w.until("the floor", w.nothingOwed)
+		w.until("nothing is set aside", func() bool { return w.waiting("as-1") == 0 })
+		if dead := testutil.ToFloat64(w.d.Ledger.Of(w.d.Signal).Dead(ledger.DeadPoison)); dead != 1 {
+			w.Errorf("%v are dead", dead)
+		}
+	})
 }

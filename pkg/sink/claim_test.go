@@ -23,11 +23,12 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/export"
 )
 
 // sums is a Prometheus that keeps the first value of each request, and the lane of metrics that feeds it.
 type sums struct {
-	*exporter
+	*export.Exporter
 	conn *bus.Conn
 
 	mu     sync.Mutex
@@ -47,8 +48,9 @@ func newSums(t *testing.T) *sums {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.exporter, s.conn = testExporter(t, w)
-	s.sig = otlpwire.Metrics
+	s.Exporter, s.conn = testExporter(t, w)
+	s.Signal = otlpwire.Metrics
+	s.Count = liveCounterOf(s.Exporter)
 	return s
 }
 
@@ -115,11 +117,11 @@ func TestAClaimBeginsAnew(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			mine := *s.exporter // as when the members start it again
-			_ = newDirectLane(lane, &mine, nil).run(ctx)
+			mine := *s.Exporter // as when the members start it again
+			_ = newDirectLane(lane, &mine, liveCounterOf(&mine), nil).run(ctx)
 		}()
 		if !backoff.Until(t.Context(), func() bool {
-			return len(s.stored())+int(testutil.ToFloat64(s.led.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
+			return len(s.stored())+int(testutil.ToFloat64(s.Ledger.Of(otlpwire.Metrics).Deduplicated("prometheus"))) >= until
 		}) {
 			t.Fatal("stopped")
 		}
@@ -142,7 +144,7 @@ func TestAClaimBeginsAnew(t *testing.T) {
 	if values, want := s.stored(), []float64{1, 2, 3, 1, 2, 1}; fmt.Sprint(values) != fmt.Sprint(want) {
 		t.Errorf("sums are %v, want %v", values, want)
 	}
-	signal := s.led.Of(otlpwire.Metrics)
+	signal := s.Ledger.Of(otlpwire.Metrics)
 	if dead, dedup, delivered := testutil.ToFloat64(signal.Dead(ledger.DeadOutOfOrder)), testutil.ToFloat64(signal.Deduplicated("prometheus")), testutil.ToFloat64(signal.Delivered("prometheus")); dead != 0 || dedup != 1 || delivered != 7 {
 		t.Errorf("%v dead, %v there already, %v delivered", dead, dedup, delivered)
 	}
@@ -157,15 +159,15 @@ func TestALostFloorRepeats(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		mine := *s.exporter
-		_ = newDirectLane(lane, &mine, nil).run(ctx)
+		mine := *s.Exporter
+		_ = newDirectLane(lane, &mine, liveCounterOf(&mine), nil).run(ctx)
 	}()
 	defer func() { stop(); <-done }()
-	const n = 2 * maxRepeated
+	const n = 2 * export.MaxRepeated
 	for i := range n {
 		s.publish(t, i+1)
 	}
-	signal := s.led.Of(otlpwire.Metrics)
+	signal := s.Ledger.Of(otlpwire.Metrics)
 	until := func(what string, c prometheus.Counter, want float64) {
 		t.Helper()
 		within, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -201,7 +203,8 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, conn := testExporter(t, w)
-	d.sig = otlpwire.Metrics
+	d.Signal = otlpwire.Metrics
+	d.Count = liveCounterOf(d)
 	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Stream(otlpwire.Metrics), Filter: bus.PartitionFilter(otlpwire.Metrics, 0), Name: "prometheus-0", Raw: true})
 	if err != nil {
 		t.Fatal(err)
@@ -211,13 +214,13 @@ func TestWhatIsNewIsNoRepetition(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = newDirectLane(lane, d, nil).run(ctx)
+		_ = newDirectLane(lane, d, liveCounterOf(d), nil).run(ctx)
 	}()
 	body, _, err := otlpwire.FromJSON(nil, otlpwire.Metrics, []byte(`{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"g","gauge":{"dataPoints":[{"timeUnixNano":"1","asInt":"1"}]}}]}]}]}`), otlpwire.DefaultLimits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signal := d.led.Of(otlpwire.Metrics)
+	signal := d.Ledger.Of(otlpwire.Metrics)
 	for n := range 3 {
 		if _, err := conn.Publish(t.Context(), bus.Message{Subject: bus.Subject(otlpwire.Metrics, "as-1"), Body: body, Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: time.Now().UnixNano(), ID: fmt.Sprint(n)}}); err != nil {
 			t.Fatal(err)

@@ -5,14 +5,13 @@ import (
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
 // counter counts what becomes of items.
 type counter interface {
-	// ended counts items that a lane has finished: delivered, filtered, dead or dropped for a reason, or set
-	// aside.
-	ended(how tally.Outcome, reason string, items int)
+	export.Counter
 	restamped()
 	decided(out sampler.Output)
 	// rescued counts spans that were sampled out, and are delivered after all.
@@ -28,7 +27,7 @@ type liveCounter struct {
 	backend string
 }
 
-func (t liveCounter) ended(how tally.Outcome, reason string, items int) {
+func (t liveCounter) Ended(how tally.Outcome, reason string, items int) {
 	led, n := t.led.Of(t.sig), float64(items)
 	switch how {
 	case tally.Delivered:
@@ -67,9 +66,9 @@ func (t liveCounter) rescued(items int) { t.led.Of(t.sig).Rescued.Add(float64(it
 // furtherCounter leaves out what the first lane of a signal counts.
 type furtherCounter struct{ liveCounter }
 
-func (t furtherCounter) ended(how tally.Outcome, reason string, items int) {
+func (t furtherCounter) Ended(how tally.Outcome, reason string, items int) {
 	if how != tally.Filtered {
-		t.liveCounter.ended(how, reason, items)
+		t.liveCounter.Ended(how, reason, items)
 	}
 }
 
@@ -82,14 +81,3 @@ func (furtherCounter) incomplete(int) {}
 func (furtherCounter) rescued(int) {}
 
 func (furtherCounter) decided(sampler.Output) {}
-
-// ownCounter notes what becomes of the message, or messages, that a lane writes.
-type ownCounter struct {
-	counter
-	outcomes *tally.Outcomes
-}
-
-func (c ownCounter) ended(how tally.Outcome, reason string, items int) {
-	c.outcomes[how] += items
-	c.counter.ended(how, reason, items)
-}

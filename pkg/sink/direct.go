@@ -2,58 +2,109 @@ package sink
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"sync"
 
-	"github.com/penstock/penstock/pkg/backend"
 	"github.com/penstock/penstock/pkg/bus"
-	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/membership"
+	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
-// directLane writes payloads in the order in which they are read, one message after the other:
+// directLane writes payloads in the order in which they are read, those of different instances side by side:
 // metrics, logs, and spans that are not to be sampled.
 type directLane struct {
 	lane     *bus.Lane
 	feed     feed
-	exporter *exporter
+	exporter *export.Exporter
+	count    counter
+	workers  *export.Workers
 	// ackEvery is after how many messages the floor is moved; so many may come twice after a crash.
 	ackEvery int
-	guard    envelope.Guard
-	body     []byte         // of the current message
-	tally    *tally.Lane    // nil: none is kept
-	ended    tally.Outcomes // of the current message
+	tally    *tally.Lane // nil: none is kept
 	// repeats is how many of the next messages the previous owner may have written: its last
 	// acks may be lost. Messages that came to the hub after the claim are not among them.
 	repeats int
 	// finished is up to where this reader had written everything before: a hub may lose a floor.
 	finished uint64
-	done     uint64 // the last message that has been dealt with
-	count    int    // of messages that have been
+	window   []*message // those that are read and not dealt with, or come after one that is not
+	bytes    int        // of window, as stored
+	done     uint64     // the last message up to which all have been dealt with
+	dealt    int        // how many messages have been
+	ended    bool       // everything has been read
 }
 
-// maxRepeated is the most that repeats can be.
-const maxRepeated = 64
+// message is one that a direct lane has read.
+type message struct {
+	export.Job
+	bus.Delivery
+	items   int
+	settled bool // it has been dealt with
+}
+
+const (
+	// maxWindow is how many bytes may be in a window, as stored, beyond the first message.
+	maxWindow = 8 << 20
+)
 
 // newDirectLane writes live traffic.
-func newDirectLane(lane *bus.Lane, d *exporter, t *tally.Lane) *directLane {
-	l := &directLane{lane: lane, feed: live{exporter: d}, exporter: d, ackEvery: 1, tally: t}
-	d.count = ownCounter{d.counter(), &l.ended}
-	return l
+func newDirectLane(lane *bus.Lane, d *export.Exporter, count counter, t *tally.Lane) *directLane {
+	return &directLane{lane: lane, feed: live{}, exporter: d, count: count, ackEvery: 1, tally: t}
 }
 
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
-func (l *directLane) run(ctx context.Context) (why error) {
+func (l *directLane) run(ctx context.Context) error {
 	defer l.lane.Close()
 	finish, stop := membership.Finish(ctx)
 	defer stop()
 	defer l.tally.Keep()()
-	defer l.exporter.aside.close()
+	defer l.exporter.Aside.Close()
 	defer func() { _ = l.lane.Ack(l.done) }() // acks that were put off
-	l.lane.Run(ctx, func(d bus.Delivery) bool {
-		why = l.take(ctx, finish, d)
-		return why == nil
+	l.workers = export.NewWorkers(finish, l.exporter)
+	defer l.workers.End()
+	deliveries := make(chan bus.Delivery, 16)
+	reading, leave := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer leave() // a replay ends before ctx
+	wg.Go(func() {
+		l.lane.Run(reading, func(d bus.Delivery) bool {
+			select {
+			case deliveries <- d:
+				return true
+			case <-reading.Done():
+				return false
+			}
+		})
 	})
-	return why
+	for {
+		var err error
+		more := deliveries
+		if l.ended || len(l.window) >= export.MaxJobs || l.bytes >= maxWindow {
+			more = nil
+		}
+		select {
+		case <-ctx.Done():
+			_ = l.workers.Finish()
+			l.settled()
+			return ctx.Err()
+		case d := <-more:
+			err = l.take(ctx, finish, d)
+		case j := <-l.workers.Done:
+			if !l.workers.Settle(j) {
+				err = stopped(finish)
+			}
+		}
+		l.settled()
+		switch {
+		case err != nil:
+			return err
+		case l.ended && len(l.window) == 0:
+			return errEnd
+		}
+	}
 }
 
 // claim begins again with a new session of the writer: another owner may have continued the
@@ -63,85 +114,102 @@ func (l *directLane) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !l.exporter.aside.claim(ctx) {
+	if !l.exporter.Aside.Claim(ctx) {
 		return stopped(ctx)
 	}
-	if !l.exporter.retry(ctx, "continue the tally", func() error {
+	if !l.exporter.Retry(ctx, "continue the tally", func() error {
 		finished, err := l.tally.Claim(ctx, l.lane.Floor())
 		l.finished = max(l.finished, finished)
 		return err
 	}) {
 		return stopped(ctx)
 	}
-	if l.repeats = maxRepeated; first {
+	if l.repeats = export.MaxRepeated; first {
 		l.repeats = 0
 	}
-	l.exporter.w = backend.Session(l.exporter.w)
+	l.workers.Session()
 	return nil
 }
 
 // take handles what the lane has read; what has begun when ctx ends is completed under finish.
 func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	if d.Claimed {
+		if !l.workers.Finish() {
+			return stopped(finish)
+		}
+		l.settled()
 		l.finished = d.After
 		return l.claim(finish)
 	}
-	if err := l.feed.next(ctx, d); err != nil {
+	switch err := l.feed.next(ctx, d); {
+	case errors.Is(err, errEnd):
+		l.ended = true
+		return nil
+	case err != nil:
 		return err
-	}
-	if d.Seq == 0 {
+	case d.Seq == 0:
 		if d.Idle {
 			l.repeats = 0
 		}
 		return nil
 	}
 	if d.Restamped {
-		l.exporter.counter().restamped()
+		l.count.restamped()
 	}
+	m := &message{Delivery: d, settled: true}
+	m.Job.Instance = d.Instance()
+	l.window, l.bytes = append(l.window, m), l.bytes+d.Size
 	if l.feed.admits(d) {
-		if err := l.write(finish, d); err != nil {
-			return err
-		}
-	}
-	if l.done, l.count = d.Seq, l.count+1; l.count%l.ackEvery == 0 {
-		if err := l.lane.Ack(l.done); err != nil {
-			l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
-		}
-		l.tally.Floor(l.done)
+		m.settled = false
+		again := l.repeats > 0 || d.Seq <= l.finished
+		l.repeats--
+		m.Then = func() { m.settled = true }
+		m.Do = func(ctx context.Context, w *export.Worker) bool { return l.write(ctx, w, m, again) }
+		l.workers.Put(&m.Job)
 	}
 	if d.Pending == 0 {
 		l.repeats = 0 // nothing came after it: the previous owner has not seen what comes now
 	}
-	l.feed.finished(d.Seq)
-	if l.feed.last(d) {
-		return errEnd
-	}
+	l.ended = l.feed.last(d)
 	return nil
 }
 
-// write writes a message to the backend, and to DEADLETTER what the backend refuses for good.
-func (l *directLane) write(ctx context.Context, d bus.Delivery) error {
-	l.ended = tally.Outcomes{}
-	items, err := l.writeItems(ctx, d)
-	if err == nil {
-		l.tally.Do(func(b *tally.Book) {
-			b.Saw(d.Seq, d.Instance(), items, d.Header.ID)
-			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: items}}, &l.ended)
-		})
+// settled moves the floor past the first messages of the window that have been dealt with.
+func (l *directLane) settled() {
+	n := 0
+	for ; n < len(l.window) && l.window[n].settled; n++ {
+		m := l.window[n]
+		if m.Do != nil {
+			l.tally.Do(func(b *tally.Book) {
+				b.Saw(m.Seq, m.Job.Instance, m.items, m.Header.ID)
+				b.EndedTogether([]tally.Part{{Seq: m.Seq, Instance: m.Job.Instance, Items: m.items}}, &m.Ended)
+			})
+		}
+		l.done, l.bytes = m.Seq, l.bytes-m.Size
 	}
-	return err
+	if n == 0 {
+		return
+	}
+	l.window = slices.Delete(l.window, 0, n)
+	before := l.dealt / l.ackEvery
+	if l.dealt += n; l.dealt/l.ackEvery > before {
+		if err := l.lane.Ack(l.done); err != nil {
+			l.exporter.Log.Debug("ack lost, a later one makes up for it", "err", err)
+		}
+		l.tally.Floor(l.done)
+	}
+	l.feed.finished(l.done)
 }
 
-// writeItems is write; it returns how many items there were.
-func (l *directLane) writeItems(ctx context.Context, d bus.Delivery) (items int, err error) {
-	payload, items, err := d.Open(&l.guard, l.exporter.sig, &l.body)
+// write writes a message to the backend, and to DEADLETTER what the backend refuses for good. It runs in a worker.
+func (l *directLane) write(ctx context.Context, w *export.Worker, m *message, again bool) bool {
+	if w.Signal == otlpwire.Traces {
+		w.Body = nil // a transport may still read the one before
+	}
+	payload, items, err := m.Open(&w.Guard, w.Signal, &w.Body)
+	m.items = items
 	if err != nil {
-		return items, l.feed.unreadable(ctx, d, err)
+		return l.feed.unreadable(ctx, w.Exporter, m.Delivery, err) == nil
 	}
-	again := l.repeats > 0 || d.Seq <= l.finished
-	l.repeats--
-	if !l.exporter.write(ctx, d.Instance(), payload, items, origin{stream: bus.Stream(l.exporter.sig), seq: d.Seq, arrival: d.Header.Arrival, stored: d.Stored, again: again}) {
-		return items, stopped(ctx)
-	}
-	return items, nil
+	return w.Write(ctx, m.Job.Instance, payload, items, export.Origin{Stream: bus.Stream(w.Signal), Seq: m.Seq, Arrival: m.Header.Arrival, Stored: m.Stored, Again: again})
 }

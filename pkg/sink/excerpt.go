@@ -20,6 +20,7 @@ import (
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -67,8 +68,8 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 			e.report(report)
 		}
 	})
-	own := *e.exporter(e.sig, w, e.lane.Partition)
-	own.owned, own.count, own.log = lane.Owned, e, own.log.With("replay", e.job.ID)
+	own := *e.exporter(e.sig, w, e.lane.Partition, e)
+	own.Owned, own.Log = lane.Owned, own.Log.With("replay", e.job.ID)
 	err := e.read(ctx, lane, &own)
 	stop()
 	reporter.Wait()
@@ -82,7 +83,7 @@ func (e *excerpt) run(ctx context.Context, lane *bus.Lane, w backend.Writer) {
 }
 
 // read runs the lane; it returns errEnd when everything has been read and handled.
-func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error {
+func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *export.Exporter) error {
 	policies, err := e.decides(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
@@ -93,7 +94,7 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 		return err
 	}
 	if policies == nil {
-		return (&directLane{lane: lane, feed: e, exporter: own, ackEvery: ackEvery}).run(ctx)
+		return (&directLane{lane: lane, feed: e, exporter: own, count: e, ackEvery: ackEvery}).run(ctx)
 	}
 	spread := partition.Spread{N: max(policies.Base().Partitions, 1)}
 	if !backoff.Retry(ctx, e.log, "read how SPANS is spread", func() error {
@@ -111,7 +112,7 @@ func (e *excerpt) read(ctx context.Context, lane *bus.Lane, own *exporter) error
 	}
 	return (&traceLane{
 		follow: follow,
-		lane:   lane, feed: e, exporter: own, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
+		lane:   lane, feed: e, exporter: own, count: e, policies: policies, maxBytes: int(e.cfg.Sampling.MaxBytes), attribute: e.cfg.Sampling.PolicyAttribute,
 		stream: bus.Stream(e.sig), filters: e.lane.Filters(), frames: received, spread: spread, in: e.In,
 		journalStream: bus.Replayed, journalSubject: bus.ReplayedSubject(e.job.Run(), e.lane.Partition),
 	}).run(ctx)
@@ -377,7 +378,7 @@ func (e *excerpt) readable() horizon.Readable {
 func (e *excerpt) asks(instance string) bool { return e.job.Matches(instance) }
 
 // unreadable counts a message that has been in DEADLETTER since it was read live.
-func (e *excerpt) unreadable(_ context.Context, d bus.Delivery, _ error) error {
+func (e *excerpt) unreadable(_ context.Context, _ *export.Exporter, d bus.Delivery, _ error) error {
 	e.unchosen(max(d.Header.Items, 1))
 	return nil
 }
@@ -449,8 +450,8 @@ func (e *excerpt) unchosen(items int) {
 	e.change(func(p *replay.Progress) { p.Unchosen += int64(items) })
 }
 
-// ended counts for the job. What is filtered counts as not asked for; replays set nothing aside.
-func (e *excerpt) ended(how tally.Outcome, reason string, items int) {
+// Ended counts for the job. What is filtered counts as not asked for; replays set nothing aside.
+func (e *excerpt) Ended(how tally.Outcome, reason string, items int) {
 	switch how {
 	case tally.Delivered:
 		e.led.Replayed(e.sig, e.backend).Add(float64(items))

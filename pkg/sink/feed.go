@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 )
 
@@ -25,8 +26,8 @@ type feed interface {
 	readable() horizon.Readable
 	// admits reports whether a message is wanted, and counts it if it is not.
 	admits(d bus.Delivery) bool
-	// unreadable handles a message that holds no telemetry.
-	unreadable(ctx context.Context, d bus.Delivery, why error) error
+	// unreadable handles a message that holds no telemetry; e counts what becomes of it.
+	unreadable(ctx context.Context, e *export.Exporter, d bus.Delivery, why error) error
 	// last reports whether nothing that is to be read comes after d.
 	last(d bus.Delivery) bool
 	// finished notes that everything up to the floor has been handled.
@@ -50,10 +51,7 @@ func stopped(ctx context.Context) error {
 }
 
 // live is live traffic: all of it, without an end.
-type live struct {
-	exporter *exporter
-	horizon  *horizon.Horizon
-}
+type live struct{ horizon *horizon.Horizon }
 
 func (live) claim(context.Context) (bool, error)      { return false, nil }
 func (live) next(context.Context, bus.Delivery) error { return nil }
@@ -63,8 +61,8 @@ func (live) admits(bus.Delivery) bool                 { return true }
 func (live) last(bus.Delivery) bool                   { return false }
 func (live) finished(uint64)                          {}
 
-func (l live) unreadable(ctx context.Context, d bus.Delivery, why error) error {
-	if !l.exporter.undecodable(ctx, d, why) {
+func (live) unreadable(ctx context.Context, e *export.Exporter, d bus.Delivery, why error) error {
+	if !e.Undecodable(ctx, d, why) {
 		return stopped(ctx)
 	}
 	return nil

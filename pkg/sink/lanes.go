@@ -21,6 +21,7 @@ import (
 	"github.com/penstock/penstock/pkg/processor"
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -37,6 +38,7 @@ type lanes struct {
 	horizon  *horizon.Horizon
 	said     backoff.Repeats
 	quota    bus.Quota
+	accepted sync.Map // *backend.Accepted by the names of a signal and a backend
 }
 
 func (l *lanes) service() services.Service {
@@ -108,12 +110,13 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	s := membership.Shared{Signal: sig.String(), Partition: p, Backend: w.Name(), LaneConfig: bus.LaneConfig{
 		Stream: bus.Stream(sig), Filter: bus.PartitionFilter(sig, p), Name: w.Name() + "-" + strconv.Itoa(p), Raw: true,
 	}}
-	d := l.exporter(sig, w, p)
+	var count counter = liveCounter{l.led, sig, w.Name()}
 	journal, gauges := bus.DecisionsSubject(p), strconv.Itoa(p)
 	if further {
-		d.count = furtherCounter{liveCounter{l.led, sig, w.Name()}}
+		count = furtherCounter{liveCounter{l.led, sig, w.Name()}}
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
+	d := l.exporter(sig, w, p, count)
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter, s.Journal = bus.Spans, bus.SpansSubject(p), journal
 		told := new(atomic.Value)
@@ -122,33 +125,33 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		s.Hold = func() time.Duration { return l.policies.Wait() + l.cfg.Sampling.SourceLag }
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
-			own.waits, own.aside = lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
-			t := newTraceLane(lane, &own, l.policies, journal, l.horizon, l.tally(d, s))
+			own.Waits, own.Aside = lane.Waits, export.NewAside(own, lane, p, l.cfg.Aside.MaxInstances)
+			t := newTraceLane(lane, &own, count, l.policies, journal, l.horizon, l.tally(d, s))
 			t.filters, t.tell = []string{s.Filter}, func(text string) { told.Store(text) }
 			t.maxBytes, t.attribute, t.gauges = int(l.cfg.Sampling.MaxBytes), l.cfg.Sampling.PolicyAttribute, gauges
-			own.ended(ctx, t.run(ctx))
+			ended(ctx, own.Log, t.run(ctx))
 		}
 		return s
 	}
 	s.Run = func(ctx context.Context, lane *bus.Lane) {
 		own := *d
-		own.owned, own.waits, own.aside = lane.Owned, lane.Waits, newAside(own, lane, p, l.cfg.Aside.MaxInstances)
-		own.ended(ctx, newDirectLane(lane, &own, l.tally(d, s)).run(ctx))
+		own.Owned, own.Waits, own.Aside = lane.Owned, lane.Waits, export.NewAside(own, lane, p, l.cfg.Aside.MaxInstances)
+		ended(ctx, own.Log, newDirectLane(lane, &own, count, l.tally(d, s)).run(ctx))
 	}
 	return s
 }
 
 // tally returns the tally of a lane.
-func (l *lanes) tally(d *exporter, s membership.Shared) *tally.Lane {
+func (l *lanes) tally(d *export.Exporter, s membership.Shared) *tally.Lane {
 	var (
 		guard envelope.Guard
 		body  []byte
 	)
 	cfg := tally.Config{
-		Conn: d.conn, Replicas: l.cfg.Streams.Replicas, Stream: s.Stream, Lane: s.Name, Filter: s.Filter, Log: d.log,
+		Conn: d.Conn, Replicas: l.cfg.Streams.Replicas, Stream: s.Stream, Lane: s.Name, Filter: s.Filter, Log: d.Log,
 		Items: func(m bus.Delivery, saw func(instance string, items int)) {
 			if s.Stream != bus.Spans {
-				_, items, _ := m.Open(&guard, d.sig, &body)
+				_, items, _ := m.Open(&guard, d.Signal, &body)
 				saw(m.Instance(), items)
 				return
 			}
@@ -167,16 +170,22 @@ func (l *lanes) tally(d *exporter, s membership.Shared) *tally.Lane {
 	return tally.Open(cfg)
 }
 
-func (l *lanes) exporter(sig otlpwire.Signal, w backend.Writer, p int) *exporter {
-	return &exporter{said: &l.said, quota: &l.quota,
-		sig: sig, w: w, process: l.process, conn: func() *bus.Conn { return l.hub.Conn }, led: l.led,
-		log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
+func (l *lanes) exporter(sig otlpwire.Signal, w backend.Writer, p int, count export.Counter) *export.Exporter {
+	accepted, _ := l.accepted.LoadOrStore(sig.String()+" "+w.Name(), new(backend.Accepted))
+	d := &export.Exporter{
+		Signal: sig, Writer: w, Conn: func() *bus.Conn { return l.hub.Conn }, Ledger: l.led, Count: count, Said: &l.said, Quota: &l.quota,
+		Accepted: accepted.(*backend.Accepted), Poison: l.cfg.Poison, SlowAfter: l.cfg.Aside.SlowAfter, Requests: l.cfg.Requests,
+		Log: l.log.With("signal", sig.String(), "partition", p, "backend", w.Name()),
 	}
+	if l.process != nil {
+		d.Process = l.process
+	}
+	return d
 }
 
 // ended logs why a lane ended by itself; the members start it again while it is still placed here.
-func (d *exporter) ended(ctx context.Context, why error) {
+func ended(ctx context.Context, log *slog.Logger, why error) {
 	if ctx.Err() == nil {
-		d.log.Debug("lane ended, will be started again", "err", why)
+		log.Debug("lane ended, will be started again", "err", why)
 	}
 }

@@ -80,7 +80,7 @@ func (l *traceLane) append(ctx context.Context, items int, body []byte) error {
 	msg := l.journal.Entry(l.decisionsMessage(items))
 	msg.Body, msg.Header.Encoding = envelope.Compress(nil, body, envelope.S2)
 	superseded := false
-	if !l.exporter.retry(ctx, "record decisions", func() error {
+	if !l.exporter.Retry(ctx, "record decisions", func() error {
 		err := l.journal.Append(ctx, msg)
 		if superseded = errors.Is(err, bus.ErrSuperseded); superseded {
 			return nil
@@ -90,8 +90,8 @@ func (l *traceLane) append(ctx context.Context, items int, body []byte) error {
 		return stopped(ctx)
 	}
 	if superseded {
-		if more, due := l.exporter.said.Due("superseded "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
+		if more, due := l.exporter.Said.Due("superseded "+l.journalSubject, time.Now()); due {
+			l.exporter.Log.Info("another sink has taken over the partition, its decisions apply", "more_since_last_said", more)
 		}
 		return bus.ErrSuperseded
 	}
@@ -109,6 +109,6 @@ func (l *traceLane) checkpoint(ctx context.Context) {
 	msg := l.journal.Entry(l.decisionsMessage(0))
 	msg.Body = envelope.AppendDecision(nil, envelope.Decision{})
 	if err := l.journal.Append(ctx, msg); err != nil {
-		l.exporter.log.Debug("checkpoint not written; some traces may be exported twice after failover", "err", err)
+		l.exporter.Log.Debug("checkpoint not written; some traces may be exported twice after failover", "err", err)
 	}
 }

@@ -162,7 +162,7 @@ policies:
 	for name, deaths := range map[string][]int{"live": nil, "after two failovers": {len(messages) / 3, 2 * len(messages) / 3}, "from the start again": {}} {
 		k := &spanSet{spans: map[uint64]bool{}}
 		d, conn := testExporter(t, k)
-		d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
+		d.Signal, d.Ledger = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
 		next := 0
 		publish := func(upto int) {
 			for next < upto {
@@ -182,9 +182,9 @@ policies:
 		}
 		sinks := append(deaths, len(messages))
 		for _, upto := range sinks {
-			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+			hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.Log)
 			hub.Conn = conn
-			horizon := horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log)
+			horizon := horizon.New(hub, versions.DefaultConfig().Late, d.Ledger, d.Log)
 			ctx, die := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
 			wg.Go(func() { horizon.Run(ctx) })
@@ -192,7 +192,7 @@ policies:
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := newTraceLane(lane, d, versions.Fixed(policies, domain.Version{Number: 1, From: 1, Set: domain.New(domain.Config{{Name: "d", Instances: []string{"as-1", "as-2"}}})}), bus.DecisionsSubject(0), horizon, nil)
+			l := newTraceLane(lane, d, liveCounterOf(d), versions.Fixed(policies, domain.Version{Number: 1, From: 1, Set: domain.New(domain.Config{{Name: "d", Instances: []string{"as-1", "as-2"}}})}), bus.DecisionsSubject(0), horizon, nil)
 			l.maxBytes = 64 << 20
 			wg.Go(func() { _ = l.run(ctx) })
 			begun := k.more(1000)

@@ -124,12 +124,12 @@ func TestExcerptsEnd(t *testing.T) {
 // progress, and nothing undoes that the lane is done.
 func TestOneWriterOfProgress(t *testing.T) {
 	d, conn := testExporter(t, &picky{})
-	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.Log)
 	hub.Conn = conn
 	job := &replay.Job{State: replay.Running, Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"logs"}}}
 	job.ID = job.JobID()
 	open := func(name string) *excerpt {
-		ls := &lanes{log: d.log, led: d.led, hub: hub, members: membership.New(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.log)}
+		ls := &lanes{log: d.Log, led: d.Ledger, hub: hub, members: membership.New(hub, "sink", name, ledger.New(prometheus.NewRegistry()), d.Log)}
 		e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "logs", First: 1, Last: 9}, sig: otlpwire.Logs}
 		e.owned = func() bool { return true }
 		return e
@@ -157,7 +157,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if first, err := a.claim(ctx); err != nil || !first {
 		t.Fatalf("claimed: %v, the first one: %v", err, first)
 	}
-	a.ended(tally.Delivered, "", 3)
+	a.Ended(tally.Delivered, "", 3)
 	if err := errors.Join(a.write(ctx), a.write(ctx)); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestOneWriterOfProgress(t *testing.T) {
 	if err := a.write(ctx); err != nil {
 		t.Fatal(err)
 	}
-	b.ended(tally.Delivered, "", 4)
+	b.Ended(tally.Delivered, "", 4)
 	if err := b.write(ctx); err == nil || errors.Is(err, errLost) {
 		t.Errorf("the owner's first try: %v", err)
 	}
@@ -207,12 +207,12 @@ func TestOneWriterOfProgress(t *testing.T) {
 // is not for reaches neither the samplers nor the backend.
 func TestOthersAreLeftOut(t *testing.T) {
 	d, _ := testExporter(t, &picky{})
-	ls := &lanes{log: d.log, led: d.led, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log), "sink", "a", d.led, d.log)}
+	ls := &lanes{log: d.Log, led: d.Ledger, members: membership.New(bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.Log), "sink", "a", d.Ledger, d.Log)}
 	job := &replay.Job{Request: replay.Request{From: replay.Point{Seq: 1}, To: replay.Point{Seq: 9}, Signals: []string{"traces"}, Instances: []string{"shop-*"}}}
 	e := &excerpt{replays: newReplays(ls, Writers{}), job: replay.Status{Job: job}, lane: replay.Lane{Signal: "traces", Last: 9}, sig: otlpwire.Traces, sampled: true}
 	set := policy.KeepAll(time.Second)
 	set.Partitions = 2
-	l := &traceLane{exporter: d, policies: versions.Fixed(set), feed: e, frames: received, sampler: sampler.NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)}
+	l := &traceLane{exporter: d, count: e, policies: versions.Fixed(set), feed: e, frames: received, sampler: sampler.NewSamplers(set, partition.Spread{N: 2}, 1<<20, 0, nil)}
 	payload, _ := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
 		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567"), Name: "x"},
 	}}}}}})

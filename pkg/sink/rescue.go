@@ -106,7 +106,7 @@ type rescuePass struct {
 	body    []byte
 }
 
-func (p *rescuePass) log() *slog.Logger { return p.lane.exporter.log }
+func (p *rescuePass) log() *slog.Logger { return p.lane.exporter.Log }
 
 // read reads to the end of the range; after an error it may be called again.
 func (p *rescuePass) read(ctx context.Context) error {
@@ -114,7 +114,7 @@ func (p *rescuePass) read(ctx context.Context) error {
 	if err := p.look(ctx); err != nil || p.next > upto {
 		return err
 	}
-	reader, err := p.lane.exporter.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: p.lane.stream, From: p.next, Filters: p.lane.filters})
+	reader, err := p.lane.exporter.Conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: p.lane.stream, From: p.next, Filters: p.lane.filters})
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ var errBehind = errors.New("not everything has been read")
 
 // look counts the traces of which the stream does not have everything any more that is still to be read.
 func (p *rescuePass) look(ctx context.Context) error {
-	state, err := p.lane.exporter.conn().State(ctx, p.lane.stream)
+	state, err := p.lane.exporter.Conn().State(ctx, p.lane.stream)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (p *rescuePass) look(ctx context.Context) error {
 		return max(d.From, p.next) <= d.Upto && max(d.From, p.next) < state.FirstSeq
 	})
 	if gone := had - len(p.unread); gone > 0 {
-		p.lane.exporter.counter().incomplete(gone)
+		p.lane.count.incomplete(gone)
 		p.log().Warn("late spans have brought back traces of which the hub does not have everything any more", "traces", gone)
 	}
 	return nil

@@ -31,7 +31,7 @@ func TestSourcesAreShown(t *testing.T) {
 	d, _ := testExporter(t, &picky{})
 	told := ""
 	l := &traceLane{exporter: d, gauges: "3", tell: func(text string) { told = text }}
-	known, waiting := d.led.Sources("3")
+	known, waiting := d.Ledger.Sources("3")
 	for _, tc := range []struct {
 		of   sampler.Sources
 		text string
@@ -78,7 +78,7 @@ func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 	t.Parallel()
 	g := &gate{asked: make(chan struct{}), open: make(chan struct{})}
 	d, conn := testExporter(t, g)
-	d.sig, d.led = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
+	d.Signal, d.Ledger = otlpwire.Traces, ledger.New(prometheus.NewRegistry())
 	set, err := policy.Parse("p", []byte("decision_wait: 1s\npolicies: [{name: errors, type: status_code, status_code: {status_codes: [ERROR]}}]"))
 	if err != nil {
 		t.Fatal(err)
@@ -98,14 +98,14 @@ func TestARescueIsRecordedAsSentWhenItIs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.log)
+	hub := bus.NewHub(bus.Config{}, bus.DefaultTopology(), d.Log)
 	hub.Conn = conn
 	lane, err := conn.OpenLane(t.Context(), bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	counts := tally.Open(tally.Config{Conn: d.conn, Replicas: 1, Stream: bus.Spans, Lane: "tempo-0", Filter: bus.SpansSubject(0), Log: d.log})
-	l := newTraceLane(lane, d, versions.Fixed(set), bus.DecisionsSubject(0), horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log), counts)
+	counts := tally.Open(tally.Config{Conn: d.Conn, Replicas: 1, Stream: bus.Spans, Lane: "tempo-0", Filter: bus.SpansSubject(0), Log: d.Log})
+	l := newTraceLane(lane, d, liveCounterOf(d), versions.Fixed(set), bus.DecisionsSubject(0), horizon.New(hub, versions.DefaultConfig().Late, d.Ledger, d.Log), counts)
 	l.maxBytes = 64 << 20
 	again := func() uint64 {
 		all, err := tally.All(t.Context(), conn)

@@ -9,7 +9,7 @@
 //   - A lane's floor passes a message only after everything in it has been stored by
 //     the backend, sampled out, filtered, set aside or dead-lettered with a reason.
 //   - Per instance and signal items reach the backend in the order in which
-//     they arrived at its edge; a retry blocks its own lane only, and a refusal of one
+//     they arrived at its edge; a retry blocks its own lane only, and trouble with one
 //     instance that instance only.
 //   - One request to a backend holds items of one instance.
 //   - Sinks share the partitions: each has one owner, and a new one when that owner
@@ -35,6 +35,7 @@ import (
 	"github.com/penstock/penstock/pkg/replay"
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -59,8 +60,13 @@ type Config struct {
 	Backends   `yaml:",inline"`
 	// Further backends: a second site, or the other one of a pair. Each receives all data of its
 	// signals through its own lanes, so that a slow or unavailable one does not delay the others.
-	Also  []backend.Named `yaml:"also"`
-	Aside AsideConfig     `yaml:"aside"`
+	Also []backend.Named `yaml:"also"`
+	// How many requests a lane may have at its backend at a time, each of another instance.
+	Requests int                `yaml:"requests_per_lane"`
+	Aside    export.AsideConfig `yaml:"aside"`
+	// When a payload that the backend never answers, or with an error of its own each time, becomes a dead letter,
+	// while it accepts what other instances send: when both are reached.
+	Poison backend.Poison `yaml:"poison"`
 	// The name of this process among the sinks that share the partitions; it must be unique. Empty:
 	// the host's name with a random suffix.
 	Member string `yaml:"member"`
@@ -84,7 +90,9 @@ func DefaultConfig() Config {
 		Drain:    5 * time.Second,
 	}
 	c.Backends.File.Dir = "penstock-data"
-	c.Aside.MaxInstances = 16
+	c.Requests = 4
+	c.Aside = export.AsideConfig{MaxInstances: 16, SlowAfter: 2 * time.Second}
+	c.Poison = backend.Poison{After: 15 * time.Minute, Tries: 50}
 	return c
 }
 
@@ -135,10 +143,16 @@ func (c *Config) Validate() error {
 	if c.Aside.MaxInstances < 0 || c.Aside.MaxInstances > 1024 {
 		errs = append(errs, fmt.Errorf("aside.max_instances is %d, want 0 to 1024", c.Aside.MaxInstances))
 	}
+	if c.Aside.SlowAfter < 0 || c.Aside.SlowAfter > time.Minute {
+		errs = append(errs, fmt.Errorf("aside.slow_after is %v, want 0 to 1m", c.Aside.SlowAfter))
+	}
+	if c.Requests < 1 || c.Requests > 64 {
+		errs = append(errs, fmt.Errorf("requests_per_lane is %d, want 1 to 64", c.Requests))
+	}
 	if c.Backends.File.Dir == "" {
 		errs = append(errs, errors.New("file.dir is not set"))
 	}
-	errs = append(errs, c.Domains.Validate("domains"), c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
+	errs = append(errs, c.Poison.Validate("poison"), c.Domains.Validate("domains"), c.Backends.Validate(""), backend.ValidateNamed("also", c.Also))
 	if _, err := processor.New("processing", c.Processing); err != nil {
 		errs = append(errs, err)
 	}

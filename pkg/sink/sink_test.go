@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
+	"github.com/penstock/penstock/pkg/sink/export"
 )
 
 // picky is a backend that refuses payloads that hold a poisoned line, and fails a given number of times.
@@ -53,11 +54,11 @@ func (p *picky) Write(_ context.Context, _ string, payload []byte) error {
 	return nil
 }
 
-func testExporter(t *testing.T, w backend.Writer) (*exporter, *bus.Conn) {
+func testExporter(t *testing.T, w backend.Writer) (*export.Exporter, *bus.Conn) {
 	return testPartitions(t, w, 1)
 }
 
-func testPartitions(t *testing.T, w backend.Writer, n int) (*exporter, *bus.Conn) {
+func testPartitions(t *testing.T, w backend.Writer, n int) (*export.Exporter, *bus.Conn) {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	b, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 2 << 20}, quiet)
@@ -72,7 +73,13 @@ func testPartitions(t *testing.T, w backend.Writer, n int) (*exporter, *bus.Conn
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	return &exporter{sig: otlpwire.Logs, w: w, conn: func() *bus.Conn { return conn }, led: ledger.New(prometheus.NewRegistry()), log: quiet, quota: new(bus.Quota)}, conn
+	d := &export.Exporter{Signal: otlpwire.Logs, Writer: w, Conn: func() *bus.Conn { return conn }, Ledger: ledger.New(prometheus.NewRegistry()), Log: quiet, Quota: new(bus.Quota)}
+	d.Count = liveCounterOf(d)
+	return d, conn
+}
+
+func liveCounterOf(d *export.Exporter) counter {
+	return liveCounter{d.Ledger, d.Signal, d.Writer.Name()}
 }
 
 func lines(t *testing.T, texts ...string) []byte {
@@ -97,7 +104,7 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 		texts = append(texts, fmt.Sprintf("line %03d", i))
 	}
 	texts[37] = "poison"
-	if !d.write(t.Context(), "as-1", lines(t, texts...), len(texts), origin{stream: bus.Stream(otlpwire.Logs), seq: 1, arrival: 7}) {
+	if !d.Write(t.Context(), "as-1", lines(t, texts...), len(texts), export.Origin{Stream: bus.Stream(otlpwire.Logs), Seq: 1, Arrival: 7}) {
 		t.Fatal("not finished")
 	}
 	if len(w.stored) != 99 || w.writes > 2+2*7+2 {
@@ -108,7 +115,7 @@ func TestOnlyTheCulpritIsDeadLettered(t *testing.T) {
 			t.Fatalf("order is lost: %q after %q", w.stored[i], w.stored[i-1])
 		}
 	}
-	led := d.led.Of(otlpwire.Logs)
+	led := d.Ledger.Of(otlpwire.Logs)
 	if n, m := testutil.ToFloat64(led.Delivered("loki")), testutil.ToFloat64(led.Dead(ledger.DeadRefused)); n != 99 || m != 1 {
 		t.Errorf("delivered %v, dead %v", n, m)
 	}
@@ -131,7 +138,7 @@ func TestWriteEndsWithItsContext(t *testing.T) {
 	d, _ := testExporter(t, w)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if d.write(ctx, "as-1", lines(t, "a"), 1, origin{}) {
+	if d.Write(ctx, "as-1", lines(t, "a"), 1, export.Origin{}) {
 		t.Error("a failing backend has taken data")
 	}
 	if w.writes < 2 {
@@ -155,6 +162,11 @@ func TestConfig(t *testing.T) {
 		"loki":                             func(c *Config) { c.Loki.URL = "file:///etc/passwd" },
 		"streams.max_age":                  func(c *Config) { c.Streams.MaxAge = 1 },
 		"sampling.max_bytes_per_partition": func(c *Config) { c.Sampling.MaxBytes = 0 },
+		"aside.max_instances":              func(c *Config) { c.Aside.MaxInstances = -1 },
+		"aside.slow_after":                 func(c *Config) { c.Aside.SlowAfter = time.Hour },
+		"requests_per_lane":                func(c *Config) { c.Requests = 0 },
+		"poison.after":                     func(c *Config) { c.Poison.After = -1 },
+		"poison.tries":                     func(c *Config) { c.Poison.Tries = 2 },
 	} {
 		c := DefaultConfig()
 		change(&c)

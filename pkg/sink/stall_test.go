@@ -43,10 +43,10 @@ func TestABackendThatTakesNothing(t *testing.T) {
 			log := said.Logger(slog.LevelInfo)
 			hub := bus.NewHub(bus.Config{}, bus.Topology{Partitions: 1, Replicas: 1}, log)
 			hub.Conn = conn
-			members := membership.New(hub, "sink", "one", d.led, log)
+			members := membership.New(hub, "sink", "one", d.Ledger, log)
 			cfg := DefaultConfig()
 			cfg.Streams.Partitions = 1
-			l := &lanes{cfg: cfg, policies: versions.Fixed(policy.KeepAll(time.Second)), led: d.led, log: log, hub: hub, members: members}
+			l := &lanes{cfg: cfg, policies: versions.Fixed(policy.KeepAll(time.Second)), led: d.Ledger, log: log, hub: hub, members: members}
 			lane := l.lane(otlpwire.Traces, write, 0, false)
 			if hold := lane.Hold(); hold != time.Second+cfg.Sampling.SourceLag {
 				t.Errorf("the lane holds for %v", hold)
@@ -70,7 +70,7 @@ func TestABackendThatTakesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			seconds, stalls := d.led.Stall("traces", "0", "tempo")
+			seconds, stalls := d.Ledger.Stall("traces", "0", "tempo")
 			wait, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer stop()
 			if !backoff.Until(wait, func() bool {

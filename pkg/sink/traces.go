@@ -18,6 +18,7 @@ import (
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 	"github.com/penstock/penstock/pkg/sampling/versions"
+	"github.com/penstock/penstock/pkg/sink/export"
 	"github.com/penstock/penstock/pkg/sink/horizon"
 	"github.com/penstock/penstock/pkg/tally"
 )
@@ -27,7 +28,8 @@ import (
 type traceLane struct {
 	lane     *bus.Lane
 	feed     feed
-	exporter *exporter
+	exporter *export.Exporter
+	count    counter
 	policies *versions.Versions
 	maxBytes int
 	// attribute is the key of the span attribute that names the policy; empty for
@@ -48,8 +50,9 @@ type traceLane struct {
 	tell   func(text string)
 	// follow, if not nil, gives a new sampler the decisions that were made live.
 	follow func(ctx context.Context, s *sampler.Samplers) error
-	tally  *tally.Lane    // nil: none is kept
-	wrote  tally.Outcomes // of the current request
+	tally  *tally.Lane // nil: none is kept
+
+	workers *export.Workers
 
 	sampler   *sampler.Samplers // nil: waiting for the lane to be claimed
 	rescues   rescues
@@ -62,17 +65,16 @@ type traceLane struct {
 	sources   []envelope.Sources  // of the instances, not yet recorded
 	exports   []sampler.Export    // decided, not yet stored by the backend
 	bytes     int                 // of exports
-	scratch   []byte
-	rewind    bool             // once everything is sent, begin again at the floor
-	ended     bool             // everything has been read
-	horizon   *horizon.Horizon // nil: the time of silent instances does not advance
-	mark      horizon.Mark     // of the horizon, not reached yet
-	idled     time.Time        // Asked of the last mark that was reached
-	free      time.Time        // when SPANS last had room
-	used      int              // how many changes of policies and domains the sampler knows
-	domains   int              // and how many versions of these
-	written   time.Time        // when the journal was last written
-	toldAt    time.Time        // when the sources were last shown
+	rewind    bool                // once everything is sent, begin again at the floor
+	ended     bool                // everything has been read
+	horizon   *horizon.Horizon    // nil: the time of silent instances does not advance
+	mark      horizon.Mark        // of the horizon, not reached yet
+	idled     time.Time           // Asked of the last mark that was reached
+	free      time.Time           // when SPANS last had room
+	used      int                 // how many changes of policies and domains the sampler knows
+	domains   int                 // and how many versions of these
+	written   time.Time           // when the journal was last written
+	toldAt    time.Time           // when the sources were last shown
 }
 
 const (
@@ -93,16 +95,17 @@ const (
 	// maxRequest is how many bytes go to the backend in one request, without what the
 	// decision adds to each span; Tempo accepts 4 MiB by default.
 	maxRequest = 1 << 20
+
+	// maxSending is beyond how many bytes no further request is begun.
+	maxSending = 4 * maxRequest
 )
 
 // newTraceLane samples live spans, which routers have put into the partitions of SPANS.
-func newTraceLane(lane *bus.Lane, d *exporter, policies *versions.Versions, journal string, horizon *horizon.Horizon, t *tally.Lane) *traceLane {
-	l := &traceLane{
-		lane: lane, feed: live{d, horizon}, exporter: d, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
+func newTraceLane(lane *bus.Lane, d *export.Exporter, count counter, policies *versions.Versions, journal string, horizon *horizon.Horizon, t *tally.Lane) *traceLane {
+	return &traceLane{
+		lane: lane, feed: live{horizon}, exporter: d, count: count, policies: policies, stream: bus.Spans, frames: routed, spread: partition.Spread{N: 1},
 		journalStream: bus.Decisions, journalSubject: journal, horizon: horizon, tally: t,
 	}
-	d.count = ownCounter{d.counter(), &l.wrote}
-	return l
 }
 
 // run reads until ctx ends, the lane is lost or everything has been read: errEnd.
@@ -126,7 +129,9 @@ func (l *traceLane) run(ctx context.Context) error {
 	})
 	finish, stop := membership.Finish(ctx) // what is decided when ctx ends is still sent
 	defer stop()
-	defer l.exporter.aside.close()
+	defer l.exporter.Aside.Close()
+	l.workers = export.NewWorkers(finish, l.exporter)
+	defer l.workers.End()
 	l.rescues.lane = l
 	defer l.rescues.forget()
 	clock := time.NewTicker(tick)
@@ -214,7 +219,7 @@ func (l *traceLane) show(traces, bytes int) {
 	if l.gauges == "" {
 		return
 	}
-	t, b := l.exporter.led.Sampler(l.gauges)
+	t, b := l.exporter.Ledger.Sampler(l.gauges)
 	t.Set(float64(traces))
 	b.Set(float64(bytes))
 }
@@ -222,7 +227,7 @@ func (l *traceLane) show(traces, bytes int) {
 // showSources shows what is known of sources.
 func (l *traceLane) showSources(s sampler.Sources) {
 	if l.gauges != "" {
-		known, waiting := l.exporter.led.Sources(l.gauges)
+		known, waiting := l.exporter.Ledger.Sources(l.gauges)
 		known.Set(float64(s.Known))
 		waiting.Set(float64(s.Waiting))
 	}
@@ -267,10 +272,10 @@ func (l *traceLane) claim(ctx context.Context) error {
 	if _, err := l.feed.claim(ctx); err != nil {
 		return err
 	}
-	if !l.exporter.aside.claim(ctx) {
+	if !l.exporter.Aside.Claim(ctx) {
 		return stopped(ctx)
 	}
-	if !l.exporter.retry(ctx, "continue the tally", func() error {
+	if !l.exporter.Retry(ctx, "continue the tally", func() error {
 		_, err := l.tally.Claim(ctx, l.lane.Floor())
 		return err
 	}) {
@@ -280,9 +285,9 @@ func (l *traceLane) claim(ctx context.Context) error {
 	l.sources, l.rescuing, l.released = nil, nil, false
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = horizon.Mark{}, time.Time{}, time.Now()
-	if !l.exporter.retry(ctx, "read the recorded decisions", func() (err error) {
+	if !l.exporter.Retry(ctx, "read the recorded decisions", func() (err error) {
 		sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
-		l.journal, err = l.exporter.conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
+		l.journal, err = l.exporter.Conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
 		if err == nil && l.follow != nil {
 			err = l.follow(ctx, sampler)
 		}
@@ -381,12 +386,13 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 
 // unreadable handles the part of a message that cannot be read; it counts as one span.
 func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) error {
-	l.wrote = tally.Outcomes{}
-	err := l.feed.unreadable(ctx, d, why)
+	own, wrote := *l.exporter, tally.Outcomes{}
+	own.Count = export.Noted{Counter: l.count, Outcomes: &wrote}
+	err := l.feed.unreadable(ctx, &own, d, why)
 	if err == nil {
 		l.tally.Do(func(b *tally.Book) {
 			b.Saw(d.Seq, d.Instance(), 1, "")
-			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: 1}}, &l.wrote)
+			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: 1}}, &wrote)
 		})
 	}
 	return err
@@ -396,8 +402,8 @@ func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) e
 func (l *traceLane) quiet(ctx context.Context, d bus.Delivery) {
 	reached, err := l.lane.Has(ctx, d.After, l.mark.Spans)
 	if err != nil && ctx.Err() == nil {
-		if more, due := l.exporter.said.Due("has "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
+		if more, due := l.exporter.Said.Due("has "+l.journalSubject, time.Now()); due {
+			l.exporter.Log.Warn("cannot determine whether all spans have arrived; traces of silent instances wait", "err", err, "more_since_last_said", more)
 		}
 	}
 	l.idle(reached)
@@ -424,7 +430,7 @@ func (l *traceLane) idle(reached bool) {
 
 // note records the sampler's output: counts, decisions and exports.
 func (l *traceLane) note(out sampler.Output) {
-	l.exporter.counter().decided(out)
+	l.count.decided(out)
 	if len(out.Ended) > 0 {
 		l.tally.Do(func(b *tally.Book) {
 			for _, e := range out.Ended {
@@ -433,19 +439,19 @@ func (l *traceLane) note(out sampler.Output) {
 		})
 	}
 	if out.Full {
-		if more, due := l.exporter.said.Due("full "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+		if more, due := l.exporter.Said.Due("full "+l.journalSubject, time.Now()); due {
+			l.exporter.Log.Warn("sampler is full: new traces wait in the hub until there is room; raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
 	if out.Unordered > 0 {
-		if more, due := l.exporter.said.Due("unordered "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Warn("spans of a domain do not wait longer for the routers of its other instances: traces may be decided without some of their spans; where there is no room, raise sampling.max_bytes_per_partition", "more_since_last_said", more)
+		if more, due := l.exporter.Said.Due("unordered "+l.journalSubject, time.Now()); due {
+			l.exporter.Log.Warn("spans of a domain do not wait longer for the routers of its other instances: traces may be decided without some of their spans; where there is no room, raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
-		if more, due := l.exporter.said.Due("too large "+l.journalSubject, time.Now()); due {
-			l.exporter.log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
+		if more, due := l.exporter.Said.Due("too large "+l.journalSubject, time.Now()); due {
+			l.exporter.Log.Warn("traces were given up, larger than maximum_trace_size_bytes or half of sampling.max_bytes_per_partition", "traces", out.TooLarge, "more_since_last_said", more)
 		}
 	}
 	l.decisions, l.sources = append(l.decisions, out.Decisions...), append(l.sources, out.Sources...)
@@ -467,7 +473,7 @@ func (l *traceLane) note(out sampler.Output) {
 var outcomes = [...]tally.Outcome{sampler.NotKept: tally.SampledOut, sampler.Repeated: tally.Duplicate, sampler.Sent: tally.Unrecorded, sampler.NotAsked: tally.SampledOut}
 
 // payload appends the spans of an export, with what the decision adds to them.
-func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {
+func (l *traceLane) payload(dst []byte, e *sampler.Export, scratch *[]byte) []byte {
 	note := otlpwire.Annotation{Threshold: e.Threshold}
 	if l.attribute != "" {
 		note.Key, note.Value = l.attribute, e.Policy
@@ -475,8 +481,8 @@ func (l *traceLane) payload(dst []byte, e *sampler.Export) []byte {
 	if !note.Needed() {
 		return e.Append(dst)
 	}
-	l.scratch = e.Append(l.scratch[:0])
-	return note.Append(dst, l.scratch)
+	*scratch = e.Append((*scratch)[:0])
+	return note.Append(dst, *scratch)
 }
 
 // together returns how many exports, from the first on, go in one request, and the spans
@@ -492,7 +498,7 @@ func together(exports []sampler.Export) (n, spans, size int) {
 	return n, spans, size
 }
 
-// flush records the decisions, exports the kept traces, one instance a request, in the order of
+// flush records the decisions, exports the kept traces, one instance a request, those of each in the order of
 // decision, and moves the floor. It returns an error of record, or if an export was given up.
 func (l *traceLane) flush(ctx context.Context) error {
 	if l.sampler == nil {
@@ -509,25 +515,15 @@ func (l *traceLane) flush(ctx context.Context) error {
 	if failpoint.AckBeforeExport {
 		_ = l.lane.Ack(l.sampler.Floor())
 	}
-	for len(l.exports) > 0 {
-		n, err := l.export(ctx)
-		if err != nil {
-			return err
-		}
-		for _, e := range l.exports[:n] {
-			if !failpoint.AckBeforeExport && !e.Rescued { // there it was released before; and that is owed with its rescue
-				l.sampler.Release(e.Seq)
-			}
-		}
-		l.exports = append(l.exports[:0], l.exports[n:]...)
+	if !l.export() {
+		return stopped(ctx)
 	}
-	l.bytes = 0
 	floor := l.sampler.Floor()
 	if failpoint.FloorTooHigh {
 		floor++
 	}
 	if err := l.lane.Ack(floor); err != nil {
-		l.exporter.log.Debug("ack lost, a later one makes up for it", "err", err)
+		l.exporter.Log.Debug("ack lost, a later one makes up for it", "err", err)
 	}
 	l.tally.Floor(floor)
 	l.feed.finished(floor)
@@ -538,35 +534,69 @@ func (l *traceLane) flush(ctx context.Context) error {
 	return nil
 }
 
-// export sends the first exports that go together, and returns how many.
-func (l *traceLane) export(ctx context.Context) (int, error) {
-	first := l.exports[0]
-	n, spans, size := together(l.exports)
-	// Not reused: a transport may still read it after a failed attempt.
-	payload := make([]byte, 0, size)
-	for i := range l.exports[:n] {
-		payload = l.payload(payload, &l.exports[i])
+// export sends everything that is to be exported, and returns false if it was given up.
+func (l *traceLane) export() bool {
+	sending := 0 // bytes
+	for rest := l.exports; len(rest) > 0; {
+		if l.workers.Busy == export.MaxJobs || sending > maxSending {
+			if !l.workers.Settle(<-l.workers.Done) {
+				return false
+			}
+			continue
+		}
+		n, spans, size := together(rest)
+		now := rest[:n]
+		sending += size
+		l.request(now, spans, size, func(ended *tally.Outcomes) {
+			sending -= size
+			l.sent(now, ended)
+		})
+		rest = rest[n:]
 	}
-	l.wrote = tally.Outcomes{}
-	if !l.exporter.write(ctx, first.Instance, payload, spans, origin{stream: l.stream, seq: first.Seq}) {
-		return 0, stopped(ctx)
+	if !l.workers.Finish() {
+		return false
 	}
-	for i := range l.exports[:n] {
-		if e := &l.exports[i]; e.Rescued {
-			l.exporter.counter().rescued(e.Spans)
+	clear(l.exports)
+	l.exports, l.bytes = l.exports[:0], 0
+	return true
+}
+
+// request has exports of one instance sent together, and then sent called.
+func (l *traceLane) request(exports []sampler.Export, spans, size int, sent func(ended *tally.Outcomes)) {
+	instance, from := exports[0].Instance, export.Origin{Stream: l.stream, Seq: exports[0].Seq}
+	j := &export.Job{Instance: instance}
+	j.Do = func(ctx context.Context, w *export.Worker) bool {
+		// Not reused: a transport may still read it after a failed attempt.
+		payload := make([]byte, 0, size)
+		for i := range exports {
+			payload = l.payload(payload, &exports[i], &w.Scratch)
+		}
+		return w.Write(ctx, instance, payload, spans, from)
+	}
+	j.Then = func() { sent(&j.Ended) }
+	l.workers.Put(j)
+}
+
+// sent notes what has become of exports of one instance.
+func (l *traceLane) sent(exports []sampler.Export, ended *tally.Outcomes) {
+	for i := range exports {
+		e := &exports[i]
+		if e.Rescued {
+			l.count.rescued(e.Spans)
+		} else if !failpoint.AckBeforeExport { // there it was released before; and what is rescued is owed with its rescue
+			l.sampler.Release(e.Seq)
 		}
 	}
 	l.tally.Do(func(b *tally.Book) {
 		var parts []tally.Part
-		for i := range l.exports[:n] {
-			for _, p := range l.exports[i].Parts {
-				parts = append(parts, tally.Part{Seq: p.Seq, Instance: first.Instance, Items: p.Spans})
-				if l.exports[i].Rescued {
-					b.Rescued(p.Seq, first.Instance, p.Spans)
+		for i := range exports {
+			for _, p := range exports[i].Parts {
+				parts = append(parts, tally.Part{Seq: p.Seq, Instance: exports[i].Instance, Items: p.Spans})
+				if exports[i].Rescued {
+					b.Rescued(p.Seq, exports[i].Instance, p.Spans)
 				}
 			}
 		}
-		b.EndedTogether(parts, &l.wrote)
+		b.EndedTogether(parts, ended)
 	})
-	return n, nil
 }

@@ -63,10 +63,10 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	t.Parallel()
 	k := &spanSet{spans: map[uint64]bool{}}
 	d, conn := testPartitions(t, k, 2)
-	d.sig = otlpwire.Traces
+	d.Signal = otlpwire.Traces
 	top := bus.DefaultTopology()
 	top.Partitions = 2
-	hub := bus.NewHub(bus.Config{}, top, d.log)
+	hub := bus.NewHub(bus.Config{}, top, d.Log)
 	hub.Conn = conn
 	openLane := func(cfg bus.LaneConfig) *bus.Lane {
 		t.Helper()
@@ -120,9 +120,9 @@ func TestABacklogHoldsUpItsOwnPartition(t *testing.T) {
 	router(0).Close() // the backlog
 	route(1)
 
-	horizon := horizon.New(hub, versions.DefaultConfig().Late, d.led, d.log)
+	horizon := horizon.New(hub, versions.DefaultConfig().Late, d.Ledger, d.Log)
 	spans := openLane(bus.LaneConfig{Stream: bus.Spans, Filter: bus.SpansSubject(0), Name: "tempo-0"})
-	l := newTraceLane(spans, d, versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
+	l := newTraceLane(spans, d, liveCounterOf(d), versions.Fixed(policy.KeepAll(time.Second)), bus.DecisionsSubject(0), horizon, nil)
 	l.maxBytes = 64 << 20
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
