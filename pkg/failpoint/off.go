@@ -16,6 +16,8 @@ const (
 	LaneIgnored       = false // lane_ignored: the keeper assumes that the lanes of Loki have finished everything
 	AnswerBeforeSpool = false // answer_before_spool: success is returned when a request is only in memory
 	ForwardUnacked    = false // forward_unacked: the spool drops what was sent, not what was acknowledged
+	AsideForgotten    = false // aside_forgotten: what comes of an instance that is set aside is not stored, and the floor passes it
+	BackTooSoon       = false // back_too_soon: an instance that was set aside is back in its lane while data of it is left
 	ForwardSwapped    = false // forward_swapped: occasionally a message is sent after the next one
 )
 

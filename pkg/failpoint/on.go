@@ -26,6 +26,8 @@ var (
 	LaneIgnored       = named("lane_ignored")
 	AnswerBeforeSpool = named("answer_before_spool")
 	ForwardUnacked    = named("forward_unacked")
+	AsideForgotten    = named("aside_forgotten")
+	BackTooSoon       = named("back_too_soon")
 	ForwardSwapped    = named("forward_swapped")
 )
 

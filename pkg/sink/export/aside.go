@@ -14,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -208,9 +209,12 @@ func (a *Aside) set(ctx context.Context, instance string, payload []byte, again 
 			if put = !w.back; !put {
 				return nil
 			}
-			w.puts++
+			if w.puts++; failpoint.AsideForgotten {
+				return nil
+			}
 			return a.store(ctx, instance, payload, again, from, part)
 		})
+		failpoint.Point("aside-behind")
 		if put || !goOn {
 			return put, goOn
 		}
@@ -231,6 +235,7 @@ func (a *Aside) set(ctx context.Context, instance string, payload []byte, again 
 		}
 		return false, ctx.Err() == nil
 	}
+	failpoint.Point("aside-begun")
 	a.taken.Store(false)
 	if due {
 		a.exporter.Log.Warn("instance set aside: the backend does not take it; its data is kept and sent again later, the lane continues", "instance", instance, "err", t.Err, "more_since_last_said", more)
@@ -299,7 +304,7 @@ func (a *Aside) drain(ctx context.Context, instance string) error {
 			return err
 		}
 		slow := d.SlowAfter > 0 && own.took >= d.SlowAfter
-		if r.Left() == 0 && !slow {
+		if (r.Left() == 0 || failpoint.BackTooSoon) && !slow {
 			if back, err := a.back(ctx, instance); back || err != nil {
 				return err
 			}
@@ -363,6 +368,7 @@ func (p *drained) deliver(ctx context.Context, instance string, m bus.Delivery, 
 		return errNotOwner // or ctx has ended
 	}
 	p.done = m.Seq
+	failpoint.Point("aside-delivered")
 	return nil
 }
 
@@ -372,7 +378,9 @@ func (p *drained) remove(ctx context.Context, nothingLeft bool) error {
 		return nil
 	}
 	p.removed = time.Now()
-	return p.exporter.Conn().Remove(ctx, bus.Aside, p.subject, p.done)
+	err := p.exporter.Conn().Remove(ctx, bus.Aside, p.subject, p.done)
+	failpoint.Point("aside-removed")
+	return err
 }
 
 // close removes what was delivered: the lane is still ours, its owner waits for this.
@@ -391,7 +399,7 @@ func (a *Aside) back(ctx context.Context, instance string) (bool, error) {
 	before := w.puts
 	w.mu.Unlock()
 	there, err := a.subjects(ctx, instance) // not under the lock, which would block the lane
-	if err != nil || len(there) > 0 {
+	if err != nil || len(there) > 0 && !failpoint.BackTooSoon {
 		return false, err
 	}
 	w.mu.Lock()
@@ -402,6 +410,7 @@ func (a *Aside) back(ctx context.Context, instance string) (bool, error) {
 	w.back = true
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	failpoint.Point("aside-back")
 	delete(a.waiting, instance)
 	a.gauge(float64(len(a.waiting)))
 	if more, due := a.exporter.Said.Due("back "+a.subject(instance), time.Now()); due {
