@@ -133,14 +133,14 @@ func definite(err error) bool {
 func (d *Deliverer) Write(ctx context.Context, instance string, payload []byte, items int, again bool) bool {
 	d.refused, d.asked = 0, 0
 	if d.Waits != nil {
-		d.Waits(errNoAnswer)
+		d.Waits(ErrNoAnswer)
 		defer d.Waits(nil)
 	}
 	return (&delivery{Deliverer: d, instance: instance, payload: payload, items: items, again: again}).write(ctx)
 }
 
-// errNoAnswer is the reason to wait until the first attempt is answered.
-var errNoAnswer = errors.New("the backend gives no answer")
+// ErrNoAnswer is the reason to wait until the first attempt is answered.
+var ErrNoAnswer = errors.New("the backend gives no answer")
 
 // pause waits before the next attempt. It returns false if ctx ended, or if the lane may have another
 // owner by then.

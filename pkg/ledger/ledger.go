@@ -135,6 +135,7 @@ type Ledger struct {
 	lag             *prometheus.GaugeVec
 	owned           *prometheus.GaugeVec
 	asideInstances  *prometheus.GaugeVec
+	asideSince      *prometheus.GaugeVec
 	missing         *prometheus.GaugeVec
 	eta             *prometheus.GaugeVec
 	paused          *prometheus.GaugeVec
@@ -239,7 +240,8 @@ func New(reg prometheus.Registerer) *Ledger {
 		late:             f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_late_traces_total", Help: "Traces that were not kept, and then had spans that a policy without a budget wants by themselves (sampling.late): rescued, kept after all; too_late, the earlier spans are too far back, in time or bytes; over_limit, of traces a minute; incomplete, kept, but the hub did not have all of the earlier spans any more."}, []string{"outcome"}),
 		replayed:         counter("penstock_replayed_items_total", "Items that a backend has acknowledged for a replay job. They are not part of penstock_delivered_items_total.", "backend"),
 		panics:           f.NewCounterVec(prometheus.CounterOpts{Name: "penstock_panics_total", Help: "Panics that were caught, by stage: each is a bug of penstock. What caused it is refused (receiver), counts as a policy without an answer (policy) or is dead-lettered as poison; nothing else is affected. The log has the message and the stack. Alert on any."}, []string{"stage"}),
-		asideInstances:   f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses (401, 403, 404, 429) while it accepts others: their data waits in the stream ASIDE, outside the lane. The log names them. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
+		asideInstances:   f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_instances", Help: "Instances that the backend refuses, fails for or is slow for while it accepts others: their data waits in the stream ASIDE, outside the lane. /partitions and the log name them, with the reason."}, []string{"signal", "partition", "backend"}),
+		asideSince:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_aside_since_seconds", Help: "Since when the instance waits that has been set aside for longest, in Unix time; 0 when none is. Alert on more than ten minutes ago."}, []string{"signal", "partition", "backend"}),
 		missing:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_missing_messages", Help: "Messages that edges have numbered and that never came to the lane, since its tally began: an edge or the hub has lost them, or they are still to come. penstock audit shows the instances. Alert on more than 0 for long."}, []string{"signal", "partition", "backend"}),
 		Keeper:           f.NewGauge(prometheus.GaugeOpts{Name: "penstock_keeper", Help: "1 at the sink that is the keeper, which removes from the hub's streams what every lane has finished. One of all sinks is the keeper; without one, streams fill and refuse."}),
 		streamOwed:       f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stream_owed_bytes", Help: "About how many bytes of a stream of the hub at least one lane has not finished. Reported by the keeper."}, []string{"stream"}),
@@ -379,6 +381,11 @@ func (l *Ledger) Lane(signal, partition, backend string) (lag, owned, eta promet
 // Aside returns the gauge of how many instances a lane has set aside.
 func (l *Ledger) Aside(signal string, partition int, backend string) prometheus.Gauge {
 	return l.asideInstances.WithLabelValues(signal, strconv.Itoa(partition), backend)
+}
+
+// AsideSince returns the gauge of since when a lane has set an instance aside, in Unix time.
+func (l *Ledger) AsideSince(signal string, partition int, backend string) prometheus.Gauge {
+	return l.asideSince.WithLabelValues(signal, strconv.Itoa(partition), backend)
 }
 
 // Interrupted counts how often a lane went back to its floor, by reason.

@@ -117,7 +117,9 @@ type asideWorld struct {
 	conn *bus.Conn
 	sent map[string][]string
 	ids  int
-	lane *bus.Lane
+
+	lane  *bus.Lane
+	aside *export.Aside
 }
 
 func newAsideWorld(t *testing.T, sig otlpwire.Signal) *asideWorld {
@@ -193,6 +195,7 @@ func (w *asideWorld) own() (stop func()) {
 	own := *w.d
 	own.Waits = lane.Waits
 	own.Aside = export.NewAside(own, lane, 0, 2)
+	w.aside = own.Aside
 	l := lanes{cfg: Config{Streams: bus.Topology{Replicas: 1}}, led: w.d.Ledger}
 	counts := l.tally(w.d, membership.Shared{Signal: w.d.Signal.String(), Backend: "loki", LaneConfig: cfg})
 	go func() {
@@ -302,8 +305,15 @@ func TestOneInstanceIsSetAside(t *testing.T) {
 			if n := w.waiting("as-1"); n == 0 || testutil.ToFloat64(gauge) != 1 {
 				t.Errorf("%d messages set aside, of %v instances", n, testutil.ToFloat64(gauge))
 			}
+			since := testutil.ToFloat64(w.d.Ledger.AsideSince(sig.String(), 0, "loki"))
+			if age := float64(time.Now().UnixMilli())/1000 - since; age < 0 || age > 120 {
+				t.Errorf("it waits for %v seconds", age)
+			}
+			if text := w.aside.Text(); !strings.Contains(text, "as-1 is set aside since 2") || !strings.Contains(text, "no such tenant") || strings.Contains(text, "as-2") {
+				t.Errorf("the page says %q", text)
+			}
 			stop()
-			if testutil.ToFloat64(gauge) != 0 {
+			if testutil.ToFloat64(gauge) != 0 || testutil.ToFloat64(w.d.Ledger.AsideSince(sig.String(), 0, "loki")) != 0 {
 				t.Error("whoever has no lane has set nobody aside")
 			}
 

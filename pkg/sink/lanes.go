@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,17 +118,17 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 		journal, gauges = journal+"-"+w.Name(), ""
 	}
 	d := l.exporter(sig, w, p, count)
+	var told told
+	s.Tell = told.text
 	if sig == otlpwire.Traces {
 		s.Stream, s.Filter, s.Journal = bus.Spans, bus.SpansSubject(p), journal
-		told := new(atomic.Value)
-		told.Store("")
-		s.Tell = func() string { return told.Load().(string) }
 		s.Hold = func() time.Duration { return l.policies.Wait() + l.cfg.Sampling.SourceLag }
 		s.Run = func(ctx context.Context, lane *bus.Lane) {
 			own := *d
 			own.Waits, own.Aside = lane.Waits, export.NewAside(own, lane, p, l.cfg.Aside.MaxInstances)
+			told.aside.Store(own.Aside)
 			t := newTraceLane(lane, &own, count, l.policies, journal, l.horizon, l.tally(d, s))
-			t.filters, t.tell = []string{s.Filter}, func(text string) { told.Store(text) }
+			t.filters, t.tell = []string{s.Filter}, func(text string) { told.sources.Store(&text) }
 			t.maxBytes, t.attribute, t.gauges = int(l.cfg.Sampling.MaxBytes), l.cfg.Sampling.PolicyAttribute, gauges
 			ended(ctx, own.Log, t.run(ctx))
 		}
@@ -136,9 +137,24 @@ func (l *lanes) lane(sig otlpwire.Signal, w backend.Writer, p int, further bool)
 	s.Run = func(ctx context.Context, lane *bus.Lane) {
 		own := *d
 		own.Owned, own.Waits, own.Aside = lane.Owned, lane.Waits, export.NewAside(own, lane, p, l.cfg.Aside.MaxInstances)
+		told.aside.Store(own.Aside)
 		ended(ctx, own.Log, newDirectLane(lane, &own, count, l.tally(d, s)).run(ctx))
 	}
 	return s
+}
+
+// told is what a lane has to tell on /partitions.
+type told struct {
+	sources atomic.Pointer[string]
+	aside   atomic.Pointer[export.Aside] // of the last owner here
+}
+
+func (t *told) text() string {
+	text := t.aside.Load().Text()
+	if sources := t.sources.Load(); sources != nil && *sources != "" {
+		return strings.TrimPrefix(text+"; "+*sources, "; ")
+	}
+	return text
 }
 
 // tally returns the tally of a lane.

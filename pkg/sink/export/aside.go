@@ -1,10 +1,13 @@
 package export
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +54,7 @@ type Aside struct {
 	exporter  *Exporter
 	partition int
 	most      int
-	gauge     func(instances float64)
+	gauge     func(instances, since float64)
 	waits     func(why error) // of the lane: what happens beside it does not hold it up
 
 	taken atomic.Bool // the backend has accepted something since an instance was set aside
@@ -69,6 +72,10 @@ type waiting struct {
 	mu   sync.Mutex // held while something is put there
 	puts int        // how often that was, since the claim
 	back bool       // it is no longer set aside
+
+	since time.Time // when it was set aside, as far as it is known; of a.mu
+	why   error     // what the backend said last; nil: it is not known; of a.mu
+	left  uint64    // messages that wait, at least; of a.mu
 }
 
 const (
@@ -100,7 +107,11 @@ const (
 // NewAside is for the owner of a lane. d is copied: its writer is the lane's.
 func NewAside(d Exporter, lane *bus.Lane, partition, most int) *Aside {
 	d.Owned, d.Waits = lane.Owned, nil
-	return &Aside{exporter: &d, waits: lane.Waits, partition: partition, most: most, gauge: d.Ledger.Aside(d.Signal.String(), partition, d.Writer.Name()).Set, stop: func() {}}
+	instances, first := d.Ledger.Aside(d.Signal.String(), partition, d.Writer.Name()), d.Ledger.AsideSince(d.Signal.String(), partition, d.Writer.Name())
+	return &Aside{exporter: &d, waits: lane.Waits, partition: partition, most: most, stop: func() {}, gauge: func(n, since float64) {
+		instances.Set(n)
+		first.Set(since)
+	}}
 }
 
 func (a *Aside) subject(instance string) string {
@@ -139,7 +150,7 @@ func (a *Aside) look(ctx context.Context) error {
 	defer a.mu.Unlock()
 	for subject := range there {
 		if instance := subject[strings.LastIndexByte(subject, '.')+1:]; a.waiting[instance] == nil {
-			a.beginLocked(instance)
+			a.beginLocked(instance, nil)
 		}
 	}
 	return nil
@@ -156,13 +167,56 @@ func (a *Aside) subjects(ctx context.Context, instance string) (map[string]uint6
 }
 
 // beginLocked delivers what an instance has in ASIDE, until nothing is left or Close.
-func (a *Aside) beginLocked(instance string) {
-	a.waiting[instance] = new(waiting)
-	a.gauge(float64(len(a.waiting)))
+func (a *Aside) beginLocked(instance string, why error) {
+	a.waiting[instance] = &waiting{since: time.Now(), why: why}
+	a.showLocked()
 	work := a.work
 	a.drains.Go(func() {
 		backoff.Retry(work, a.exporter.Log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
 	})
+}
+
+// showLocked sets the gauges.
+func (a *Aside) showLocked() {
+	first := 0.0
+	for _, w := range a.waiting {
+		if at := float64(w.since.UnixMilli()) / 1000; first == 0 || at < first {
+			first = at
+		}
+	}
+	a.gauge(float64(len(a.waiting)), first)
+}
+
+// maxTold is of how many instances Text has the reason.
+const maxTold = 3
+
+// Text says who is set aside, since when and why; empty when nobody is.
+func (a *Aside) Text() string {
+	if a == nil {
+		return ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	names := slices.SortedFunc(maps.Keys(a.waiting), func(x, y string) int {
+		return cmp.Or(a.waiting[x].since.Compare(a.waiting[y].since), cmp.Compare(x, y))
+	})
+	var told []string
+	for i, name := range names {
+		if i == maxTold {
+			told = append(told, fmt.Sprintf("and %d more", len(names)-i))
+			break
+		}
+		w := a.waiting[name]
+		text := fmt.Sprintf("%s is set aside since %s", name, w.since.UTC().Format(time.RFC3339))
+		if w.left > 0 {
+			text += fmt.Sprintf(", %d messages wait", w.left)
+		}
+		if w.why != nil {
+			text += ": " + w.why.Error()
+		}
+		told = append(told, text)
+	}
+	return strings.Join(told, "; ")
 }
 
 // Close ends the delivery beside the lane; what is in ASIDE stays there.
@@ -172,7 +226,7 @@ func (a *Aside) Close() {
 	}
 	a.stop()
 	a.drains.Wait()
-	a.gauge(0)
+	a.gauge(0, 0)
 }
 
 // may is [backend.Deliverer.MayAside].
@@ -240,7 +294,7 @@ func (a *Aside) set(ctx context.Context, instance string, payload []byte, again 
 	if due {
 		a.exporter.Log.Warn("instance set aside: the backend does not take it; its data is kept and sent again later, the lane continues", "instance", instance, "err", t.Err, "more_since_last_said", more)
 	}
-	a.beginLocked(instance)
+	a.beginLocked(instance, t.Err)
 	return true, true
 }
 
@@ -297,6 +351,11 @@ func (a *Aside) drain(ctx context.Context, instance string) error {
 	defer r.Close()
 	own := *d // a copy, because this is another goroutine
 	own.Writer, own.Log = backend.Session(d.Writer), d.Log.With("instance", instance)
+	own.Waits = func(why error) {
+		if why != nil && !errors.Is(why, backend.ErrNoAnswer) {
+			a.tell(instance, func(w *waiting) { w.why = why })
+		}
+	}
 	p := &drained{exporter: &own, subject: subject, removed: time.Now()}
 	defer p.close(ctx)
 	for n := 0; ; n++ {
@@ -315,9 +374,25 @@ func (a *Aside) drain(ctx context.Context, instance string) error {
 		} else if err != nil {
 			return err
 		}
+		a.tell(instance, func(w *waiting) {
+			w.left = r.Left() + 1
+			if m.Stored.Before(w.since) {
+				w.since = m.Stored
+			}
+		})
 		if err := p.deliver(ctx, instance, m, n < MaxRepeated); err != nil {
 			return err
 		}
+	}
+}
+
+// tell notes something about an instance that is set aside.
+func (a *Aside) tell(instance string, note func(w *waiting)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.waiting[instance]; w != nil {
+		note(w)
+		a.showLocked()
 	}
 }
 
@@ -412,7 +487,7 @@ func (a *Aside) back(ctx context.Context, instance string) (bool, error) {
 	defer a.mu.Unlock()
 	failpoint.Point("aside-back")
 	delete(a.waiting, instance)
-	a.gauge(float64(len(a.waiting)))
+	a.showLocked()
 	if more, due := a.exporter.Said.Due("back "+a.subject(instance), time.Now()); due {
 		a.exporter.Log.Info("instance is no longer set aside: the backend has accepted everything", "instance", instance, "more_since_last_said", more)
 	}
