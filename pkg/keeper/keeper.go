@@ -76,11 +76,17 @@ type hub interface {
 	Letters(ctx context.Context, signal, instance string, bodies bool, visit func(bus.Letter) bool) error
 	DropLetter(ctx context.Context, seq uint64) error
 	FindBucket(ctx context.Context, cfg bus.BucketConfig) (*bus.Bucket, error)
+	Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error)
+	Left(ctx context.Context, stream, subject string, from uint64) (messages, bytes uint64, err error)
 }
 
 // kept is a stream and what a keeper knows about it.
 type kept struct {
-	name  string
+	name string
+	// signal is that of the instances' own subjects; empty for other streams.
+	signal  string
+	flooded time.Time // when it was last determined who holds what is owed; zero: it is not full enough
+
 	age   time.Duration     // how long finished messages are retained
 	lanes map[string]string // the filters of the configured lanes, by name
 	again *again            // nil: no lane reads it again
@@ -152,6 +158,7 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membe
 	}
 	for _, sig := range otlpwire.Signals {
 		s := add(bus.Stream(sig), t.MaxAge)
+		s.signal = sig.String()
 		for p := range t.Partitions {
 			if sig == otlpwire.Traces {
 				s.lanes[bus.RouterLane+strconv.Itoa(p)] = bus.PartitionFilter(sig, p)
@@ -283,6 +290,9 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	k.show(s.name, at)
+	if err := k.floods(ctx, s, at, floors); err != nil {
+		k.log.Debug("cannot determine who holds what is owed", "stream", s.name, "err", err)
+	}
 	if now.Sub(s.agedAt) > min(agedInterval, s.age) {
 		if err := s.findAged(ctx, conn, state, now); err != nil {
 			return err

@@ -552,3 +552,58 @@ func TestStreamsOfBefore(t *testing.T) {
 		t.Error("nobody says so")
 	}
 }
+
+// TestWhoFloods: what is owed of each instance is shown while a stream is filling up, and the one that holds most of it is
+// named; nobody when there is only one, or when everything is finished.
+func TestWhoFloods(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	owed := func(p int) float64 { return testutil.ToFloat64(w.led.Owed("logs", w.names[p])) }
+	look := func() {
+		t.Helper()
+		w.stream("LOGS").flooded = time.Time{}.Add(1) // as if it were long ago
+		w.keep()
+	}
+	for range 60 {
+		if err := w.send(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	if n := owed(0); n < 600_000 || n > 700_000 || w.said.Says("instance="+w.names[0]) {
+		t.Errorf("it has 600 kB alone: %v\n%s", n, &w.said)
+	}
+	for range 10 {
+		if err := w.send(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	if one, other := owed(0), owed(1); one < 600_000 || one > 700_000 || other < 100_000 || other > 120_000 {
+		t.Errorf("600 and 100 kB: %v and %v", one, other)
+	}
+	if !w.said.Says("one instance holds more than half", "stream=LOGS", "instance="+w.names[0]) {
+		t.Errorf("nobody is named:\n%s", &w.said)
+	}
+	w.read("a-0", 60)
+	w.read("b-0", 60)
+	look()
+	if owed(0) != 0 || owed(1) != 0 {
+		t.Errorf("100 kB are owed in all: %v and %v", owed(0), owed(1))
+	}
+}
+
+func TestFlooding(t *testing.T) {
+	at := stream{first: 1, last: 100, messages: 100, bytes: 1000, max: 1500}
+	for want, holds := range map[string][]holding{
+		"big":  {{"small", 100}, {"big", 600}},
+		"":     {{"one", 490}, {"other", 480}},
+		"most": {{"most", 999}, {"little", 1}},
+	} {
+		if got := flooding(at, holds); got != want {
+			t.Errorf("%v: %q", holds, got)
+		}
+	}
+	if flooding(at, []holding{{"alone", 1000}}) != "" || flooding(stream{first: 1, last: 100, messages: 100, bytes: 700, max: 1500}, []holding{{"big", 600}, {"small", 100}}) != "" {
+		t.Error("one that is alone, or in a stream that is less than half full")
+	}
+}

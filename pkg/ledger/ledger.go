@@ -165,6 +165,8 @@ type Ledger struct {
 	oldest     *prometheus.GaugeVec
 	pushed     *prometheus.CounterVec
 
+	instances *instances
+
 	mu       sync.Mutex
 	pushedOf map[string]bool // names of the instances that have a counter in pushed
 }
@@ -255,6 +257,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		pushed:           counter("penstock_dead_letters_pushed_out_items_total", "Items of dead letters that were deleted, as the oldest of a full DEADLETTER, to make room for others: they are lost for good. Reported by the keeper; beyond 1000 instances the label is _other. Alert on any.", "instance"),
 		owned:            f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_owned", Help: "1 when this process reads the lane."}, []string{"signal", "partition", "backend"}),
 	}
+	l.instances = newInstances(counter, f)
 	for _, r := range []string{ClosedFull, ClosedAddress} {
 		l.closed.WithLabelValues(r)
 	}
@@ -423,7 +426,7 @@ func (l *Ledger) Stream(name string) (owed, room, left prometheus.Gauge) {
 // ForgetStreams removes the gauges that a keeper reports of streams, because another sink has
 // become the keeper.
 func (l *Ledger) ForgetStreams() {
-	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread, l.oldest} {
+	for _, g := range []*prometheus.GaugeVec{l.streamOwed, l.streamRoom, l.streamLeft, l.unread, l.oldest, l.instances.owed} {
 		g.Reset()
 	}
 }

@@ -1,7 +1,9 @@
 package ledger
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -24,5 +26,26 @@ func TestMetricsFollowTheConventionsAndExistAtZero(t *testing.T) {
 	l.Of(otlpwire.Logs).Refused(RefusedFull).Add(2)
 	if v := testutil.ToFloat64(l.Of(otlpwire.Logs).Refused(RefusedFull)); v != 2 {
 		t.Errorf("got %v, want 2", v)
+	}
+}
+
+// TestInstances: a process has metrics of the first 1000 instances that it sees, and of all others together.
+func TestInstances(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	l := New(reg)
+	at := time.Unix(1_700_000_000, 0)
+	for i := range maxNamed + 50 {
+		l.Saw(otlpwire.Logs, fmt.Sprintf("as-%d", i), 2, 100, at.Add(time.Duration(i)*time.Second))
+	}
+	l.Saw(otlpwire.Logs, "as-0", 3, 50, at.Add(-time.Hour)) // an older one
+	l.Saw(otlpwire.Metrics, "as-0", 1, 10, at)
+	for name, want := range map[string][3]float64{"as-0": {5, 150, 1.7e9}, "as-999": {2, 100, 1.7e9 + 999}, others: {100, 5000, 1.7e9 + 1049}} {
+		got := [3]float64{testutil.ToFloat64(l.instances.items.WithLabelValues("logs", name)), testutil.ToFloat64(l.instances.bytes.WithLabelValues("logs", name)), testutil.ToFloat64(l.instances.seen.WithLabelValues("logs", name))}
+		if got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+	if n, err := testutil.GatherAndCount(reg, "penstock_instance_items_total"); err != nil || n != maxNamed+2 {
+		t.Errorf("%d series, %v", n, err)
 	}
 }

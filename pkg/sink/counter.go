@@ -13,6 +13,8 @@ import (
 type counter interface {
 	export.Counter
 	restamped()
+	// saw counts a message of metrics or logs that has been finished.
+	saw(m *message)
 	decided(out sampler.Output)
 	// rescued counts spans that were sampled out, and are delivered after all.
 	rescued(items int)
@@ -40,6 +42,8 @@ func (t liveCounter) Ended(how tally.Outcome, reason string, items int) {
 		led.Filtered.Add(n)
 	} // what is set aside is counted with the message that is new in ASIDE
 }
+
+func (t liveCounter) saw(m *message) { t.led.Saw(t.sig, m.Job.Instance, m.items, m.Size, m.Stored) }
 
 func (t liveCounter) restamped() { t.led.Of(t.sig).Restamped.Inc() }
 
@@ -73,6 +77,8 @@ func (t furtherCounter) Ended(how tally.Outcome, reason string, items int) {
 }
 
 func (furtherCounter) restamped() {}
+
+func (furtherCounter) saw(*message) {}
 
 func (t liveCounter) incomplete(traces int) { t.led.Late(ledger.LateIncomplete, traces) }
 

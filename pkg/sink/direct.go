@@ -180,6 +180,7 @@ func (l *directLane) settled() {
 	for ; n < len(l.window) && l.window[n].settled; n++ {
 		m := l.window[n]
 		if m.Do != nil {
+			l.count.saw(m)
 			l.tally.Do(func(b *tally.Book) {
 				b.Saw(m.Seq, m.Job.Instance, m.items, m.Header.ID)
 				b.EndedTogether([]tally.Part{{Seq: m.Seq, Instance: m.Job.Instance, Items: m.items}}, &m.Ended)

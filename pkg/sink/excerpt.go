@@ -474,6 +474,8 @@ func (e *excerpt) incomplete(int) {} // the log says it
 
 func (e *excerpt) restamped() {} // counted when it was live
 
+func (e *excerpt) saw(*message) {}
+
 func (e *excerpt) decided(out sampler.Output) {
 	e.change(func(p *replay.Progress) {
 		for _, one := range out.Ended {
