@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"pkg/otlpwire", "pkg/otlpwire/badinput", "pkg/disk", "pkg/logtest", "pkg/scripttest"}, {"pkg/wal"}, {"pkg/otlpgrpc", "pkg/envelope", "pkg/partition", "pkg/fault", "pkg/ledger", "pkg/memlimit"}, {"pkg/stall"}, {"pkg/config", "pkg/backoff"}, {"pkg/app"}, {"pkg/broker", "pkg/failpoint"},
 	// the bus
 	{"pkg/bus"},
-	{"pkg/membership"}, {"pkg/tally"},
+	{"pkg/membership", "pkg/hold"}, {"pkg/tally"},
 	// stages
 	{"pkg/otlpattr", "pkg/httpclient", "pkg/sampling/policy", "pkg/sampling/domain"}, {"pkg/otlpclient", "pkg/processor"},
 	{"pkg/replay", "pkg/keeper"}, {"pkg/audit"},

@@ -92,13 +92,14 @@ var instanceConf = template.Must(template.New("").Parse(`# Instance {{.ID}}, by 
   imports: [
     { service: { account: HUB, subject: "otlp.*.{{.ID}}" } }
     { service: { account: HUB, subject: "penstock.jobs.{{.ID}}.*" } }
+    { service: { account: HUB, subject: "penstock.hold.{{.ID}}" } }
   ]
   limits: { max_connections: 32, max_subscriptions: 64, max_payload: 1114112 }
   users: [
     {
       user: edge-{{.ID}}, password: "{{.Edge}}"
       permissions: {
-        publish:   { allow: ["otlp.traces.{{.ID}}", "otlp.metrics.{{.ID}}", "otlp.logs.{{.ID}}"] }
+        publish:   { allow: ["otlp.traces.{{.ID}}", "otlp.metrics.{{.ID}}", "otlp.logs.{{.ID}}", "penstock.hold.{{.ID}}"] }
         subscribe: { allow: ["_INBOX_{{.ID}}.>"] }
       }
     }

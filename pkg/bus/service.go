@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 )
@@ -37,14 +38,19 @@ func (c *Conn) Serve(subject, group string, answer func(subject string, body []b
 // allow the subject.
 var ErrUnserved = errors.New("nobody answers: does a sink run, and is the credential the instance's?")
 
-// Ask returns the answer to a request.
+// Ask returns the answer to a request; [ErrDenied] if the credential does not allow it, [ErrUnserved] if nobody answers.
 func (c *Conn) Ask(ctx context.Context, subject string, body []byte) ([]byte, error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	m, err := c.nc.RequestWithContext(ctx, subject, body)
-	switch {
-	case err == nil:
+	if err == nil {
 		return m.Data, nil
+	}
+	denied, _ := c.denials.since(began, subject, "")
+	switch {
+	case denied:
+		return nil, fmt.Errorf("ask %s: %w: %w: %w", subject, ErrDenied, ErrUnserved, err)
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrPermissionViolation):
 		return nil, fmt.Errorf("ask %s: %w: %w", subject, ErrUnserved, err)
 	}

@@ -30,11 +30,15 @@ type Topology struct {
 	// The size of each of TRACES, METRICS and LOGS; SPANS has half of it. A stream that is full of
 	// what backends have not stored refuses more, and edges keep it.
 	MaxBytes config.Bytes `yaml:"max_bytes"`
+	// Which share of what backends have not stored yet on a stream one instance may have, once the stream is more
+	// than half full of it and there are others: its edges and gateways are told to hold back what is beyond.
+	// 1: any.
+	InstanceShare float64 `yaml:"instance_share"`
 }
 
 // DefaultTopology suits one server.
 func DefaultTopology() Topology {
-	return Topology{Partitions: 8, Replicas: 1, MaxAge: 72 * time.Hour, MaxBytes: 16 << 30}
+	return Topology{Partitions: 8, Replicas: 1, MaxAge: 72 * time.Hour, MaxBytes: 16 << 30, InstanceShare: 0.5}
 }
 
 // Validate reports every mistake at once.
@@ -48,6 +52,9 @@ func (t Topology) Validate() error {
 	}
 	if t.MaxAge < time.Hour {
 		errs = append(errs, fmt.Errorf("streams.max_age is %v, want at least 1h", t.MaxAge))
+	}
+	if !(t.InstanceShare > 0 && t.InstanceShare <= 1) {
+		errs = append(errs, fmt.Errorf("streams.instance_share is %v, want more than 0 and up to 1", t.InstanceShare))
 	}
 	if t.MaxBytes < 32<<20 { // SPANS has half of it, and messages have up to 1 MiB
 		errs = append(errs, fmt.Errorf("streams.max_bytes is %v, want at least 32MiB", t.MaxBytes))

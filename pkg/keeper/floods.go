@@ -3,58 +3,81 @@ package keeper
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/hold"
 )
 
 const (
 	// floodInterval is how often the keeper looks who holds what is owed, while a stream is more than a quarter full of it.
-	floodInterval = 10 * time.Second
+	floodInterval = 5 * time.Second
 
 	// maxFlooding is of how many instances this is determined: those with the most messages in the stream.
 	maxFlooding = 20
+
+	// obeys is after how long an instance that still sends does not hold back as it is told.
+	obeys = time.Minute
 )
 
 // holding is what is owed of one instance, about.
 type holding struct {
 	instance string
 	bytes    uint64
+	messages uint64 // in the stream
 }
 
-// flooding returns the instance that holds more than half of what is owed on a stream that is more than half full of
-// it; empty for none, and when there is no other instance.
-func flooding(at stream, holds []holding) string {
-	if at.owed() <= at.max/2 {
-		return ""
+// told is an instance that is told to hold back.
+type told struct {
+	since    time.Time
+	messages uint64 // in the stream, at the last look
+	why      string
+}
+
+// flooding returns the instances that hold more than their share of what is owed on a stream that is more than half
+// full of it. One that is held back already is so until it holds three quarters of that, or the stream is full to three
+// eighths. When there is only one instance it may hold everything.
+func flooding(at stream, share float64, holds []holding, before map[string]*told) (all []holding) {
+	if share <= 0 || share >= 1 {
+		return nil
 	}
-	all := uint64(0)
+	sum := uint64(0)
 	for _, h := range holds {
-		all += h.bytes
+		sum += h.bytes
 	}
 	for _, h := range holds {
-		if h.bytes > at.owed()/2 && h.bytes < all {
-			return h.instance
+		limit := 1.0
+		if before[h.instance] != nil {
+			limit = 0.75
+		}
+		full := float64(at.owed()) > limit/2*float64(at.max)
+		if full && float64(h.bytes) > limit*share*float64(max(at.owed(), sum)) && h.bytes < sum {
+			all = append(all, h)
 		}
 	}
-	return ""
+	return all
 }
 
-// floods shows which instances hold most of what is owed on a stream, and names one that fills it.
-func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor) error {
-	if at.max == 0 || at.owed() <= at.max/4 {
+// floods shows which instances hold most of what is owed on a stream, and determines who is to hold back.
+func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor, now time.Time) error {
+	if s.signal == "" || at.max == 0 {
+		return nil
+	}
+	if at.owed() <= at.max/4 {
 		if !s.flooded.IsZero() {
 			s.flooded = time.Time{}
 			k.led.ForgetOwed(s.signal)
+			k.hold(s, nil, now)
 		}
 		return nil
 	}
-	if s.signal == "" || time.Since(s.flooded) < floodInterval {
+	if now.Sub(s.flooded) < floodInterval {
 		return nil
 	}
-	s.flooded = time.Now()
+	s.flooded = now
 	holds, err := k.holds(ctx, s, floors)
 	if err != nil {
 		return err
@@ -63,12 +86,68 @@ func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[stri
 	for _, h := range holds {
 		k.led.Owed(s.signal, h.instance).Set(float64(h.bytes))
 	}
-	if one := flooding(at, holds); one != "" {
-		if more, due := k.said.Due("floods "+s.name, s.flooded); due {
-			k.log.Warn("one instance holds more than half of what is owed on a stream, which fills up: when it is full, all instances are refused; penstock nats-config remove-instance stops it (docs/backends.md)", "stream", s.name, "instance", one, "more_since_last_said", more)
+	k.hold(s, flooding(at, k.topology.InstanceShare, holds, s.held), now)
+	return nil
+}
+
+// hold notes who is to hold back, and says what has changed.
+func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
+	all := map[string]*told{}
+	for _, h := range floods {
+		one := s.held[h.instance]
+		if one == nil {
+			one = &told{since: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, more than its share (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
+			k.log.Warn("an instance that fills a stream is told to hold back", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes)
+		}
+		if h.messages > one.messages && now.Sub(one.since) > obeys {
+			if more, due := k.said.Due("disobeys "+s.name+h.instance, now); due {
+				k.log.Error("an instance does not hold back as it is told, and fills a stream; to stop it: penstock nats-config remove-instance (docs/backends.md)", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes, "more_since_last_said", more)
+			}
+		}
+		one.messages = h.messages
+		all[h.instance] = one
+		k.led.Held(s.signal, h.instance).Set(now.Sub(one.since).Seconds())
+	}
+	for instance := range s.held {
+		if all[instance] == nil {
+			k.log.Info("an instance need not hold back any more", "stream", s.name, "instance", instance)
+			k.led.ForgetHeld(s.signal, instance)
 		}
 	}
-	return nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.held = all
+}
+
+// answer tells an instance whether to hold back.
+func (k *Keeper) answer(instance string) (a hold.Answer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.streams {
+		if one := s.held[instance]; one != nil {
+			a.Signals, a.Why = append(a.Signals, s.signal), one.why
+		}
+	}
+	return a
+}
+
+// serve answers those who ask whether to hold back, while this is the keeper.
+func (k *Keeper) serve(first bool) {
+	switch {
+	case !first && k.quiet != nil:
+		k.quiet()
+		k.quiet = nil
+		for _, s := range k.streams {
+			k.hold(s, nil, time.Now())
+		}
+	case first && k.quiet == nil && k.open != nil:
+		quiet, err := k.open(k.answer)
+		if err != nil {
+			k.log.Debug("cannot answer instances", "err", err)
+			return
+		}
+		k.quiet = quiet
+	}
 }
 
 // holds returns what is owed of the instances with the most messages.
@@ -95,7 +174,7 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, holding{subject[dot+1:], bytes})
+		all = append(all, holding{subject[dot+1:], bytes, there[subject]})
 	}
 	return all, nil
 }

@@ -30,11 +30,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/failpoint"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -60,6 +62,10 @@ type Keeper struct {
 	topology bus.Topology
 	blind    time.Time // until then the bucket KEEPER is not read, because permissions are missing
 	pushed   pushed
+
+	mu    sync.Mutex
+	open  func(of func(instance string) hold.Answer) (quiet func(), err error) // [hold.Serve]
+	quiet func()                                                               // nil: it does not answer
 }
 
 // hub is a [bus.Conn].
@@ -85,7 +91,8 @@ type kept struct {
 	name string
 	// signal is that of the instances' own subjects; empty for other streams.
 	signal  string
-	flooded time.Time // when it was last determined who holds what is owed; zero: it is not full enough
+	flooded time.Time        // when it was last determined who holds what is owed; zero: it is not full enough
+	held    map[string]*told // instances that are to hold back, by name; changed under the keeper's mu
 
 	age   time.Duration     // how long finished messages are retained
 	lanes map[string]string // the filters of the configured lanes, by name
@@ -165,6 +172,7 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membe
 			}
 		}
 	}
+	k.open = func(of func(instance string) hold.Answer) (quiet func(), err error) { return hold.Serve(conn(), of) }
 	k.spans = add(bus.Spans, spansAge)
 	k.spans.again = &again{seen: map[string]seenTally{}}
 	return k
@@ -174,6 +182,7 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membe
 func (k *Keeper) Run(ctx context.Context) {
 	defer k.led.ForgetStreams()
 	defer k.led.Keeper.Set(0)
+	defer k.serve(false)
 	defer func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
@@ -182,6 +191,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	var stoodIn time.Time
 	for backoff.Sleep(ctx, interval) {
 		first := k.first()
+		k.serve(first)
 		if !first || !k.conn().Connected() {
 			k.led.Keeper.Set(0)
 			k.led.ForgetStreams()
@@ -290,7 +300,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	k.show(s.name, at)
-	if err := k.floods(ctx, s, at, floors); err != nil {
+	if err := k.floods(ctx, s, at, floors, now); err != nil {
 		k.log.Debug("cannot determine who holds what is owed", "stream", s.name, "err", err)
 	}
 	if now.Sub(s.agedAt) > min(agedInterval, s.age) {

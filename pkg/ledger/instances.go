@@ -12,8 +12,8 @@ import (
 
 // instances are the metrics of what each instance sends, of those that a process has seen first.
 type instances struct {
-	items, bytes *prometheus.CounterVec
-	seen, owed   *prometheus.GaugeVec
+	items, bytes     *prometheus.CounterVec
+	seen, owed, held *prometheus.GaugeVec
 
 	mu sync.Mutex
 	of map[string]*[len(otlpwire.Signals)]instance
@@ -40,6 +40,7 @@ func newInstances(counter func(name, help string, labels ...string) *prometheus.
 		items: counter("penstock_instance_items_total", "Items by the instance that sends them, as routers (traces) and sinks (metrics, logs) have finished them. A process names the first 1000 instances that it sees; the label of the rest is _other.", "instance"),
 		bytes: counter("penstock_instance_bytes_total", "Bytes of these, as the hub stores them.", "instance"),
 		owed:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_owed_bytes", Help: "About how many bytes of an instance some lane has not finished, for the 20 instances with the most messages in a stream that is more than a quarter full of what is owed. Reported by the keeper."}, []string{"signal", "instance"}),
+		held:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_held_seconds", Help: "For how long an instance has been told to hold back, because it has more than streams.instance_share of what is owed on a stream that is more than half full of it. Reported by the keeper. Alert on more than ten minutes."}, []string{"signal", "instance"}),
 		seen:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_last_seen_seconds", Help: "When the hub stored the last of these, in Unix time. Alert on an instance that was not seen for long."}, []string{"signal", "instance"}),
 	}
 }
@@ -79,4 +80,14 @@ func (l *Ledger) Owed(signal, name string) prometheus.Gauge {
 // ForgetOwed removes the gauges of [Ledger.Owed] of a signal.
 func (l *Ledger) ForgetOwed(signal string) {
 	l.instances.owed.DeletePartialMatch(prometheus.Labels{"signal": signal})
+}
+
+// Held returns the gauge of for how long an instance has been told to hold back.
+func (l *Ledger) Held(signal, name string) prometheus.Gauge {
+	return l.instances.held.WithLabelValues(signal, name)
+}
+
+// ForgetHeld removes the gauge of [Ledger.Held].
+func (l *Ledger) ForgetHeld(signal, name string) {
+	l.instances.held.DeleteLabelValues(signal, name)
 }

@@ -30,11 +30,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grafana/dskit/services"
+
 	"github.com/penstock/penstock/pkg/app"
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/processor"
@@ -138,10 +141,11 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
+	g := newGateway(hub, p.Log.With("component", "gateway"))
 	rcv, err := receive.New(cfg.Gateway.Config, receive.Deps{
 		Process:    rules.Apply,
 		Identify:   senders.Identify,
-		Accept:     newGateway(hub, p.Log.With("component", "gateway")).accept,
+		Accept:     g.accept,
 		Tokens:     true,
 		Origin:     true,
 		Over:       p.Memory.Over,
@@ -152,7 +156,7 @@ func Build(p *app.Process, cfg Config) ([]app.Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(stages, app.Stage{Name: "gateway", Service: rcv.Service()}), nil
+	return append(stages, app.Stage{Name: "holds", Service: g.service()}, app.Stage{Name: "gateway", Service: rcv.Service()}), nil
 }
 
 // gateway publishes requests to the hub as an edge would.
@@ -162,6 +166,7 @@ type gateway struct {
 	said  backoff.Repeats
 	epoch string
 	seq   atomic.Uint64
+	holds *hold.Asker
 
 	mu     sync.Mutex
 	meters map[string]*envelope.Meter // by instance of the tokens file
@@ -180,7 +185,16 @@ func (g *gateway) load(instance string, arrival int64, b receive.Batch) envelope
 }
 
 func newGateway(h *bus.Hub, log *slog.Logger) *gateway {
-	return &gateway{hub: h, log: log, epoch: nonce(), meters: map[string]*envelope.Meter{}}
+	return &gateway{hub: h, log: log, epoch: nonce(), holds: hold.NewAsker(log), meters: map[string]*envelope.Meter{}}
+}
+
+// service ends what the gateway has begun.
+func (g *gateway) service() services.Service {
+	return app.Service(func(ctx context.Context) error {
+		<-ctx.Done()
+		g.holds.Close()
+		return nil
+	})
 }
 
 func nonce() string {
@@ -199,6 +213,9 @@ func (g *gateway) refused(b receive.Batch, why error) {
 // accept returns when the hub has stored b. A failed publish may have been stored after all: the
 // sender retries, and the promise is at least once.
 func (g *gateway) accept(ctx context.Context, b receive.Batch) error {
+	if why := g.holds.Held(g.hub.Conn, b.Instance, b.Signal, time.Now()); why != "" {
+		return fmt.Errorf("%w for this instance: %s", receive.ErrFull, why)
+	}
 	msg := bus.Message{Subject: bus.Subject(b.Signal, b.Instance), Header: envelope.Header{
 		ContentType: envelope.ContentTypeOTLP, Items: b.Items, Arrival: time.Now().UnixNano(),
 		ID: fmt.Sprintf("%s-g%d", g.epoch, g.seq.Add(1)), // not [envelope.Numbered]: a refused one leaves a gap

@@ -23,6 +23,7 @@ import (
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
@@ -148,6 +149,25 @@ func TestDeployedServer(t *testing.T) {
 		t.Errorf("recalled %q", recalled)
 	}
 
+	// An edge and a router ask whether to hold back, the sink answers.
+	stop, err := hold.Serve(sink, func(instance string) hold.Answer {
+		return hold.Answer{Signals: []string{"logs"}, Why: "it is " + instance}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	asker := hold.NewAsker(log)
+	defer asker.Close()
+	for instance, conn := range map[string]*bus.Conn{"as-1": edgeConn, "as-9": router} {
+		eventually(t, time.Minute, "an answer about "+instance, func() error {
+			if why := asker.Held(conn, instance, otlpwire.Logs, time.Now()); why != "it is "+instance {
+				return fmt.Errorf("got %q", why)
+			}
+			return nil
+		})
+	}
+
 	// Routers and sinks see each other, and give their lanes back.
 	shareOne(t, router, "router", bus.Stream(otlpwire.Traces), otlpwire.Traces)
 	shareOne(t, sink, "sink", bus.Stream(otlpwire.Logs), otlpwire.Logs)
@@ -158,7 +178,7 @@ func TestDeployedServer(t *testing.T) {
 	}
 	defer nc.Close()
 	for _, subject := range []string{
-		"otlp.traces.as-2", "otlp.traces.*", "otlp.traces.>", "otlp.traces", "otlp.traces.as-1.x", "otlp.traces.0.as-1", "spans.0", "decisions.0", "dead.traces.as-1", "replay.job.0",
+		"otlp.traces.as-2", "penstock.hold.as-2", "penstock.hold.*", "otlp.traces.*", "otlp.traces.>", "otlp.traces", "otlp.traces.as-1.x", "otlp.traces.0.as-1", "spans.0", "decisions.0", "dead.traces.as-1", "replay.job.0",
 		"$JS.API.STREAM.NAMES", "$JS.API.STREAM.INFO.TRACES", "$JS.API.STREAM.DELETE.TRACES", "$JS.API.STREAM.PURGE.TRACES", "$JS.API.STREAM.MSG.GET.TRACES",
 		"$JS.API.STREAM.CREATE.MINE", "$JS.API.DIRECT.GET.TRACES", "$JS.API.DIRECT.GET.TRACES.otlp.traces.0.as-2", "$JS.API.CONSUMER.CREATE.TRACES.x", "$JS.API.CONSUMER.MSG.NEXT.TRACES.router-0",
 		"$JS.API.CONSUMER.RESET.TRACES.router-0", "$JS.API.CONSUMER.DELETE.TRACES.router-0", "$JS.API.CONSUMER.UNPIN.TRACES.router-0", "$KV.MEMBERS.sink.evil", "$JS.API.STREAM.INFO.KV_MEMBERS", "$JS.ACK.TRACES.router-0.1.1.1.1.0", "$SYS.REQ.SERVER.PING", "_INBOX_router.x",

@@ -35,6 +35,7 @@ import (
 	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/stall"
@@ -106,7 +107,7 @@ func New(cfg Config, sp *spool.Spool, led *ledger.Ledger, log *slog.Logger) (*Fo
 	log = log.With("component", "forward")
 	f := &Forward{cfg: cfg, spool: sp, led: led, log: log, centre: "hub"}
 	if cfg.Central.Endpoint == "" {
-		f.way = &hubWay{instance: cfg.Instance, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}}
+		f.way = &hubWay{instance: cfg.Instance, spool: sp, led: led, log: log, dialer: dialer{cfg: cfg.Hub, log: log}, holds: hold.NewAsker(log)}
 		return f, nil
 	}
 	w, err := newGatewayWay(cfg.Central, sp, led, log)

@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/edge/spool"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -48,6 +49,7 @@ type hubWay struct {
 	led      *ledger.Ledger
 	log      *slog.Logger
 	dialer   dialer
+	holds    *hold.Asker
 	// shared is set when the subject's last message turns out to be newer than the last that the
 	// hub has acknowledged, as when others publish it, too: the next session sets no condition.
 	shared [len(otlpwire.Signals)]atomic.Bool
@@ -61,7 +63,11 @@ type hubWay struct {
 }
 
 func (w *hubWay) connected() bool { return w.dialer.connected() }
-func (w *hubWay) close()          { w.dialer.close() }
+
+func (w *hubWay) close() {
+	w.holds.Close()
+	w.dialer.close()
+}
 
 // ready returns why the hub will accept nothing until an operator has corrected the credential.
 func (w *hubWay) ready() error {
@@ -111,7 +117,7 @@ func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Sign
 		// A hub that has answered has received everything that was sent before, in order.
 		// Otherwise messages may still arrive, so the connection is closed: they must not
 		// mix with those of the next session.
-		if !errors.Is(err, errRewind) && !errors.Is(err, bus.ErrNoStream) && !errors.Is(err, bus.ErrFull) && !errors.Is(err, bus.ErrStore) {
+		if !errors.Is(err, errRewind) && !errors.Is(err, errHeld) && !errors.Is(err, bus.ErrNoStream) && !errors.Is(err, bus.ErrFull) && !errors.Is(err, bus.ErrStore) {
 			conn.Close()
 		}
 	}()
@@ -137,6 +143,9 @@ func (w *hubWay) session(ctx context.Context, st *spool.Store, sig otlpwire.Sign
 	}
 	return err
 }
+
+// errHeld ends a session: the hub has room, and not for more of this instance.
+var errHeld = errors.New("the hub asks this instance to hold back")
 
 // publish sends in order with a window in flight. The first message of a session is sent
 // alone, and the window opens with its acknowledgement. A hub that has lost data shows it
@@ -165,6 +174,9 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 				return err
 			}
 			continue
+		}
+		if why := w.holds.Held(conn, w.instance, sig, time.Now()); why != "" {
+			return fmt.Errorf("%w: %s", errHeld, why)
 		}
 		var after uint64
 		if sent == 0 && w.spool.Retains(sig) && !w.shared[sig].Swap(false) {
