@@ -14,31 +14,27 @@ type Late struct {
 // them by themselves, and no drop policy does. Policies that could change their mind when they see the other spans, such as
 // not, or an upper bound, have no say.
 func (s *Set) WantsLate(t *Trace) Verdict {
-	t.partitions = max(s.Partitions, 1)
-	if t.answers == nil || t.answers.wanted != &s.wanted {
-		t.answers = newAnswers(&s.wanted)
+	s.begin(t)
+	v := s.wantsLate(t)
+	v.Panicked = t.panicked
+	return v
+}
+
+func (s *Set) wantsLate(t *Trace) Verdict {
+	if highest, by, _ := t.ask(s.drops, new(Budgets), Dropped); highest == Dropped { // also if that would be a matter of its budget
+		return Verdict{By: by}
 	}
-	for _, p := range s.drops {
-		if p.eval.evaluate(t, new(Budgets)) == Dropped { // also if that would be a matter of its budget
-			return Verdict{By: p.name}
-		}
+	highest, by, _ := t.ask(s.growing, nil, Sampled)
+	if highest != Sampled {
+		return Verdict{}
 	}
-	for _, p := range s.policies {
-		if !grows(p.eval) {
-			continue
-		}
-		t.chance = settled
-		if p.eval.evaluate(t, nil) == Sampled {
-			return Verdict{Keep: true, By: p.name, Threshold: threshold(either(0, t.chance, true))}
-		}
-	}
-	return Verdict{}
+	return Verdict{Keep: true, By: by, Threshold: threshold(either(0, t.chance, true))}
 }
 
 // grows reports whether a policy that wants some spans of a trace wants the whole trace, too, whatever else it has.
 func grows(p evaluator) bool {
 	switch p := p.(type) {
-	case always, statusCode, probabilistic, traceFlags, traceState:
+	case function, always, statusCode, probabilistic, traceFlags, traceState:
 		return true
 	case ottlCondition:
 		return !p.strict // it could fail on another span

@@ -125,15 +125,15 @@ func anyOf[K any](conditions []*ottl.Condition[K], k K, strict bool) (yes bool, 
 }
 
 // decode returns the trace as pdata. A trace that cannot be decoded has no spans; Scan does not accept
-// such a payload.
+// such a payload. If decoding panics, it does so for every policy that asks.
 func (t *Trace) decode() ptrace.Traces {
 	if !t.decodes {
 		var u ptrace.ProtoUnmarshaler
-		t.decodes = true
-		t.decoded = ptrace.NewTraces()
-		if d, err := u.UnmarshalTraces(t.Payload); err == nil {
-			t.decoded = d
+		d, err := u.UnmarshalTraces(t.Payload)
+		if err != nil {
+			d = ptrace.NewTraces()
 		}
+		t.decoded, t.decodes = d, true
 	}
 	return t.decoded
 }

@@ -163,7 +163,22 @@ func Parse(name string, text []byte) (*Set, error) {
 
 // KeepAll is the set of policies if none is configured.
 func KeepAll(wait time.Duration) *Set {
-	return &Set{Wait: wait, policies: []named{{"keep-all", always{}}}}
+	return (&Set{Wait: wait}).With("keep-all", func(*Trace) Outcome { return Sampled })
+}
+
+// With returns s with one more policy. It must want a whole trace when it wants some of its spans.
+func (s *Set) With(name string, evaluate func(*Trace) Outcome) *Set {
+	more := *s
+	more.policies, more.growing = slices.Clone(s.policies), slices.Clone(s.growing)
+	more.add(name, function(evaluate))
+	return &more
+}
+
+func (s *Set) add(name string, eval evaluator) {
+	s.policies = append(s.policies, named{name, eval})
+	if grows(eval) {
+		s.growing = append(s.growing, named{name, eval})
+	}
 }
 
 type builder struct {
@@ -210,7 +225,7 @@ func (b *builder) build(st settings) *Set {
 		if _, is := eval.(drop); is {
 			set.drops = append(set.drops, named{s.Name, eval})
 		} else {
-			set.policies = append(set.policies, named{s.Name, eval})
+			set.add(s.Name, eval)
 		}
 	}
 	return set

@@ -7,6 +7,7 @@
 //   - The verdict is a function of the trace, the configuration and the budgets at the trace's
 //     stream time: no clock, no randomness.
 //   - probabilistic keeps the same traces as the collector with the same salt.
+//   - A policy that panics has no answer about that trace; the others have theirs.
 //
 // # Not here
 //
@@ -15,6 +16,7 @@ package policy
 
 import (
 	"bytes"
+	"errors"
 	"hash/fnv"
 	"math"
 	"math/big"
@@ -25,6 +27,7 @@ import (
 	"go.opentelemetry.io/collector/pdata/ptrace"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -32,8 +35,8 @@ import (
 // as in the collector since v0.156.
 type Outcome uint8
 
-// The verdicts. Failed means no answer: an expression could not be evaluated. Then the other policies
-// decide; not and and pass it on, and composite ends with it.
+// The verdicts. Failed means no answer: an expression could not be evaluated, or the policy panicked. Then the other
+// policies decide; not and and pass it on, and composite ends with it.
 const (
 	Failed Outcome = iota
 	NotSampled
@@ -61,7 +64,8 @@ type Trace struct {
 	partitions int      // number of partitions that share the budgets
 	// chance is the probability with which the current policy wants a trace like this, over all IDs.
 	// Policies that do not depend on the ID leave it at settled.
-	chance float64
+	chance   float64
+	panicked *Panicked // by the policies that were asked; nil: none
 }
 
 // Reset makes t another trace, and keeps its memory for reuse.
@@ -75,12 +79,21 @@ const (
 	unknown = -2 // it depends on what other traces have taken from a budget
 )
 
-// summarise reads the spans once for all policies.
+// summarise reads the spans once for all policies. If that panics, they are read again, to find the attribute policies
+// that are the cause. If there are none, it panics for every policy that asks: what has been read is not all.
 func (t *Trace) summarise() {
 	if t.read {
 		return
 	}
+	if fault.Guard(t.readSpans) != nil {
+		t.answers = t.answers.guarded()
+		_ = t.readSpans()
+	}
 	t.read = true
+}
+
+// readSpans does the reading; there is no error.
+func (t *Trace) readSpans() error {
 	t.start = math.MaxUint64
 	look := t.answers
 	clear(look.found)
@@ -105,6 +118,7 @@ func (t *Trace) summarise() {
 			}
 		}
 	}
+	return nil
 }
 
 // duration is from the earliest start to the latest end, never negative.
@@ -134,7 +148,8 @@ type Set struct {
 
 	drops      []named // decided first
 	policies   []named
-	firstMatch bool // the first policy that wants the trace decides
+	growing    []named // of policies, those that have a say about late spans
+	firstMatch bool    // the first policy that wants the trace decides
 	limiters   int
 	wanted     wanted
 }
@@ -171,6 +186,14 @@ type Verdict struct {
 	// Threshold is for the trace state of a kept trace ([otlpwire.Annotation]): 0 if the policies are
 	// certain to keep a trace like it.
 	Threshold uint64
+	Panicked  *Panicked // nil: no policy did
+}
+
+// Panicked is that policies had no answer because they panicked.
+type Panicked struct {
+	Policies int
+	Policy   string // the first one
+	*fault.Panic
 }
 
 type named struct {
@@ -183,39 +206,91 @@ type evaluator interface {
 	evaluate(t *Trace, b *Budgets) Outcome
 }
 
-// Decide evaluates all policies on a trace.
-func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
-	b.taken = nil
-	t.partitions = max(s.Partitions, 1)
+// begin prepares a trace for a decision.
+func (s *Set) begin(t *Trace) {
+	t.partitions, t.panicked = max(s.Partitions, 1), nil
 	if t.answers == nil || t.answers.wanted != &s.wanted {
 		t.answers = newAnswers(&s.wanted)
 	}
+}
+
+// vote is the state of asking policies, one after the other.
+type vote struct {
+	policies []named
+	trace    *Trace
+	budgets  *Budgets
+	until    Outcome // that is enough
+	next     int     // the policy that is asked next
+
+	highest Outcome
+	by      string
+	chance  float64
+}
+
+// ask asks policies until one has an outcome that is enough, and returns the highest and whose it is. A policy that panics
+// has no answer, and the next one is asked.
+func (t *Trace) ask(policies []named, b *Budgets, until Outcome) (highest Outcome, by string, chance float64) {
+	if len(policies) == 0 {
+		return NotSampled, "", 0
+	}
+	v := vote{policies: policies, trace: t, budgets: b, until: until, highest: NotSampled}
+	for {
+		err := fault.Guard(v.more)
+		if err == nil {
+			return v.highest, v.by, v.chance
+		}
+		t.noAnswer(policies[v.next-1].name, err)
+	}
+}
+
+// more asks the policies that are left; there is no error.
+func (v *vote) more() error {
+	for v.next < len(v.policies) && v.highest < v.until {
+		p := &v.policies[v.next]
+		v.next++
+		v.trace.chance = settled
+		o := p.eval.evaluate(v.trace, v.budgets)
+		v.chance = either(v.chance, v.trace.chance, o == Sampled)
+		if o > v.highest {
+			v.highest, v.by = o, p.name
+		}
+	}
+	return nil
+}
+
+// noAnswer notes that a policy panicked.
+func (t *Trace) noAnswer(policy string, err error) {
+	if t.panicked == nil {
+		p, _ := errors.AsType[*fault.Panic](err)
+		if matcher, is := p.Value.(*fault.Panic); is {
+			p = matcher
+		}
+		t.panicked = &Panicked{Policy: policy, Panic: p}
+	}
+	t.panicked.Policies++
+}
+
+// Decide evaluates all policies on a trace.
+func (s *Set) Decide(t *Trace, b *Budgets) Verdict {
+	b.taken = nil
+	s.begin(t)
 	v := s.decide(t, b)
 	if v.Keep && s.MaxKept > 0 && !b.spend(limiter{s.limiters, s.MaxKept, s.MaxKept}, t, int64(t.Spans), envelope.Load{}) {
 		v = Verdict{By: OverShare}
 	}
-	v.Took = b.taken
+	v.Took, v.Panicked = b.taken, t.panicked
 	return v
 }
 
 func (s *Set) decide(t *Trace, b *Budgets) Verdict {
-	for _, p := range s.drops {
-		if p.eval.evaluate(t, b) == Dropped {
-			return Verdict{By: p.name}
-		}
+	if highest, by, _ := t.ask(s.drops, b, Dropped); highest == Dropped {
+		return Verdict{By: by}
 	}
-	highest, by, chance := NotSampled, "", 0.0
-	for _, p := range s.policies {
-		t.chance = settled
-		o := p.eval.evaluate(t, b)
-		chance = either(chance, t.chance, o == Sampled)
-		if o > highest {
-			highest, by = o, p.name
-		}
-		if s.firstMatch && highest == Sampled {
-			break
-		}
+	until := Dropped // which is none of theirs
+	if s.firstMatch {
+		until = Sampled
 	}
+	highest, by, chance := t.ask(s.policies, b, until)
 	if highest != Sampled {
 		return Verdict{By: by}
 	}
@@ -246,6 +321,11 @@ func threshold(chance float64) uint64 {
 	}
 	return otlpwire.Unknown
 }
+
+// function is a policy of [Set.With].
+type function func(*Trace) Outcome
+
+func (f function) evaluate(t *Trace, _ *Budgets) Outcome { return f(t) }
 
 // always is always_sample.
 type always struct{}
@@ -368,7 +448,11 @@ type attribute struct {
 
 func (a attribute) evaluate(t *Trace, _ *Budgets) Outcome {
 	t.summarise()
-	return verdict(t.answers.found[a.matcher] != a.invert)
+	found := t.answers.found[a.matcher]
+	if !found && t.answers.failed != nil && t.answers.failed[a.matcher] != nil {
+		panic(t.answers.failed[a.matcher])
+	}
+	return verdict(found != a.invert)
 }
 
 // wanted is the attributes that a set's policies look for.
@@ -407,6 +491,7 @@ func (w *wanted) add(key string, match func(otlpwire.Value) bool) int {
 type answers struct {
 	*wanted
 	found  []bool                  // by matcher
+	failed []error                 // by matcher, the panics that were caught; nil: none are
 	values [][]byte                // by key
 	seen   []int                   // keys that have a value
 	see    func(key, value []byte) // adds a value
@@ -426,6 +511,28 @@ func newAnswers(w *wanted) *answers {
 		}
 	}
 	return a
+}
+
+// guarded returns answers without content, like a, that catch the panics of matchers. One that panics at a value may
+// find another.
+func (a *answers) guarded() *answers {
+	w := *a.wanted
+	failed := make([]error, w.matchers)
+	w.want = slices.Clone(w.want)
+	for k := range w.want {
+		w.want[k] = slices.Clone(w.want[k])
+		for i, q := range w.want[k] {
+			w.want[k][i].match = func(v otlpwire.Value) (yes bool) {
+				if err := fault.Guard(func() error { yes = q.match(v); return nil }); err != nil {
+					failed[q.matcher] = err
+				}
+				return yes
+			}
+		}
+	}
+	another := newAnswers(&w)
+	another.failed = failed
+	return another
 }
 
 func (a *answers) any() bool { return a.matchers > 0 }
