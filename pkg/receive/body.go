@@ -22,94 +22,85 @@ type body interface {
 }
 
 // readBody reads src, which has the given encoding, into buf, within the bounds. size is its
-// length, -1 if unknown. It returns how many bytes of MaxInFlight it holds, also when it refuses.
-func (r *Receiver) readBody(src io.ReadCloser, encoding string, size int64, buf *[]byte) (held int, ref *refusal) {
+// length, -1 if unknown. The capacity of buf is held afterwards, also when it refuses.
+func (r *Receiver) readBody(held *holding, src io.ReadCloser, encoding string, size int64, buf *[]byte) *refusal {
 	limit := int64(r.cfg.MaxRequest)
 	if size > limit {
-		return 0, tooLarge(limit)
+		return tooLarge(limit)
 	}
 	// Before anything is read: the first bytes may take long to arrive.
 	window := windowOf(encoding)
-	if ref := r.admit(window); ref != nil {
-		return 0, ref
+	if ref := held.admit(window); ref != nil {
+		return ref
 	}
-	defer r.release(window)
+	defer held.release(window)
 	b, err := openBody(http.MaxBytesReader(nil, src, limit), encoding, limit)
 	if err != nil {
-		return 0, bodyError(err)
+		return bodyError(err)
 	}
-	defer b.close()
-	if held, ref = r.fill(b, buf); ref != nil {
-		return held, ref
+	ref := r.fill(held, b, buf)
+	b.close() // not if it has panicked: then it is not used again
+	if _, is := b.(*snappyBlock); is && ref == nil {
+		return r.decodeBlock(held, buf)
 	}
-	if _, is := b.(*snappyBlock); is {
-		return r.decodeBlock(buf, held)
-	}
-	return held, nil
+	return ref
 }
 
 // fill reads b to its end into buf, and admits the bytes by which buf grows before it grows.
-func (r *Receiver) fill(src io.Reader, buf *[]byte) (held int, ref *refusal) {
+func (r *Receiver) fill(held *holding, src io.Reader, buf *[]byte) *refusal {
 	limit := int(r.cfg.MaxRequest)
 	b := (*buf)[:0]
 	defer func() { *buf = b }()
-	if ref := r.admit(cap(b)); ref != nil {
-		return 0, ref
+	if ref := held.admit(cap(b)); ref != nil {
+		return ref
 	}
-	held = cap(b)
 	for {
 		if len(b) == cap(b) {
-			grow := max(32<<10, min(cap(b), limit+1-cap(b)))
-			if ref := r.admit(grow); ref != nil {
-				return held, ref
+			before, grow := cap(b), max(32<<10, min(cap(b), limit+1-cap(b)))
+			if ref := held.admit(grow); ref != nil {
+				return ref
 			}
-			held += grow
 			b = slices.Grow(b, grow)
-			if extra := cap(b) - held; extra > 0 { // the allocator rounds up
-				r.inFlight.Add(int64(extra))
-				held += extra
-			}
+			held.add(cap(b) - before - grow) // the allocator rounds up
 		}
 		n, err := src.Read(b[len(b):min(cap(b), limit+1)])
 		if b = b[:len(b)+n]; len(b) > limit {
-			return held, tooLarge(int64(limit))
+			return tooLarge(int64(limit))
 		}
 		if errors.Is(err, io.EOF) {
-			return held, nil
+			return nil
 		}
 		if err != nil {
-			return held, bodyError(err)
+			return bodyError(err)
 		}
 	}
 }
 
 // decodeBlock replaces the snappy block in buf by its decoded content.
-func (r *Receiver) decodeBlock(buf *[]byte, held int) (int, *refusal) {
+func (r *Receiver) decodeBlock(held *holding, buf *[]byte) *refusal {
 	const most = 22 // times as long: three bytes encode at most 64
 	n, err := s2.DecodedLen(*buf)
 	if err == nil && n > most*len(*buf) {
 		err = fmt.Errorf("snappy: %d bytes cannot decode to %d", len(*buf), n)
 	}
 	if err != nil {
-		return held, bodyError(err)
+		return bodyError(err)
 	}
 	decoded := r.buffer()
 	defer r.recycle(decoded)
-	size := max(n, cap(*decoded))
-	if ref := r.admit(size); ref != nil {
-		return held, ref
+	if ref := held.admit(max(n, cap(*decoded))); ref != nil {
+		return ref
 	}
 	if cap(*decoded) < n {
 		*decoded = make([]byte, n)
 	}
 	out, err := s2.Decode((*decoded)[:cap(*decoded)], *buf)
 	if err != nil {
-		r.release(size)
-		return held, bodyError(err)
+		return bodyError(err)
 	}
 	*buf, *decoded = out, *buf
-	r.release(held)
-	return size, nil
+	held.release(cap(*decoded))
+	return nil
 }
 
 // bodyError is the answer to a body that could not be read.

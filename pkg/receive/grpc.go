@@ -88,7 +88,7 @@ func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
 		began(p.Addr)
 		defer answered(p.Addr)
 	}
-	out, ref := r.exportGRPC(sig, stream)
+	out, ref := r.guarded(sig, nil, func(held *holding) (outcome, *refusal) { return r.exportGRPC(held, sig, stream) })
 	if ref == nil {
 		failpoint.During("after-answer")
 		return stream.SendMsg(appendResponse(nil, out))
@@ -103,7 +103,7 @@ func (r *Receiver) export(sig otlpwire.Signal, stream grpc.ServerStream) error {
 	return st.Err()
 }
 
-func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (outcome, *refusal) {
+func (r *Receiver) exportGRPC(held *holding, sig otlpwire.Signal, stream grpc.ServerStream) (outcome, *refusal) {
 	md, _ := metadata.FromIncomingContext(stream.Context())
 	one := func(name string) string {
 		if vals := md.Get(name); len(vals) == 1 {
@@ -122,21 +122,20 @@ func (r *Receiver) exportGRPC(sig otlpwire.Signal, stream grpc.ServerStream) (ou
 	// Bytes that arrive, or may arrive, before we read are in grpc's buffers, and count until they
 	// are read.
 	ahead := min(readAhead, msg.left)
-	if ref := r.admit(ahead); ref != nil {
+	if ref := held.admit(ahead); ref != nil {
 		return outcome{}, ref
 	}
 	buf := r.buffer()
 	defer r.recycle(buf)
-	held, ref := r.readBody(msg, msg.encoding, int64(msg.left), buf)
-	defer r.release(held)
-	r.release(ahead)
+	ref = r.readBody(held, msg, msg.encoding, int64(msg.left), buf)
+	held.release(ahead)
 	if ref == nil {
 		ref = msg.end()
 	}
 	if ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.arrived(auth, state, len(*buf))
+	sender, ref := r.arrived(held, auth, state, len(*buf))
 	if ref != nil {
 		return outcome{}, ref
 	}

@@ -105,7 +105,7 @@ func (r *Receiver) serveHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, "content type must be "+typeProtobuf+" or "+typeJSON+" (UTF-8)", http.StatusUnsupportedMediaType)
 		return
 	}
-	out, ref := r.exportHTTP(req, sig, ctype)
+	out, ref := r.guarded(sig, http.ErrAbortHandler, func(held *holding) (outcome, *refusal) { return r.exportHTTP(held, req, sig, ctype) })
 	if ref != nil {
 		r.refused(sig, ref)
 		writeRefusal(w, ctype, ref)
@@ -133,7 +133,7 @@ func contentType(req *http.Request) (string, bool) {
 	return t, !has || strings.EqualFold(cs, "utf-8")
 }
 
-func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype string) (outcome, *refusal) {
+func (r *Receiver) exportHTTP(held *holding, req *http.Request, sig otlpwire.Signal, ctype string) (outcome, *refusal) {
 	auth := req.Header.Values("Authorization")
 	if len(auth) != 1 {
 		auth = []string{""}
@@ -146,12 +146,10 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	buf := r.buffer()
 	defer r.recycle(buf)
 	encoding := strings.ToLower(strings.Join(req.Header.Values("Content-Encoding"), ","))
-	held, ref := r.readBody(req.Body, encoding, req.ContentLength, buf)
-	defer r.release(held)
-	if ref != nil {
+	if ref := r.readBody(held, req.Body, encoding, req.ContentLength, buf); ref != nil {
 		return outcome{}, ref
 	}
-	sender, ref := r.arrived(auth[0], req.TLS, len(*buf))
+	sender, ref := r.arrived(held, auth[0], req.TLS, len(*buf))
 	if ref != nil {
 		return outcome{}, ref
 	}
@@ -159,8 +157,7 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	if ctype == typeJSON {
 		conv := r.buffer()
 		defer r.recycle(conv)
-		unknown, more, ref := r.fromJSON(sig, conv, *buf)
-		defer r.release(more)
+		unknown, ref := r.fromJSON(held, sig, conv, *buf)
 		if ref != nil {
 			return outcome{}, ref
 		}
@@ -169,28 +166,24 @@ func (r *Receiver) exportHTTP(req *http.Request, sig otlpwire.Signal, ctype stri
 	return r.take(ctx, sig, sender, r.origin(req.Header.Get), in)
 }
 
-// fromJSON converts a body. It returns an unknown name in it, if any, and how many more bytes of
-// MaxInFlight it holds, also when it refuses.
-func (r *Receiver) fromJSON(sig otlpwire.Signal, conv *[]byte, body []byte) (unknown string, held int, ref *refusal) {
+// fromJSON converts a body. It returns an unknown name in it, if any.
+func (r *Receiver) fromJSON(held *holding, sig otlpwire.Signal, conv *[]byte, body []byte) (unknown string, ref *refusal) {
 	*conv = (*conv)[:0]
 	if len(body) == 0 {
-		return "", 0, nil
+		return "", nil
 	}
-	held = max(cap(*conv), len(body)) // names are longer than lengths and tags
-	if ref := r.admit(held); ref != nil {
-		return "", 0, ref
+	size := max(cap(*conv), len(body)) // names are longer than lengths and tags
+	if ref := held.admit(size); ref != nil {
+		return "", ref
 	}
 	out, notes, err := otlpwire.ReadJSON(slices.Grow(*conv, len(body)), sig, body, r.limits)
 	if err != nil {
-		return "", held, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
+		return "", refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "%v", err)
 	}
 	*conv = out
-	if extra := cap(out) - held; extra > 0 {
-		r.inFlight.Add(int64(extra))
-		held += extra
-	}
+	held.add(max(cap(out)-size, 0))
 	r.deps.Ledger.Of(sig).Sanitised.Add(float64(notes.Sanitised))
-	return notes.Unknown, held, nil
+	return notes.Unknown, nil
 }
 
 // appendResponse appends an Export*ServiceResponse; the three have the same

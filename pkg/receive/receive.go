@@ -14,6 +14,8 @@
 //     second, never INTERNAL or 500.
 //   - A sender whose right to send is revoked is refused also on open connections, and for
 //     requests in progress.
+//   - A request over which the receiver panics is refused for good, since it would panic again;
+//     all others are served as before.
 //   - Idle connections do not delay other senders; one instance and one address get no more than
 //     Config.Limits.
 //   - Bodies are bounded while they are read, before and after decompression, and the bytes of
@@ -43,8 +45,10 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/penstock/penstock/pkg/app"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -250,6 +254,7 @@ type Receiver struct {
 	buffers  sync.Pool    // *[]byte
 	limits   otlpwire.Limits
 	certs    *certificates
+	said     backoff.Repeats
 
 	grpc *grpc.Server
 	http *httpServer
@@ -370,6 +375,53 @@ func busy(reason, text string) *refusal {
 type outcome struct {
 	rejected int
 	message  string
+}
+
+// holding is what a request holds: bytes of MaxInFlight.
+type holding struct {
+	receiver *Receiver
+	bytes    int
+	instance string // its sender, once it has arrived
+}
+
+// admit reserves n bytes.
+func (h *holding) admit(n int) *refusal {
+	if h.add(n) > int64(h.receiver.cfg.MaxInFlight) {
+		h.release(n)
+		return busy(ledger.RefusedOverload, "too many bytes in flight")
+	}
+	return nil
+}
+
+// add adds n bytes that need not be asked for, and returns what all requests hold.
+func (h *holding) add(n int) int64 {
+	h.bytes += n
+	return h.receiver.inFlight.Add(int64(n))
+}
+
+func (h *holding) release(n int) { h.add(-n) }
+
+// guarded does the work for a request, and then releases what it holds. If it panics, the request is refused for good, unless
+// it panics with the value pass, which is for others to recover.
+func (r *Receiver) guarded(sig otlpwire.Signal, pass any, work func(*holding) (outcome, *refusal)) (out outcome, ref *refusal) {
+	held := &holding{receiver: r}
+	defer func() { held.release(held.bytes) }()
+	err := fault.Guard(func() error {
+		out, ref = work(held)
+		return nil
+	})
+	p, panicked := errors.AsType[*fault.Panic](err)
+	switch {
+	case !panicked:
+		return out, ref
+	case p.Value == pass:
+		panic(pass)
+	}
+	r.deps.Ledger.Panics(ledger.PanicReceiver).Inc()
+	if more, due := r.said.Due("panic", time.Now()); due {
+		r.deps.Log.Error("bug: a request made the receiver panic; it is refused", "signal", sig, "instance", held.instance, "err", p, "stack", p.Stack, "more_since_last_said", more)
+	}
+	return outcome{}, refuse(codes.Internal, 500, ledger.RefusedMalformed, "this request makes penstock panic, which is a bug: it is not accepted, and sent again it would not be accepted either")
 }
 
 // requirement says what the rejected items of a partial success violate.
@@ -493,9 +545,10 @@ func (r *Receiver) begin(authorization string, state *tls.ConnectionState) *refu
 }
 
 // arrived identifies the sender of a request that was read, or refuses.
-func (r *Receiver) arrived(authorization string, state *tls.ConnectionState, bytes int) (*Sender, *refusal) {
+func (r *Receiver) arrived(held *holding, authorization string, state *tls.ConnectionState, bytes int) (*Sender, *refusal) {
 	sender, ref := r.sender(authorization, state)
 	if ref == nil {
+		held.instance = sender.Instance.ID
 		ref = sender.pace.read(r.cfg.Limits.Instance, time.Now(), bytes)
 	}
 	return sender, ref
@@ -513,14 +566,3 @@ func (r *Receiver) sender(authorization string, state *tls.ConnectionState) (sen
 	}
 	return sender, nil
 }
-
-// admit reserves n bytes of MaxInFlight.
-func (r *Receiver) admit(n int) *refusal {
-	if r.inFlight.Add(int64(n)) > int64(r.cfg.MaxInFlight) {
-		r.inFlight.Add(-int64(n))
-		return busy(ledger.RefusedOverload, "too many bytes in flight")
-	}
-	return nil
-}
-
-func (r *Receiver) release(n int) { r.inFlight.Add(-int64(n)) }

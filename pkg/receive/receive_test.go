@@ -60,8 +60,8 @@ func open(t *testing.T, auth bool, change func(*Config)) *door {
 	return openFor(t, auth, false, change)
 }
 
-// openFor also lets senders say where requests come from.
-func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
+// openFor also lets senders say where requests come from, and changes dependencies.
+func openFor(t *testing.T, auth, origin bool, change func(*Config), deps ...func(*Deps)) *door {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.GRPC.Listen, cfg.HTTP.Listen = "127.0.0.1:0", "127.0.0.1:0"
@@ -74,7 +74,7 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 	}
 	sender := NewSender(envelope.Instance{ID: "as-1"})
 	d := &door{led: ledger.New(prometheus.NewRegistry())}
-	r, err := New(cfg, Deps{
+	own := Deps{
 		Identify: func(c Credentials) (*Sender, error) {
 			a := c.Authorization
 			if c.Certificate != nil {
@@ -110,7 +110,11 @@ func openFor(t *testing.T, auth, origin bool, change func(*Config)) *door {
 			return nil
 		},
 		Tokens: auth, Over: d.over.Load, Origin: origin, MaxPayload: 256 << 10, Ledger: d.led, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
+	}
+	for _, do := range deps {
+		do(&own)
+	}
+	r, err := New(cfg, own)
 	if err != nil {
 		t.Fatal(err)
 	}
