@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -171,6 +173,36 @@ type batch struct {
 	outs   [][]out // by partition; more than one where a message would be too large
 	items  int
 	bytes  int
+	was    mark
+}
+
+// mark is what a batch has before an input is added.
+type mark struct {
+	items, bytes int
+	outs         []int // by partition, how many messages
+	last         []out // and the last of them
+}
+
+// mark remembers what b has, for undo.
+func (b *batch) mark() {
+	b.was = mark{b.items, b.bytes, b.was.outs[:0], b.was.last[:0]}
+	for _, outs := range b.outs {
+		last := out{}
+		if len(outs) > 0 {
+			last = outs[len(outs)-1]
+		}
+		b.was.outs, b.was.last = append(b.was.outs, len(outs)), append(b.was.last, last)
+	}
+}
+
+// undo removes what has been added since mark.
+func (b *batch) undo() {
+	b.items, b.bytes = b.was.items, b.was.bytes
+	for p, n := range b.was.outs {
+		if b.outs[p] = b.outs[p][:n]; n > 0 {
+			b.outs[p][n-1] = b.was.last[p]
+		}
+	}
 }
 
 // done is what becomes of an input when its batch is published.
@@ -248,23 +280,33 @@ func (r *route) run(ctx context.Context) {
 	}
 }
 
-// add splits one input into b. A message that is not a valid envelope goes to DEADLETTER at once.
+// add splits one input into b. A message that is not a valid envelope, or that makes the splitter panic, goes to DEADLETTER
+// at once, and nothing of it is in b.
 func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bool {
-	in.Decompress(&split.body)
-	err := in.Err
 	if in.Restamped {
 		r.led.Of(otlpwire.Traces).Restamped.Inc()
 	}
-	end := done{tally: in.tally, seq: in.Seq, id: in.Header.ID, instance: in.Instance(), items: unreadable}
-	if err == nil {
+	end := done{tally: in.tally, seq: in.Seq, id: in.Header.ID, instance: in.Instance()}
+	b.mark()
+	err := fault.Guard(func() (err error) {
+		if in.Decompress(&split.body); in.Err != nil {
+			return in.Err
+		}
 		end.items, end.ended[tally.Routed], err = split.add(b, in)
-	}
+		return err
+	})
 	if err != nil {
 		end.items, end.ended = unreadable, tally.Outcomes{}
-		if more, due := r.said.Due(in.Subject, time.Now()); due {
+		reason := ledger.DeadUndecodable
+		if p, panicked := errors.AsType[*fault.Panic](err); panicked {
+			reason = ledger.DeadPoison
+			b.undo()
+			*split = splitter{spread: split.spread}
+			r.panicked(in, p)
+		} else if more, due := r.said.Due(in.Subject, time.Now()); due {
 			r.log.Warn("message is not a valid traces request; dead-lettered", "subject", in.Subject, "seq", in.Seq, "err", err, "letters_since_last_said", more)
 		}
-		how, ok := r.deadLetter(ctx, in, err)
+		how, ok := r.deadLetter(ctx, in, reason, err)
 		if !ok {
 			return false
 		}
@@ -275,7 +317,15 @@ func (r *route) add(ctx context.Context, split *splitter, b *batch, in input) bo
 	return true
 }
 
-func (r *route) deadLetter(ctx context.Context, in input, why error) (how tally.Outcome, ok bool) {
+// panicked notes that a message made the splitter panic.
+func (r *route) panicked(in input, p *fault.Panic) {
+	r.led.Panics(ledger.PanicRouter).Inc()
+	if more, due := r.said.Due("panic", time.Now()); due {
+		r.log.Error("bug: a message made the router panic; it is dead-lettered as poison", "subject", in.Subject, "seq", in.Seq, "err", p, "stack", p.Stack, "more_since_last_said", more)
+	}
+}
+
+func (r *route) deadLetter(ctx context.Context, in input, reason string, why error) (how tally.Outcome, ok bool) {
 	if !r.quota.Take(in.Instance(), time.Now()) {
 		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(unreadable)
 		return tally.Dropped, true
@@ -283,11 +333,11 @@ func (r *route) deadLetter(ctx context.Context, in input, why error) (how tally.
 	ok = backoff.Retry(ctx, r.log, "store a dead letter", func() error {
 		return r.to.deadLetter(ctx, in.Instance(), bus.Message{
 			Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: unreadable, Arrival: in.Header.Arrival, ID: fmt.Sprintf("dead-%s-%d", bus.Stream(otlpwire.Traces), in.Seq)},
-			Body:   in.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
+			Body:   in.Body, Refusal: &bus.Refusal{Reason: reason, Detail: why.Error(), Backend: "router", Source: fmt.Sprintf("%s %d", bus.Stream(otlpwire.Traces), in.Seq)},
 		})
 	})
 	if ok {
-		r.led.Of(otlpwire.Traces).Dead(ledger.DeadUndecodable).Add(unreadable)
+		r.led.Of(otlpwire.Traces).Dead(reason).Add(unreadable)
 	}
 	return tally.Dead, ok
 }

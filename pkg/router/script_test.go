@@ -20,6 +20,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	"github.com/penstock/penstock/pkg/scripttest"
@@ -27,7 +28,7 @@ import (
 
 // TestScripts runs a route without a hub, and with a clock that moves only by the command wait:
 //
-//	route partitions=2 linger=20ms max_batch=64KiB
+//	route partitions=2 linger=20ms max_batch=64KiB     with spread=3, traces of a third partition make the splitter panic
 //	input lane=A seq=1 instance=as-1 spans=a1/x,b2/y   one message of TRACES: trace/name
 //	input lane=A seq=2 instance=as-1 garbage=yes       one that is no OTLP
 //	wait for=20ms
@@ -52,6 +53,8 @@ func TestScripts(t *testing.T) {
 type script struct {
 	t     *testing.T
 	r     *route
+	n     int // partitions of the spread
+	log   logtest.Log
 	lanes map[string]*scriptLane
 
 	mu      sync.Mutex
@@ -98,10 +101,11 @@ func (sc *script) events() string {
 func (sc *script) start(c *scripttest.Call) string {
 	cfg := DefaultConfig()
 	cfg.Streams.Partitions, cfg.Linger = c.Number("partitions", 1), c.Duration("linger")
+	sc.n = c.Number("spread", cfg.Streams.Partitions)
 	if err := cfg.MaxBatch.UnmarshalText([]byte(c.Text("max_batch", "4MiB"))); err != nil {
 		c.Fatalf("%v", err)
 	}
-	sc.r = newRoute(cfg, bus.NewHub(bus.Config{}, cfg.Streams, slog.New(slog.DiscardHandler)), ledger.New(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	sc.r = newRoute(cfg, bus.NewHub(bus.Config{}, cfg.Streams, slog.New(slog.DiscardHandler)), ledger.New(prometheus.NewRegistry()), sc.log.Logger(slog.LevelInfo))
 	sc.r.to = sc
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -186,8 +190,15 @@ func (sc *script) accept(c *scripttest.Call) string {
 
 func (sc *script) counts(*scripttest.Call) string {
 	led := sc.r.led.Of(otlpwire.Traces)
-	return fmt.Sprintf("routed=%v dead=%v dropped=%v\n", testutil.ToFloat64(led.Routed),
+	text := fmt.Sprintf("routed=%v dead=%v dropped=%v\n", testutil.ToFloat64(led.Routed),
 		testutil.ToFloat64(led.Dead(ledger.DeadUndecodable)), testutil.ToFloat64(led.Dropped(ledger.DroppedUndecodable)))
+	if panics := testutil.ToFloat64(sc.r.led.Panics(ledger.PanicRouter)); panics > 0 {
+		text += fmt.Sprintf("panics=%v poison=%v\n", panics, testutil.ToFloat64(led.Dead(ledger.DeadPoison)))
+		if said := strings.Count(sc.log.String(), "made the router panic"); said != 1 || !sc.log.Says("level=ERROR", "subject=otlp.traces.0.as-1 seq=2 ", "splitter", "addPart") {
+			sc.t.Errorf("it says %d times, want once a minute, of the first one and with the stack:\n%s", said, sc.log.String())
+		}
+	}
+	return text
 }
 
 var errScript = errors.New("the stream is full")
@@ -221,7 +232,7 @@ func (sc *script) write(subject, what string) func(context.Context) error {
 }
 
 func (sc *script) spread(context.Context) (partition.Spread, error) {
-	return partition.Spread{N: sc.r.cfg.Streams.Partitions}, nil
+	return partition.Spread{N: sc.n}, nil
 }
 
 func (sc *script) publish(m bus.Message) func(context.Context) error {
@@ -279,4 +290,31 @@ func (l *scriptLane) Waits(why error) {
 		l.sc.note("lane %s: waits no longer", l.name)
 	}
 	l.waits = why != nil
+}
+
+// TestAPanicDiscardsTheSplitter: what it holds then is not used again, and the batch is as it was.
+func TestAPanicDiscardsTheSplitter(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Streams.Partitions = 1
+	r := newRoute(cfg, bus.NewHub(bus.Config{}, cfg.Streams, slog.New(slog.DiscardHandler)), ledger.New(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	r.to = &script{t: t, said: map[string]bool{}}
+	spread := partition.Spread{N: 2, ByInstance: true} // of which the batch has one
+	split, b := &splitter{spread: spread}, r.newBatch()
+	ss := &tracepb.ScopeSpans{}
+	for i := range 20 {
+		ss.Spans = append(ss.Spans, &tracepb.Span{TraceId: fmt.Appendf(nil, "%016d", i), SpanId: []byte("01234567")})
+	}
+	body, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{ss}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.add(t.Context(), split, b, input{Delivery: bus.Delivery{Seq: 1, Subject: "otlp.traces.0.as-1", Body: body}}) {
+		t.Fatal("not added")
+	}
+	if n := testutil.ToFloat64(r.led.Panics(ledger.PanicRouter)); n != 1 || split.parts != nil || split.spread != spread {
+		t.Errorf("%v panics, then %d parts, spread %+v", n, len(split.parts), split.spread)
+	}
+	if len(b.outs[0]) != 0 || b.bytes != 0 || b.items != 0 {
+		t.Errorf("the batch has %d messages, %d bytes, %d items", len(b.outs[0]), b.bytes, b.items)
+	}
 }
