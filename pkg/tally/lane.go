@@ -15,6 +15,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 )
 
 // Bucket has the tallies, under <stream>.<lane>.
@@ -26,7 +27,8 @@ type Config struct {
 	Replicas     int // of the bucket
 	Stream, Lane string
 	Filter       string // the lane's
-	// Items calls saw with the items of a message, as the lane's reader does.
+	// Items calls saw with the items of a message, as the lane's reader does. If it panics, what is left counts as one item
+	// of the message's instance: its reader has dead-lettered it.
 	Items func(d bus.Delivery, saw func(instance string, items int))
 	// Missing, if not nil, is called with how many messages of edges never came.
 	Missing func(messages float64)
@@ -170,10 +172,14 @@ func (l *Lane) recount(ctx context.Context, from, to uint64, book *Book) error {
 		if d.Seq > to {
 			return false
 		}
-		l.cfg.Items(d, func(instance string, items int) {
+		saw := func(instance string, items int) {
 			book.Saw(d.Seq, instance, items, d.Header.ID)
 			book.Ended(d.Seq, instance, Unrecorded, items)
-		})
+		}
+		if err := fault.Guard(func() error { l.cfg.Items(d, saw); return nil }); err != nil {
+			l.cfg.Log.Debug("the items of a message cannot be counted", "lane", l.key(), "seq", d.Seq, "err", err)
+			saw(d.Instance(), 1)
+		}
 		return true
 	}); err != nil {
 		return err

@@ -22,6 +22,8 @@ type world struct {
 	conn *bus.Conn
 	log  logtest.Log
 	sent int
+	// poison is a message whose items cannot be counted without a panic.
+	poison uint64
 }
 
 func newWorld(t *testing.T) *world {
@@ -59,7 +61,12 @@ func (w *world) claim(floor uint64) (*Lane, uint64) {
 	w.Helper()
 	l := Open(Config{
 		Conn: func() *bus.Conn { return w.conn }, Replicas: 1, Stream: "LOGS", Lane: "loki-0", Log: w.log.Logger(slog.LevelInfo),
-		Items: func(d bus.Delivery, saw func(string, int)) { saw(d.Instance(), d.Header.Items) },
+		Items: func(d bus.Delivery, saw func(string, int)) {
+			if d.Seq == w.poison {
+				panic("poison")
+			}
+			saw(d.Instance(), d.Header.Items)
+		},
 	})
 	finished, err := l.Claim(w.Context(), floor)
 	if err != nil {
@@ -160,6 +167,16 @@ func TestGone(t *testing.T) {
 	if len(got.Breaks) != 1 || c.Items != 12 || c.Sum() != 12 || c.Ended[Unrecorded] != 4 || c.Missing != 0 {
 		t.Errorf("%+v %+v", got, c)
 	}
+}
+
+// TestPoison: a message that cannot be counted without a panic counts as one item, as when it was read.
+func TestPoison(t *testing.T) {
+	w := newWorld(t)
+	w.send(4)
+	w.poison = 2
+	_, _ = w.claim(0)
+	_, _ = w.claim(4)
+	w.want("after a crash", 4, 7, map[Outcome]uint64{Unrecorded: 7})
 }
 
 // TestNone: a replay keeps no tally.
