@@ -78,13 +78,16 @@ type Output struct {
 	// Rescues are traces whose earlier spans are to be read again, once Decisions are recorded: for a [Rescuer], and
 	// then [Sampler.Rescued].
 	Rescues   []envelope.Decision
-	Rescued   int // traces that late spans have turned to kept
-	TooLate   int // traces that they would have, but the earlier spans are too far back
-	OverLimit int // or so many are rescued already
-	Unordered int // frames of a domain that did not wait longer for the routers of its other instances
+	Rescued   int       // traces that late spans have turned to kept
+	TooLate   int       // traces that they would have, but the earlier spans are too far back
+	OverLimit int       // or so many are rescued already
+	Unordered int       // frames of a domain that did not wait longer for the routers of its other instances
+	NoAnswer  *NoAnswer // policies that panicked; nil: none did
 	// Full: there is no room for new traces.
 	Full bool
 	// Rewind: there is room again. Traces above the floor have been passed over: what is decided must be
 	// recorded and exported, and then a new sampler begins at the floor.
 	Rewind bool
+	// Panicked, if not nil: the step has panicked, and there is nothing else of it but Rewind.
+	Panicked *Panicked
 }

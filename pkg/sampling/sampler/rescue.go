@@ -2,12 +2,14 @@ package sampler
 
 import (
 	"cmp"
+	"errors"
 	"hash/maphash"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	domains "github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/policy"
@@ -50,9 +52,10 @@ func (d *domain) present() int64 {
 
 // late decides about spans of a trace of d that is not kept; asked reports that a policy has decided, and if that is not to
 // keep the trace, it stays so.
-func (s *Sampler) late(d *domain, id otlpwire.TraceID, rules *policy.Version, was droppedTrace, spans int, out *Output) (v policy.Verdict, asked bool) {
+func (s *Sampler) late(d *domain, in *instance, id otlpwire.TraceID, rules *policy.Version, was droppedTrace, spans int, out *Output) (v policy.Verdict, asked bool) {
 	s.trace.Reset(id, spans, s.scratch, was.at)
-	if v = rules.WantsLate(&s.trace); !v.Keep {
+	v = rules.WantsLate(&s.trace)
+	if out.asked(id, in, v.Panicked); !v.Keep {
 		return policy.Verdict{}, v.By != "" // a drop policy does, in its way
 	}
 	now, r := d.present(), s.rescues[d.name]
@@ -83,7 +86,7 @@ func (s *Sampler) lateHeld(d *domain, t *trace, out *Output) policy.Verdict {
 				continue
 			}
 			s.scratch = sh.pieces[j].Append(s.scratch[:0])
-			if v, asked := s.late(d, t.id, t.rules, droppedTrace{from: math.MaxUint64, at: d.present()}, sh.stamps[j].spans, out); asked {
+			if v, asked := s.late(d, sh.in, t.id, t.rules, droppedTrace{from: math.MaxUint64, at: d.present()}, sh.stamps[j].spans, out); asked {
 				t.final = !v.Keep
 				return v
 			}
@@ -104,7 +107,7 @@ func (s *Sampler) rescue(d *domain, in *instance, k key, was droppedTrace, spans
 	late := g.Fragment(nil)
 	s.scratch = late.Append(s.scratch[:0])
 	rules := s.rules(was.from)
-	v, asked := s.late(d, k.id, rules, was, spans, out)
+	v, asked := s.late(d, in, k.id, rules, was, spans, out)
 	if !v.Keep {
 		if asked {
 			s.decided.settle(k)
@@ -195,8 +198,20 @@ func NewRescuer(all []envelope.Decision, grouping domains.Versions) *Rescuer {
 // Range returns the first and the last sequence that is to be added.
 func (r *Rescuer) Range() (from, upto uint64) { return r.from, r.upto }
 
-// Add returns the spans of rescues in a frame of message seq. What is in the stream twice comes once.
+// Add returns the spans of rescues in a frame of message seq. What is in the stream twice comes once. A frame that makes it
+// panic has none, and a [fault.Panic] is returned.
 func (r *Rescuer) Add(seq uint64, f envelope.Frame) (out []Export, err error) {
+	err = fault.Guard(func() (err error) {
+		out, err = r.add(seq, f)
+		return err
+	})
+	if _, panicked := errors.AsType[*fault.Panic](err); panicked {
+		r.wire = otlpwire.Splitter{}
+	}
+	return out, err
+}
+
+func (r *Rescuer) add(seq uint64, f envelope.Frame) (out []Export, err error) {
 	var found []*rescued
 	in, before := "", []string(nil) // the domains of the instance, once they are known
 	err = r.wire.Groups(f.Payload, func(item []byte) int {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
 	domains "github.com/penstock/penstock/pkg/sampling/domain"
@@ -14,9 +15,9 @@ import (
 // the spans that the sampler of its partition got when they were live, so that budgets, of which every
 // partition has a share, give the same verdicts. With one partition it is that one sampler.
 //
-// They share one bound and one floor.
+// They share one bound and one floor. They are guarded: a panic is the end of them, not of the process (panic.go).
 type Samplers struct {
-	parts  []*Sampler
+	parts  []*Sampler // nil: one has panicked
 	spread partition.Spread
 	held   *held
 	last   uint64 // highest sequence seen
@@ -24,6 +25,8 @@ type Samplers struct {
 	follows int
 	split   otlpwire.Splitter
 	pieces  [][]byte // of the current payload, by partition
+	// panicked is what the next output tells.
+	panicked *Panicked
 }
 
 // NewSamplers returns a sampler like that of [New] for each partition of a spread. chosen says which traces may be kept, by the arrival
@@ -54,12 +57,23 @@ func (o *Output) merge(more Output) {
 	o.TooLate += more.TooLate
 	o.OverLimit += more.OverLimit
 	o.Unordered += more.Unordered
+	if more.NoAnswer != nil {
+		o.noAnswer(*more.NoAnswer)
+	}
 	o.Full = o.Full || more.Full
 	o.Rewind = o.Rewind || more.Rewind
 }
 
 // Add is [Sampler.Add], for a frame with spans of all partitions.
 func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
+	err = a.guard(seq, func() (err error) {
+		out, err = a.add(seq, f)
+		return err
+	})
+	return a.told(out), err
+}
+
+func (a *Samplers) add(seq uint64, f envelope.Frame) (out Output, err error) {
 	a.last = max(a.last, seq)
 	if len(a.parts) == 1 {
 		return a.parts[0].Add(seq, f)
@@ -85,10 +99,13 @@ func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 
 // each merges the outputs of a step of every sampler.
 func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
-	for _, s := range a.parts {
-		out.merge(step(s))
-	}
-	return out
+	_ = a.guard(0, func() error {
+		for _, s := range a.parts {
+			out.merge(step(s))
+		}
+		return nil
+	})
+	return a.told(out)
 }
 
 // Idle is [Sampler.Idle].
@@ -106,13 +123,18 @@ func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].
 func (a *Samplers) Use(policies []policy.Version, grouping domains.Versions) {
-	for _, s := range a.parts {
-		s.Use(policies, grouping)
-	}
+	_ = a.guard(0, func() error {
+		for _, s := range a.parts {
+			s.Use(policies, grouping)
+		}
+		return nil
+	})
 }
 
 // Remember is [Sampler.Remember], for decisions of all partitions.
-func (a *Samplers) Remember(message []byte) error { return remember(message, a.parts, a.spread) }
+func (a *Samplers) Remember(message []byte) error {
+	return fault.Guard(func() error { return remember(message, a.parts, a.spread) })
+}
 
 // Release is [Sampler.Release].
 func (a *Samplers) Release(seq uint64) { a.held.owed.release(seq) }
@@ -129,8 +151,12 @@ func (a *Samplers) Floor() uint64 {
 func (a *Samplers) Restore() Output { return a.each((*Sampler).Restore) }
 
 // Rescued is [Sampler.Rescued].
-func (a *Samplers) Rescued(d envelope.Decision) Output {
-	return a.parts[a.spread.Of(d.Instance, d.TraceID)].Rescued(d)
+func (a *Samplers) Rescued(d envelope.Decision) (out Output) {
+	_ = a.guard(0, func() error {
+		out = a.parts[a.spread.Of(d.Instance, d.TraceID)].Rescued(d)
+		return nil
+	})
+	return a.told(out)
 }
 
 // Unsettled returns how many rescues are not finished: a reader bounds them by reading nothing new.
@@ -143,14 +169,17 @@ func (a *Samplers) Unsettled() (n int) {
 
 // Sources is [Sampler.Sources], of all partitions.
 func (a *Samplers) Sources() (all Sources) {
-	most := 0
-	for _, s := range a.parts {
-		one := s.Sources()
-		all.Known += one.Known
-		if all.Waiting += one.Waiting; one.Waiting > most {
-			most, all.For = one.Waiting, one.For
+	_ = a.guard(0, func() error {
+		most := 0
+		for _, s := range a.parts {
+			one := s.Sources()
+			all.Known += one.Known
+			if all.Waiting += one.Waiting; one.Waiting > most {
+				most, all.For = one.Waiting, one.For
+			}
 		}
-	}
+		return nil
+	})
 	return all
 }
 

@@ -12,6 +12,7 @@ package whatif
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -139,6 +140,9 @@ const (
 )
 
 func (c *Comparison) note(side int, s *sampler.Samplers, out sampler.Output) {
+	if p := out.Panicked; p != nil {
+		panic(fmt.Sprintf("%v\n%s", p.Value, p.Stack)) // nobody else depends on this process
+	}
 	for i := range out.Exports {
 		e := &out.Exports[i]
 		s.Release(e.Seq)

@@ -2,6 +2,7 @@ package whatif
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,4 +149,25 @@ func TestLateErrorsInAComparison(t *testing.T) {
 			t.Errorf("running %q, proposed %q: lost %d, want %d, gained %d, want %d; %+v, %d open", tc.running, tc.proposed, lost, tc.lost, r.Gained, tc.gained, r.Late, len(c.open))
 		}
 	}
+}
+
+// TestAPanicIsNoResult: what the samplers catch, for sinks, ends the comparison.
+func TestAPanicIsNoResult(t *testing.T) {
+	c := New(Rules{Base: policy.KeepAll(time.Second)}, Rules{Base: policy.KeepAll(time.Second)},
+		Range{Spread: partition.Spread{N: 1}, In: func(int64, uint64) bool { panic("what if") }}, 1<<20)
+	payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{
+		{TraceId: []byte("0123456789abcdef"), SpanId: []byte("01234567")},
+	}}}}}})
+	if err == nil {
+		err = c.Add(1, envelope.Frame{Instance: "as-1", Arrival: 1, Seq: 1, Payload: payload})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if v := fmt.Sprint(recover()); !strings.Contains(v, "what if") || !strings.Contains(v, "whatif_test.go") {
+			t.Errorf("it says %s", v)
+		}
+	}()
+	c.Finish()
 }
