@@ -116,7 +116,7 @@ func TestWhatEachMethodCounts(t *testing.T) {
 			"deduped_by_backend_items_total backend=loki-b signal=logs: 0", "delivered_items_total backend=loki-b signal=logs: 0",
 			"lane_interruptions_total backend=loki-b reason=full signal=logs: 0", "lane_interruptions_total backend=loki-b reason=gone signal=logs: 0",
 			"lane_interruptions_total backend=loki-b reason=hub signal=logs: 0", "lane_interruptions_total backend=loki-b reason=moved signal=logs: 0",
-			"lane_interruptions_total backend=loki-b reason=pin signal=logs: 0", "lane_interruptions_total backend=loki-b reason=superseded signal=logs: 0",
+			"lane_interruptions_total backend=loki-b reason=panic signal=logs: 0", "lane_interruptions_total backend=loki-b reason=pin signal=logs: 0", "lane_interruptions_total backend=loki-b reason=superseded signal=logs: 0",
 			"lane_paused backend=loki-b signal=logs: 0", "replayed_items_total backend=loki-b signal=logs: 0",
 			"set_aside_items_total backend=loki-b signal=logs: 0", "stalls_total backend=loki-b signal=logs: 0",
 		}},
@@ -154,7 +154,7 @@ func TestEveryReasonIsThereFromTheStart(t *testing.T) {
 			s.Aside(b).Inc()
 			l.Replayed(sig, b).Inc()
 			l.Paused(sig, b)(true)
-			for _, r := range []string{InterruptedPin, InterruptedHub, InterruptedSuperseded, InterruptedFull, InterruptedMoved, InterruptedGone} {
+			for _, r := range []string{InterruptedPin, InterruptedHub, InterruptedSuperseded, InterruptedFull, InterruptedMoved, InterruptedGone, InterruptedPanic} {
 				l.Interrupted(sig.String(), b)(r)
 			}
 			for _, o := range []string{LocalDelivered, LocalRefused, LocalMissed} {

@@ -83,6 +83,7 @@ const (
 	InterruptedFull       = "full"       // the sampler had no room
 	InterruptedMoved      = "moved"      // somebody else has moved the floor
 	InterruptedGone       = "gone"       // the consumer was deleted
+	InterruptedPanic      = "panic"      // the sampler has panicked
 )
 
 // What becomes of traces that late spans could bring back.
@@ -229,7 +230,7 @@ func New(reg prometheus.Registerer) *Ledger {
 		lag:              f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_lag_messages", Help: "Messages of the partition that the lane has not finished, from its floor to the stream's end."}, []string{"signal", "partition", "backend"}),
 		eta:              f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_catch_up_seconds", Help: "In how many seconds the lane will have read everything that waits for it, at the rate of the last ten seconds; +Inf while it falls behind, 0 when nothing waits."}, []string{"signal", "partition", "backend"}),
 		paused:           f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_lane_paused", Help: "How many partitions, and instances that are set aside, wait because the backend's address or a credential is wrong (401, 403, 404, 405, a redirect, a certificate). The data is kept. Alert on more than 0."}, []string{"signal", "backend"}),
-		interrupted:      counter("penstock_lane_interruptions_total", "How often a lane that this process read was interrupted and resumed from its floor: pin, another process has it or a message was missing; hub, the hub gave no usable answer; superseded, another sink records the decisions; full, the sampler had no room; moved, somebody else has moved its floor; gone, its consumer was deleted. If it rises continuously, the lane makes no progress.", "backend", "reason"),
+		interrupted:      counter("penstock_lane_interruptions_total", "How often a lane that this process read was interrupted and resumed from its floor: pin, another process has it or a message was missing; hub, the hub gave no usable answer; superseded, another sink records the decisions; full, the sampler had no room; moved, somebody else has moved its floor; gone, its consumer was deleted; panic, the sampler panicked. If it rises continuously, the lane makes no progress.", "backend", "reason"),
 		stalled:          f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_stalled_seconds", Help: "For how long something that has work has made no progress; 0 while it makes some. A lane: its floor does not move, or no process reads it. Backend hub or gateway: it accepts nothing of what an edge has spooled. Backend horizon: the routers' progress cannot be read. The log says why. Alert on more than 10."}, []string{"signal", "partition", "backend"}),
 		stalls:           counter("penstock_stalls_total", "How often something that has work has made no progress for more than 8 seconds.", "backend"),
 		HubConnected:     f.NewGauge(prometheus.GaugeOpts{Name: "penstock_hub_connected", Help: "1 while this process is connected to the hub, or an edge's gateway accepts data."}),
@@ -320,7 +321,7 @@ func (l *Ledger) Know(sig otlpwire.Signal, backend string) {
 	l.replayed.WithLabelValues(sig.String(), backend)
 	l.paused.WithLabelValues(sig.String(), backend)
 	l.stalls.WithLabelValues(sig.String(), backend)
-	for _, r := range []string{InterruptedPin, InterruptedHub, InterruptedSuperseded, InterruptedFull, InterruptedMoved, InterruptedGone} {
+	for _, r := range []string{InterruptedPin, InterruptedHub, InterruptedSuperseded, InterruptedFull, InterruptedMoved, InterruptedGone, InterruptedPanic} {
 		l.interrupted.WithLabelValues(sig.String(), backend, r)
 	}
 }

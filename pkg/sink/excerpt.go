@@ -383,6 +383,12 @@ func (e *excerpt) unreadable(_ context.Context, _ *export.Exporter, d bus.Delive
 	return nil
 }
 
+// poisoned counts what has been in DEADLETTER, too, since it was read live.
+func (e *excerpt) poisoned(_ context.Context, _ *export.Exporter, _ string, payload []byte, _ export.Origin, _ error) error {
+	e.unchosen(otlpwire.Count(e.sig, payload))
+	return nil
+}
+
 const (
 	// maxBehind is the backlog, in messages, that a live lane of this sink may have before
 	// replays slow down.

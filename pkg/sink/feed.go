@@ -28,6 +28,8 @@ type feed interface {
 	admits(d bus.Delivery) bool
 	// unreadable handles a message that holds no telemetry; e counts what becomes of it.
 	unreadable(ctx context.Context, e *export.Exporter, d bus.Delivery, why error) error
+	// poisoned handles spans of one instance over which the sampler panics; e counts what becomes of them.
+	poisoned(ctx context.Context, e *export.Exporter, instance string, payload []byte, from export.Origin, why error) error
 	// last reports whether nothing that is to be read comes after d.
 	last(d bus.Delivery) bool
 	// finished notes that everything up to the floor has been handled.
@@ -63,6 +65,13 @@ func (live) finished(uint64)                          {}
 
 func (live) unreadable(ctx context.Context, e *export.Exporter, d bus.Delivery, why error) error {
 	if !e.Undecodable(ctx, d, why) {
+		return stopped(ctx)
+	}
+	return nil
+}
+
+func (live) poisoned(ctx context.Context, e *export.Exporter, instance string, payload []byte, from export.Origin, why error) error {
+	if !e.Unsampled(ctx, instance, payload, from, why) {
 		return stopped(ctx)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/sampling/domain"
 	"github.com/penstock/penstock/pkg/sampling/sampler"
 )
@@ -166,15 +167,19 @@ func (p *rescuePass) look(ctx context.Context) error {
 
 // take gathers what a message has, and gives it to the lane when that is a request's worth; a lane that is sending gets it later.
 func (p *rescuePass) take(ctx context.Context, d bus.Delivery) error {
-	d.Decompress(&p.body)
-	if err := p.lane.frames(&p.guard, d, func(f envelope.Frame) error {
-		some, err := p.rescuer.Add(d.Seq, f)
-		for i := range some {
-			p.size += some[i].Size()
-		}
-		p.exports = append(p.exports, some...)
-		return err
+	if err := fault.Guard(func() error {
+		d.Decompress(&p.body)
+		return p.lane.frames(&p.guard, d, func(f envelope.Frame) error {
+			some, err := p.rescuer.Add(d.Seq, f)
+			for i := range some {
+				p.size += some[i].Size()
+			}
+			p.exports = append(p.exports, some...)
+			return err
+		})
 	}); err != nil {
+		p.guard = envelope.Guard{}
+		p.lane.caught(d.Seq, err)
 		p.log().Debug("message with earlier spans of rescued traces cannot be read", "seq", d.Seq, "err", err) // nor could the lane
 	}
 	switch {

@@ -12,6 +12,7 @@ import (
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
+	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
@@ -53,6 +54,7 @@ type traceLane struct {
 	tally  *tally.Lane // nil: none is kept
 
 	workers *export.Workers
+	poison  poison
 
 	sampler   *sampler.Samplers // nil: waiting for the lane to be claimed
 	rescues   rescues
@@ -209,6 +211,9 @@ func (l *traceLane) look(ctx context.Context) {
 
 // forget discards what is held; the lane is claimed again, and begins at its floor.
 func (l *traceLane) forget(why string) {
+	if l.sampler != nil && l.sampler.Broken() {
+		why = ledger.InterruptedPanic
+	}
 	l.sampler, l.rewind, l.ended = nil, false, false
 	l.rescues.forget()
 	l.lane.Forget(why)
@@ -269,6 +274,9 @@ func (l *traceLane) claim(ctx context.Context) error {
 	if l.lane.Waits(nil); !known {
 		return stopped(ctx)
 	}
+	if !l.again(ctx) {
+		return stopped(ctx)
+	}
 	if _, err := l.feed.claim(ctx); err != nil {
 		return err
 	}
@@ -285,26 +293,33 @@ func (l *traceLane) claim(ctx context.Context) error {
 	l.sources, l.rescuing, l.released = nil, nil, false
 	l.decisions, l.exports, l.bytes, l.rewind, l.ended = l.decisions[:0], l.exports[:0], 0, false, false
 	l.mark, l.idled, l.free = horizon.Mark{}, time.Time{}, time.Now()
-	if !l.exporter.Retry(ctx, "read the recorded decisions", func() (err error) {
-		sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
-		l.journal, err = l.exporter.Conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
-		if err == nil && l.follow != nil {
-			err = l.follow(ctx, sampler)
-		}
-		if err == nil {
-			l.sampler, l.used, l.written = sampler, -1, time.Now()
-			l.use()
-			l.note(sampler.Restore())
-			l.hold(ctx)
-			if l.horizon != nil {
-				l.note(sampler.Idle(l.horizon.Nothing(), time.Now()))
-			}
-		}
+	if !l.exporter.Retry(ctx, "read the recorded decisions", func() error {
+		err := fault.Guard(func() error { return l.begin(ctx) })
+		l.caught(0, err)
 		return err
 	}) {
 		return stopped(ctx)
 	}
 	return nil
+}
+
+// begin begins with a new sampler.
+func (l *traceLane) begin(ctx context.Context) (err error) {
+	sampler := sampler.NewSamplers(l.policies.Base(), l.spread, l.maxBytes, l.lane.Floor(), l.in)
+	l.journal, err = l.exporter.Conn().TakeJournal(ctx, l.journalStream, l.decisionsMessage(0), sampler.Remember)
+	if err == nil && l.follow != nil {
+		err = l.follow(ctx, sampler)
+	}
+	if err == nil {
+		l.sampler, l.used, l.written = sampler, -1, time.Now()
+		l.use()
+		l.note(sampler.Restore())
+		l.hold(ctx)
+		if l.horizon != nil {
+			l.note(sampler.Idle(l.horizon.Nothing(), time.Now()))
+		}
+	}
+	return err
 }
 
 // use gives the sampler new versions of the policies and of the domains. Where spans have been added to which new
@@ -367,18 +382,26 @@ func (l *traceLane) end() {
 
 // add hands the spans of a message to the sampler.
 func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
-	d.Decompress(&l.body)
-	if err := l.frames(&l.guard, d, func(f envelope.Frame) error {
-		if failpoint.OneClock {
-			f.Source = 0
-		}
-		out, err := l.sampler.Add(d.Seq, f)
-		if err == nil {
-			l.tally.Do(func(b *tally.Book) { b.Saw(d.Seq, f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload), "") })
-			l.note(out)
-		}
-		return err
-	}); err != nil {
+	if b := l.poison.of[d.Seq]; b != nil {
+		return l.poisoned(ctx, d, b)
+	}
+	err := fault.Guard(func() error {
+		d.Decompress(&l.body)
+		return l.frames(&l.guard, d, func(f envelope.Frame) error {
+			if failpoint.OneClock {
+				f.Source = 0
+			}
+			out, err := l.sampler.Add(d.Seq, f)
+			if err == nil {
+				l.tally.Do(func(b *tally.Book) { b.Saw(d.Seq, f.Instance, otlpwire.Count(otlpwire.Traces, f.Payload), "") })
+				l.note(out)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		l.guard = envelope.Guard{} // it may be left as it was in a panic
+		l.caught(d.Seq, err)
 		return l.unreadable(ctx, d, err)
 	}
 	return nil
@@ -386,13 +409,20 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 
 // unreadable handles the part of a message that cannot be read; it counts as one span.
 func (l *traceLane) unreadable(ctx context.Context, d bus.Delivery, why error) error {
+	return l.refused(tally.Part{Seq: d.Seq, Instance: d.Instance(), Items: 1}, func(e *export.Exporter) error {
+		return l.feed.unreadable(ctx, e, d, why)
+	})
+}
+
+// refused has do handle what does not go to the sampler, and notes what becomes of it.
+func (l *traceLane) refused(part tally.Part, do func(*export.Exporter) error) error {
 	own, wrote := *l.exporter, tally.Outcomes{}
 	own.Count = export.Noted{Counter: l.count, Outcomes: &wrote}
-	err := l.feed.unreadable(ctx, &own, d, why)
+	err := do(&own)
 	if err == nil {
 		l.tally.Do(func(b *tally.Book) {
-			b.Saw(d.Seq, d.Instance(), 1, "")
-			b.EndedTogether([]tally.Part{{Seq: d.Seq, Instance: d.Instance(), Items: 1}}, &wrote)
+			b.Saw(part.Seq, part.Instance, part.Items, "")
+			b.EndedTogether([]tally.Part{part}, &wrote)
 		})
 	}
 	return err
@@ -448,6 +478,7 @@ func (l *traceLane) note(out sampler.Output) {
 			l.exporter.Log.Warn("spans of a domain do not wait longer for the routers of its other instances: traces may be decided without some of their spans; where there is no room, raise sampling.max_bytes_per_partition", "more_since_last_said", more)
 		}
 	}
+	l.panicked(out)
 	l.rewind = l.rewind || out.Rewind
 	if out.TooLarge > 0 {
 		if more, due := l.exporter.Said.Due("too large "+l.journalSubject, time.Now()); due {

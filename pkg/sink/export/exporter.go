@@ -238,19 +238,33 @@ func (d *Exporter) letter(ctx context.Context, by, instance string, payload []by
 	})
 }
 
-// Undecodable dead-letters a message that is not a valid envelope.
+// Undecodable dead-letters a message that is not a valid envelope, or that cannot be read without a panic.
 func (d *Exporter) Undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
+	reason, by, what := ledger.DeadUndecodable, d.Writer.Name(), "message is not telemetry, dead-lettered"
+	if _, panicked := errors.AsType[*fault.Panic](why); panicked { // of a lane with a sampler
+		reason, by, what = ledger.DeadPoison, ledger.PanicSampler, "message makes penstock panic, dead-lettered"
+	}
 	if held, due := d.Said.Due(m.Subject, time.Now()); due {
-		d.Log.Warn("message is not telemetry, dead-lettered", "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
+		d.Log.Warn(what, "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}
 	if !d.Quota.Take(m.Instance(), time.Now()) {
 		d.Count.Ended(tally.Dropped, ledger.DroppedUndecodable, items)
 		return true
 	}
-	return d.store(ctx, m.Instance(), items, ledger.DeadUndecodable, bus.Message{
+	return d.store(ctx, m.Instance(), items, reason, bus.Message{
 		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: m.Header.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d", d.Writer.Name(), d.Signal, m.Seq)},
-		Body:   m.Body, Refusal: &bus.Refusal{Reason: ledger.DeadUndecodable, Detail: why.Error(), Backend: d.Writer.Name(), Source: Origin{Stream: bus.StreamOf(m.Subject), Seq: m.Seq}.source()},
+		Body:   m.Body, Refusal: &bus.Refusal{Reason: reason, Detail: why.Error(), Backend: by, Source: Origin{Stream: bus.StreamOf(m.Subject), Seq: m.Seq}.source()},
+	})
+}
+
+// Unsampled dead-letters the spans that one instance has in a message over which the sampler panics. They are not
+// processed, and the letter not for any backend.
+func (d *Exporter) Unsampled(ctx context.Context, instance string, payload []byte, from Origin, why error) bool {
+	items := otlpwire.Count(d.Signal, payload)
+	return d.store(ctx, instance, items, ledger.DeadPoison, bus.Message{ // another owner may do the same, with this id
+		Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: items, Arrival: from.Arrival, ID: fmt.Sprintf("dead-%s-%s-%d-%s", d.Writer.Name(), from.Stream, from.Seq, instance)},
+		Body:   payload, Refusal: &bus.Refusal{Reason: ledger.DeadPoison, Detail: why.Error(), Backend: ledger.PanicSampler, Source: from.source()},
 	})
 }
 
