@@ -176,25 +176,3 @@ func (c *Conn) Count(ctx context.Context, stream, filter string, from, to uint64
 	}
 	return all - min(after, all), nil
 }
-
-// measured is how many messages' sizes stand for all of a subject.
-const measured = 32
-
-// Left returns how many messages of a subject, as stored, there are from a sequence on, and about how many bytes
-// they have: by the size of the first ones.
-func (c *Conn) Left(ctx context.Context, stream, subject string, from uint64) (messages, bytes uint64, err error) {
-	r, err := c.OpenReaderOf(ctx, ReaderConfig{Stream: stream, From: from, Filters: []string{subject}, Headers: true, Single: true})
-	if err != nil {
-		return 0, 0, err
-	}
-	defer r.Close()
-	messages = r.Left()
-	var n, size uint64
-	if err := r.Each(ctx, func(d Delivery) bool {
-		n, size = n+1, size+uint64(d.Size)
-		return n < measured
-	}); err != nil {
-		return 0, 0, err
-	}
-	return messages, size / max(n, 1) * messages, nil
-}

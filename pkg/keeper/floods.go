@@ -62,9 +62,9 @@ func flooding(at stream, share float64, holds []holding, before map[string]*told
 }
 
 // floods shows which instances hold most of what is owed on a stream, and determines who is to hold back.
-func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor, now time.Time) error {
+func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor, now time.Time) {
 	if s.signal == "" || at.max == 0 {
-		return nil
+		return
 	}
 	if at.owed() <= at.max/4 {
 		if !s.flooded.IsZero() {
@@ -72,22 +72,22 @@ func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[stri
 			k.led.ForgetOwed(s.signal)
 			k.hold(s, nil, now)
 		}
-		return nil
+		return
 	}
 	if now.Sub(s.flooded) < floodInterval {
-		return nil
+		return
 	}
 	s.flooded = now
 	holds, err := k.holds(ctx, s, floors)
-	if err != nil {
-		return err
+	if err != nil { // next time
+		k.log.Debug("cannot determine who holds what is owed", "stream", s.name, "err", err)
+		return
 	}
 	k.led.ForgetOwed(s.signal)
 	for _, h := range holds {
 		k.led.Owed(s.signal, h.instance).Set(float64(h.bytes))
 	}
 	k.hold(s, flooding(at, k.topology.InstanceShare, holds, s.held), now)
-	return nil
 }
 
 // hold notes who is to hold back, and says what has changed.
@@ -170,11 +170,29 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 	var all []holding
 	for _, subject := range subjects[:min(len(subjects), maxFlooding)] {
 		dot := strings.LastIndexByte(subject, '.')
-		_, bytes, err := k.conn().Left(ctx, s.name, subject, done[subject[:dot]+".*"]+1)
+		bytes, err := k.left(ctx, s.name, subject, done[subject[:dot]+".*"]+1)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, holding{subject[dot+1:], bytes, there[subject]})
 	}
 	return all, nil
+}
+
+// measured is how many messages' sizes stand for all of a subject.
+const measured = 32
+
+// left returns about how many bytes the messages of a subject have from a sequence on, by the size of the first ones.
+func (k *Keeper) left(ctx context.Context, stream, subject string, from uint64) (bytes uint64, err error) {
+	r, err := k.conn().OpenReaderOf(ctx, bus.ReaderConfig{Stream: stream, From: from, Filters: []string{subject}, Headers: true, Single: true})
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	messages, n, size := r.Left(), uint64(0), uint64(0)
+	err = r.Each(ctx, func(d bus.Delivery) bool {
+		n, size = n+1, size+uint64(d.Size)
+		return n < measured
+	})
+	return size / max(n, 1) * messages, err
 }

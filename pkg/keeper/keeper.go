@@ -83,7 +83,7 @@ type hub interface {
 	DropLetter(ctx context.Context, seq uint64) error
 	FindBucket(ctx context.Context, cfg bus.BucketConfig) (*bus.Bucket, error)
 	Subjects(ctx context.Context, stream, filter string) (map[string]uint64, error)
-	Left(ctx context.Context, stream, subject string, from uint64) (messages, bytes uint64, err error)
+	OpenReaderOf(ctx context.Context, cfg bus.ReaderConfig) (*bus.Reader, error)
 }
 
 // kept is a stream and what a keeper knows about it.
@@ -300,9 +300,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	k.show(s.name, at)
-	if err := k.floods(ctx, s, at, floors, now); err != nil {
-		k.log.Debug("cannot determine who holds what is owed", "stream", s.name, "err", err)
-	}
+	k.floods(ctx, s, at, floors, now)
 	if now.Sub(s.agedAt) > min(agedInterval, s.age) {
 		if err := s.findAged(ctx, conn, state, now); err != nil {
 			return err

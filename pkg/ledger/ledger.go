@@ -61,6 +61,7 @@ const (
 	PanicRouter    = "router"
 	PanicSampler   = "sampler"
 	PanicPolicy    = "policy" // of the sampler
+	PanicReader    = "reader" // of what a lane of metrics or logs reads
 	PanicProcessor = "processor"
 	PanicWriter    = "writer"
 )
@@ -265,7 +266,7 @@ func New(reg prometheus.Registerer) *Ledger {
 	for _, outcome := range []string{LateRescued, LateTooLate, LateOverLimit, LateIncomplete} {
 		l.late.WithLabelValues(outcome)
 	}
-	for _, stage := range []string{PanicReceiver, PanicRouter, PanicSampler, PanicPolicy, PanicProcessor, PanicWriter} {
+	for _, stage := range []string{PanicReceiver, PanicRouter, PanicSampler, PanicPolicy, PanicReader, PanicProcessor, PanicWriter} {
 		l.panics.WithLabelValues(stage)
 	}
 	for _, kind := range []string{HubSlowConsumer, HubDenied, HubOther} {

@@ -18,7 +18,7 @@ func TestMetricsFollowTheConventionsAndExistAtZero(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
 	}
-	for name, want := range map[string]int{"penstock_accepted_items_total": 3, "penstock_refused_items_total": 27, "penstock_closed_connections_total": 2, "penstock_delivered_items_total": 12, "penstock_dead_lettered_items_total": 27, "penstock_panics_total": 6} {
+	for name, want := range map[string]int{"penstock_accepted_items_total": 3, "penstock_refused_items_total": 27, "penstock_closed_connections_total": 2, "penstock_delivered_items_total": 12, "penstock_dead_lettered_items_total": 27, "penstock_panics_total": 7} {
 		if n, err := testutil.GatherAndCount(reg, name); err != nil || n != want {
 			t.Errorf("%s: %d series from the start, want %d (%v)", name, n, want, err)
 		}

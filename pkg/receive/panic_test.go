@@ -88,13 +88,13 @@ func TestAPanicConcernsOneRequest(t *testing.T) {
 			} else {
 				err = proto.Unmarshal(body, &st)
 			}
-			if err != nil || res.StatusCode != 500 || res.Header.Get("Retry-After") != "" || codes.Code(st.Code) != codes.Internal || st.Message == "" {
+			if err != nil || res.StatusCode != 400 || res.Header.Get("Retry-After") != "" || codes.Code(st.Code) != codes.InvalidArgument || st.Message == "" {
 				t.Errorf("%s, %s: %s, Retry-After %q, %v, %v", stage, name, res.Status, res.Header.Get("Retry-After"), &st, err)
 			}
 			d.panicked(t, stage+", "+name, n)
 		}
 		n++
-		if st := status.Convert(d.export(t, payload, "authorization", stage)); st.Code() != codes.Internal || len(st.Details()) != 0 {
+		if st := status.Convert(d.export(t, payload, "authorization", stage)); st.Code() != codes.InvalidArgument || len(st.Details()) != 0 {
 			t.Errorf("%s over gRPC: %v, %v", stage, st.Err(), st.Details())
 		}
 		d.panicked(t, stage+" over gRPC", n)
@@ -137,7 +137,7 @@ func TestAPanicWhileABodyIsRead(t *testing.T) {
 			r.Header.Set("Content-Type", typeProtobuf)
 			r.Header.Set("Content-Encoding", enc)
 			n++
-			if d.r.serveHTTP(answer, r); answer.Code != 500 {
+			if d.r.serveHTTP(answer, r); answer.Code != 400 {
 				t.Errorf("%q: %d %s", enc, answer.Code, answer.Body)
 			}
 			d.panicked(t, "half a body in "+enc, n)
@@ -193,7 +193,7 @@ func (s stream) Context() context.Context { return s.ctx }
 func TestAPanicWhileAMessageIsRead(t *testing.T) {
 	d := open(t, false, nil)
 	for i, with := range []any{errors.New("a message"), http.ErrAbortHandler} {
-		if err := d.r.export(otlpwire.Traces, stream{ctx: grpc.NewContextWithServerTransportStream(t.Context(), &broken{with: with})}); status.Code(err) != codes.Internal {
+		if err := d.r.export(otlpwire.Traces, stream{ctx: grpc.NewContextWithServerTransportStream(t.Context(), &broken{with: with})}); status.Code(err) != codes.InvalidArgument {
 			t.Error(err)
 		}
 		d.panicked(t, fmt.Sprint(with), i+1)

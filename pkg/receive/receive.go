@@ -401,7 +401,8 @@ func (h *holding) add(n int) int64 {
 
 func (h *holding) release(n int) { h.add(-n) }
 
-// guarded does the work for a request, and then releases what it holds. If it panics, the request is refused for good, unless
+// guarded does the work for a request, and then releases what it holds. If it panics, the request is refused as bad data, so
+// that an edge that forwards here halves it until it has found the culprit, unless
 // it panics with the value pass, which is for others to recover.
 func (r *Receiver) guarded(sig otlpwire.Signal, pass any, work func(*holding) (outcome, *refusal)) (out outcome, ref *refusal) {
 	held := &holding{receiver: r}
@@ -421,7 +422,7 @@ func (r *Receiver) guarded(sig otlpwire.Signal, pass any, work func(*holding) (o
 	if more, due := r.said.Due("panic", time.Now()); due {
 		r.deps.Log.Error("bug: a request made the receiver panic; it is refused", "signal", sig, "instance", held.instance, "err", p, "stack", p.Stack, "more_since_last_said", more)
 	}
-	return outcome{}, refuse(codes.Internal, 500, ledger.RefusedMalformed, "this request makes penstock panic, which is a bug: it is not accepted, and sent again it would not be accepted either")
+	return outcome{}, refuse(codes.InvalidArgument, 400, ledger.RefusedMalformed, "this request makes penstock panic, which is a bug: it is not accepted, and sent again it would not be accepted either")
 }
 
 // requirement says what the rejected items of a partial success violate.

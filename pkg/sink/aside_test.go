@@ -467,9 +467,9 @@ func TestWhatIsRefusedForOtherReasonsStays(t *testing.T) {
 	w.w.refuse("*", nil)
 	w.w.refuse("as-1", fault.Permanent(ledger.DeadRefused, errors.New("400")))
 	w.until("the other", w.arrived("as-2"))
-	stop()
-	if n := testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Logs).Dead(ledger.DeadRefused)); n != 1 || w.waiting("as-1") != 0 {
-		t.Errorf("%v dead letters", n)
+	w.until("a dead letter", func() bool { return testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Logs).Dead(ledger.DeadRefused)) == 1 })
+	if stop(); w.waiting("as-1") != 0 {
+		t.Error("bad items are set aside")
 	}
 }
 

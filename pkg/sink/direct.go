@@ -7,6 +7,9 @@ import (
 	"sync"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink/export"
@@ -207,10 +210,19 @@ func (l *directLane) write(ctx context.Context, w *export.Worker, m *message, ag
 	if w.Signal == otlpwire.Traces {
 		w.Body = nil // a transport may still read the one before
 	}
-	payload, items, err := m.Open(&w.Guard, w.Signal, &w.Body)
-	m.items = items
-	if err != nil {
+	from := export.Origin{Stream: bus.Stream(w.Signal), Seq: m.Seq, Arrival: m.Header.Arrival, Stored: m.Stored, Again: again}
+	var payload []byte
+	items := 1 // where it cannot be read
+	err := fault.Guard(func() (err error) {
+		payload, items, err = m.Open(&w.Guard, w.Signal, &w.Body)
+		return err
+	})
+	if _, panicked := errors.AsType[*fault.Panic](err); panicked {
+		w.Guard = envelope.Guard{}
+		w.Panicked(ledger.PanicReader, m.Job.Instance, from, err)
+	}
+	if m.items = items; err != nil {
 		return l.feed.unreadable(ctx, w.Exporter, m.Delivery, err) == nil
 	}
-	return w.Write(ctx, m.Job.Instance, payload, items, export.Origin{Stream: bus.Stream(w.Signal), Seq: m.Seq, Arrival: m.Header.Arrival, Stored: m.Stored, Again: again})
+	return w.Write(ctx, m.Job.Instance, payload, items, from)
 }

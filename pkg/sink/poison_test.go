@@ -249,7 +249,7 @@ func TestAMessageThatCannotBeReadWithoutAPanic(t *testing.T) {
 	w.stored(10, 30)
 	w.until("the floor passes what is dead", func() bool { return l.lane.Floor() == 3 })
 	stop()
-	if got := w.letters(); len(got) != 1 || !strings.HasPrefix(got[0], "0 poison 1/") || !strings.HasSuffix(got[0], " sampler SPANS 2") || w.panics(ledger.PanicSampler) != 1 || len(w.whys) != 0 {
+	if got := w.letters(); len(got) != 1 || !strings.HasPrefix(got[0], "0 poison 1/") || !strings.HasSuffix(got[0], " reader SPANS 2") || w.panics(ledger.PanicSampler) != 1 || len(w.whys) != 0 {
 		t.Errorf("letters %q, %v panics, interrupted by %q", got, w.panics(ledger.PanicSampler), w.whys)
 	}
 	p := &rescuePass{lane: &traceLane{exporter: w.d, frames: frames}, rescuer: sampler.NewRescuer(nil, nil)}

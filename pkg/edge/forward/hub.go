@@ -178,10 +178,7 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 		if why := w.holds.Held(conn, w.instance, sig, time.Now()); why != "" {
 			return fmt.Errorf("%w: %s", errHeld, why)
 		}
-		var after uint64
-		if sent == 0 && w.spool.Retains(sig) && !w.shared[sig].Swap(false) {
-			after = w.spool.Position(spool.Hub, sig).Hub
-		}
+		after := w.after(sig, sent)
 		for ; under >= w.room(sig, time.Now()); under-- {
 			if err := await(ctx, acked); err != nil {
 				return err
@@ -201,6 +198,14 @@ func (w *hubWay) publish(ctx context.Context, conn *bus.Conn, st *spool.Store, r
 			}
 		}
 	}
+}
+
+// after is the condition of a session's message, after so many sent: the hub's sequence of the message before; 0 for none.
+func (w *hubWay) after(sig otlpwire.Signal, sent int) uint64 {
+	if sent == 0 && w.spool.Retains(sig) && !w.shared[sig].Swap(false) {
+		return w.spool.Position(spool.Hub, sig).Hub
+	}
+	return 0
 }
 
 // swap sends the message after m before it: a bug for tests.

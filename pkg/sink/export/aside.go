@@ -349,20 +349,13 @@ func (a *Aside) drain(ctx context.Context, instance string) error {
 		return err
 	}
 	defer r.Close()
-	own := *d // a copy, because this is another goroutine
-	own.Writer, own.Log = backend.Session(d.Writer), d.Log.With("instance", instance)
-	own.Waits = func(why error) {
-		if why != nil && !errors.Is(why, backend.ErrNoAnswer) {
-			a.tell(instance, func(w *waiting) { w.why = why })
-		}
-	}
-	p := &drained{exporter: &own, subject: subject, removed: time.Now()}
+	p := a.drained(instance)
 	defer p.close(ctx)
 	for n := 0; ; n++ {
 		if err := p.remove(ctx, r.Left() == 0); err != nil {
 			return err
 		}
-		slow := d.SlowAfter > 0 && own.took >= d.SlowAfter
+		slow := d.SlowAfter > 0 && p.exporter.took >= d.SlowAfter
 		if (r.Left() == 0 || failpoint.BackTooSoon) && !slow {
 			if back, err := a.back(ctx, instance); back || err != nil {
 				return err
@@ -384,6 +377,18 @@ func (a *Aside) drain(ctx context.Context, instance string) error {
 			return err
 		}
 	}
+}
+
+// drained is for the delivery of what an instance has in ASIDE, which is another goroutine than the lane's.
+func (a *Aside) drained(instance string) *drained {
+	own := *a.exporter
+	own.Writer, own.Log = backend.Session(own.Writer), own.Log.With("instance", instance)
+	own.Waits = func(why error) {
+		if why != nil && !errors.Is(why, backend.ErrNoAnswer) {
+			a.tell(instance, func(w *waiting) { w.why = why })
+		}
+	}
+	return &drained{exporter: &own, subject: a.subject(instance), removed: time.Now()}
 }
 
 // tell notes something about an instance that is set aside.

@@ -158,12 +158,12 @@ func (d *Exporter) unprocessable(ctx context.Context, instance string, payload [
 	if first, second, several := otlpwire.Halve(d.Signal, payload); several {
 		return d.Write(ctx, instance, first, otlpwire.Count(d.Signal, first), from) && d.Write(ctx, instance, second, otlpwire.Count(d.Signal, second), from)
 	}
-	d.panicked(ledger.PanicProcessor, instance, from, why)
+	d.Panicked(ledger.PanicProcessor, instance, from, why)
 	return d.letter(ctx, ledger.PanicProcessor, instance, payload, from, ledger.DeadPoison, why)
 }
 
-// panicked counts a panic, and logs it.
-func (d *Exporter) panicked(stage, instance string, from Origin, why error) {
+// Panicked counts a panic, and logs it.
+func (d *Exporter) Panicked(stage, instance string, from Origin, why error) {
 	d.Ledger.Panics(stage).Inc()
 	if more, due := d.Said.Due("panic "+stage, time.Now()); due {
 		stack := ""
@@ -182,7 +182,7 @@ func (d *Exporter) send(ctx context.Context, instance string, payload []byte, it
 		GiveUp: func(ctx context.Context, instance string, payload []byte, reason string, why error) bool {
 			return d.deadLetter(ctx, instance, payload, from, reason, why)
 		},
-		Poison: d.Poison, Panicked: func(instance string, why *fault.Panic) { d.panicked(ledger.PanicWriter, instance, from, why) },
+		Poison: d.Poison, Panicked: func(instance string, why *fault.Panic) { d.Panicked(ledger.PanicWriter, instance, from, why) },
 		Took: d.accepts,
 	}
 	if d.Accepted != nil {
@@ -242,8 +242,8 @@ func (d *Exporter) letter(ctx context.Context, by, instance string, payload []by
 func (d *Exporter) Undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
 	reason, by, what := ledger.DeadUndecodable, d.Writer.Name(), "message is not telemetry, dead-lettered"
-	if _, panicked := errors.AsType[*fault.Panic](why); panicked { // of a lane with a sampler
-		reason, by, what = ledger.DeadPoison, ledger.PanicSampler, "message makes penstock panic, dead-lettered"
+	if _, panicked := errors.AsType[*fault.Panic](why); panicked {
+		reason, by, what = ledger.DeadPoison, ledger.PanicReader, "message makes penstock panic, dead-lettered"
 	}
 	if held, due := d.Said.Due(m.Subject, time.Now()); due {
 		d.Log.Warn(what, "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
