@@ -123,7 +123,7 @@ func (f *replayFlags) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.file, "policies", "", "decide by the tail_sampling configuration in this `file`, not by the policies in force at that time")
 	fs.BoolVar(&f.noSampling, "no-sampling", false, "send every span of the range")
 	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "run the job although a backend says that it refuses data of that age")
-	fs.BoolVar(&f.dryRun, "dry-run", false, "count the content of the range, file nothing")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "count the content of the range, and since when the hub has each instance's data; file nothing")
 	fs.BoolVar(&f.detach, "detach", false, "file the job and do not wait")
 	fs.StringVar(&f.as, "as", "", "`instance` of the credential, if it is not an operator's: the command then asks the sinks about that instance's jobs")
 }
@@ -403,11 +403,30 @@ func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 	}
 	fmt.Fprintf(c.out, "%s: nothing is filed. Spans are counted by the arrival of their message, before sampling.\n", summary(r))
 	w := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "signal\tinstance\tmessages\titems\tstored\t")
+	fmt.Fprintln(w, "signal\tinstance\tmessages\titems\tstored\thas been kept since\t")
 	for _, n := range counts {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t\n", n.Signal, name(n.Instance), n.Messages, n.Items, bytesText(n.Bytes))
+		since, err := c.since(ctx, n.Signal, n.Instance)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t\n", n.Signal, name(n.Instance), n.Messages, n.Items, bytesText(n.Bytes), since)
 	}
 	return w.Flush()
+}
+
+// since says when the hub stored the first message that it still has of an instance: what came before cannot be replayed.
+func (c *replayCommand) since(ctx context.Context, signal, instance string) (string, error) {
+	for _, sig := range otlpwire.Signals {
+		if sig.String() != signal {
+			continue
+		}
+		seq, at, err := c.conn.First(ctx, bus.Stream(sig), "otlp."+signal+".*."+instance, 1)
+		if err != nil || seq == 0 {
+			return "-", err
+		}
+		return at.UTC().Format(time.RFC3339), nil
+	}
+	return "-", nil
 }
 
 const (
