@@ -243,7 +243,7 @@ func (w *slow) Write(context.Context, string, []byte) error {
 func TestAnOwnerThatSlept(t *testing.T) { synctest.Test(t, testAnOwnerThatSlept) }
 
 func testAnOwnerThatSlept(t *testing.T) {
-	w, start := new(slow), time.Now()
+	w, start := &slow{owned: 1}, time.Now()
 	d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Delivered: func(int) {}, Paused: func(bool) {}, Owned: func() bool {
 		w.owned--
 		return w.owned >= 0

@@ -61,8 +61,8 @@ type Deliverer struct {
 	// refused is how many pieces of the current payload were given up in a row, asked how many requests
 	// it has taken.
 	refused, asked int
-	// Owned, if set, is called before a retry, and before something is given up: an owner whose process
-	// was suspended must not write old items after newer ones.
+	// Owned, if set, is called before each attempt: an owner whose process was suspended must not write old items
+	// after newer ones.
 	Owned func() bool
 }
 
@@ -100,6 +100,9 @@ func (p Poison) Validate(section string) error {
 const (
 	// suspectTries is how often a part of a payload that is poison is tried.
 	suspectTries = 3
+
+	// suspectPause is how long at least is waited between these.
+	suspectPause = 2 * time.Second
 
 	// lately is within what time others must have been accepted before a payload is given up as poison.
 	lately = time.Minute
@@ -169,14 +172,20 @@ type delivery struct {
 	items    int
 	again    bool // it may have been written before
 	suspect  bool // it is a part of a payload that is poison
+	patient  bool // it cannot be set aside for being slow
 
 	failed time.Time // when the first attempt was in vain
-	paused bool      // for a person
-	warned bool      // that the backend does not take it
+	vain   int       // attempts while others were accepted, neither of which was a refusal, since then:
+	since  time.Time
+	paused bool // for a person
+	warned bool // that the backend does not take it
 }
 
 func (p *delivery) write(ctx context.Context) bool {
 	defer p.setPaused(false)
+	if !p.isOwner() {
+		return false // it may have waited for its turn for long
+	}
 	if done, goOn := p.setAside(ctx, Trouble{}); done {
 		return goOn
 	}
@@ -201,9 +210,9 @@ func (p *delivery) write(ctx context.Context) bool {
 		if attempt == 1 {
 			p.failed = now
 		}
-		if p.isPoison(err, attempt, now) {
+		if p.isPoison(err, now) {
 			p.suspect = true
-			return p.refusedForGood(ctx, ledger.DeadPoison, fmt.Errorf("not accepted in %d attempts within %v, while the backend accepts what others send: %w", attempt, now.Sub(p.failed).Round(time.Second), err))
+			return p.refusedForGood(ctx, ledger.DeadPoison, fmt.Errorf("not accepted in %d attempts within %v, while the backend accepts what others send: %w", p.vain, now.Sub(p.since).Round(time.Second), err))
 		}
 		if done, goOn := p.wait(ctx, err, p.trouble(err, attempt, slow, now)); done {
 			return goOn
@@ -214,6 +223,9 @@ func (p *delivery) write(ctx context.Context) bool {
 // wait waits before the next attempt, or has the payload set aside. done and goOn are as for setAside.
 func (p *delivery) wait(ctx context.Context, err error, t Trouble) (done, goOn bool) {
 	pause, sender := fault.Pause(err, t.Attempts, rand.Float64()), fault.IsSender(err)
+	if p.suspect {
+		pause = max(pause, suspectPause) // a backend that restarts is not to be taken for one that fails on this part
+	}
 	if sender && p.Aside != nil && mayHealSoon(err, t.Attempts, pause) {
 		pause = min(pause, maxPatience/4)
 	} else {
@@ -221,6 +233,7 @@ func (p *delivery) wait(ctx context.Context, err error, t Trouble) (done, goOn b
 			if done, goOn := p.setAside(ctx, t); done {
 				return true, goOn
 			}
+			p.patient = p.patient || t.Slow // cut again, it would never be stored
 		}
 		p.report(err)
 	}
@@ -234,7 +247,7 @@ var errSlow = errors.New("the backend gives no answer, while it answers to other
 // payload may be set aside.
 func (p *delivery) attempt(ctx context.Context, attempt int) (slow bool, err error) {
 	began := time.Now()
-	if p.MayAside != nil && p.SlowAfter > 0 {
+	if p.MayAside != nil && p.SlowAfter > 0 && !p.patient {
 		limited, cut := context.WithCancelCause(ctx)
 		var watch sync.WaitGroup
 		watch.Go(func() {
@@ -245,7 +258,9 @@ func (p *delivery) attempt(ctx context.Context, attempt int) (slow bool, err err
 			}
 		})
 		defer func() {
-			if slow = err != nil && errors.Is(context.Cause(limited), errSlow); slow {
+			var parts fault.Parts
+			_, permanent := fault.Reason(err)
+			if slow = err != nil && !permanent && !errors.As(err, &parts) && errors.Is(context.Cause(limited), errSlow); slow {
 				err = fmt.Errorf("%w: none in %v", errSlow, time.Since(began).Round(time.Millisecond))
 				p.Writer = Session(p.Writer) // a transport may still read what the writer would reuse
 			}
@@ -287,16 +302,20 @@ func failed(err error) bool {
 	return is && slices.Contains([]codes.Code{codes.Unknown, codes.Internal, codes.DataLoss, codes.Aborted}, st.Code())
 }
 
-// isPoison reports whether a payload that was tried in vain is to be given up.
-func (p *delivery) isPoison(err error, attempts int, now time.Time) bool {
+// isPoison reports whether a payload that was tried in vain once more is to be given up. Only attempts count that the
+// backend has not refused, in a time in which it has accepted what others send.
+func (p *delivery) isPoison(err error, now time.Time) bool {
 	if p.Poison.Tries == 0 || p.Others == nil || definite(err) || fault.IsSender(err) || fault.IsConfiguration(err) {
 		return false
 	}
-	enough := attempts >= p.Poison.Tries && now.Sub(p.failed) >= p.Poison.After
-	if p.suspect {
-		enough = attempts >= suspectTries
+	if p.vain == 0 || !p.Others(p.instance, now.Add(-lately)) {
+		p.vain, p.since = 0, now // trouble of everybody
 	}
-	return enough && p.Others(p.instance, now.Add(-lately))
+	p.vain++
+	if p.suspect {
+		return p.vain >= suspectTries && p.Others(p.instance, p.since)
+	}
+	return p.vain >= p.Poison.Tries && now.Sub(p.since) >= p.Poison.After && p.Others(p.instance, now.Add(-lately))
 }
 
 // setAside has the payload taken out of the way, where there is such a way: before it is

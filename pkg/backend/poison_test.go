@@ -45,19 +45,23 @@ func testPoison(t *testing.T) {
 	const tries, after = 50, 15 * time.Minute
 	fails := func() error { return errors.New("500") }
 	for name, tc := range map[string]struct {
-		does   func() error
-		others time.Duration // until when the backend accepts what others send, from the start; 0: never
-		none   bool          // Poison is off
-		given  bool
-		panics bool
+		does    func() error
+		from    time.Duration // since when the backend accepts what others send
+		others  time.Duration // until when it does, from the start; 0: never
+		none    bool          // Poison is off
+		given   bool
+		panics  bool
+		refused int // how often it refuses before it fails
 	}{
-		"fails":                      {does: fails, others: 24 * time.Hour, given: true},
-		"fails, off":                 {does: fails, others: 24 * time.Hour, none: true},
-		"fails, nobody else":         {does: fails},
-		"fails, then for everybody":  {does: fails, others: after - 2*time.Minute},
-		"panics":                     {does: func() error { panic("bug") }, given: true, panics: true},
-		"refuses the sender":         {does: func() error { return fault.Sender(fault.After(errors.New("429"), 0)) }, others: 24 * time.Hour},
-		"is configured in a bad way": {does: func() error { return fault.Configuration(errors.New("404")) }, others: 24 * time.Hour},
+		"fails":                        {does: fails, others: 24 * time.Hour, given: true},
+		"fails, off":                   {does: fails, others: 24 * time.Hour, none: true},
+		"fails, nobody else":           {does: fails},
+		"fails for everybody at first": {does: fails, from: time.Hour, others: 24 * time.Hour, given: true},
+		"refuses the sender for long":  {does: firstly(60, fault.Sender(fault.After(errors.New("429"), 0)), fails), others: 24 * time.Hour, given: true, refused: 60},
+		"fails, then for everybody":    {does: fails, others: after - 2*time.Minute},
+		"panics":                       {does: func() error { panic("bug") }, given: true, panics: true},
+		"refuses the sender":           {does: func() error { return fault.Sender(fault.After(errors.New("429"), 0)) }, others: 24 * time.Hour},
+		"is configured in a bad way":   {does: func() error { return fault.Configuration(errors.New("404")) }, others: 24 * time.Hour},
 	} {
 		w, start := &cursed{does: tc.does}, time.Now()
 		payload := items(t, otlpwire.Logs, 8, func(i int) string {
@@ -75,7 +79,7 @@ func testPoison(t *testing.T) {
 				if instance != "as-1" {
 					t.Errorf("asked about %s", instance)
 				}
-				return start.Add(tc.others).After(since) && tc.others > 0
+				return time.Since(start) > tc.from && start.Add(tc.others).After(since) && tc.others > 0
 			},
 			GiveUp: func(_ context.Context, _ string, payload []byte, reason string, _ error) bool {
 				given, first = given+otlpwire.Count(otlpwire.Logs, payload), time.Since(start)
@@ -86,7 +90,7 @@ func testPoison(t *testing.T) {
 		if tc.none {
 			d.Poison.Tries = 0
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
+		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Hour)
 		done := d.Write(ctx, "as-1", payload, 8, false)
 		cancel()
 		switch {
@@ -96,9 +100,48 @@ func testPoison(t *testing.T) {
 			t.Errorf("%s: stored %v", name, w.stored)
 		case tc.panics && (first > time.Second || panics != 4): // of the halves that have it
 			t.Errorf("%s: after %v, %d panics", name, first, panics)
-		case tc.given && !tc.panics && (first < after || first > after+5*time.Minute || w.writes < tries):
+		case tc.given && !tc.panics && (first < tc.from+after || first > tc.from+after+45*time.Minute || w.writes < tc.refused+tries):
 			t.Errorf("%s: after %v and %d requests", name, first, w.writes)
 		}
+	}
+}
+
+// firstly returns an error so often, and then what then returns.
+func firstly(n int, err error, then func() error) func() error {
+	return func() error {
+		if n--; n >= 0 {
+			return err
+		}
+		return then()
+	}
+}
+
+// TestSlowWithoutAnAside: an attempt is cut once; when the payload cannot be set aside then, the next one takes its time.
+func TestSlowWithoutAnAside(t *testing.T) { synctest.Test(t, testSlowWithoutAnAside) }
+
+func testSlowWithoutAnAside(t *testing.T) {
+	w, stored := new(unhurried), 0
+	d := Deliverer{Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Paused: func(bool) {}, Delivered: func(n int) { stored += n }, SlowAfter: 2 * time.Second}
+	d.MayAside = func(string, Trouble) bool { return true }
+	d.Aside = func(context.Context, string, []byte, bool, Trouble) (put, goOn bool) { return false, true }
+	if !d.Write(t.Context(), "as-1", nil, 1, false) || stored != 1 || w.writes != 2 {
+		t.Errorf("%d stored in %d attempts", stored, w.writes)
+	}
+}
+
+// unhurried is a backend that takes three seconds.
+type unhurried struct{ writes int }
+
+func (*unhurried) Name() string { return "unhurried" }
+func (*unhurried) Close() error { return nil }
+
+func (w *unhurried) Write(ctx context.Context, _ string, _ []byte) error {
+	w.writes++
+	select {
+	case <-time.After(3 * time.Second):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

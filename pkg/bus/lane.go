@@ -600,7 +600,7 @@ func newDelivery(msg *nats.Msg, meta *nats.MsgMetadata, raw, bodiless bool) Deli
 // a delivery sequence from before the next owner's reset.
 func (l *Lane) Ack(seq uint64) error {
 	l.mu.Lock()
-	l.mu.done = max(l.mu.done, seq)
+	l.mu.done = max(l.mu.done, min(seq, l.mu.highest)) // what was delivered before the last claim says nothing about what is now
 	if l.mu.lost || !time.Now().Before(l.mu.held) {
 		l.mu.Unlock()
 		return nil // keep sends it once the pin has been renewed, if it is

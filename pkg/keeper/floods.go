@@ -19,6 +19,12 @@ const (
 	// maxFlooding is of how many instances this is determined: those with the most messages in the stream.
 	maxFlooding = 20
 
+	// floodPatience is how long a look may take, and floodPause how long none follows on one that took longer.
+	floodPatience, floodPause = 3 * time.Second, 30 * time.Second
+
+	// holdFor is for how long an instance holds back if nothing is known since: the hub does not say.
+	holdFor = time.Minute
+
 	// obeys is after how long an instance that still sends does not hold back as it is told.
 	obeys = time.Minute
 )
@@ -33,7 +39,8 @@ type holding struct {
 // told is an instance that is told to hold back.
 type told struct {
 	since    time.Time
-	messages uint64 // in the stream, at the last look
+	seen     time.Time // when this was last determined
+	messages uint64    // in the stream, at the last look
 	why      string
 }
 
@@ -63,8 +70,8 @@ func flooding(at stream, share float64, holds []holding, before map[string]*told
 
 // floods shows which instances hold most of what is owed on a stream, and determines who is to hold back.
 func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor, now time.Time) {
-	if s.signal == "" || at.max == 0 {
-		return
+	if s.signal == "" || at.max == 0 || k.quiet == nil && k.open != nil {
+		return // nobody would be told
 	}
 	if at.owed() <= at.max/4 {
 		if !s.flooded.IsZero() {
@@ -78,8 +85,11 @@ func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[stri
 		return
 	}
 	s.flooded = now
+	ctx, cancel := context.WithTimeout(ctx, floodPatience)
+	defer cancel()
 	holds, err := k.holds(ctx, s, floors)
-	if err != nil { // next time
+	if err != nil { // later
+		s.flooded = now.Add(floodPause - floodInterval)
 		k.log.Debug("cannot determine who holds what is owed", "stream", s.name, "err", err)
 		return
 	}
@@ -104,8 +114,7 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 				k.log.Error("an instance does not hold back as it is told, and fills a stream; to stop it: penstock nats-config remove-instance (docs/backends.md)", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes, "more_since_last_said", more)
 			}
 		}
-		one.messages = h.messages
-		all[h.instance] = one
+		all[h.instance] = &told{since: one.since, seen: now, messages: h.messages, why: one.why}
 		k.led.Held(s.signal, h.instance).Set(now.Sub(one.since).Seconds())
 	}
 	for instance := range s.held {
@@ -124,7 +133,7 @@ func (k *Keeper) answer(instance string) (a hold.Answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, s := range k.streams {
-		if one := s.held[instance]; one != nil {
+		if one := s.held[instance]; one != nil && time.Since(one.seen) < holdFor {
 			a.Signals, a.Why = append(a.Signals, s.signal), one.why
 		}
 	}

@@ -300,7 +300,7 @@ func (k *Keeper) look(ctx context.Context, s *kept) error {
 		return err
 	}
 	k.show(s.name, at)
-	k.floods(ctx, s, at, floors, now)
+	defer k.floods(ctx, s, at, floors, now) // when there is room again
 	if now.Sub(s.agedAt) > min(agedInterval, s.age) {
 		if err := s.findAged(ctx, conn, state, now); err != nil {
 			return err

@@ -74,7 +74,7 @@ func (w *tenants) Write(ctx context.Context, instance string, payload []byte) er
 			panic("boom")
 		case w.fails:
 			w.asked[instance]++
-			return errors.New("500")
+			return status.Error(codes.Internal, "no")
 		default:
 			names = append(names, name)
 		}

@@ -66,22 +66,9 @@ func (l *directLane) run(ctx context.Context) error {
 	defer l.exporter.Aside.Close()
 	defer func() { _ = l.lane.Ack(l.done) }() // acks that were put off
 	l.workers = export.NewWorkers(finish, l.exporter)
-	defer l.workers.End()
-	deliveries := make(chan bus.Delivery, 16)
-	reading, leave := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer func() { l.workers.End() }()
+	deliveries, claimed, leave := l.read(ctx)
 	defer leave() // a replay ends before ctx
-	wg.Go(func() {
-		l.lane.Run(reading, func(d bus.Delivery) bool {
-			select {
-			case deliveries <- d:
-				return true
-			case <-reading.Done():
-				return false
-			}
-		})
-	})
 	for {
 		var err error
 		more := deliveries
@@ -94,7 +81,9 @@ func (l *directLane) run(ctx context.Context) error {
 			l.settled()
 			return ctx.Err()
 		case d := <-more:
-			err = l.take(ctx, finish, d)
+			if err = l.take(ctx, finish, d); d.Claimed {
+				claimed <- struct{}{}
+			}
 		case j := <-l.workers.Done:
 			if !l.workers.Settle(j) {
 				err = stopped(finish)
@@ -103,6 +92,7 @@ func (l *directLane) run(ctx context.Context) error {
 		l.settled()
 		switch {
 		case err != nil:
+			l.collect()
 			return err
 		case l.ended && len(l.window) == 0:
 			return errEnd
@@ -110,8 +100,50 @@ func (l *directLane) run(ctx context.Context) error {
 	}
 }
 
-// claim begins again with a new session of the writer: another owner may have continued the
-// series since.
+// read reads the lane until ctx ends or leave is called. After each claim it reads nothing before claimed says that the
+// work of the claim before has ended.
+func (l *directLane) read(ctx context.Context) (deliveries <-chan bus.Delivery, claimed chan<- struct{}, leave func()) {
+	reading, stop := context.WithCancel(ctx)
+	to, goOn := make(chan bus.Delivery, 16), make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		l.lane.Run(reading, func(d bus.Delivery) bool {
+			select {
+			case to <- d:
+			case <-reading.Done():
+				return false
+			}
+			if !d.Claimed {
+				return true
+			}
+			select {
+			case <-goOn:
+				return true
+			case <-reading.Done():
+				return false
+			}
+		})
+	})
+	return to, goOn, func() {
+		stop()
+		wg.Wait()
+	}
+}
+
+// collect settles what has ended, without waiting.
+func (l *directLane) collect() {
+	for {
+		select {
+		case j := <-l.workers.Done:
+			l.workers.Settle(j)
+		default:
+			l.settled()
+			return
+		}
+	}
+}
+
+// claim begins again. The sessions of the writer are new: another owner may have continued the series since.
 func (l *directLane) claim(ctx context.Context) error {
 	first, err := l.feed.claim(ctx)
 	if err != nil {
@@ -130,18 +162,16 @@ func (l *directLane) claim(ctx context.Context) error {
 	if l.repeats = export.MaxRepeated; first {
 		l.repeats = 0
 	}
-	l.workers.Session()
 	return nil
 }
 
 // take handles what the lane has read; what has begun when ctx ends is completed under finish.
 func (l *directLane) take(ctx, finish context.Context, d bus.Delivery) error {
 	if d.Claimed {
-		if !l.workers.Finish() {
-			return stopped(finish)
-		}
-		l.settled()
-		l.finished = d.After
+		// Another owner may have continued meanwhile: what waits for a worker must not be written after that.
+		l.workers.End()
+		l.window, l.bytes, l.finished = nil, 0, max(d.After, l.done)
+		l.workers = export.NewWorkers(finish, l.exporter)
 		return l.claim(finish)
 	}
 	switch err := l.feed.next(ctx, d); {

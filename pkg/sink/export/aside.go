@@ -19,6 +19,7 @@ import (
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/failpoint"
 	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
@@ -86,6 +87,9 @@ const (
 	// instance is set aside to find out.
 	doubtTries = 6
 
+	// awayTries is the same, for about a minute, where it did not answer.
+	awayTries = 10
+
 	// linger is for how long an instance for which the backend is slow stays set aside without data.
 	linger = time.Minute
 
@@ -126,7 +130,9 @@ func (a *Aside) Claim(ctx context.Context) bool {
 	}
 	a.Close()
 	a.work, a.stop = context.WithCancel(ctx)
+	a.mu.Lock()
 	a.waiting = map[string]*waiting{}
+	a.mu.Unlock()
 	a.taken.Store(true)
 	if !retry(ctx, a.exporter.Log, a.waits, "look for what was set aside", func() error { return a.look(a.work) }) {
 		return false
@@ -148,9 +154,11 @@ func (a *Aside) look(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	defer a.showLocked()
 	for subject := range there {
 		if instance := subject[strings.LastIndexByte(subject, '.')+1:]; a.waiting[instance] == nil {
-			a.beginLocked(instance, nil)
+			a.waiting[instance] = &waiting{since: time.Now()}
+			a.begin(instance)
 		}
 	}
 	return nil
@@ -166,13 +174,21 @@ func (a *Aside) subjects(ctx context.Context, instance string) (map[string]uint6
 	return there, err
 }
 
-// beginLocked delivers what an instance has in ASIDE, until nothing is left or Close.
-func (a *Aside) beginLocked(instance string, why error) {
-	a.waiting[instance] = &waiting{since: time.Now(), why: why}
-	a.showLocked()
+// begin delivers what an instance has in ASIDE, until nothing is left or Close.
+func (a *Aside) begin(instance string) {
 	work := a.work
+	log := a.exporter.Log.With("instance", instance)
 	a.drains.Go(func() {
-		backoff.Retry(work, a.exporter.Log.With("instance", instance), "deliver what was set aside", func() error { return a.drain(work, instance) })
+		backoff.Retry(work, log, "deliver what was set aside", func() (err error) {
+			if caught := fault.Guard(func() error {
+				err = a.drain(work, instance)
+				return nil
+			}); caught != nil {
+				a.exporter.Panicked(ledger.PanicWriter, instance, Origin{}, caught)
+				err = caught
+			}
+			return err
+		})
 	})
 }
 
@@ -248,7 +264,7 @@ func (a *Aside) mayLocked(instance string, t backend.Trouble) bool {
 	case fault.IsSender(t.Err):
 		return a.taken.Load() || time.Since(a.last) >= doubt
 	}
-	return others(a.last) && (t.Slow || t.Failed && t.Attempts >= doubtTries)
+	return others(a.last) && (t.Slow || t.Failed && t.Attempts >= doubtTries || t.Attempts >= awayTries)
 }
 
 // set is [backend.Deliverer.Aside] for payloads from an origin, of which there are part messages in ASIDE.
@@ -277,29 +293,50 @@ func (a *Aside) set(ctx context.Context, instance string, payload []byte, again 
 		return false, true
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if !a.mayLocked(instance, t) {
+		a.mu.Unlock()
 		return false, true
 	}
-	a.last = time.Now()
-	more, due := a.exporter.Said.Due("aside "+a.subject(instance), a.last)
-	if err := a.store(ctx, instance, payload, again, from, part); err != nil {
+	w = &waiting{since: time.Now(), why: t.Err}
+	w.mu.Lock() // whoever finds it waits for what becomes of it; nobody does but the page, before it is delivered from ASIDE
+	defer w.mu.Unlock()
+	last, taken := a.last, a.taken.Swap(false)
+	a.last = w.since
+	a.waiting[instance] = w
+	a.showLocked()
+	a.mu.Unlock()
+	more, due := a.exporter.Said.Due("aside "+a.subject(instance), w.since)
+	err := a.store(ctx, instance, payload, again, from, part)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		w.back, a.last = true, last
+		if taken {
+			a.taken.Store(true)
+		}
+		delete(a.waiting, instance)
+		a.showLocked()
 		if due {
 			a.exporter.Log.Error("cannot set aside an instance that the backend does not take: the lane waits", "instance", instance, "err", err, "more_since_last_said", more)
 		}
 		return false, ctx.Err() == nil
 	}
 	failpoint.Point("aside-begun")
-	a.taken.Store(false)
 	if due {
 		a.exporter.Log.Warn("instance set aside: the backend does not take it; its data is kept and sent again later, the lane continues", "instance", instance, "err", t.Err, "more_since_last_said", more)
 	}
-	a.beginLocked(instance, t.Err)
+	a.begin(instance)
 	return true, true
 }
 
 // store publishes a payload, in several messages where one is too small.
-func (a *Aside) store(ctx context.Context, instance string, payload []byte, again bool, from Origin, part *int) error {
+func (a *Aside) store(ctx context.Context, instance string, payload []byte, again bool, from Origin, part *int) (err error) {
+	before := *part
+	defer func() {
+		if err != nil {
+			*part = before // it is tried again with the same ids
+		}
+	}()
 	d := a.exporter
 	body, encoding := envelope.Compress(nil, payload, envelope.S2)
 	if len(body) > envelope.MaxPayload {

@@ -242,13 +242,14 @@ func (d *Exporter) letter(ctx context.Context, by, instance string, payload []by
 func (d *Exporter) Undecodable(ctx context.Context, m bus.Delivery, why error) bool {
 	const items = 1 // what it holds cannot be counted; the sender's header is not trusted
 	reason, by, what := ledger.DeadUndecodable, d.Writer.Name(), "message is not telemetry, dead-lettered"
-	if _, panicked := errors.AsType[*fault.Panic](why); panicked {
+	_, panicked := errors.AsType[*fault.Panic](why)
+	if panicked {
 		reason, by, what = ledger.DeadPoison, ledger.PanicReader, "message makes penstock panic, dead-lettered"
 	}
 	if held, due := d.Said.Due(m.Subject, time.Now()); due {
 		d.Log.Warn(what, "subject", m.Subject, "seq", m.Seq, "err", why, "letters_since_last_said", held)
 	}
-	if !d.Quota.Take(m.Instance(), time.Now()) {
+	if !panicked && !d.Quota.Take(m.Instance(), time.Now()) { // what is our fault is kept
 		d.Count.Ended(tally.Dropped, ledger.DroppedUndecodable, items)
 		return true
 	}

@@ -4,9 +4,13 @@ import (
 	"context"
 	"hash/maphash"
 	"sync"
+	"time"
 
 	"github.com/penstock/penstock/pkg/backend"
+	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/fault"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/tally"
 )
 
@@ -48,6 +52,9 @@ const (
 	// MaxJobs is how many jobs may be put before one of them is settled.
 	MaxJobs = 64
 
+	// panicPause is for how long a worker waits after that: the same may come again.
+	panicPause = time.Second
+
 	// maxPlaced bounds the instances whose worker is remembered; further ones are given one by their name.
 	maxPlaced = 4096
 )
@@ -59,6 +66,7 @@ func NewWorkers(ctx context.Context, d *Exporter) *Workers {
 	ctx, s.stop = context.WithCancel(ctx)
 	for i := range n {
 		own := *d
+		own.Writer = backend.Session(own.Writer)
 		w := &Worker{Exporter: &own, jobs: make(chan *Job, MaxJobs)}
 		w.Count = Noted{d.Count, &w.wrote}
 		if d.Waits != nil {
@@ -67,14 +75,27 @@ func NewWorkers(ctx context.Context, d *Exporter) *Workers {
 		s.all = append(s.all, w)
 		s.wg.Go(func() {
 			for j := range w.jobs {
-				w.wrote = tally.Outcomes{}
-				j.ok = j.Do(ctx, w)
-				j.Ended = w.wrote
+				w.run(ctx, j)
 				s.Done <- j
 			}
 		})
 	}
 	return s
+}
+
+// run does a job. A panic that nothing nearer has caught gives it up, and with it the lane, which begins again: one lane is
+// worse off than its neighbours, and not the process.
+func (w *Worker) run(ctx context.Context, j *Job) {
+	w.wrote = tally.Outcomes{}
+	if err := fault.Guard(func() error {
+		j.ok = j.Do(ctx, w)
+		return nil
+	}); err != nil {
+		j.ok = false
+		w.Panicked(ledger.PanicWriter, j.Instance, Origin{}, err)
+		backoff.Sleep(ctx, panicPause)
+	}
+	j.Ended = w.wrote
 }
 
 // wait tells what the lane waits for: one worker's reason, while one has any.
@@ -122,13 +143,6 @@ func (s *Workers) Finish() bool {
 		}
 	}
 	return true
-}
-
-// Session begins a new session of the writer for each; none may be busy.
-func (s *Workers) Session() {
-	for _, w := range s.all {
-		w.Writer = backend.Session(w.Writer)
-	}
 }
 
 // End ends what is busy, and the workers.
