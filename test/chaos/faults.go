@@ -7,7 +7,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,10 +24,11 @@ import (
 
 // chaos injects one fault after the other, each when the pipeline has recovered
 // from the one before, until the time is over. In the first third one sink is
-// wanted, then four, then two. Once at least all backends are away, an edge is cut off, and the clock of one is set.
+// wanted, then four, then two. Once at least all backends are away, they have
+// trouble with one instance, an edge is cut off, and the clock of one is set.
 func (w *world) chaos(ctx context.Context) error {
 	end := time.Now().Add(w.For)
-	for (time.Now().Before(end) || !w.wasStepped || !w.wasCut || !w.wereAway) && ctx.Err() == nil {
+	for (time.Now().Before(end) || !w.wasStepped || !w.wasCut || !w.wasApart || !w.wereAway) && ctx.Err() == nil {
 		w.pause(ctx, 500*time.Millisecond, 2*time.Second)
 		want, past := 1, w.For-time.Until(end)
 		switch {
@@ -46,6 +49,9 @@ func (w *world) chaos(ctx context.Context) error {
 		case past > w.For/6 && !w.wasCut:
 			w.faults++
 			fault = func(ctx context.Context) error { return w.cutEdge(ctx, shop[w.rng.IntN(len(shop))]) }
+		case past > w.For/3 && !w.wasApart:
+			w.faults++
+			fault = w.trouble
 		}
 		if past > w.For/2 && w.wasCut && !w.wereAway {
 			w.faults++
@@ -111,7 +117,7 @@ func (w *world) handOver(ctx context.Context, p *proc) error {
 func (w *world) fault(ctx context.Context) error {
 	w.faults++
 	pick := func(role string) *proc { all := w.of(role); return all[w.rng.IntN(len(all))] }
-	switch n := w.rng.IntN(33); {
+	switch n := w.rng.IntN(40); {
 	case n < 6:
 		return w.kill(ctx, pick("sink"))
 	case n < 8:
@@ -156,8 +162,10 @@ func (w *world) fault(ctx context.Context) error {
 		return w.fillDisk(ctx, pick("hub"))
 	case n < 31:
 		return w.cutEdge(ctx, pick("edge"))
-	default:
+	case n < 33:
 		return w.away(ctx, kinds[w.rng.IntN(len(kinds))])
+	default:
+		return w.trouble(ctx)
 	}
 }
 
@@ -180,6 +188,78 @@ func (w *world) backends(which string, refuse bool) {
 	if which == "prometheus" || which == "all" {
 		w.prometheus.Fail(http)
 	}
+}
+
+// troubles are those that backends may have with one instance: an answer to each of its pushes, or none for long.
+var troubles = []struct {
+	http int
+	grpc codes.Code
+	slow time.Duration
+	what string
+}{
+	{429, codes.ResourceExhausted, 0, "answer 429 to"},
+	{401, codes.Unauthenticated, 0, "answer 401 to"},
+	{500, codes.Internal, 0, "answer 500 to"},
+	{0, codes.OK, 30 * time.Second, "are slow for"},
+}
+
+// trouble lets all backends have trouble with one instance for some seconds. In half of the cases a sink is killed meanwhile;
+// in the others it prints for how long log records of others were under way.
+func (w *world) trouble(ctx context.Context) error {
+	const before = 5 * time.Second
+	w.wasApart = true
+	instance, t := instances[w.rng.IntN(len(instances))], troubles[w.rng.IntN(len(troubles))]
+	d := 5*time.Second + time.Duration(w.rng.Int64N(int64(7*time.Second)))
+	kill := w.rng.IntN(2) == 0
+	w.say("all backends %s %s for %v", t.what, instance, d.Truncate(100*time.Millisecond))
+	from := time.Now()
+	w.tempo.FailTenant(instance, status.Error(t.grpc, "no")) // nil for OK
+	w.loki.FailTenant(instance, t.http)
+	w.prometheus.FailTenant(instance, t.http)
+	w.slowTenant(instance, t.slow)
+	healed := make(chan struct{})
+	go func() { // whatever happens to the sink
+		defer close(healed)
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+		w.tempo.FailTenant(instance, nil)
+		w.loki.FailTenant(instance, 0)
+		w.prometheus.FailTenant(instance, 0)
+		w.slowTenant(instance, 0)
+	}()
+	defer func() { <-healed }()
+	if kill {
+		w.pause(ctx, time.Second, 4*time.Second)
+		all := w.of("sink")
+		return w.kill(ctx, all[w.rng.IntN(len(all))])
+	}
+	<-healed
+	w.say("p99 of the delay of the others' log records: %s before, %s meanwhile", w.delay(instance, from.Add(-before), from), w.delay(instance, from, time.Now()))
+	return nil
+}
+
+func (w *world) slowTenant(instance string, d time.Duration) {
+	w.tempo.SlowTenant(instance, d)
+	w.loki.SlowTenant(instance, d)
+	w.prometheus.SlowTenant(instance, d)
+}
+
+// delay says for how long the log records were under way that came to Loki within a time, but for those of one instance,
+// and of the one that has the cursed record.
+func (w *world) delay(but string, from, to time.Time) string {
+	var all []time.Duration
+	for _, e := range w.loki.Entries() {
+		if instance, _, _ := strings.Cut(e.Line, " "); instance != but && instance != w.cursed.instance && e.Came.After(from) && e.Came.Before(to) {
+			all = append(all, e.Came.Sub(e.At))
+		}
+	}
+	if len(all) == 0 {
+		return "none came"
+	}
+	slices.Sort(all)
+	return fmt.Sprintf("%v of %d", all[len(all)*99/100].Round(time.Millisecond), len(all))
 }
 
 // away lets backends refuse until the streams are full of what they are owed, the edges' spools,

@@ -7,13 +7,15 @@
 // A hub, four edges, two routers and one to four sinks run as processes; two edges are of one instance, and two
 // instances of one domain, whose traces have spans of all three edges. The
 // backend is a recording Tempo in this one. A seed gives a schedule of faults:
-// kill -9, SIGSTOP, SIGTERM, a backend that refuses, an edge whose clock is set. The oracle knows the
+// kill -9, SIGSTOP, SIGTERM, a backend that refuses, or that refuses, fails for or is slow for one
+// instance only, an edge whose clock is set. One log record of a run is answered with 500
+// whenever it comes: it must become a dead letter, and nothing else. The oracle knows the
 // policies and what it has sent; it looks at the answers, at Tempo and at the
 // streams DECISIONS and DEADLETTER, never into the pipeline.
 //
 // The exit code is 1 when a promise was broken. The last line is
 //
-//	acked=N delivered=N sampled_out=N dead=N lost=0 wrongly_dropped=0 split=0 leaked=0 duplicates=N faults=N worst_recovery=Ns
+//	acked=N delivered=N sampled_out=N dead=0 poisoned=1 lost=0 wrongly_dropped=0 split=0 leaked=0 misordered=0 duplicates=N unaccounted=0 refused=N faults=N worst_recovery=Ns
 package main
 
 import (

@@ -12,6 +12,7 @@ import (
 	"github.com/penstock/penstock/pkg/audit"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/test/daemon"
 )
@@ -20,7 +21,9 @@ import (
 // that were acknowledged, split in traces.
 type Summary struct {
 	Acked, Delivered, SampledOut, Dead int
-	Lost                               int // neither of the three, or dropped against the policies
+	Poisoned                           int // dead because no backend takes them
+	Cursed                             int // acknowledged items that are to be
+	Lost                               int // none of these, or dropped against the policies
 	WronglyDropped                     int // traces with an error that are not kept, whatever happened to them
 	Split                              int // traces with spans in Tempo and spans not, or with two decisions
 	Leaked                             int // in Tempo without a recorded decision to keep, or against the policies; points and records that nobody sent
@@ -35,8 +38,8 @@ type Summary struct {
 }
 
 func (s Summary) items() string {
-	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d lost=%d wrongly_dropped=%d split=%d leaked=%d misordered=%d duplicates=%d",
-		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Lost, s.WronglyDropped, s.Split, s.Leaked, s.Misordered, s.Duplicates)
+	return fmt.Sprintf("acked=%d delivered=%d sampled_out=%d dead=%d poisoned=%d lost=%d wrongly_dropped=%d split=%d leaked=%d misordered=%d duplicates=%d",
+		s.Acked, s.Delivered, s.SampledOut, s.Dead, s.Poisoned, s.Lost, s.WronglyDropped, s.Split, s.Leaked, s.Misordered, s.Duplicates)
 }
 
 func (s Summary) String() string {
@@ -49,6 +52,8 @@ func (s *Summary) add(o Summary) {
 	s.Delivered += o.Delivered
 	s.SampledOut += o.SampledOut
 	s.Dead += o.Dead
+	s.Poisoned += o.Poisoned
+	s.Cursed += o.Cursed
 	s.Lost += o.Lost
 	s.WronglyDropped += o.WronglyDropped
 	s.Split += o.Split
@@ -60,7 +65,7 @@ func (s *Summary) add(o Summary) {
 
 // Broken reports whether a promise was.
 func (s Summary) Broken() bool {
-	return s.Lost+s.WronglyDropped+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing
+	return s.Lost+s.WronglyDropped+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing || s.Poisoned != s.Cursed
 }
 
 // handOverBound is what no hand-over takes when pins are given back, and every one
@@ -86,11 +91,11 @@ func (w *world) judge(ctx context.Context) (Summary, error) {
 	if err != nil {
 		return all, err
 	}
-	dead, others, err := w.deadLetters(ctx, conn)
+	spans, others, err := w.deadLetters(ctx, conn)
 	if err != nil {
 		return all, err
 	}
-	traces := w.judgeTraces(decisions, dead)
+	traces := w.judgeTraces(decisions, spans)
 	w.say("traces: %s", traces.items())
 	all.add(traces)
 	for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
@@ -105,8 +110,8 @@ func (w *world) judge(ctx context.Context) (Summary, error) {
 			of.Leaked += len(n)
 			w.say("leaked: %v of %q", sig, instance)
 		}
-		of.Dead = others[sig]
-		of.Lost -= min(of.Lost, of.Dead)
+		of.Dead, of.Poisoned = others[sig].dead, others[sig].poisoned
+		of.Lost -= min(of.Lost, of.Dead+of.Poisoned)
 		w.say("%v: %s", sig, of.items())
 		all.add(of)
 	}
@@ -145,7 +150,7 @@ func (w *world) unaccounted(ctx context.Context, conn *bus.Conn, acked int) (n i
 }
 
 // judgeTraces compares what became of spans with what was acknowledged, decided and right.
-func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool) (s Summary) {
+func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]string) (s Summary) {
 	stored := map[uint64]int{}
 	inTempo := map[[16]byte]bool{}
 	for _, sp := range w.tempo.Spans() {
@@ -167,7 +172,9 @@ func (w *world) judgeTraces(decisions map[[16]byte]verdict, dead map[uint64]bool
 			case stored[n] > 0:
 				here++
 				s.Delivered++
-			case dead[n]:
+			case dead[n] == ledger.DeadPoison:
+				s.Poisoned++
+			case dead[n] != "":
 				s.Dead++
 			case d.dropped:
 				s.SampledOut++
@@ -275,23 +282,35 @@ func (w *world) decisions(ctx context.Context, conn *bus.Conn) (map[[16]byte]ver
 	return all, nil
 }
 
-// deadLetters reads DEADLETTER: the spans' IDs, and how many items there are of the other signals.
-func (w *world) deadLetters(ctx context.Context, conn *bus.Conn) (spans map[uint64]bool, others map[otlpwire.Signal]int, err error) {
-	spans, others = map[uint64]bool{}, map[otlpwire.Signal]int{}
+// letters are how many items of a signal are dead.
+type letters struct{ dead, poisoned int }
+
+// deadLetters reads DEADLETTER: the reasons by the spans' IDs, and how many items there are of the other signals.
+// A sink that was killed may have left the same letter twice.
+func (w *world) deadLetters(ctx context.Context, conn *bus.Conn) (spans map[uint64]string, others map[otlpwire.Signal]letters, err error) {
+	spans, others = map[uint64]string{}, map[otlpwire.Signal]letters{}
+	seen := map[string]bool{}
 	err = conn.Letters(ctx, "", "", true, func(l bus.Letter) bool {
 		w.say("dead: %d %s of %s: %s, %s", l.Items, l.Signal, l.Instance, l.Reason, l.Detail)
-		if l.Signal != otlpwire.Traces.String() {
-			for _, sig := range otlpwire.Signals {
-				if sig.String() == l.Signal {
-					others[sig] += l.Items
-				}
+		if l.Signal == otlpwire.Traces.String() {
+			for item := range otlpwire.Items(l.Body) {
+				var sp otlpwire.Span
+				sp.Parse(item)
+				spans[binary.BigEndian.Uint64(sp.SpanID[:])] = l.Reason
 			}
 			return true
 		}
-		for item := range otlpwire.Items(l.Body) {
-			var sp otlpwire.Span
-			sp.Parse(item)
-			spans[binary.BigEndian.Uint64(sp.SpanID[:])] = true
+		for _, sig := range otlpwire.Signals {
+			if key := l.Signal + l.Reason + string(l.Body); sig.String() == l.Signal && !seen[key] {
+				seen[key] = true
+				of := others[sig]
+				if l.Reason == ledger.DeadPoison {
+					of.poisoned += l.Items
+				} else {
+					of.dead += l.Items
+				}
+				others[sig] = of
+			}
 		}
 		return true
 	})

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	collectorlogs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
@@ -24,12 +25,17 @@ import (
 type sequence struct {
 	sig      otlpwire.Signal
 	instance string
+	curse    atomic.Bool // a record of the next request is to be cursed
 
 	mu     sync.Mutex
 	sent   uint64 // the highest number that may have arrived
 	acked  uint64 // all up to here were acknowledged
 	lastMS int64  // time of the last point: one of each millisecond
+	cursed uint64 // the number of the record that no backend takes; 0: there is none
 }
+
+// curse is in an attribute of the record that the backend answers with 500.
+const curse = "a curse upon it"
 
 const (
 	perRequest = 5
@@ -63,6 +69,10 @@ func (s *sequence) next(large bool) []byte {
 			record := &logspb.LogRecord{TimeUnixNano: uint64(now.UnixNano()), Body: text(s.name(s.sent))}
 			if large && len(scope.LogRecords) == 0 {
 				record.Attributes = noise(largeItem)
+			}
+			if len(scope.LogRecords) == perRequest/2 && s.curse.CompareAndSwap(true, false) {
+				s.cursed = s.sent
+				record.Attributes = []*commonpb.KeyValue{{Key: "cursed", Value: text(curse)}}
 			}
 			scope.LogRecords = append(scope.LogRecords, record)
 		}
@@ -143,6 +153,9 @@ func (s *sequence) judge(came []uint64, say func(format string, args ...any)) (s
 		seen[n], highest = true, max(highest, n)
 	}
 	sum.Acked = int(s.acked)
+	if s.cursed > 0 && s.cursed <= s.acked {
+		sum.Cursed = 1
+	}
 	gone := uint64(0) // the first of a run of missing ones
 	for n := uint64(1); n <= s.acked+1; n++ {
 		switch missing := n <= s.acked && !seen[n]; {
@@ -152,7 +165,7 @@ func (s *sequence) judge(came []uint64, say func(format string, args ...any)) (s
 				gone = n
 			}
 		case gone != 0:
-			say("lost: %v %d to %d of %s", s.sig, gone, n-1, s.instance)
+			say("not delivered: %v %d to %d of %s", s.sig, gone, n-1, s.instance)
 			gone = 0
 		}
 		if n <= s.acked && seen[n] {

@@ -58,11 +58,14 @@ type world struct {
 	apart      time.Time // since when clocks of the domain's edges differ by more than edges are waited for; zero: they do not
 	let        []letGo   // of SPANS
 	faults     int
-	disk       *daemon.Disk // the hub's; nil: not one of its own
-	wereAway   bool         // all backends, until edges refused
-	wasCut     bool         // an edge, from the hub
-	wasStepped bool         // the clock of an edge
-	filled     int          // how often an outage lasted until edges refused
+	disk       *daemon.Disk  // the hub's; nil: not one of its own
+	wereAway   bool          // all backends, until edges refused
+	wasCut     bool          // an edge, from the hub
+	wasStepped bool          // the clock of an edge
+	wasApart   bool          // one instance: the backends had trouble with it only
+	cursed     *sequence     // the one with a record that no backend takes
+	poison     time.Duration // after how long a new sink takes something for poison
+	filled     int           // how often an outage lasted until edges refused
 	recovery   []recovery
 }
 
@@ -94,7 +97,7 @@ type proc struct {
 }
 
 func newWorld(o daemon.Options, dir, bin string) (*world, error) {
-	w := &world{Options: o, dir: dir, bin: bin, rng: rand.New(rand.NewPCG(o.Seed, 4)), procs: map[string]*proc{}, start: time.Now()}
+	w := &world{Options: o, dir: dir, bin: bin, rng: rand.New(rand.NewPCG(o.Seed, 4)), procs: map[string]*proc{}, start: time.Now(), poison: noPoison}
 	w.journal.traces = map[[16]byte]*trace{}
 	var stop func()
 	var err error
@@ -105,6 +108,7 @@ func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 	w.tempo.Slow(30 * time.Millisecond) // so that a kill finds traces on their way
 	w.loki, stop = loki.Serve()
 	w.stop = append(w.stop, stop)
+	w.loki.Poison(curse)
 	w.prometheus, stop = remotewrite.Serve()
 	w.stop = append(w.stop, stop)
 	w.hubAddr = daemon.FreeAddr()
@@ -157,8 +161,8 @@ func (w *world) add(role string) (*proc, error) {
 	case "router":
 		config = shared
 	case "sink":
-		config = shared + fmt.Sprintf("sampling: {file: %s}\ndomains: [{name: shop, instances: ['shop-*']}]\ntempo: {endpoint: %q}\nloki: {url: %q}\nprometheus: {url: %q, protocol: \"1.0\"}\n",
-			filepath.Join(w.dir, "sampling.yaml"), w.tempo.Addr, w.loki.URL, w.prometheus.URL)
+		config = shared + fmt.Sprintf("sampling: {file: %s}\ndomains: [{name: shop, instances: ['shop-*']}]\ntempo: {endpoint: %q, tenant: {from: instance}}\nloki: {url: %q, tenant: {from: instance}}\nprometheus: {url: %q, protocol: \"1.0\", tenant: {from: instance}}\npoison: {after: %v, tries: 5}\n",
+			filepath.Join(w.dir, "sampling.yaml"), w.tempo.Addr, w.loki.URL, w.prometheus.URL, w.poison)
 	}
 	if config != "" {
 		path := filepath.Join(w.dir, p.name+".yaml")
@@ -240,6 +244,7 @@ func (w *world) run(ctx context.Context) error {
 	go w.watchSpans(sending)
 	var apps sync.WaitGroup
 	edges, seen := w.of("edge"), map[string]bool{}
+	var logs []*sequence
 	shop := edges[:len(edges)-1]
 	for i, to := range [][]*proc{shop, edges[len(shop):]} {
 		rng := rand.New(rand.NewPCG(w.Seed, uint64(i)))
@@ -253,6 +258,9 @@ func (w *world) run(ctx context.Context) error {
 		for _, sig := range []otlpwire.Signal{otlpwire.Metrics, otlpwire.Logs} {
 			q := &sequence{sig: sig, instance: e.instance}
 			w.journal.sequences = append(w.journal.sequences, q)
+			if sig == otlpwire.Logs {
+				logs = append(logs, q)
+			}
 			apps.Go(func() { q.app(sending, giving, &w.journal, e.otlp) })
 		}
 	}
@@ -264,17 +272,20 @@ func (w *world) run(ctx context.Context) error {
 		return nil
 	})
 	w.steady = time.Now()
+	w.cursed = logs[w.rng.IntN(len(logs))]
 	if err == nil {
+		w.say("a log record of %s is cursed", w.cursed.instance)
+		w.cursed.curse.Store(true)
 		err = w.chaos(ctx)
+	}
+	if err == nil {
+		err = w.exorcise(ctx)
 	}
 	stopSending()
 	if err != nil {
 		return err
 	}
-	w.say("no more faults: everything is to be delivered now")
-	if err := w.heal(ctx); err != nil {
-		return err
-	}
+	w.say("everything is to be delivered now")
 	late := time.AfterFunc(time.Minute, giveUp)
 	apps.Wait()
 	late.Stop()
@@ -412,14 +423,63 @@ func (w *world) heal(ctx context.Context) error {
 	return daemon.Until(ctx, time.Minute, w.healthy)
 }
 
-// drain waits until no lane owes anything.
+const (
+	// noPoison is longer than the backends have trouble with one instance, whose data is no poison. It is also longer than
+	// the minute within which a backend must have accepted something of others: an outage of all is no poison, either.
+	noPoison    = 61 * time.Second
+	poisonAfter = 4 * time.Second
+)
+
+// exorcise ends the faults, and waits until the cursed record is a dead letter, while all send: what others send shows
+// that it is the record, and one sink must see both.
+func (w *world) exorcise(ctx context.Context) error {
+	w.say("no more faults: the cursed record is to become a dead letter now")
+	if err := w.heal(ctx); err != nil {
+		return err
+	}
+	w.poison = poisonAfter
+	if _, err := w.add("sink"); err != nil {
+		return err
+	}
+	if err := w.recovered(ctx, "join", time.Now(), false); err != nil {
+		return err
+	}
+	if err := w.scale(ctx, 1); err != nil {
+		return err
+	}
+	var conn *bus.Conn
+	if err := daemon.Until(ctx, time.Minute, func() (err error) { conn, err = w.connect(ctx); return err }); err != nil {
+		return err
+	}
+	defer conn.Close()
+	return daemon.Until(ctx, 2*time.Minute, func() error {
+		there, err := conn.Subjects(ctx, bus.DeadLetter, "dead.logs."+w.cursed.instance)
+		if err == nil && len(there) == 0 {
+			err = fmt.Errorf("the cursed record of %s is no dead letter", w.cursed.instance)
+		}
+		return err
+	})
+}
+
+// drain waits until no lane owes anything, and nothing is set aside.
 func (w *world) drain(ctx context.Context) error {
 	var said time.Time
+	var conn *bus.Conn
+	if err := daemon.Until(ctx, time.Minute, func() (err error) { conn, err = w.connect(ctx); return err }); err != nil {
+		return err
+	}
+	defer conn.Close()
 	return daemon.Until(ctx, 4*time.Minute, func() error {
 		if err := w.arrivedAt(0, 0, "router"); err != nil {
 			return err
 		}
 		err := w.arrivedAt(0, 0, "sink")
+		if err == nil { // what a lane finishes may be in ASIDE from then on
+			var there map[string]uint64
+			if there, err = conn.Subjects(ctx, bus.Aside, ">"); err == nil && len(there) > 0 {
+				err = fmt.Errorf("set aside: %v", there)
+			}
+		}
 		if err != nil && time.Since(said) > 5*time.Second {
 			said = time.Now()
 			w.say("%v", err)

@@ -11,6 +11,7 @@
 package loki
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -45,7 +46,9 @@ type Server struct {
 		newest  map[string]time.Time // by stream
 		fail    int
 		tenants map[string]int // status of their pushes
-		chunk   time.Duration  // ingester.max_chunk_age
+		slow    map[string]time.Duration
+		poison  []byte
+		chunk   time.Duration // ingester.max_chunk_age
 	}
 }
 
@@ -60,7 +63,7 @@ func Start(t testing.TB) *Server {
 // Serve serves on loopback until stop.
 func Serve() (s *Server, stop func()) {
 	s = &Server{}
-	s.mu.newest, s.mu.chunk, s.mu.tenants = map[string]time.Time{}, 2*time.Hour, map[string]int{}
+	s.mu.newest, s.mu.chunk, s.mu.tenants, s.mu.slow = map[string]time.Time{}, 2*time.Hour, map[string]int{}, map[string]time.Duration{}
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	return s, srv.Close
@@ -80,6 +83,20 @@ func (s *Server) FailTenant(tenant string, status int) {
 	s.mu.tenants[tenant] = status
 }
 
+// SlowTenant makes the answer to each push of a tenant take so long, if its sender waits for that.
+func (s *Server) SlowTenant(tenant string, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.slow[tenant] = d
+}
+
+// Poison makes every push that contains a text answer with 500; "" for none.
+func (s *Server) Poison(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.poison = []byte(text)
+}
+
 // SetMaxChunkAge sets ingester.max_chunk_age.
 func (s *Server) SetMaxChunkAge(d time.Duration) {
 	s.mu.Lock()
@@ -96,13 +113,26 @@ func (s *Server) Entries() []Entry {
 
 // ServeHTTP implements POST /loki/api/v1/push and GET /config.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	tenant := r.Header.Get("X-Scope-OrgID")
+	// The body first: only then does the server notice a sender that waits no longer.
+	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
+	s.mu.Lock()
+	slow := s.mu.slow[tenant]
+	s.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-r.Context().Done():
+			return
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.fail != 0 {
 		http.Error(w, "scripted failure", s.mu.fail)
 		return
 	}
-	if status := s.mu.tenants[r.Header.Get("X-Scope-OrgID")]; status != 0 {
+	if status := s.mu.tenants[tenant]; status != 0 {
 		http.Error(w, "scripted failure of a tenant", status)
 		return
 	}
@@ -118,12 +148,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "content type "+ct, http.StatusUnsupportedMediaType)
 		return
 	}
-	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
+	var body []byte
 	if err == nil {
-		var body []byte
-		if body, err = snappy.Decode(nil, compressed); err == nil {
-			err = s.pushLocked(body, time.Now())
-		}
+		body, err = snappy.Decode(nil, compressed)
+	}
+	if err == nil && len(s.mu.poison) > 0 && bytes.Contains(body, s.mu.poison) {
+		http.Error(w, "scripted failure of a push", http.StatusInternalServerError)
+		return
+	}
+	if err == nil {
+		err = s.pushLocked(body, time.Now())
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)

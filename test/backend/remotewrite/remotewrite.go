@@ -6,6 +6,7 @@
 package remotewrite
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -35,13 +37,16 @@ type Server struct {
 		samples []Sample
 		newest  map[string]Sample // by series
 		fail    int
+		tenants map[string]int // status of their requests
+		slow    map[string]time.Duration
+		poison  []byte
 	}
 }
 
 // Serve serves on loopback until stop.
 func Serve() (s *Server, stop func()) {
 	s = &Server{}
-	s.mu.newest = map[string]Sample{}
+	s.mu.newest, s.mu.tenants, s.mu.slow = map[string]Sample{}, map[string]int{}, map[string]time.Duration{}
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	return s, srv.Close
@@ -54,6 +59,27 @@ func (s *Server) Fail(status int) {
 	s.mu.fail = status
 }
 
+// FailTenant makes every request of a tenant answer with a status, until it is called with 0.
+func (s *Server) FailTenant(tenant string, status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.tenants[tenant] = status
+}
+
+// SlowTenant makes the answer to each request of a tenant take so long, if its sender waits for that.
+func (s *Server) SlowTenant(tenant string, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.slow[tenant] = d
+}
+
+// Poison makes every request that contains a text answer with 500; "" for none.
+func (s *Server) Poison(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.poison = []byte(text)
+}
+
 // Samples returns what was taken, in the order of arrival.
 func (s *Server) Samples() []Sample {
 	s.mu.Lock()
@@ -63,10 +89,27 @@ func (s *Server) Samples() []Sample {
 
 // ServeHTTP implements POST /api/v1/write.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	tenant := r.Header.Get("X-Scope-OrgID")
+	// The body first: only then does the server notice a sender that waits no longer.
+	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
+	s.mu.Lock()
+	slow := s.mu.slow[tenant]
+	s.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-r.Context().Done():
+			return
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.fail != 0 {
 		http.Error(w, "scripted failure", s.mu.fail)
+		return
+	}
+	if status := s.mu.tenants[tenant]; status != 0 {
+		http.Error(w, "scripted failure of a tenant", status)
 		return
 	}
 	if r.Method != http.MethodPost || r.URL.Path != "/api/v1/write" {
@@ -77,10 +120,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "content type "+ct, http.StatusUnsupportedMediaType)
 		return
 	}
-	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
 	var body []byte
 	if err == nil {
 		body, err = snappy.Decode(nil, compressed)
+	}
+	if err == nil && len(s.mu.poison) > 0 && bytes.Contains(body, s.mu.poison) {
+		http.Error(w, "scripted failure of a request", http.StatusInternalServerError)
+		return
 	}
 	if err == nil {
 		err = s.writeLocked(body)

@@ -9,6 +9,7 @@
 package tempo
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // Span is one span as it arrived.
@@ -53,6 +55,8 @@ type Server struct {
 		fail   error
 		tenant map[string]error // of their pushes
 		slow   time.Duration
+		slowed map[string]time.Duration // by tenant
+		poison []byte
 	}
 }
 
@@ -79,7 +83,7 @@ func Serve() (s *Server, stop func(), err error) {
 		return nil, nil, err
 	}
 	s = &Server{Addr: ln.Addr().String()}
-	s.mu.tenant = map[string]error{}
+	s.mu.tenant, s.mu.slowed = map[string]error{}, map[string]time.Duration{}
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	collectorpb.RegisterTraceServiceServer(srv, s)
 	done := make(chan struct{})
@@ -108,6 +112,20 @@ func (s *Server) Slow(d time.Duration) {
 	s.mu.slow = d
 }
 
+// SlowTenant makes every push of a tenant take so long, if its sender waits for that.
+func (s *Server) SlowTenant(tenant string, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.slowed[tenant] = d
+}
+
+// Poison makes every push that contains a text fail with INTERNAL; "" for none.
+func (s *Server) Poison(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mu.poison = []byte(text)
+}
+
 // Spans returns what has arrived, in the order of arrival.
 func (s *Server) Spans() []Span {
 	s.mu.Lock()
@@ -124,8 +142,12 @@ func (s *Server) Pushes() [][]string {
 
 // Export implements the OTLP service.
 func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
+	tenant := ""
+	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get("x-scope-orgid")) > 0 {
+		tenant = md.Get("x-scope-orgid")[0]
+	}
 	s.mu.Lock()
-	slow := s.mu.slow
+	slow := max(s.mu.slow, s.mu.slowed[tenant])
 	s.mu.Unlock()
 	if slow > 0 {
 		select {
@@ -139,9 +161,12 @@ func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceService
 	if s.mu.fail != nil {
 		return nil, s.mu.fail
 	}
-	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get("x-scope-orgid")) > 0 {
-		if err := s.mu.tenant[md.Get("x-scope-orgid")[0]]; err != nil {
-			return nil, err
+	if err := s.mu.tenant[tenant]; err != nil {
+		return nil, err
+	}
+	if len(s.mu.poison) > 0 {
+		if body, err := proto.Marshal(req); err != nil || bytes.Contains(body, s.mu.poison) {
+			return nil, status.Error(codes.Internal, "scripted failure of a push")
 		}
 	}
 	size := 0
