@@ -11,10 +11,10 @@ SEED        ?= 1
 FOR         ?= 120s
 FAILPOINTS  ?=
 
-.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers bench-purge docs sim chaos chaos-edge hostile test-oracle fuzz clean
+.PHONY: help build cross run test lint bench bench-wire bench-compress bench-sampler bench-edge bench-replay bench-writers bench-purge bench-neighbours docs sim chaos chaos-edge hostile test-oracle fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/edge, bin/router, bin/sink and bin/penstock
 	@command -v $(GO) >/dev/null || { echo "make: Go 1.26 is missing: https://go.dev/doc/install" >&2; exit 1; }
@@ -36,7 +36,7 @@ test: ## run all tests; installs missing packages where it may, and reports skip
 lint: ## golangci-lint over every module, with the checks of .golangci.yml
 	@scripts/lint
 
-bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay bench-purge ## run all benchmarks
+bench: bench-wire bench-compress bench-sampler bench-writers bench-edge bench-replay bench-purge bench-neighbours ## run all benchmarks
 
 bench-wire: ## compare OTLP bytes with the collector's pdata and generated protobuf
 	@cd bench && $(GO) run ./wire
@@ -58,6 +58,9 @@ bench-purge: ## measure for how long a keeper's removal delays publishers
 
 bench-replay: ## compare a replay into a backend that discards with just reading the stream
 	@cd bench && $(GO) run ./replay
+
+bench-neighbours: ## measure what other instances notice of one that floods, or that Loki refuses, fails for or is slow for
+	@cd bench && $(GO) run ./neighbours
 
 docs: ## regenerate docs/reference; CI fails when that changes anything
 	$(GO) run ./docs/reference/generate docs/reference
