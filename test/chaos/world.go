@@ -272,7 +272,7 @@ func (w *world) run(ctx context.Context) error {
 		return nil
 	})
 	w.steady = time.Now()
-	w.cursed = logs[w.rng.IntN(len(logs))]
+	w.cursed = logs[w.Seed%uint64(len(logs))]
 	if err == nil {
 		w.say("a log record of %s is cursed", w.cursed.instance)
 		w.cursed.curse.Store(true)
