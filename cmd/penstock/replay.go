@@ -416,17 +416,12 @@ func (c *replayCommand) count(ctx context.Context, r replay.Request) error {
 
 // since says when the hub stored the first message that it still has of an instance: what came before cannot be replayed.
 func (c *replayCommand) since(ctx context.Context, signal, instance string) (string, error) {
-	for _, sig := range otlpwire.Signals {
-		if sig.String() != signal {
-			continue
-		}
-		seq, at, err := c.conn.First(ctx, bus.Stream(sig), "otlp."+signal+".*."+instance, 1)
-		if err != nil || seq == 0 {
-			return "-", err
-		}
-		return at.UTC().Format(time.RFC3339), nil
+	subjects := "otlp." + signal + ".*." + instance // of all partitions
+	seq, at, err := c.conn.First(ctx, bus.StreamOf(subjects), subjects, 1)
+	if err != nil || seq == 0 {
+		return "-", err
 	}
-	return "-", nil
+	return at.UTC().Format(time.RFC3339), nil
 }
 
 const (

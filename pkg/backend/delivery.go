@@ -91,7 +91,7 @@ func (p Poison) Validate(section string) error {
 	if p.After < 0 || p.After > 7*24*time.Hour {
 		errs = append(errs, fmt.Errorf("%s.after is %v, want 0 to 168h", section, p.After))
 	}
-	if p.Tries < 0 || p.Tries == 1 || p.Tries == 2 {
+	if p.Tries != 0 && p.Tries < suspectTries {
 		errs = append(errs, fmt.Errorf("%s.tries is %d, want 0 (none is given up) or at least %d", section, p.Tries, suspectTries))
 	}
 	return errors.Join(errs...)
@@ -175,10 +175,10 @@ type delivery struct {
 	patient  bool // it cannot be set aside for being slow
 
 	failed time.Time // when the first attempt was in vain
-	vain   int       // attempts while others were accepted, neither of which was a refusal, since then:
-	since  time.Time
-	paused bool // for a person
-	warned bool // that the backend does not take it
+	vain   int       // attempts that count for Poison, since
+	since  time.Time // the first of them
+	paused bool      // for a person
+	warned bool      // that the backend does not take it
 }
 
 func (p *delivery) write(ctx context.Context) bool {

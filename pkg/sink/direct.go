@@ -47,10 +47,8 @@ type message struct {
 	settled bool // it has been dealt with
 }
 
-const (
-	// maxWindow is how many bytes may be in a window, as stored, beyond the first message.
-	maxWindow = 8 << 20
-)
+// maxWindow is how many bytes may be in a window, as stored, before the last message.
+const maxWindow = 8 << 20
 
 // newDirectLane writes live traffic.
 func newDirectLane(lane *bus.Lane, d *export.Exporter, count counter, t *tally.Lane) *directLane {

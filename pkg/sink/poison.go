@@ -43,13 +43,8 @@ const maxPoison = 1024
 
 // caught counts and logs a panic, if err is one; seq is the message that it was about, or 0.
 func (l *traceLane) caught(seq uint64, err error) {
-	p, is := errors.AsType[*fault.Panic](err)
-	if !is {
-		return
-	}
-	l.exporter.Ledger.Panics(ledger.PanicSampler).Inc()
-	if more, due := l.exporter.Said.Due("panic "+ledger.PanicSampler, time.Now()); due {
-		l.exporter.Log.Error("bug: the sampler panicked; if a message is to blame, it is dead-lettered as poison", "stream", l.stream, "seq", seq, "err", p, "stack", p.Stack, "more_since_last_said", more)
+	if _, is := errors.AsType[*fault.Panic](err); is {
+		l.exporter.Panicked(ledger.PanicSampler, "", export.Origin{Stream: l.stream, Seq: seq}, err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,6 +35,34 @@ func Build(ctx context.Context, dir, tags string, commands ...string) error {
 		return fmt.Errorf("build: %w\n%s", err, out)
 	}
 	return nil
+}
+
+// Binary is a command that is built once for all tests of a package, when it is first asked for.
+type Binary struct {
+	path func() (string, error)
+	dir  string
+}
+
+// NewBinary is for a command, and build tags.
+func NewBinary(tags, command string) *Binary {
+	b := new(Binary)
+	b.path = sync.OnceValues(func() (_ string, err error) {
+		if b.dir, err = os.MkdirTemp("", "penstock-"+command+"-"); err == nil {
+			err = Build(context.Background(), b.dir, tags, command)
+		}
+		return filepath.Join(b.dir, command), err
+	})
+	return b
+}
+
+// Path returns where it is.
+func (b *Binary) Path() (string, error) { return b.path() }
+
+// Main runs the tests, removes the binary and exits.
+func (b *Binary) Main(m interface{ Run() int }) {
+	code := m.Run()
+	_ = os.RemoveAll(b.dir)
+	os.Exit(code)
 }
 
 // moduleRoot is the product's module, above this one.

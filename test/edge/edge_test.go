@@ -3,7 +3,6 @@
 package edge
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -27,22 +25,9 @@ import (
 	"github.com/penstock/penstock/test/daemon"
 )
 
-// binary builds the edge once for all tests.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "penstock-edge-")
-	if err == nil {
-		err = daemon.Build(context.Background(), dir, "", "edge")
-	}
-	return filepath.Join(dir, "edge"), err
-})
+var binary = daemon.NewBinary("", "edge")
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if bin, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(bin))
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binary.Main(m) }
 
 // edge is the process under test and what it has acknowledged.
 type edge struct {
@@ -58,7 +43,7 @@ type edge struct {
 // command, such as strace.
 func newEdge(t *testing.T, hubURL, spool, more string, before ...string) *edge {
 	t.Helper()
-	bin, err := binary()
+	bin, err := binary.Path()
 	if err != nil {
 		t.Fatal(err)
 	}

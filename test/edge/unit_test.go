@@ -27,7 +27,7 @@ func TestUnit(t *testing.T) {
 	if out, err := exec.Command(analyze, "security", "--offline=yes", "--threshold=20", unit).CombinedOutput(); err != nil {
 		t.Errorf("the unit's exposure is above 2.0: %v\n%s", err, out[max(0, len(out)-300):])
 	}
-	bin, err := binary()
+	bin, err := binary.Path()
 	if err != nil {
 		t.Fatal(err)
 	}

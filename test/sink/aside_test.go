@@ -2,7 +2,6 @@
 package sink
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -27,22 +25,9 @@ import (
 	"github.com/penstock/penstock/test/daemon"
 )
 
-// binary builds the sink once for all tests.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "penstock-sink-")
-	if err == nil {
-		err = daemon.Build(context.Background(), dir, "failpoints", "sink")
-	}
-	return filepath.Join(dir, "sink"), err
-})
+var binary = daemon.NewBinary("failpoints", "sink")
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if bin, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(bin))
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binary.Main(m) }
 
 // world is a hub, backends with a tenant for each instance, and a sink of one partition.
 type world struct {
@@ -59,7 +44,7 @@ type world struct {
 
 func newWorld(t *testing.T, sig otlpwire.Signal) *world {
 	t.Helper()
-	bin, err := binary()
+	bin, err := binary.Path()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,8 +62,8 @@ func newWorld(t *testing.T, sig otlpwire.Signal) *world {
 	}
 	t.Cleanup(w.conn.Close)
 	dir := t.TempDir()
-	config := fmt.Sprintf("admin: {listen: %q}\nhub: {url: %q}\nmember: one\nstreams: {partitions: 1, max_bytes: 64MiB}\nsampling: {file: %s}\ntempo: {endpoint: %q, tenant: {from: instance}}\nloki: {url: %q, tenant: {from: instance}}\n",
-		w.admin, b.URL(), filepath.Join(dir, "sampling.yaml"), w.tempo.Addr, w.loki.URL)
+	config := fmt.Sprintf("admin: {listen: %q}\nhub: {url: %q}\nmember: one\nstreams: {partitions: 1, max_bytes: 64MiB}\nsampling: {file: %s}\nfile: {dir: %q}\ntempo: {endpoint: %q, tenant: {from: instance}}\nloki: {url: %q, tenant: {from: instance}}\n",
+		w.admin, b.URL(), filepath.Join(dir, "sampling.yaml"), filepath.Join(dir, "data"), w.tempo.Addr, w.loki.URL)
 	for name, text := range map[string]string{"sink.yaml": config, "sampling.yaml": "decision_wait: 1s\npolicies: [{name: all, type: always_sample}]\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

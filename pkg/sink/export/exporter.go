@@ -162,7 +162,7 @@ func (d *Exporter) unprocessable(ctx context.Context, instance string, payload [
 	return d.letter(ctx, ledger.PanicProcessor, instance, payload, from, ledger.DeadPoison, why)
 }
 
-// Panicked counts a panic, and logs it.
+// Panicked counts a panic, and logs it; instance is empty if it is not known.
 func (d *Exporter) Panicked(stage, instance string, from Origin, why error) {
 	d.Ledger.Panics(stage).Inc()
 	if more, due := d.Said.Due("panic "+stage, time.Now()); due {
@@ -170,7 +170,7 @@ func (d *Exporter) Panicked(stage, instance string, from Origin, why error) {
 		if p, is := errors.AsType[*fault.Panic](why); is {
 			stack = p.Stack
 		}
-		d.Log.Error("bug: a stage panicked on a payload; it is narrowed down and dead-lettered as poison", "stage", stage, "instance", instance, "source", from.source(), "err", why, "stack", stack, "more_since_last_said", more)
+		d.Log.Error("bug: a stage panicked; what is to blame for it is dead-lettered as poison", "stage", stage, "instance", instance, "source", from.source(), "err", why, "stack", stack, "more_since_last_said", more)
 	}
 }
 

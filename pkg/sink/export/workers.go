@@ -52,11 +52,11 @@ const (
 	// MaxJobs is how many jobs may be put before one of them is settled.
 	MaxJobs = 64
 
-	// panicPause is for how long a worker waits after that: the same may come again.
-	panicPause = time.Second
-
 	// maxPlaced bounds the instances whose worker is remembered; further ones are given one by their name.
 	maxPlaced = 4096
+
+	// panicPause is for how long a worker waits after a panic that gives up its job: the same may come again.
+	panicPause = time.Second
 )
 
 // NewWorkers starts as many workers as the exporter may have requests at a time; they end with End.

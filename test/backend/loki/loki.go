@@ -25,6 +25,8 @@ import (
 
 	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/penstock/penstock/test/backend/tenants"
 )
 
 // Entry is one log line as it arrived.
@@ -38,15 +40,14 @@ type Entry struct {
 
 // Server is a running Loki.
 type Server struct {
-	URL string
+	tenants.Script[int] // statuses
+	URL                 string
 
 	mu struct {
 		sync.Mutex
 		entries []Entry
 		newest  map[string]time.Time // by stream
 		fail    int
-		tenants map[string]int // status of their pushes
-		slow    map[string]time.Duration
 		poison  []byte
 		chunk   time.Duration // ingester.max_chunk_age
 	}
@@ -63,7 +64,7 @@ func Start(t testing.TB) *Server {
 // Serve serves on loopback until stop.
 func Serve() (s *Server, stop func()) {
 	s = &Server{}
-	s.mu.newest, s.mu.chunk, s.mu.tenants, s.mu.slow = map[string]time.Time{}, 2*time.Hour, map[string]int{}, map[string]time.Duration{}
+	s.mu.newest, s.mu.chunk = map[string]time.Time{}, 2*time.Hour
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	return s, srv.Close
@@ -74,20 +75,6 @@ func (s *Server) Fail(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.fail = status
-}
-
-// FailTenant makes every push of a tenant answer with a status, until it is called with 0.
-func (s *Server) FailTenant(tenant string, status int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.tenants[tenant] = status
-}
-
-// SlowTenant makes the answer to each push of a tenant take so long, if its sender waits for that.
-func (s *Server) SlowTenant(tenant string, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.slow[tenant] = d
 }
 
 // Poison makes every push that contains a text answer with 500; "" for none.
@@ -116,15 +103,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	tenant := r.Header.Get("X-Scope-OrgID")
 	// The body first: only then does the server notice a sender that waits no longer.
 	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
-	s.mu.Lock()
-	slow := s.mu.slow[tenant]
-	s.mu.Unlock()
-	if slow > 0 {
-		select {
-		case <-time.After(slow):
-		case <-r.Context().Done():
-			return
-		}
+	if !s.Wait(r.Context(), tenant, 0) {
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,7 +112,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "scripted failure", s.mu.fail)
 		return
 	}
-	if status := s.mu.tenants[tenant]; status != 0 {
+	if status := s.Answer(tenant); status != 0 {
 		http.Error(w, "scripted failure of a tenant", status)
 		return
 	}

@@ -6,7 +6,6 @@
 package remotewrite
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -15,10 +14,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/penstock/penstock/test/backend/tenants"
 )
 
 // Sample is one sample as it was taken, or taken again.
@@ -30,23 +30,21 @@ type Sample struct {
 
 // Server is a running receiver.
 type Server struct {
-	URL string
+	tenants.Script[int] // statuses
+	URL                 string
 
 	mu struct {
 		sync.Mutex
 		samples []Sample
 		newest  map[string]Sample // by series
 		fail    int
-		tenants map[string]int // status of their requests
-		slow    map[string]time.Duration
-		poison  []byte
 	}
 }
 
 // Serve serves on loopback until stop.
 func Serve() (s *Server, stop func()) {
 	s = &Server{}
-	s.mu.newest, s.mu.tenants, s.mu.slow = map[string]Sample{}, map[string]int{}, map[string]time.Duration{}
+	s.mu.newest = map[string]Sample{}
 	srv := httptest.NewServer(s)
 	s.URL = srv.URL
 	return s, srv.Close
@@ -57,27 +55,6 @@ func (s *Server) Fail(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.fail = status
-}
-
-// FailTenant makes every request of a tenant answer with a status, until it is called with 0.
-func (s *Server) FailTenant(tenant string, status int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.tenants[tenant] = status
-}
-
-// SlowTenant makes the answer to each request of a tenant take so long, if its sender waits for that.
-func (s *Server) SlowTenant(tenant string, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.slow[tenant] = d
-}
-
-// Poison makes every request that contains a text answer with 500; "" for none.
-func (s *Server) Poison(text string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.poison = []byte(text)
 }
 
 // Samples returns what was taken, in the order of arrival.
@@ -92,15 +69,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	tenant := r.Header.Get("X-Scope-OrgID")
 	// The body first: only then does the server notice a sender that waits no longer.
 	compressed, err := io.ReadAll(io.LimitReader(r.Body, 100<<20))
-	s.mu.Lock()
-	slow := s.mu.slow[tenant]
-	s.mu.Unlock()
-	if slow > 0 {
-		select {
-		case <-time.After(slow):
-		case <-r.Context().Done():
-			return
-		}
+	if !s.Wait(r.Context(), tenant, 0) {
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +78,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "scripted failure", s.mu.fail)
 		return
 	}
-	if status := s.mu.tenants[tenant]; status != 0 {
+	if status := s.Answer(tenant); status != 0 {
 		http.Error(w, "scripted failure of a tenant", status)
 		return
 	}
@@ -123,10 +93,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var body []byte
 	if err == nil {
 		body, err = snappy.Decode(nil, compressed)
-	}
-	if err == nil && len(s.mu.poison) > 0 && bytes.Contains(body, s.mu.poison) {
-		http.Error(w, "scripted failure of a request", http.StatusInternalServerError)
-		return
 	}
 	if err == nil {
 		err = s.writeLocked(body)

@@ -9,7 +9,6 @@
 package tempo
 
 import (
-	"bytes"
 	"context"
 	"net"
 	"sync"
@@ -24,7 +23,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
+
+	"github.com/penstock/penstock/test/backend/tenants"
 )
 
 // Span is one span as it arrived.
@@ -45,6 +45,7 @@ func (s Span) Attribute(key string) string {
 
 // Server is a running Tempo.
 type Server struct {
+	tenants.Script[error]
 	collectorpb.UnimplementedTraceServiceServer
 	Addr string
 
@@ -53,10 +54,7 @@ type Server struct {
 		spans  []Span
 		pushes [][]string // instance ids of every push
 		fail   error
-		tenant map[string]error // of their pushes
 		slow   time.Duration
-		slowed map[string]time.Duration // by tenant
-		poison []byte
 	}
 }
 
@@ -83,7 +81,6 @@ func Serve() (s *Server, stop func(), err error) {
 		return nil, nil, err
 	}
 	s = &Server{Addr: ln.Addr().String()}
-	s.mu.tenant, s.mu.slowed = map[string]error{}, map[string]time.Duration{}
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	collectorpb.RegisterTraceServiceServer(srv, s)
 	done := make(chan struct{})
@@ -98,32 +95,11 @@ func (s *Server) Fail(err error) {
 	s.mu.fail = err
 }
 
-// FailTenant makes every push of a tenant fail with err, until it is called with nil.
-func (s *Server) FailTenant(tenant string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.tenant[tenant] = err
-}
-
 // Slow makes every push take so long.
 func (s *Server) Slow(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mu.slow = d
-}
-
-// SlowTenant makes every push of a tenant take so long, if its sender waits for that.
-func (s *Server) SlowTenant(tenant string, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.slowed[tenant] = d
-}
-
-// Poison makes every push that contains a text fail with INTERNAL; "" for none.
-func (s *Server) Poison(text string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.mu.poison = []byte(text)
 }
 
 // Spans returns what has arrived, in the order of arrival.
@@ -147,27 +123,18 @@ func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceService
 		tenant = md.Get("x-scope-orgid")[0]
 	}
 	s.mu.Lock()
-	slow := max(s.mu.slow, s.mu.slowed[tenant])
+	slow := s.mu.slow
 	s.mu.Unlock()
-	if slow > 0 {
-		select {
-		case <-time.After(slow):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	if !s.Wait(ctx, tenant, slow) {
+		return nil, ctx.Err()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.fail != nil {
 		return nil, s.mu.fail
 	}
-	if err := s.mu.tenant[tenant]; err != nil {
+	if err := s.Answer(tenant); err != nil {
 		return nil, err
-	}
-	if len(s.mu.poison) > 0 {
-		if body, err := proto.Marshal(req); err != nil || bytes.Contains(body, s.mu.poison) {
-			return nil, status.Error(codes.Internal, "scripted failure of a push")
-		}
 	}
 	size := 0
 	var spans []Span

@@ -1,0 +1,121 @@
+package keeper
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/penstock/penstock/pkg/hold"
+	"github.com/penstock/penstock/pkg/otlpwire"
+)
+
+// TestWhoFloods: what is owed of each instance is shown while a stream is filling up, and the one that holds most of it is
+// told to hold back; nobody when there is only one, or when everything is finished. One that goes on is named.
+func TestWhoFloods(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	now := time.Now()
+	owed := func(p int) float64 { return testutil.ToFloat64(w.led.Owed("logs", w.names[p])) }
+	look := func() {
+		t.Helper()
+		floors, state, err := w.conn.Floors(t.Context(), "LOGS")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := w.stream("LOGS")
+		at := s.take(now, state)
+		if at.done, err = s.finished(t.Context(), w.conn, floors); err != nil {
+			t.Fatal(err)
+		}
+		w.floods(t.Context(), s, at, floors, now)
+		now = now.Add(floodInterval)
+	}
+	send := func(p, n int) {
+		t.Helper()
+		for range n {
+			if err := w.send(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.serve(true)
+	defer w.serve(false)
+	asker := hold.NewAsker(slog.New(slog.DiscardHandler))
+	defer asker.Close()
+	held := func(p int) string {
+		t.Helper()
+		asker.Held(w.conn, w.names[p], otlpwire.Logs, now.Add(24*time.Hour)) // asks
+		w.until("an answer", func() bool { return !asker.Asks() })
+		why := asker.Held(w.conn, w.names[p], otlpwire.Logs, time.Time{})
+		if other := asker.Held(w.conn, w.names[p], otlpwire.Traces, time.Time{}); other != "" {
+			t.Errorf("traces: %s", other)
+		}
+		return why
+	}
+	send(0, 60)
+	look()
+	if n := owed(0); n < 600_000 || n > 700_000 || held(0) != "" {
+		t.Errorf("it has 600 kB alone: %v, %s", n, held(0))
+	}
+	send(1, 10)
+	look()
+	if one, other := owed(0), owed(1); one < 600_000 || one > 700_000 || other < 100_000 || other > 120_000 {
+		t.Errorf("600 and 100 kB: %v and %v", one, other)
+	}
+	if why := held(0); !strings.Contains(why, "LOGS") || !strings.Contains(why, w.names[0]) || held(1) != "" {
+		t.Errorf("told %q, and %q", why, held(1))
+	}
+	for range int(obeys/floodInterval) + 1 {
+		look()
+	}
+	if w.said.Says("does not hold back") {
+		t.Error("it has not sent anything since")
+	}
+	if n := testutil.ToFloat64(w.led.Held("logs", w.names[0])); n < obeys.Seconds() {
+		t.Errorf("held for %v s", n)
+	}
+	send(0, 1)
+	look()
+	if !w.said.Says("does not hold back", "stream=LOGS", "instance="+w.names[0]) {
+		t.Errorf("it is not named:\n%s", &w.said)
+	}
+	w.read("a-0", 60)
+	w.read("b-0", 60)
+	look()
+	if owed(0) != 0 || owed(1) != 0 || held(0) != "" {
+		t.Errorf("100 kB are owed in all: %v and %v", owed(0), owed(1))
+	}
+}
+
+// TestFlooding is the law of who holds back.
+func TestFlooding(t *testing.T) {
+	at := func(owed uint64) stream { return stream{first: 1, last: 100, messages: 100, bytes: owed, max: 1000} }
+	before := map[string]*told{"big": {}}
+	for name, tc := range map[string]struct {
+		at     stream
+		share  float64
+		holds  []holding
+		before map[string]*told
+		want   string
+	}{
+		"more than half of a stream that is half full": {at(600), 0.5, []holding{{"small", 200, 1}, {"big", 400, 1}}, nil, "big"},
+		"two":                                   {at(600), 0.2, []holding{{"small", 50, 1}, {"big", 400, 1}, {"next", 150, 1}}, nil, "big next"},
+		"half":                                  {at(600), 0.5, []holding{{"small", 300, 1}, {"big", 300, 1}}, nil, ""},
+		"it is alone":                           {at(600), 0.5, []holding{{"big", 600, 1}, {"gone", 0, 1}}, nil, ""},
+		"the stream is not half full":           {at(500), 0.5, []holding{{"small", 100, 1}, {"big", 400, 1}}, nil, ""},
+		"it is held already":                    {at(400), 0.5, []holding{{"small", 240, 1}, {"big", 160, 1}}, before, "big"},
+		"held, the stream is not full any more": {at(375), 0.5, []holding{{"small", 75, 1}, {"big", 300, 1}}, before, ""},
+		"held, and has little":                  {at(600), 0.5, []holding{{"small", 300, 1}, {"big", 220, 1}, {"next", 80, 1}}, before, ""},
+		"any share":                             {at(1000), 1, []holding{{"small", 1, 1}, {"big", 999, 1}}, nil, ""},
+	} {
+		var got []string
+		for _, h := range flooding(tc.at, tc.share, tc.holds, tc.before) {
+			got = append(got, h.instance)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
