@@ -251,6 +251,11 @@ func testAnOwnerThatSlept(t *testing.T) {
 	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 1 || time.Since(start) == 0 {
 		t.Errorf("%d writes, %v waited", w.writes, time.Since(start))
 	}
+	w = new(slow) // it has waited for its turn
+	d.Writer = w
+	if d.Write(t.Context(), "as-1", nil, 1, false) || w.writes != 0 {
+		t.Errorf("%d writes of one that is not the owner", w.writes)
+	}
 }
 
 // sequence answers one write after the other, and stores what comes then.

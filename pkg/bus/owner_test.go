@@ -361,3 +361,30 @@ func TestGapsAreNotPassedOn(t *testing.T) {
 		expect(t, l, 0, 10)
 	}
 }
+
+// TestAnAckOfBeforeTheClaim: what a reader finishes of the claim before says nothing about what it has read since: the
+// stream may be another one, with the same sequences.
+func TestAnAckOfBeforeTheClaim(t *testing.T) {
+	t.Parallel()
+	c := testHub(t, testBroker(t), 1)
+	publish(t, c, "as-1", 0, 10)
+	l := openLane(t, c)
+	expect(t, l, 0, 6)
+	l.Forget("test")
+	if d, err := l.Next(t.Context()); err != nil || !d.Claimed {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	if err := l.Ack(6); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, l, 0, 4)
+	l.mu.Lock()
+	done, owed := l.mu.done, len(l.mu.owed)
+	l.mu.Unlock()
+	if done != 0 || owed != 4 || l.Floor() != 0 {
+		t.Errorf("done up to %d, %d owed, the floor is %d", done, owed, l.Floor())
+	}
+	if err := l.Ack(4); err != nil || l.Floor() != 4 {
+		t.Errorf("%v, the floor is %d", err, l.Floor())
+	}
+}

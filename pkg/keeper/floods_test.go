@@ -67,6 +67,13 @@ func TestWhoFloods(t *testing.T) {
 	if why := held(0); !strings.Contains(why, "LOGS") || !strings.Contains(why, w.names[0]) || held(1) != "" {
 		t.Errorf("told %q, and %q", why, held(1))
 	}
+	s := w.stream("LOGS")
+	for _, one := range s.held {
+		one.seen = time.Now().Add(-holdFor)
+	}
+	if why := held(0); why != "" {
+		t.Errorf("nothing is known for a minute, and it is told %q", why)
+	}
 	for range int(obeys/floodInterval) + 1 {
 		look()
 	}

@@ -326,7 +326,7 @@ func (r *route) panicked(in input, p *fault.Panic) {
 }
 
 func (r *route) deadLetter(ctx context.Context, in input, reason string, why error) (how tally.Outcome, ok bool) {
-	if !r.quota.Take(in.Instance(), time.Now()) {
+	if reason != ledger.DeadPoison && !r.quota.Take(in.Instance(), time.Now()) { // what is our fault is kept
 		r.led.Of(otlpwire.Traces).Dropped(ledger.DroppedUndecodable).Add(unreadable)
 		return tally.Dropped, true
 	}

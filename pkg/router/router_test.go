@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
+	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/ledger"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/partition"
@@ -295,19 +297,9 @@ func TestMessagesOfAPartitionKeepTheirOrder(t *testing.T) {
 // TestGatewayKeepsTheOrigin: what an edge sends again is stored once, with the time of
 // its arrival at the edge, and the id of one instance means nothing for another.
 func TestGatewayKeepsTheOrigin(t *testing.T) {
-	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer bk.Stop()
-	cfg := DefaultConfig()
-	cfg.Streams.Partitions, cfg.Streams.MaxBytes = 1, 64<<20
-	hub := bus.NewHub(bus.Config{}, cfg.Streams, slog.New(slog.DiscardHandler))
-	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, cfg.Streams, slog.New(slog.DiscardHandler)); err != nil {
-		t.Fatal(err)
-	}
-	defer hub.Conn.Close()
+	hub := startHub(t)
 	g := newGateway(hub, slog.New(slog.DiscardHandler))
+	defer g.holds.Close()
 	origin := receive.Origin{ID: "nonce-1-4", Arrival: time.Now().Add(-time.Minute).UnixNano(), Load: envelope.Load{9, 9, 9, 9}}
 	for _, b := range []receive.Batch{
 		{Instance: "as-1", Origin: origin}, {Instance: "as-1", Origin: origin}, {Instance: "as-2", Origin: origin}, {Instance: "as-1"}, {Instance: "as-1"},
@@ -360,5 +352,61 @@ func TestAGatewayWithoutItsStreamSaysSo(t *testing.T) {
 	}
 	if text := said.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "signal=logs instance=as-7") || !strings.Contains(text, "no stream") {
 		t.Errorf("it says %s", text)
+	}
+}
+
+// startHub starts a hub of one partition.
+func startHub(t *testing.T) *bus.Hub {
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	bk, err := broker.Start(broker.Config{Name: "hub", Dir: t.TempDir(), MaxPayload: 8 << 20}, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(bk.Stop)
+	streams := bus.DefaultTopology()
+	streams.Partitions, streams.MaxBytes = 1, 64<<20
+	hub := bus.NewHub(bus.Config{}, streams, quiet)
+	if hub.Conn, err = bus.OpenHub(t.Context(), bus.Config{Name: "router", InProcess: bk}, streams, quiet); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hub.Conn.Close)
+	return hub
+}
+
+// TestGatewayHoldsBack: a gateway refuses the signal of an instance that the keeper names, as full, as long as it does, and
+// nothing else.
+func TestGatewayHoldsBack(t *testing.T) {
+	hub := startHub(t)
+	var held atomic.Bool
+	held.Store(true)
+	stop, err := hold.Serve(hub.Conn, func(instance string) (a hold.Answer) {
+		if instance == "as-1" && held.Load() {
+			a = hold.Answer{Signals: []string{"logs"}, Why: "it floods"}
+		}
+		return a
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	g := newGateway(hub, slog.New(slog.DiscardHandler))
+	defer g.holds.Close()
+	accept := func(instance string, sig otlpwire.Signal) error {
+		return g.accept(t.Context(), receive.Batch{Instance: instance, Signal: sig, Items: 1, Payload: []byte("x")})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if !backoff.Until(ctx, func() bool { err = accept("as-1", otlpwire.Logs); return err != nil }) || !errors.Is(err, receive.ErrFull) || !strings.Contains(err.Error(), "it floods") {
+		t.Fatalf("got %v", err)
+	}
+	for range 3 {
+		if err := errors.Join(accept("as-1", otlpwire.Metrics), accept("as-2", otlpwire.Logs)); err != nil {
+			t.Error(err)
+		}
+	}
+	held.Store(false)
+	if !backoff.Until(ctx, func() bool { return accept("as-1", otlpwire.Logs) == nil }) {
+		t.Error("it is held for ever")
 	}
 }

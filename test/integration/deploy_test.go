@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/keeper"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/logtest"
 	"github.com/penstock/penstock/pkg/membership"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/replay"
@@ -166,6 +168,21 @@ func TestDeployedServer(t *testing.T) {
 			}
 			return nil
 		})
+	}
+
+	// An edge that may not ask does not hold back, says so, and does not ask again soon.
+	var said logtest.Log
+	stranger := hold.NewAsker(said.Logger(slog.LevelInfo))
+	defer stranger.Close()
+	stranger.Held(edgeConn, "as-2", otlpwire.Logs, time.Now())
+	eventually(t, time.Minute, "the end of an attempt", func() error {
+		if stranger.Asks() {
+			return errors.New("it asks")
+		}
+		return nil
+	})
+	if why := stranger.Held(edgeConn, "as-2", otlpwire.Logs, time.Now().Add(time.Minute)); why != "" || stranger.Asks() || !said.Says("does not allow to ask", "instance=as-2") {
+		t.Errorf("%q, %s", why, &said)
 	}
 
 	// Routers and sinks see each other, and give their lanes back.
