@@ -199,7 +199,7 @@ func TestAMessageThatMakesTheSamplerPanic(t *testing.T) {
 	if dead, n := testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Traces).Dead(ledger.DeadPoison)), w.panics(ledger.PanicSampler); dead != 9 || n != 5 || strings.Join(w.whys, " ") != "panic panic panic panic panic" {
 		t.Errorf("%v dead spans, %v panics, interrupted by %q", dead, n, w.whys)
 	}
-	if !w.log.Says("level=ERROR", "the sampler panicked", "seq=2", "a bad trace", "poison_test.go") || strings.Count(w.log.String(), "the sampler panicked") != 1 {
+	if !w.log.Says("level=ERROR", "a stage panicked", "stage=sampler", `source="SPANS 2"`, "a bad trace", "poison_test.go") || strings.Count(w.log.String(), "a stage panicked") != 1 {
 		t.Errorf("it says %s", w.log.String())
 	}
 }
