@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/penstock/penstock/pkg/backoff"
-	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/fault"
 	"github.com/penstock/penstock/pkg/ledger"
@@ -21,13 +20,14 @@ import (
 	"github.com/penstock/penstock/pkg/tally"
 )
 
-// A lane whose sampler has panicked sends what was decided before, and is claimed again. The message that is to blame is
-// dead-lettered when it comes again, and never given to a sampler. A sink that takes the lane over finds it out by itself.
+// A lane whose sampler has panicked sends what was decided before, and is claimed again. What is to blame, the spans of an
+// instance in a message, is dead-lettered when it comes again, and never given to a sampler. A sink that takes the lane over
+// finds it out by itself.
 
 // poison is what a lane knows of panics of its sampler.
 type poison struct {
-	of map[uint64]*blame // by sequence, the messages that are to blame, above the floor
-	// others is how many panics no message was to blame for, or for which there was no room: the more, the longer is the pause
+	of map[sampler.About]*blame // what is to blame, above the floor
+	// others is how many panics nothing was to blame for, or for which there was no room: the more, the longer is the pause
 	// before the lane is claimed again.
 	others int
 }
@@ -37,14 +37,14 @@ type blame struct {
 	dead bool // it is in DEADLETTER
 }
 
-// maxPoison is how many messages are remembered. Beyond that the lane comes only as far as the next one, and has room again
+// maxPoison is how many of these are remembered. Beyond that the lane comes only as far as the next one, and has room again
 // once its floor moves.
 const maxPoison = 1024
 
-// caught counts and logs a panic, if err is one; seq is the message that it was about, or 0.
-func (l *traceLane) caught(seq uint64, err error) {
+// caught counts and logs a panic, if err is one.
+func (l *traceLane) caught(about sampler.About, err error) {
 	if _, is := errors.AsType[*fault.Panic](err); is {
-		l.exporter.Panicked(ledger.PanicSampler, "", export.Origin{Stream: l.stream, Seq: seq}, err)
+		l.exporter.Panicked(ledger.PanicSampler, about.Instance, export.Origin{Stream: l.stream, Seq: about.Seq}, err)
 	}
 }
 
@@ -57,22 +57,22 @@ func (l *traceLane) panicked(out sampler.Output) {
 		}
 	}
 	if p := out.Panicked; p != nil {
-		l.caught(p.Seq, p.Panic)
+		l.caught(p.About, p.Panic)
 		if p.Seq == 0 || len(l.poison.of) >= maxPoison {
 			l.poison.others++
 			return
 		}
 		if l.poison.of == nil {
-			l.poison.of = map[uint64]*blame{}
+			l.poison.of = map[sampler.About]*blame{}
 		}
-		l.poison.of[p.Seq] = &blame{why: &fault.Panic{Value: fmt.Sprint(p.Value)}} // without the stack
+		l.poison.of[p.About] = &blame{why: &fault.Panic{Value: fmt.Sprint(p.Value)}} // without the stack
 	}
 }
 
 // again prepares the next claim: after a pause, if there have been panics that would come again. It returns false if ctx ends.
 func (l *traceLane) again(ctx context.Context) bool {
 	floor := l.lane.Floor()
-	maps.DeleteFunc(l.poison.of, func(seq uint64, _ *blame) bool { return seq <= floor })
+	maps.DeleteFunc(l.poison.of, func(a sampler.About, _ *blame) bool { return a.Seq <= floor })
 	if l.poison.others == 0 {
 		return true
 	}
@@ -81,21 +81,28 @@ func (l *traceLane) again(ctx context.Context) bool {
 	return backoff.Sleep(ctx, fault.Pause(nil, l.poison.others, rand.Float64()))
 }
 
-// poisoned dead-letters a message over which the sampler panics, with a letter for each instance that has spans in it.
-func (l *traceLane) poisoned(ctx context.Context, d bus.Delivery, b *blame) error {
-	spans, items, from := map[string][]byte{}, map[string]int{}, export.Origin{Stream: l.stream, Seq: d.Seq}
-	if err := fault.Guard(func() error {
-		d.Decompress(&l.body)
-		return l.frames(&l.guard, d, func(f envelope.Frame) error {
-			spans[f.Instance], from.Arrival = append(spans[f.Instance], f.Payload...), f.Arrival
-			items[f.Instance] += otlpwire.Count(otlpwire.Traces, f.Payload)
-			return nil
-		})
-	}); err != nil {
-		return l.unreadable(ctx, d, b.why)
+// withheld is what of an instance in a message is not given to the sampler.
+type withheld struct {
+	payload []byte
+	spans   int
+	arrival int64
+}
+
+// withhold adds a frame of message seq to what is withheld, by instance, if the sampler panics over it.
+func (l *traceLane) withhold(all map[string]withheld, seq uint64, f envelope.Frame) bool {
+	if l.poison.of[sampler.About{Seq: seq, Instance: f.Instance}] == nil {
+		return false
 	}
-	for _, instance := range slices.Sorted(maps.Keys(spans)) {
-		part := tally.Part{Seq: d.Seq, Instance: instance, Items: items[instance]}
+	one := all[f.Instance]
+	all[f.Instance] = withheld{append(one.payload, f.Payload...), one.spans + otlpwire.Count(otlpwire.Traces, f.Payload), f.Arrival}
+	return true
+}
+
+// poisoned dead-letters what is withheld of a message.
+func (l *traceLane) poisoned(ctx context.Context, seq uint64, all map[string]withheld) error {
+	for _, instance := range slices.Sorted(maps.Keys(all)) {
+		one, b := all[instance], l.poison.of[sampler.About{Seq: seq, Instance: instance}]
+		part := tally.Part{Seq: seq, Instance: instance, Items: one.spans}
 		if b.dead && l.tally != nil { // since an earlier claim; a replay counts again with each claim
 			l.tally.Do(func(book *tally.Book) {
 				book.Saw(part.Seq, part.Instance, part.Items, "")
@@ -104,11 +111,11 @@ func (l *traceLane) poisoned(ctx context.Context, d bus.Delivery, b *blame) erro
 			continue
 		}
 		if err := l.refused(part, func(e *export.Exporter) error {
-			return l.feed.poisoned(ctx, e, instance, spans[instance], from, b.why)
+			return l.feed.poisoned(ctx, e, instance, one.payload, export.Origin{Stream: l.stream, Seq: seq, Arrival: one.arrival}, b.why)
 		}); err != nil {
 			return err
 		}
+		b.dead = true
 	}
-	b.dead = true
 	return nil
 }

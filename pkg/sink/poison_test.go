@@ -70,7 +70,7 @@ func (w *poisonWorld) send(at time.Duration, instances ...string) {
 		if err != nil {
 			w.Fatal(err)
 		}
-		m.Body = envelope.AppendFrame(m.Body, envelope.Frame{Instance: instance, Arrival: h.Arrival, Seq: uint64(w.sent), Payload: payload})
+		m.Body = envelope.AppendFrame(m.Body, envelope.Frame{Instance: instance, Arrival: h.Arrival + int64(i)*int64(time.Millisecond), Seq: uint64(w.sent), Payload: payload})
 	}
 	if _, err := w.conn.Publish(w.Context(), m); err != nil {
 		w.Fatal(err)
@@ -145,42 +145,39 @@ func (w *poisonWorld) panics(stage string) float64 {
 	return testutil.ToFloat64(w.d.Ledger.Panics(stage))
 }
 
-// at makes what begins in a message panic when it is decided.
-func at(seqs ...uint64) func(int64, uint64) bool {
-	return func(_ int64, seq uint64) bool {
-		if slices.Contains(seqs, seq) {
+// TestSpansThatMakeTheSamplerPanic are dead-lettered, with what else their instance has in the message, when they have come again;
+// all others are delivered, also those of other instances in the message, and the floor passes it. Another owner does the same by
+// itself.
+func TestSpansThatMakeTheSamplerPanic(t *testing.T) {
+	w := newPoisonWorld(t)
+	bad := func(first int64, seq uint64) bool {
+		if one := time.Duration(first-w.base.UnixNano()).Round(time.Millisecond)%time.Second == 0; seq == 2 || (seq == 3 || seq == 6) && one {
 			panic("a bad trace")
 		}
 		return true
 	}
-}
-
-// TestAMessageThatMakesTheSamplerPanic is dead-lettered, of each instance what it has, when it has come again; all others are
-// delivered, and the floor passes it. Another owner does the same by itself.
-func TestAMessageThatMakesTheSamplerPanic(t *testing.T) {
-	w := newPoisonWorld(t)
 	w.send(0, "as-1")
 	w.send(0, "as-1", "as-2", "as-2")
+	w.send(0, "as-1", "as-3")
 	w.send(0, "as-1")
-	w.send(0, "as-1")
-	w.send(time.Minute, "as-1")
-	stored, letters := []uint64{10, 40}, []string{"as-1 poison 1/1 sampler SPANS 2", "as-2 poison 2/2 sampler SPANS 2", "as-1 poison 1/1 sampler SPANS 3"}
+	w.send(time.Minute, "as-1", "as-2", "as-3")
+	stored, letters := []uint64{10, 31, 40}, []string{"as-1 poison 1/1 sampler SPANS 2", "as-1 poison 1/1 sampler SPANS 3", "as-2 poison 2/2 sampler SPANS 2"}
 	for i, name := range []string{"tempo-0", "tempo-1"} {
 		w.k.mu.Lock()
 		clear(w.k.spans)
 		w.k.mu.Unlock()
-		l, stop := w.own(name, policy.KeepAll(time.Second), func(l *traceLane) { l.in = at(2, 3, 6) })
+		l, stop := w.own(name, policy.KeepAll(time.Second), func(l *traceLane) { l.in = bad })
 		w.stored(stored...)
 		w.until("the floor passes what is dead", func() bool { return l.lane.Floor() == 4 })
 		if i == 1 { // a further one
-			w.send(2*time.Minute, "as-1")
-			w.send(3*time.Minute, "as-1")
-			stored, letters = append(stored, 50), append(letters, "as-1 poison 1/1 sampler SPANS 6")
+			w.send(2*time.Minute, "as-1", "as-2", "as-3")
+			w.send(3*time.Minute, "as-1", "as-2", "as-3")
+			stored, letters = append(stored, 50, 51, 52, 61, 62), append(letters, "as-1 poison 1/1 sampler SPANS 6")
 			w.stored(stored...)
 			w.until("the floor passes what is dead, too", func() bool { return l.lane.Floor() == 6 })
 		}
 		stop()
-		if i == 1 && (len(l.poison.of) != 1 || l.poison.of[6] == nil) || l.poison.others != 0 {
+		if i == 1 && (len(l.poison.of) != 1 || l.poison.of[sampler.About{Seq: 6, Instance: "as-1"}] == nil) || l.poison.others != 0 {
 			t.Errorf("the lane remembers %v, and %d other panics", l.poison.of, l.poison.others)
 		}
 		if got := w.letters(); !slices.Equal(got, letters) { // once, by their ids
@@ -192,14 +189,14 @@ func TestAMessageThatMakesTheSamplerPanic(t *testing.T) {
 		}
 		// What was sent in the step before a panic is read again, and known to be sent: unrecorded.
 		one, two, n := all[bus.Spans][name].Instances["as-1"], all[bus.Spans][name].Instances["as-2"], uint64(i)
-		if one == nil || two == nil || one.Items != 4+2*n || one.Ended[tally.Dead] != 2+n || one.Ended[tally.Delivered]+one.Ended[tally.Unrecorded] != 2+n || two.Items != 2 || two.Ended[tally.Dead] != 2 {
+		if one == nil || two == nil || one.Items != 4+2*n || one.Ended[tally.Dead] != 2+n || one.Ended[tally.Delivered]+one.Ended[tally.Unrecorded] != 2+n || two.Items != 2+2*n || two.Ended[tally.Dead] != 2 {
 			t.Errorf("%s: the tally has %+v, %+v", name, one, two)
 		}
 	}
-	if dead, n := testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Traces).Dead(ledger.DeadPoison)), w.panics(ledger.PanicSampler); dead != 9 || n != 5 || strings.Join(w.whys, " ") != "panic panic panic panic panic" {
+	if dead, n := testutil.ToFloat64(w.d.Ledger.Of(otlpwire.Traces).Dead(ledger.DeadPoison)), w.panics(ledger.PanicSampler); dead != 9 || n != 7 || strings.Join(w.whys, " ") != strings.TrimSpace(strings.Repeat("panic ", 7)) {
 		t.Errorf("%v dead spans, %v panics, interrupted by %q", dead, n, w.whys)
 	}
-	if !w.log.Says("level=ERROR", "a stage panicked", "stage=sampler", `source="SPANS 2"`, "a bad trace", "poison_test.go") || strings.Count(w.log.String(), "a stage panicked") != 1 {
+	if !w.log.Says("level=ERROR", "a stage panicked", "stage=sampler", "instance=as-1", `source="SPANS 2"`, "a bad trace", "poison_test.go") || strings.Count(w.log.String(), "a stage panicked") != 1 {
 		t.Errorf("it says %s", w.log.String())
 	}
 }
@@ -282,9 +279,9 @@ func TestPoisonIsBounded(t *testing.T) {
 	d, _ := testExporter(t, &picky{})
 	l := &traceLane{exporter: d}
 	for seq := range uint64(maxPoison + 2) {
-		l.panicked(sampler.Output{Panicked: &sampler.Panicked{Seq: seq + 1, Panic: &fault.Panic{Value: seq, Stack: "long"}}})
+		l.panicked(sampler.Output{Panicked: &sampler.Panicked{About: sampler.About{Seq: seq + 1}, Panic: &fault.Panic{Value: seq, Stack: "long"}}})
 	}
-	if len(l.poison.of) != maxPoison || l.poison.others != 2 || l.poison.of[maxPoison].why.Error() != fmt.Sprint("panic: ", maxPoison-1) {
+	if len(l.poison.of) != maxPoison || l.poison.others != 2 || l.poison.of[sampler.About{Seq: maxPoison}].why.Error() != fmt.Sprint("panic: ", maxPoison-1) {
 		t.Errorf("%d messages are remembered, %d are not", len(l.poison.of), l.poison.others)
 	}
 	e := &excerpt{sig: otlpwire.Traces}

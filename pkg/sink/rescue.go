@@ -179,7 +179,7 @@ func (p *rescuePass) take(ctx context.Context, d bus.Delivery) error {
 		})
 	}); err != nil {
 		p.guard = envelope.Guard{}
-		p.lane.caught(d.Seq, err)
+		p.lane.caught(sampler.About{Seq: d.Seq}, err)
 		p.log().Debug("message with earlier spans of rescued traces cannot be read", "seq", d.Seq, "err", err) // nor could the lane
 	}
 	switch {

@@ -295,7 +295,7 @@ func (l *traceLane) claim(ctx context.Context) error {
 	l.mark, l.idled, l.free = horizon.Mark{}, time.Time{}, time.Now()
 	if !l.exporter.Retry(ctx, "read the recorded decisions", func() error {
 		err := fault.Guard(func() error { return l.begin(ctx) })
-		l.caught(0, err)
+		l.caught(sampler.About{}, err)
 		return err
 	}) {
 		return stopped(ctx)
@@ -382,14 +382,15 @@ func (l *traceLane) end() {
 
 // add hands the spans of a message to the sampler.
 func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
-	if b := l.poison.of[d.Seq]; b != nil {
-		return l.poisoned(ctx, d, b)
-	}
+	poison := map[string]withheld{}
 	err := fault.Guard(func() error {
 		d.Decompress(&l.body)
 		return l.frames(&l.guard, d, func(f envelope.Frame) error {
 			if failpoint.OneClock {
 				f.Source = 0
+			}
+			if l.withhold(poison, d.Seq, f) {
+				return nil
 			}
 			out, err := l.sampler.Add(d.Seq, f)
 			if err == nil {
@@ -401,10 +402,13 @@ func (l *traceLane) add(ctx context.Context, d bus.Delivery) error {
 	})
 	if err != nil {
 		l.guard = envelope.Guard{} // it may be left as it was in a panic
-		l.caught(d.Seq, err)
-		return l.unreadable(ctx, d, err)
+		l.caught(sampler.About{Seq: d.Seq}, err)
+		err = l.unreadable(ctx, d, err)
 	}
-	return nil
+	if err == nil {
+		err = l.poisoned(ctx, d.Seq, poison)
+	}
+	return err
 }
 
 // unreadable handles the part of a message that cannot be read; it counts as one span.

@@ -37,14 +37,14 @@ type limiter struct {
 	burst int64 // spans or bytes
 }
 
-// bucket is a limiter's budget in one partition.
+// bucket is a limiter's budget in one partition. It changes only when something is taken, so that the next owner, who knows what
+// was taken and not what was asked for, has the same one to the last bit.
 type bucket struct {
 	minute int64
 	at     int64 // when it held level, in Unix nanoseconds
 	level  float64
-	filled bool
-	taken  bool
-	before []spent // restored, in minute, and not booked yet
+	// restored is what was taken in a minute, according to recorded decisions, and is not booked yet.
+	restored []spent
 }
 
 type spent struct{ due, amount int64 }
@@ -59,33 +59,33 @@ func (b *Budgets) bucketOf(place int) *bucket {
 	return &b.buckets[place]
 }
 
-// turn moves to the minute of due. It moves back only by more than one minute, which means that the
-// instance's clock was set back.
-func (k *bucket) turn(due int64) {
-	if n := due / minute; n > k.minute || n < k.minute-1 {
-		*k = bucket{minute: n, before: k.before[:0]}
+// turns reports whether due is in another minute than a bucket's. It is in an earlier one only if it is more than one minute
+// earlier, which means that the instance's clock was set back.
+func turns(of, due int64) bool { return due/minute > of || due/minute < of-1 }
+
+// when returns the bucket at the time when a trace is due, or when something was taken later. float64() prevents fused operations,
+// so that the same stream gives the same verdicts on every machine.
+func (k bucket) when(l limiter, due int64, partitions int) bucket {
+	if turns(k.minute, due) {
+		return bucket{minute: due / minute, at: due, level: float64(l.burst) / float64(partitions)}
 	}
+	if due > k.at {
+		k.level = min(k.level+float64(l.perSecond(partitions)*(float64(due-k.at)/1e9)), float64(l.burst))
+		k.at = due
+	}
+	return k
 }
 
-// fill refills the bucket up to due. float64() prevents fused operations, so that the same stream gives
-// the same verdicts on every machine.
-func (k *bucket) fill(l limiter, due int64, partitions int) {
-	if !k.filled {
-		before := k.before
-		k.filled, k.level = true, float64(l.burst)/float64(partitions)
-		k.before = nil
-		for _, s := range before {
-			k.fill(l, s.due, partitions)
-			k.level -= float64(s.amount)
-			k.taken = true
-		}
-	}
-	if !k.taken { // at most its initial content
-		k.at = due
-	} else if due > k.at {
-		k.level += float64(l.perSecond(partitions) * (float64(due-k.at) / 1e9))
-		k.level, k.at = min(k.level, float64(l.burst)), due
-	}
+// pays is how much will come in until the end of the minute.
+func (k bucket) pays(l limiter, partitions int) float64 {
+	return float64(l.perSecond(partitions) * (float64((k.minute+1)*minute-k.at) / 1e9))
+}
+
+// without returns the bucket after an amount was taken. There is no debt that is not paid by the end of the minute, at which it
+// would be forgotten.
+func (k bucket) without(l limiter, amount int64, partitions int) bucket {
+	k.level = max(k.level-float64(amount), min(k.level, -k.pays(l, partitions)))
+	return k
 }
 
 func (l limiter) perSecond(partitions int) float64 { return float64(l.rate) / float64(partitions) }
@@ -105,16 +105,16 @@ func (l limiter) keepsTo(load envelope.Load) bool {
 func (b *Budgets) spend(l limiter, t *Trace, amount int64, load envelope.Load) bool {
 	t.chance = unknown
 	k := b.bucketOf(l.place)
-	k.turn(t.Due)
-	k.fill(l, t.Due, t.partitions)
-	need, left := float64(amount), float64((k.minute+1)*minute-k.at)/1e9
-	owes := k.level >= need/float64(t.partitions) && k.level+float64(l.perSecond(t.partitions)*left) >= need
-	if amount > l.burst || k.level < need && !owes && (t.partitions == 1 || !l.keepsTo(load)) {
+	for _, s := range k.restored {
+		*k = k.when(l, s.due, t.partitions).without(l, s.amount, t.partitions)
+	}
+	k.restored = nil
+	now, need := k.when(l, t.Due, t.partitions), float64(amount)
+	owes := now.level >= need/float64(t.partitions) && now.level+now.pays(l, t.partitions) >= need
+	if amount > l.burst || now.level < need && !owes && (t.partitions == 1 || !l.keepsTo(load)) {
 		return false
 	}
-	// No debt that is not paid by the end of the minute, at which it would be forgotten.
-	k.taken = true
-	k.level = max(k.level-need, min(k.level, -float64(l.perSecond(t.partitions)*left)))
+	*k = now.without(l, amount, t.partitions)
 	b.taken = append(b.taken, envelope.Spend{Limiter: l.place, Amount: amount})
 	return true
 }
@@ -124,7 +124,9 @@ func (b *Budgets) spend(l limiter, t *Trace, amount int64, load envelope.Load) b
 func (b *Budgets) Restore(due int64, took []envelope.Spend) {
 	for _, s := range took {
 		k := b.bucketOf(s.Limiter)
-		k.turn(due)
-		k.before = append(k.before, spent{due, s.Amount})
+		if n := len(k.restored); n > 0 && turns(k.restored[0].due/minute, due) {
+			k.restored = k.restored[:0]
+		}
+		k.restored = append(k.restored, spent{due, s.Amount})
 	}
 }

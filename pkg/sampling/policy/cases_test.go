@@ -297,3 +297,48 @@ func TestDebtsAreOfTheirMinute(t *testing.T) {
 		t.Errorf("the bucket holds %v, want -50", level)
 	}
 }
+
+// TestTheNextOwnerHasTheSameBudgets knows only what was taken, and comes to the same verdicts, wherever it takes over: what was
+// asked for in vain, debts, and traces of the minute before the current one make no difference.
+func TestTheNextOwnerHasTheSameBudgets(t *testing.T) {
+	l := limiter{0, 12, 24}
+	rng := rand.New(rand.NewPCG(1, 1))
+	type decision struct {
+		Trace
+		amount int64
+		load   envelope.Load
+		kept   bool
+	}
+	for _, partitions := range []int{1, 3, 8} {
+		var all []decision
+		var b Budgets
+		for tick := range 3000 {
+			for range rng.IntN(3) {
+				d := decision{amount: 1 + rng.Int64N(27), Trace: Trace{Due: int64(tick-rng.IntN(2)*rng.IntN(20)) * int64(100*time.Millisecond), partitions: partitions}}
+				d.Due = max(d.Due, 0)
+				if rng.IntN(8) == 0 {
+					d.load = envelope.Load{1, 1, 1, 1}
+				}
+				d.kept = b.spend(l, &d.Trace, d.amount, d.load)
+				all = append(all, d)
+			}
+		}
+		kept := 0
+		for from := 0; from < len(all); from += 97 {
+			var next Budgets
+			for i, d := range all {
+				if i >= from {
+					if next.spend(l, &d.Trace, d.amount, d.load) != d.kept {
+						t.Fatalf("%d partitions: an owner from decision %d on decides otherwise about %d, due at %v", partitions, from, i, time.Duration(d.Due))
+					}
+				} else if d.kept {
+					kept++
+					next.Restore(d.Due, []envelope.Spend{{Limiter: 0, Amount: d.amount}})
+				}
+			}
+		}
+		if kept == 0 {
+			t.Error("nothing is kept")
+		}
+	}
+}

@@ -9,18 +9,25 @@ import (
 )
 
 // Panicked is that a step of [Samplers] has panicked. They hold nothing any more, and their floor is 0: what they had is not to
-// be relied on. A reader begins again at its floor, with new ones, and without the message that is to blame.
+// be relied on. A reader begins again at its floor, with new ones, and without what is to blame.
 type Panicked struct {
-	Seq uint64 // of the message whose spans were added or decided; 0: of none
+	About
 	*fault.Panic
 }
 
-// guard does something with the samplers; seq is the message that it is about.
-func (a *Samplers) guard(seq uint64, do func() error) error {
+// About is what a step of a sampler is about: the spans of an instance in a message that are added or decided. Its sequence is 0
+// if it is about none.
+type About struct {
+	Seq      uint64
+	Instance string
+}
+
+// guard does something with the samplers.
+func (a *Samplers) guard(about About, do func() error) error {
 	if a.parts == nil {
 		return nil
 	}
-	a.held.about = seq
+	a.held.about = about
 	err := fault.Guard(do)
 	p, is := errors.AsType[*fault.Panic](err)
 	if !is {

@@ -38,11 +38,11 @@ func without(seq uint64) []policy.Version {
 }
 
 // ends wants that samplers have panicked over a message, and that nothing is left of them.
-func (a *Samplers) ends(t *testing.T, out Output, blamed uint64) {
+func (a *Samplers) ends(t *testing.T, out Output, blamed About) {
 	t.Helper()
 	p := out.Panicked
-	if p == nil || p.Seq != blamed || !strings.Contains(p.Stack, "sampler") {
-		t.Fatalf("%+v, want message %d to be blamed", p, blamed)
+	if p == nil || p.About != blamed || !strings.Contains(p.Stack, "sampler") {
+		t.Fatalf("%+v, want %v to be blamed", p, blamed)
 	}
 	if out.Panicked = nil; !reflect.DeepEqual(out, Output{Rewind: true}) {
 		t.Errorf("the step that panics has an output, too: %+v", out)
@@ -77,7 +77,7 @@ func TestAPanicEndsTheSamplers(t *testing.T) {
 				t.Fatalf("%+v", out.Panicked)
 			}
 		}
-		a.ends(t, a.addAt(t, "i", 3, time.Minute, "b2", "x"), 3) // when the other one has been decided
+		a.ends(t, a.addAt(t, "i", 3, time.Minute, "b2", "x"), About{3, "i"}) // when the other one has been decided
 	})
 	t.Run("one of several partitions", func(t *testing.T) {
 		spread, last := partition.Spread{N: 4}, uint64(0)
@@ -93,7 +93,7 @@ func TestAPanicEndsTheSamplers(t *testing.T) {
 			}
 			a.addAt(t, "i", seq+1, 0, fmt.Sprintf("%02x", seq+1), "x")
 		}
-		a.ends(t, a.Finish(), last)
+		a.ends(t, a.Finish(), About{last, "i"})
 	})
 	t.Run("a frame that has waited", func(t *testing.T) {
 		a := guarded(nil)
@@ -101,7 +101,7 @@ func TestAPanicEndsTheSamplers(t *testing.T) {
 		a.Idle(Mark{Before: make([]time.Time, 2), Routed: make([]uint64, 2)}, simBase)
 		a.addAt(t, "i", 1, 0, "a1", "x")
 		a.addAt(t, "j", 2, 0, "b2", "x") // it waits
-		a.ends(t, a.addAt(t, "i", 3, 0, "c3", "x"), 2)
+		a.ends(t, a.addAt(t, "i", 3, 0, "c3", "x"), About{2, "j"})
 	})
 	second := func(_ int64, seq uint64) bool {
 		if seq == 2 {
@@ -126,14 +126,14 @@ func TestAPanicEndsTheSamplers(t *testing.T) {
 			a.addAt(t, "i", 1, 0, "a1", "x")
 			a.addAt(t, "i", 2, time.Second, "b2", "x")
 			a.addAt(t, "i", 3, 2*time.Second, "b2", "y")
-			a.ends(t, step(a), 2)
+			a.ends(t, step(a), About{2, "i"})
 		})
 	}
 	t.Run("no message", func(t *testing.T) {
 		a := guarded(nil)
 		a.addAt(t, "i", 1, 0, "a1", "x")
 		a.Idle(Mark{Before: make([]time.Time, 1), Routed: make([]uint64, 1)}, simBase)
-		a.ends(t, a.Idle(Mark{Before: make([]time.Time, 1), Routed: make([]uint64, 2)}, simBase), 0) // there is no such partition
+		a.ends(t, a.Idle(Mark{Before: make([]time.Time, 1), Routed: make([]uint64, 2)}, simBase), About{}) // there is no such partition
 	})
 	t.Run("told later", func(t *testing.T) {
 		a := guarded(nil)
@@ -142,7 +142,7 @@ func TestAPanicEndsTheSamplers(t *testing.T) {
 		if !a.Broken() {
 			t.Fatal("a version without policies is none")
 		}
-		a.ends(t, a.Finish(), 0)
+		a.ends(t, a.Finish(), About{})
 	})
 }
 

@@ -119,8 +119,8 @@ type Sampler struct {
 // held is what the samplers of one reader hold together.
 type held struct {
 	owed  pending
-	about uint64 // the message whose spans are added or decided, for [Panicked]
-	bytes int    // memory of traces; what they share is counted once
+	about About // for [Panicked]
+	bytes int   // memory of traces; what they share is counted once
 	// passed: traces have been passed over, and will be until everything is read again.
 	passed bool
 	turn   uint64 // of the last frame: how many have been added
@@ -233,7 +233,7 @@ func (s *Sampler) Add(seq uint64, f envelope.Frame) (out Output, err error) {
 
 // add is Add for a frame whose turn it is.
 func (s *Sampler) add(in *instance, h home, seq uint64, f envelope.Frame, out *Output) error {
-	s.held.about = seq
+	s.held.about = About{seq, in.name}
 	c := h.domain.clock(in, f.Source)
 	c.active = true
 	if f.Seq != 0 && f.Seq <= in.origin && f.Arrival <= s.newestOf(in, h, f.Source) {
@@ -505,7 +505,7 @@ func (s *Sampler) advance(d *domain, out *Output, moved ...*clock) {
 // decide evaluates the policies for a trace that is in no queue any more.
 func (s *Sampler) decide(d *domain, t *trace, out *Output) {
 	about := s.held.about
-	s.held.about = t.owed
+	s.held.about = t.about()
 	skew, spans := t.from[0].clock.skew, 0
 	s.scratch = s.scratch[:0]
 	for i := range t.shares {

@@ -66,7 +66,7 @@ func (o *Output) merge(more Output) {
 
 // Add is [Sampler.Add], for a frame with spans of all partitions.
 func (a *Samplers) Add(seq uint64, f envelope.Frame) (out Output, err error) {
-	err = a.guard(seq, func() (err error) {
+	err = a.guard(About{seq, f.Instance}, func() (err error) {
 		out, err = a.add(seq, f)
 		return err
 	})
@@ -99,7 +99,7 @@ func (a *Samplers) add(seq uint64, f envelope.Frame) (out Output, err error) {
 
 // each merges the outputs of a step of every sampler.
 func (a *Samplers) each(step func(*Sampler) Output) (out Output) {
-	_ = a.guard(0, func() error {
+	_ = a.guard(About{}, func() error {
 		for _, s := range a.parts {
 			out.merge(step(s))
 		}
@@ -123,7 +123,7 @@ func (a *Samplers) Finish() Output { return a.each((*Sampler).Finish) }
 
 // Use is [Sampler.Use].
 func (a *Samplers) Use(policies []policy.Version, grouping domains.Versions) {
-	_ = a.guard(0, func() error {
+	_ = a.guard(About{}, func() error {
 		for _, s := range a.parts {
 			s.Use(policies, grouping)
 		}
@@ -152,7 +152,7 @@ func (a *Samplers) Restore() Output { return a.each((*Sampler).Restore) }
 
 // Rescued is [Sampler.Rescued].
 func (a *Samplers) Rescued(d envelope.Decision) (out Output) {
-	_ = a.guard(0, func() error {
+	_ = a.guard(About{}, func() error {
 		out = a.parts[a.spread.Of(d.Instance, d.TraceID)].Rescued(d)
 		return nil
 	})
@@ -169,7 +169,7 @@ func (a *Samplers) Unsettled() (n int) {
 
 // Sources is [Sampler.Sources], of all partitions.
 func (a *Samplers) Sources() (all Sources) {
-	_ = a.guard(0, func() error {
+	_ = a.guard(About{}, func() error {
 		most := 0
 		for _, s := range a.parts {
 			one := s.Sources()

@@ -112,6 +112,16 @@ func (t *trace) spans() (n int) {
 	return n
 }
 
+// about is the message with the lowest sequence of its spans, of the instance that sent them.
+func (t *trace) about() About {
+	for i := range t.shares[1:] {
+		if s := &t.shares[i+1]; slices.ContainsFunc(s.parts, func(p Part) bool { return p.Seq == t.owed }) {
+			return About{t.owed, s.in.name}
+		}
+	}
+	return About{t.owed, t.shares[0].in.name}
+}
+
 // payer is whose budgets a trace takes from: an instance's, by the version of the policies. It has others in each of
 // its domains, which decide in an order of their own.
 type payer struct {
