@@ -8,11 +8,19 @@
 // one sends as much as a quiet one. Each case has a hub, a sink and a Loki of its own, all in this process; all
 // instances share one partition. The trouble begins with the first record. After five seconds, in which the sink finds
 // out, ten are measured; the longest delay of the first five is in the last column.
+//
+//	go run ./neighbours -history
+//
+// measures instead how much of its history a quiet instance can have replayed, alone and beside the flood: the age of its
+// oldest record in a stream of 32 MiB that has been full for long, with records of 32 KiB. What is finished is removed from the
+// front of a stream, whoever's it is.
 package main
 
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
@@ -34,6 +42,7 @@ import (
 	"github.com/penstock/penstock/pkg/backoff"
 	"github.com/penstock/penstock/pkg/broker"
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/config"
 	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sink"
@@ -49,10 +58,15 @@ const (
 
 func main() {
 	flood := flag.Int("flood", 20, "how many `times` the records of a quiet instance the noisy one sends in its flood")
+	history := flag.Bool("history", false, "measure how much of a quiet instance's history there is")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *flood); err != nil {
+	measured := run
+	if *history {
+		measured = histories
+	}
+	if err := measured(ctx, *flood); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/neighbours:", err)
 		os.Exit(1)
 	}
@@ -75,7 +89,7 @@ func run(ctx context.Context, flood int) error {
 		{"beside one that is answered 500", 1, &fake{status: http.StatusInternalServerError}},
 		{"beside one that is answered in 30 s", 1, &fake{slow: 30 * time.Second}},
 	} {
-		r, err := one(ctx, c.times, c.loki)
+		r, err := one(ctx, c.times, c.loki, &sender{lasts: warmUp + measure})
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.what, err)
 		}
@@ -90,10 +104,29 @@ func run(ctx context.Context, flood int) error {
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // result is of one case.
-type result struct{ p50, p99, first time.Duration }
+type result struct {
+	p50, p99, first time.Duration
+	history         time.Duration // of a quiet instance, at the end
+}
+
+// histories measures how much of the history of a quiet instance there is.
+func histories(ctx context.Context, flood int) error {
+	var alone result
+	for _, times := range []int{0, flood} {
+		r, err := one(ctx, times, &fake{}, &sender{lasts: time.Minute, pad: 24 << 10, bound: 32 << 20})
+		if err != nil {
+			return err
+		}
+		if times == 0 {
+			alone = r
+		}
+		fmt.Printf("history of a quiet instance beside a flood of %2d times its rate: %5.1f s, %.2f of alone\n", times, r.history.Seconds(), float64(r.history)/float64(alone.history))
+	}
+	return nil
+}
 
 // one measures one case, in which the noisy instance sends so many times what a quiet one sends.
-func one(ctx context.Context, times int, loki *fake) (r result, err error) {
+func one(ctx context.Context, times int, loki *fake, s *sender) (r result, err error) {
 	dir, err := os.MkdirTemp("", "bench-neighbours-")
 	if err != nil {
 		return r, err
@@ -107,6 +140,9 @@ func one(ctx context.Context, times int, loki *fake) (r result, err error) {
 	defer hub.Stop()
 	cfg := sink.DefaultConfig()
 	cfg.Streams.Partitions = 1
+	if s.bound > 0 {
+		cfg.Streams.MaxBytes = s.bound
+	}
 	conn, err := bus.OpenHub(ctx, bus.Config{Name: "bench", InProcess: hub}, cfg.Streams, log)
 	if err != nil {
 		return r, err
@@ -131,22 +167,40 @@ func one(ctx context.Context, times int, loki *fake) (r result, err error) {
 		err = errors.Join(err, <-ended)
 	}()
 
-	s := &sender{conn: conn}
+	s.conn = conn
 	if err := s.send(ctx, "quiet-0", new([]sent)); err != nil {
 		return r, err
 	}
 	if !loki.await(ctx, s.next, 30*time.Second) {
 		return r, errors.New("nothing arrives at Loki")
 	}
-	return s.measure(ctx, times, loki)
+	if r, err = s.measure(ctx, times, loki); err != nil {
+		return r, err
+	}
+	_, stored, err := conn.First(ctx, bus.Stream(otlpwire.Logs), "otlp.logs.*.quiet-0", 1)
+	r.history = time.Since(stored)
+	return r, err
 }
 
 // sender publishes records as edges would, one in a message.
 type sender struct {
-	conn *bus.Conn
+	conn  *bus.Conn
+	lasts time.Duration // how long each instance sends
+	pad   int           // random bytes in a record, as base64
+	bound config.Bytes  // of the stream; 0: the default
 
 	mu   sync.Mutex
 	next int // the number of the last record
+}
+
+// padding is an attribute that makes a record large.
+func (s *sender) padding() []*commonpb.KeyValue {
+	if s.pad == 0 {
+		return nil
+	}
+	b := make([]byte, s.pad)
+	_, _ = rand.Read(b)
+	return []*commonpb.KeyValue{{Key: "padding", Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: base64.StdEncoding.EncodeToString(b)}}}}
 }
 
 // sent is a record that the hub has acknowledged.
@@ -195,7 +249,7 @@ func (s *sender) measure(ctx context.Context, times int, loki *fake) (r result, 
 func (s *sender) each(ctx context.Context, tick time.Duration, begin time.Time, instance string, to *[]sent) error {
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
-	for time.Since(begin) < warmUp+measure {
+	for time.Since(begin) < s.lasts {
 		select {
 		case <-clock.C:
 		case <-ctx.Done():
@@ -216,6 +270,7 @@ func (s *sender) send(ctx context.Context, instance string, to *[]sent) error {
 	s.mu.Unlock()
 	body, err := proto.Marshal(&logspb.LogsData{ResourceLogs: []*logspb.ResourceLogs{{ScopeLogs: []*logspb.ScopeLogs{{LogRecords: []*logspb.LogRecord{{
 		TimeUnixNano: uint64(one.at.UnixNano()), Body: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: line(one.number)}},
+		Attributes: s.padding(),
 	}}}}}}})
 	if err != nil {
 		return err

@@ -40,6 +40,7 @@ type holding struct {
 type told struct {
 	since    time.Time
 	seen     time.Time // when this was last determined
+	sent     time.Time // when it had last sent something
 	messages uint64    // in the stream, at the last look
 	why      string
 }
@@ -106,16 +107,22 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 	for _, h := range floods {
 		one := s.held[h.instance]
 		if one == nil {
-			one = &told{since: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, more than its share (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
+			one = &told{since: now, sent: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, more than its share (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
 			k.log.Warn("an instance that fills a stream is told to hold back", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes)
 		}
-		if h.messages > one.messages && now.Sub(one.since) > obeys {
+		sent, disobeys := one.sent, 0.0
+		if h.messages > one.messages {
+			sent = now
+		}
+		if now.Sub(one.since) > obeys && now.Sub(sent) < obeys {
+			disobeys = 1
 			if more, due := k.said.Due("disobeys "+s.name+h.instance, now); due {
 				k.log.Error("an instance does not hold back as it is told, and fills a stream; to stop it: penstock nats-config remove-instance (docs/backends.md)", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes, "more_since_last_said", more)
 			}
 		}
-		all[h.instance] = &told{since: one.since, seen: now, messages: h.messages, why: one.why}
+		all[h.instance] = &told{since: one.since, seen: now, sent: sent, messages: h.messages, why: one.why}
 		k.led.Held(s.signal, h.instance).Set(now.Sub(one.since).Seconds())
+		k.led.Disobeys(s.signal, h.instance).Set(disobeys)
 	}
 	for instance := range s.held {
 		if all[instance] == nil {

@@ -74,19 +74,38 @@ func TestWhoFloods(t *testing.T) {
 	if why := held(0); why != "" {
 		t.Errorf("nothing is known for a minute, and it is told %q", why)
 	}
+	disobeys := func() float64 { return testutil.ToFloat64(w.led.Disobeys("logs", w.names[0])) }
+	send(0, 1)
 	for range int(obeys/floodInterval) + 1 {
+		if look(); disobeys() != 0 {
+			t.Fatal("it does not disobey within a minute")
+		}
+	}
+	for range 2 {
 		look()
 	}
-	if w.said.Says("does not hold back") {
-		t.Error("it has not sent anything since")
+	if w.said.Says("does not hold back") || disobeys() != 0 {
+		t.Error("it has not sent anything since the minute in which it was told")
 	}
 	if n := testutil.ToFloat64(w.led.Held("logs", w.names[0])); n < obeys.Seconds() {
 		t.Errorf("held for %v s", n)
 	}
 	send(0, 1)
 	look()
-	if !w.said.Says("does not hold back", "stream=LOGS", "instance="+w.names[0]) {
-		t.Errorf("it is not named:\n%s", &w.said)
+	if !w.said.Says("does not hold back", "stream=LOGS", "instance="+w.names[0]) || disobeys() != 1 {
+		t.Errorf("it is not named, %v:\n%s", disobeys(), &w.said)
+	}
+	for range int(obeys / floodInterval) {
+		look()
+	}
+	if disobeys() != 0 {
+		t.Error("it has sent nothing for a minute")
+	}
+	w.read("a-0", 30)
+	w.read("b-0", 20)
+	look()
+	if n := owed(0); n < 420_000 || n > 480_000 {
+		t.Errorf("42 messages of 10 kB are left: %v", n)
 	}
 	w.read("a-0", 60)
 	w.read("b-0", 60)

@@ -12,8 +12,9 @@ import (
 
 // instances are the metrics of what each instance sends, of those that a process has seen first.
 type instances struct {
-	items, bytes     *prometheus.CounterVec
-	seen, owed, held *prometheus.GaugeVec
+	items, bytes   *prometheus.CounterVec
+	seen, owed     *prometheus.GaugeVec
+	held, disobeys *prometheus.GaugeVec
 
 	mu sync.Mutex
 	of map[string]*[len(otlpwire.Signals)]instance
@@ -36,12 +37,13 @@ const (
 
 func newInstances(counter func(name, help string, labels ...string) *prometheus.CounterVec, f promauto.Factory) *instances {
 	return &instances{
-		of:    map[string]*[len(otlpwire.Signals)]instance{},
-		items: counter("penstock_instance_items_total", "Items by the instance that sends them, as routers (traces) and sinks (metrics, logs) have finished them. A process names the first 1000 instances that it sees; the label of the rest is _other.", "instance"),
-		bytes: counter("penstock_instance_bytes_total", "Bytes of these, as the hub stores them.", "instance"),
-		owed:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_owed_bytes", Help: "About how many bytes of an instance some lane has not finished, for the 20 instances with the most messages in a stream that is more than a quarter full of what is owed. Reported by the keeper."}, []string{"signal", "instance"}),
-		held:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_held_seconds", Help: "For how long an instance has been told to hold back, because it has more than streams.instance_share of what is owed on a stream that is more than half full of it. Reported by the keeper. Alert on more than ten minutes."}, []string{"signal", "instance"}),
-		seen:  f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_last_seen_seconds", Help: "When the hub stored the last of these, in Unix time. Alert on an instance that was not seen for long."}, []string{"signal", "instance"}),
+		of:       map[string]*[len(otlpwire.Signals)]instance{},
+		items:    counter("penstock_instance_items_total", "Items by the instance that sends them, as routers (traces) and sinks (metrics, logs) have finished them. A process names the first 1000 instances that it sees; the label of the rest is _other.", "instance"),
+		bytes:    counter("penstock_instance_bytes_total", "Bytes of what instances send, as the hub stores them; see penstock_instance_items_total.", "instance"),
+		owed:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_owed_bytes", Help: "About how many bytes of an instance some lane has not finished, for the 20 instances with the most messages in a stream that is more than a quarter full of what is owed. Reported by the keeper."}, []string{"signal", "instance"}),
+		held:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_held_seconds", Help: "For how long an instance has been told to hold back, because it has more than streams.instance_share of what is owed on a stream that is more than half full of it. Reported by the keeper. Alert on more than ten minutes."}, []string{"signal", "instance"}),
+		disobeys: f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_disobeys", Help: "1 for an instance that has been told to hold back for more than a minute and has sent something within the last one, 0 for others that are told. Reported by the keeper. Alert on 1."}, []string{"signal", "instance"}),
+		seen:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_last_seen_seconds", Help: "When the hub stored the last message of an instance that was finished, in Unix time. Alert on an instance that was not seen for long."}, []string{"signal", "instance"}),
 	}
 }
 
@@ -87,7 +89,13 @@ func (l *Ledger) Held(signal, name string) prometheus.Gauge {
 	return l.instances.held.WithLabelValues(signal, name)
 }
 
-// ForgetHeld removes the gauge of [Ledger.Held].
+// Disobeys returns the gauge of whether an instance that is told to hold back does not.
+func (l *Ledger) Disobeys(signal, name string) prometheus.Gauge {
+	return l.instances.disobeys.WithLabelValues(signal, name)
+}
+
+// ForgetHeld removes the gauges of [Ledger.Held] and [Ledger.Disobeys].
 func (l *Ledger) ForgetHeld(signal, name string) {
 	l.instances.held.DeleteLabelValues(signal, name)
+	l.instances.disobeys.DeleteLabelValues(signal, name)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/penstock/penstock/pkg/allinone"
 	"github.com/penstock/penstock/pkg/edge"
 	"github.com/penstock/penstock/pkg/ledger"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/router"
 	"github.com/penstock/penstock/pkg/sink"
 )
@@ -235,7 +236,13 @@ func metrics() string {
 	l.Abandoned("SPANS")
 	l.Aside("traces", 0, "tempo")
 	l.Missing("traces", 0, "router")(0)
+	l.AsideSince("traces", 0, "tempo")
+	l.Saw(otlpwire.Logs, "as-1", 0, 0, time.Time{})
+	l.Owed("logs", "as-1")
+	l.Held("logs", "as-1")
+	l.Disobeys("logs", "as-1")
 	l.Sampler("0")
+	l.Sources("0")
 	l.Stall("traces", "0", "tempo")
 	l.Decided(true, "errors")
 	families, err := reg.Gather()

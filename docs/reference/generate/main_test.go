@@ -14,6 +14,29 @@ var goName = regexp.MustCompile(`^\| .* \| ([A-Z][a-z]+[A-Z][A-Za-z]* |[A-Z][a-z
 // byDefaultText matches the end of every description of a key.
 var byDefaultText = regexp.MustCompile("The default is (`.+`|empty)\\. \\|$")
 
+// TestEveryMetricIsThere: those of the ledger that have labels exist only once they are used.
+func TestEveryMetricIsThere(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "..", "..", "pkg", "ledger", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, n := metrics(), 0
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`"penstock_[a-z_]+"`).FindAllString(string(source), -1) {
+			if n++; !strings.Contains(page, "| `"+strings.Trim(name, `"`)+"` |") {
+				t.Errorf("%s of %s is missing", name, file)
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("%d metrics only", n)
+	}
+}
+
 // TestReferenceIsUpToDate fails when `make docs` would change anything, and when
 // a key has no description.
 func TestReferenceIsUpToDate(t *testing.T) {
