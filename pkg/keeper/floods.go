@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/penstock/penstock/pkg/bus"
 	"github.com/penstock/penstock/pkg/hold"
+	"github.com/penstock/penstock/pkg/otlpwire"
 )
 
 const (
@@ -69,6 +71,77 @@ func flooding(at stream, share float64, holds []holding, before map[string]*told
 	return all
 }
 
+// overflowing returns the instances that are to hold back because of what is set aside of them: when ASIDE is more than half full
+// those with more than their share of it, and when it is full to three quarters all. What is in it is of instances in trouble, and
+// when it is full their lanes wait, with what others send. One that is held back already is so until ASIDE is full to three
+// quarters of that.
+func overflowing(at stream, share float64, holds []holding, before map[string]*told) (all []holding) {
+	if share <= 0 || share >= 1 {
+		return nil
+	}
+	for _, h := range holds {
+		limit := float64(at.max)
+		if before[h.instance] != nil {
+			limit *= 0.75
+		}
+		if full := float64(at.bytes); full > limit*0.75 || full > limit/2 && float64(h.bytes) > share*full {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// asides shows how much of whom is set aside, and determines who is to hold back because that fills ASIDE.
+func (k *Keeper) asides(ctx context.Context, at stream, now time.Time) {
+	if at.max == 0 || k.quiet == nil && k.open != nil || now.Sub(k.setAside[0].flooded) < floodInterval {
+		return
+	}
+	var holds [len(otlpwire.Signals)][]holding
+	shown := map[[3]string]uint64{} // by signal, backend and instance
+	if at.messages > 0 {
+		ctx, cancel := context.WithTimeout(ctx, floodPatience)
+		defer cancel()
+		largest, messages, err := k.largest(ctx, bus.Aside, "aside.*.*.*.*")
+		for _, subject := range largest {
+			part := strings.Split(subject, ".") // aside, signal, backend, partition, instance
+			sig, unknown := otlpwire.ParseSignal(part[1])
+			if unknown != nil || err != nil {
+				continue
+			}
+			var bytes uint64
+			if bytes, err = k.left(ctx, bus.Aside, subject, 1); err == nil {
+				holds[sig] = add(holds[sig], holding{part[4], bytes, messages[subject]})
+				shown[[3]string{part[1], part[2], part[4]}] += bytes
+			}
+		}
+		if err != nil {
+			k.setAside[0].flooded = now.Add(floodPause - floodInterval)
+			k.log.Debug("cannot determine of whom most is set aside", "err", err)
+			return
+		}
+	}
+	k.setAside[0].flooded = now
+	k.led.ForgetAsideBytes()
+	for of, bytes := range shown {
+		k.led.AsideBytes(of[0], of[1], of[2]).Set(float64(bytes))
+	}
+	for i, s := range k.setAside {
+		k.hold(s, overflowing(at, k.topology.InstanceShare, holds[i], s.held), now)
+	}
+}
+
+// add adds what an instance holds at another backend.
+func add(all []holding, h holding) []holding {
+	for i := range all {
+		if all[i].instance == h.instance {
+			all[i].bytes += h.bytes
+			all[i].messages += h.messages
+			return all
+		}
+	}
+	return append(all, h)
+}
+
 // floods shows which instances hold most of what is owed on a stream, and determines who is to hold back.
 func (k *Keeper) floods(ctx context.Context, s *kept, at stream, floors map[string]bus.Floor, now time.Time) {
 	if s.signal == "" || at.max == 0 || k.quiet == nil && k.open != nil {
@@ -107,14 +180,14 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 	for _, h := range floods {
 		one := s.held[h.instance]
 		if one == nil {
-			one = &told{since: now, sent: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, more than its share (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
+			one = &told{since: now, sent: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, which fills up (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
 			k.log.Warn("an instance that fills a stream is told to hold back", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes)
 		}
 		sent, disobeys := one.sent, 0.0
 		if h.messages > one.messages {
 			sent = now
 		}
-		if now.Sub(one.since) > obeys && now.Sub(sent) < obeys {
+		if s.name != bus.Aside && now.Sub(one.since) > obeys && now.Sub(sent) < obeys { // what the hub had before still comes to ASIDE
 			disobeys = 1
 			if more, due := k.said.Due("disobeys "+s.name+h.instance, now); due {
 				k.log.Error("an instance does not hold back as it is told, and fills a stream; to stop it: penstock nats-config remove-instance (docs/backends.md)", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes, "more_since_last_said", more)
@@ -139,8 +212,8 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 func (k *Keeper) answer(instance string) (a hold.Answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, s := range k.streams {
-		if one := s.held[instance]; one != nil && time.Since(one.seen) < holdFor {
+	for _, s := range k.holding() {
+		if one := s.held[instance]; one != nil && time.Since(one.seen) < holdFor && !slices.Contains(a.Signals, s.signal) {
 			a.Signals, a.Why = append(a.Signals, s.signal), one.why
 		}
 	}
@@ -153,7 +226,8 @@ func (k *Keeper) serve(first bool) {
 	case !first && k.quiet != nil:
 		k.quiet()
 		k.quiet = nil
-		for _, s := range k.streams {
+		k.led.ForgetAsideBytes()
+		for _, s := range k.holding() {
 			k.hold(s, nil, time.Now())
 		}
 	case first && k.quiet == nil && k.open != nil:
@@ -174,17 +248,12 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 			done[f.Filter] = f.Done
 		}
 	}
-	there, err := k.conn().Subjects(ctx, s.name, ">")
+	largest, there, err := k.largest(ctx, s.name, ">")
 	if err != nil {
 		return nil, err
 	}
-	subjects := make([]string, 0, len(there))
-	for subject := range there {
-		subjects = append(subjects, subject)
-	}
-	slices.SortFunc(subjects, func(a, b string) int { return cmp.Or(cmp.Compare(there[b], there[a]), cmp.Compare(a, b)) })
 	var all []holding
-	for _, subject := range subjects[:min(len(subjects), maxFlooding)] {
+	for _, subject := range largest {
 		dot := strings.LastIndexByte(subject, '.')
 		bytes, err := k.left(ctx, s.name, subject, done[subject[:dot]+".*"]+1)
 		if err != nil {
@@ -194,6 +263,16 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 	}
 	return all, nil
 }
+
+// largest returns the subjects of a stream with the most messages, and how many all have.
+func (k *Keeper) largest(ctx context.Context, stream, filter string) (subjects []string, messages map[string]uint64, err error) {
+	messages, err = k.conn().Subjects(ctx, stream, filter)
+	subjects = slices.SortedFunc(maps.Keys(messages), func(a, b string) int { return cmp.Or(cmp.Compare(messages[b], messages[a]), cmp.Compare(a, b)) })
+	return subjects[:min(len(subjects), maxFlooding)], messages, err
+}
+
+// holding returns all because of which somebody may have to hold back.
+func (k *Keeper) holding() []*kept { return slices.Concat(k.streams, k.setAside[:]) }
 
 // measured is how many messages' sizes stand for all of a subject.
 const measured = 32

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/envelope"
 	"github.com/penstock/penstock/pkg/hold"
 	"github.com/penstock/penstock/pkg/otlpwire"
 )
@@ -138,6 +140,109 @@ func TestFlooding(t *testing.T) {
 	} {
 		var got []string
 		for _, h := range flooding(tc.at, tc.share, tc.holds, tc.before) {
+			got = append(got, h.instance)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+// TestWhoFillsAside is told to hold back the signal that fills it, also when there is only one, until there is room again; when
+// ASIDE is nearly full all are that have something in it.
+func TestWhoFillsAside(t *testing.T) {
+	w := newWorld(t)
+	now := time.Now()
+	look := func() string {
+		t.Helper()
+		w.asides(t.Context(), held(w.state(bus.Aside)), now)
+		now = now.Add(floodInterval)
+		var all []string
+		for _, instance := range w.names {
+			all = append(all, strings.Join(w.answer(instance).Signals, "+"))
+		}
+		return strings.Join(all, " ")
+	}
+	send := func(sig otlpwire.Signal, backend string, p, n int) {
+		t.Helper()
+		for range n {
+			if _, err := w.conn.Publish(t.Context(), bus.Message{
+				Subject: bus.AsideSubject(sig, backend, p, w.names[p]), Body: make([]byte, 1_000),
+				Header: envelope.Header{ContentType: envelope.ContentTypeOTLP, Items: 1, Arrival: now.UnixNano()},
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	total := int(w.state(bus.Aside).MaxBytes / 1_150) // with its header
+	if total < 40 {
+		t.Fatalf("ASIDE has room for %d messages", total)
+	}
+	w.serve(true)
+	send(otlpwire.Logs, "loki", 0, total*45/100)
+	if got := look(); got != " " {
+		t.Errorf("%q hold back when it is not half full", got)
+	}
+	send(otlpwire.Logs, "other", 0, total*2/10)
+	send(otlpwire.Traces, "tempo", 0, 1)
+	send(otlpwire.Logs, "loki", 1, 1)
+	if got := look(); got != "logs " {
+		t.Errorf("%q hold back, want the one that fills it", got)
+	}
+	for backend, n := range map[string]int{"loki": total * 45 / 100, "other": total * 2 / 10} {
+		if got := testutil.ToFloat64(w.led.AsideBytes("logs", backend, w.names[0])); got < float64(1000*n) || got > float64(1200*n) {
+			t.Errorf("%v bytes of %d messages of 1 kB are set aside for %s", got, n, backend)
+		}
+	}
+	send(otlpwire.Metrics, "prometheus", 1, total*2/10)
+	if got := look(); got != "traces+logs metrics+logs" {
+		t.Errorf("%q hold back, want all", got)
+	}
+	for range int(obeys/floodInterval) + 2 {
+		send(otlpwire.Metrics, "prometheus", 1, 1)
+		look()
+	}
+	if w.said.Says("does not hold back") {
+		t.Error("what the hub had before is no reason to name it")
+	}
+	if err := w.conn.Remove(t.Context(), bus.Aside, "aside.logs.>", w.state(bus.Aside).LastSeq); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(); got != " " {
+		t.Errorf("%q hold back when there is room", got)
+	}
+	send(otlpwire.Logs, "loki", 0, total*45/100)
+	if look(); w.answer(w.names[0]).Signals == nil {
+		t.Error("it does not hold back")
+	}
+	if w.serve(false); w.answer(w.names[0]).Signals != nil {
+		t.Error("it holds back although this is not the keeper")
+	}
+}
+
+// TestOverflowing is the law of that.
+func TestOverflowing(t *testing.T) {
+	at := func(bytes uint64) stream { return stream{first: 1, last: 100, messages: 100, bytes: bytes, max: 1000} }
+	before := map[string]*told{"big": {}}
+	for name, tc := range map[string]struct {
+		at     stream
+		share  float64
+		before map[string]*told
+		want   string
+	}{
+		"not half full":         {at(500), 0.5, nil, ""},
+		"half full":             {at(501), 0.5, nil, "big"},
+		"half full, any share":  {at(501), 1, nil, ""},
+		"half full, less":       {at(501), 0.85, nil, ""},
+		"three quarters full":   {at(750), 0.85, nil, ""},
+		"more":                  {at(751), 0.85, nil, "small big"},
+		"less than before":      {at(376), 0.5, before, "big"},
+		"there is room again":   {at(375), 0.5, before, ""},
+		"it was nearly full":    {at(563), 0.85, before, "big"},
+		"and is not any longer": {at(562), 0.85, before, ""},
+	} {
+		var got []string
+		for _, h := range overflowing(tc.at, tc.share, []holding{{"small", tc.at.bytes / 5, 1}, {"big", tc.at.bytes * 4 / 5, 1}}, tc.before) {
 			got = append(got, h.instance)
 		}
 		if strings.Join(got, " ") != tc.want {

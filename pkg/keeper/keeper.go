@@ -51,6 +51,7 @@ type Keeper struct {
 	said  backoff.Repeats
 
 	streams      []*kept
+	setAside     [len(otlpwire.Signals)]*kept // ASIDE, by signal: only who is to hold back
 	spans        *kept
 	journals     map[string]string // of the lanes of SPANS, by name
 	decisionsAge time.Duration
@@ -164,6 +165,7 @@ func New(conn func() *bus.Conn, first func() bool, t bus.Topology, lanes []membe
 		return s
 	}
 	for _, sig := range otlpwire.Signals {
+		k.setAside[sig] = &kept{name: bus.Aside, signal: sig.String()}
 		s := add(bus.Stream(sig), t.MaxAge)
 		s.signal = sig.String()
 		for p := range t.Partitions {
@@ -224,6 +226,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		k.letters(ctx)
 		if state, err := k.conn().State(ctx, bus.Aside); err == nil { // the sinks empty it
 			k.show(bus.Aside, held(state))
+			k.asides(ctx, held(state), time.Now())
 		}
 		if works {
 			k.led.Keeper.Set(1)

@@ -15,6 +15,7 @@ type instances struct {
 	items, bytes   *prometheus.CounterVec
 	seen, owed     *prometheus.GaugeVec
 	held, disobeys *prometheus.GaugeVec
+	aside          *prometheus.GaugeVec
 
 	mu sync.Mutex
 	of map[string]*[len(otlpwire.Signals)]instance
@@ -43,6 +44,7 @@ func newInstances(counter func(name, help string, labels ...string) *prometheus.
 		owed:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_owed_bytes", Help: "About how many bytes of an instance some lane has not finished, for the 20 instances with the most messages in a stream that is more than a quarter full of what is owed. Reported by the keeper."}, []string{"signal", "instance"}),
 		held:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_held_seconds", Help: "For how long an instance has been told to hold back, because it has more than streams.instance_share of what is owed on a stream that is more than half full of it. Reported by the keeper. Alert on more than ten minutes."}, []string{"signal", "instance"}),
 		disobeys: f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_disobeys", Help: "1 for an instance that has been told to hold back for more than a minute and has sent something within the last one, 0 for others that are told. Reported by the keeper. Alert on 1."}, []string{"signal", "instance"}),
+		aside:    f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_aside_bytes", Help: "About how many bytes of an instance are set aside for a backend, for the 20 with the most messages. Reported by the keeper."}, []string{"signal", "backend", "instance"}),
 		seen:     f.NewGaugeVec(prometheus.GaugeOpts{Name: "penstock_instance_last_seen_seconds", Help: "When the hub stored the last message of an instance that was finished, in Unix time. Alert on an instance that was not seen for long."}, []string{"signal", "instance"}),
 	}
 }
@@ -88,6 +90,14 @@ func (l *Ledger) ForgetOwed(signal string) {
 func (l *Ledger) Held(signal, name string) prometheus.Gauge {
 	return l.instances.held.WithLabelValues(signal, name)
 }
+
+// AsideBytes returns the gauge of how much of an instance is set aside for a backend.
+func (l *Ledger) AsideBytes(signal, backend, name string) prometheus.Gauge {
+	return l.instances.aside.WithLabelValues(signal, backend, name)
+}
+
+// ForgetAsideBytes removes the gauges of [Ledger.AsideBytes].
+func (l *Ledger) ForgetAsideBytes() { l.instances.aside.Reset() }
 
 // Disobeys returns the gauge of whether an instance that is told to hold back does not.
 func (l *Ledger) Disobeys(signal, name string) prometheus.Gauge {

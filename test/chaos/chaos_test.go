@@ -32,7 +32,7 @@ func TestSummaryIsBroken(t *testing.T) {
 		"lost": func(s *Summary) { s.Lost = 1 }, "wrong": func(s *Summary) { s.WronglyDropped = 1 }, "split": func(s *Summary) { s.Split = 1 }, "leaked": func(s *Summary) { s.Leaked = 1 }, "dead": func(s *Summary) { s.Dead = 1 }, "unaccounted": func(s *Summary) { s.Unaccounted = 1 },
 		"poisoned": func(s *Summary) { s.Poisoned = 1 }, "not poisoned": func(s *Summary) { s.Cursed = 1 },
 		"misordered": func(s *Summary) { s.Misordered = 1 }, "no logs": func(s *Summary) { s.add(Summary{}) },
-		"slow": func(s *Summary) { s.SlowHandOvers = true }, "nothing sent": func(s *Summary) { s.Acked = 0 }, "all kept": func(s *Summary) { s.SampledOut = 0 }, "none kept": func(s *Summary) { s.Delivered = 0 },
+		"slow": func(s *Summary) { s.SlowHandOvers = true }, "slowed": func(s *Summary) { s.Slowed = true }, "no flood": func(s *Summary) { s.NoFlood = true }, "nothing sent": func(s *Summary) { s.Acked = 0 }, "all kept": func(s *Summary) { s.SampledOut = 0 }, "none kept": func(s *Summary) { s.Delivered = 0 },
 	} {
 		s := good
 		if change(&s); !s.Broken() {

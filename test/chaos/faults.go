@@ -190,13 +190,16 @@ func (w *world) backends(which string, refuse bool) {
 	}
 }
 
-// troubles are those that backends may have with one instance: an answer to each of its pushes, or none for long.
-var troubles = []struct {
+// tenantTrouble is what backends may have with one instance: an answer to each of its pushes, or none for long. The zero value
+// is none.
+type tenantTrouble struct {
 	http int
 	grpc codes.Code
 	slow time.Duration
 	what string
-}{
+}
+
+var troubles = []tenantTrouble{
 	{429, codes.ResourceExhausted, 0, "answer 429 to"},
 	{401, codes.Unauthenticated, 0, "answer 401 to"},
 	{500, codes.Internal, 0, "answer 500 to"},
@@ -213,10 +216,7 @@ func (w *world) trouble(ctx context.Context) error {
 	kill := w.rng.IntN(2) == 0
 	w.say("all backends %s %s for %v", t.what, instance, d.Truncate(100*time.Millisecond))
 	from := time.Now()
-	w.tempo.FailTenant(instance, status.Error(t.grpc, "no")) // nil for OK
-	w.loki.FailTenant(instance, t.http)
-	w.prometheus.FailTenant(instance, t.http)
-	w.slowTenant(instance, t.slow)
+	w.failTenant(instance, t)
 	healed := make(chan struct{})
 	go func() { // whatever happens to the sink
 		defer close(healed)
@@ -224,10 +224,7 @@ func (w *world) trouble(ctx context.Context) error {
 		case <-time.After(d):
 		case <-ctx.Done():
 		}
-		w.tempo.FailTenant(instance, nil)
-		w.loki.FailTenant(instance, 0)
-		w.prometheus.FailTenant(instance, 0)
-		w.slowTenant(instance, 0)
+		w.failTenant(instance, tenantTrouble{})
 	}()
 	defer func() { <-healed }()
 	if kill {
@@ -240,10 +237,14 @@ func (w *world) trouble(ctx context.Context) error {
 	return nil
 }
 
-func (w *world) slowTenant(instance string, d time.Duration) {
-	w.tempo.SlowTenant(instance, d)
-	w.loki.SlowTenant(instance, d)
-	w.prometheus.SlowTenant(instance, d)
+// failTenant lets all backends have trouble with one instance from now on.
+func (w *world) failTenant(instance string, t tenantTrouble) {
+	w.tempo.FailTenant(instance, status.Error(t.grpc, "no")) // nil for OK
+	w.loki.FailTenant(instance, t.http)
+	w.prometheus.FailTenant(instance, t.http)
+	w.tempo.SlowTenant(instance, t.slow)
+	w.loki.SlowTenant(instance, t.slow)
+	w.prometheus.SlowTenant(instance, t.slow)
 }
 
 // delay says for how long the log records were under way that came to Loki within a time, but for those of one instance,
@@ -443,23 +444,28 @@ func (w *world) cutEdge(ctx context.Context, e *proc) error {
 	case <-ctx.Done():
 	}
 	byCutting.finish(e)
-	accepted, err := spans(e, "accepted")
-	if err != nil {
-		return err
-	}
-	if err := daemon.Until(ctx, 3*time.Minute, func() error {
-		n, err := spans(e, "forwarded")
-		if err == nil && n < accepted {
-			err = fmt.Errorf("%.0f of %.0f spans are forwarded", n, accepted)
-		}
-		return err
-	}); err != nil {
+	if err := forwarded(ctx, e); err != nil {
 		return fmt.Errorf("%s was cut off: %w", e.name, err)
 	}
 	if took := time.Since(from); took > lag || e.instance == instances[len(instances)-1] {
 		w.disturb(from)
 	}
 	return nil
+}
+
+// forwarded waits until the hub has the spans that an edge has accepted.
+func forwarded(ctx context.Context, e *proc) error {
+	accepted, err := spans(e, "accepted")
+	if err != nil {
+		return err
+	}
+	return daemon.Until(ctx, 3*time.Minute, func() error {
+		n, err := spans(e, "forwarded")
+		if err == nil && n < accepted {
+			err = fmt.Errorf("%.0f of %.0f spans are forwarded", n, accepted)
+		}
+		return err
+	})
 }
 
 // lag is for how long the sampler waits for the spans of another edge, less a second.

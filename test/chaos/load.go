@@ -60,11 +60,23 @@ policies:
 type journal struct {
 	mu     sync.Mutex
 	traces map[[16]byte]*trace
-	next   uint64 // span IDs are numbers
+	next   uint64               // span IDs are numbers
+	acked  map[uint64]time.Time // when, by the span's ID
 
 	sequences []*sequence
-	large     atomic.Bool  // requests are to fill streams
-	refused   atomic.Int64 // requests that were told to come again
+	large     atomic.Bool            // requests are to fill streams
+	flood     atomic.Pointer[string] // the instance that floods; nil: none does
+	refused   atomic.Int64           // requests that were told to come again
+}
+
+// noise is how many bytes one item of a request of an instance is to have besides; 0: none.
+func (j *journal) noise(instance string) int {
+	if floods := j.flood.Load(); j.large.Load() {
+		return largeItem
+	} else if floods != nil && *floods == instance {
+		return floodItem
+	}
+	return 0
 }
 
 // app sends traces with spans of each of some edges until ctx ends, then finishes what it has begun, but
@@ -99,7 +111,7 @@ func (j *journal) app(ctx, give context.Context, edges []*proc, rng *rand.Rand) 
 				slots <- struct{}{}
 				wg.Go(func() {
 					defer func() { <-slots }()
-					j.send(give, e.otlp, own)
+					j.send(give, e, own)
 				})
 			}
 		}
@@ -146,7 +158,7 @@ func (j *journal) newTrace(edges []*proc, rng *rand.Rand) map[int][]outgoing {
 
 // send sends one request until it is answered with success or give ends, as an
 // SDK with patience does.
-func (j *journal) send(give context.Context, addr string, batch []outgoing) {
+func (j *journal) send(give context.Context, to *proc, batch []outgoing) {
 	scope := &tracepb.ScopeSpans{}
 	now := time.Now()
 	j.mu.Lock()
@@ -157,11 +169,11 @@ func (j *journal) send(give context.Context, addr string, batch []outgoing) {
 		scope.Spans = append(scope.Spans, o.span)
 	}
 	j.mu.Unlock()
-	if j.large.Load() {
-		batch[0].span.Attributes = noise(largeItem)
+	if size := j.noise(to.instance); size > 0 {
+		batch[0].span.Attributes = noise(size)
 	}
 	body, _ := proto.Marshal(&collectorpb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{{ScopeSpans: []*tracepb.ScopeSpans{scope}}}})
-	if !j.deliver(give, addr, otlpwire.Traces, body) {
+	if !j.deliver(give, to.otlp, otlpwire.Traces, body) {
 		return
 	}
 	now = time.Now()
@@ -169,7 +181,7 @@ func (j *journal) send(give context.Context, addr string, batch []outgoing) {
 	defer j.mu.Unlock()
 	for _, o := range batch {
 		o.ackedIDs = append(o.ackedIDs, o.n)
-		o.answered = now
+		o.answered, j.acked[o.n] = now, now
 	}
 }
 

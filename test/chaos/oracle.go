@@ -32,9 +32,12 @@ type Summary struct {
 	Refused                            int // requests that were told to come again
 	Faults                             int
 	WorstRecovery                      time.Duration
-	Unaccounted                        int  // acknowledged items of which the hub's tallies do not know what has become
-	SlowHandOvers                      bool // a stopped process did not give its lanes back
-	Missing                            bool // a signal of which nothing was acknowledged
+	Unaccounted                        int     // acknowledged items of which the hub's tallies do not know what has become
+	SlowHandOvers                      bool    // a stopped process did not give its lanes back
+	Missing                            bool    // a signal of which nothing was acknowledged
+	P99Ratio                           float64 // of the delays beside an instance in trouble to those of before, of the signal with the highest
+	Slowed                             bool    // it is too high, where it is judged
+	NoFlood                            bool    // that instance did not flood, where it is judged
 }
 
 func (s Summary) items() string {
@@ -43,7 +46,7 @@ func (s Summary) items() string {
 }
 
 func (s Summary) String() string {
-	return fmt.Sprintf("%s unaccounted=%d refused=%d faults=%d worst_recovery=%.1fs", s.items(), s.Unaccounted, s.Refused, s.Faults, s.WorstRecovery.Seconds())
+	return fmt.Sprintf("%s unaccounted=%d refused=%d faults=%d worst_recovery=%.1fs p99_ratio=%.1f", s.items(), s.Unaccounted, s.Refused, s.Faults, s.WorstRecovery.Seconds(), s.P99Ratio)
 }
 
 // add adds what came of another signal's items.
@@ -65,7 +68,7 @@ func (s *Summary) add(o Summary) {
 
 // Broken reports whether a promise was.
 func (s Summary) Broken() bool {
-	return s.Lost+s.WronglyDropped+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Missing || s.Poisoned != s.Cursed
+	return s.Lost+s.WronglyDropped+s.Split+s.Leaked+s.Misordered+s.Dead+s.Unaccounted > 0 || s.Acked == 0 || s.Delivered == 0 || s.SampledOut == 0 || s.SlowHandOvers || s.Slowed || s.NoFlood || s.Missing || s.Poisoned != s.Cursed
 }
 
 // handOverBound is what no hand-over takes when pins are given back, and every one
@@ -82,6 +85,7 @@ type verdict struct {
 func (w *world) judge(ctx context.Context) (Summary, error) {
 	all := Summary{Faults: w.faults, Refused: int(w.journal.refused.Load())}
 	w.judgeRecovery(&all)
+	w.judgeNeighbours(&all)
 	conn, err := w.connect(ctx)
 	if err != nil {
 		return all, err
@@ -231,7 +235,11 @@ func (w *world) calm(t *trace) bool {
 	if t.several && !w.apart.IsZero() && t.answered.Add(wait+2*time.Second).After(w.apart) {
 		return false // whoever takes a partition over does not know at once how far clocks are apart
 	}
-	return !slices.ContainsFunc(w.disturbed, func(i interval) bool {
+	disturbed := w.disturbed
+	if !t.several {
+		disturbed = append(slices.Clone(disturbed), w.noisy.unsteady)
+	}
+	return !slices.ContainsFunc(disturbed, func(i interval) bool {
 		return t.sent.Before(i.to) && t.answered.Add(wait+2*time.Second).After(i.from)
 	})
 }

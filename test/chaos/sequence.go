@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,8 +33,15 @@ type sequence struct {
 	mu     sync.Mutex
 	sent   uint64 // the highest number that may have arrived
 	acked  uint64 // all up to here were acknowledged
+	acks   []ack  // of its requests, in their order
 	lastMS int64  // time of the last point: one of each millisecond
 	cursed uint64 // the number of the record that no backend takes; 0: there is none
+}
+
+// ack is when all items up to a number had been acknowledged.
+type ack struct {
+	upTo uint64
+	at   time.Time
 }
 
 // curse is in an attribute of the record that the backend answers with 500.
@@ -40,6 +50,7 @@ const curse = "a curse upon it"
 const (
 	perRequest = 5
 	largeItem  = 50 << 10 // bytes of one item of a request that is to fill streams
+	floodItem  = 25 << 10 // the same of an instance that floods: 0.5 MiB a second of each signal
 )
 
 // app sends to one edge until ctx ends, and finishes what it has begun.
@@ -47,18 +58,30 @@ func (s *sequence) app(ctx, give context.Context, j *journal, addr string) {
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	for ctx.Err() == nil {
-		if body := s.next(j.large.Load()); !j.deliver(give, addr, s.sig, body) {
+		if body := s.next(j.noise(s.instance)); !j.deliver(give, addr, s.sig, body) {
 			return
 		}
 		s.mu.Lock()
 		s.acked = s.sent
+		s.acks = append(s.acks, ack{s.acked, time.Now()})
 		s.mu.Unlock()
 		<-clock.C
 	}
 }
 
-// next makes a request of the next items.
-func (s *sequence) next(large bool) []byte {
+// ackedAt is when an item was acknowledged; zero if it was not.
+func (s *sequence) ackedAt(n uint64) (at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, _ := slices.BinarySearchFunc(s.acks, n, func(a ack, n uint64) int { return cmp.Compare(a.upTo, n) }); i < len(s.acks) {
+		at = s.acks[i].at
+	}
+	return at
+}
+
+// next makes a request of the next items. Of log records one has so many bytes of noise; of points, which have none, there
+// are more when streams are to be filled.
+func (s *sequence) next(bytes int) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -67,8 +90,8 @@ func (s *sequence) next(large bool) []byte {
 		for range perRequest {
 			s.sent++
 			record := &logspb.LogRecord{TimeUnixNano: uint64(now.UnixNano()), Body: text(s.name(s.sent))}
-			if large && len(scope.LogRecords) == 0 {
-				record.Attributes = noise(largeItem)
+			if bytes > 0 && len(scope.LogRecords) == 0 {
+				record.Attributes = noise(bytes)
 			}
 			if len(scope.LogRecords) == perRequest/2 && s.curse.CompareAndSwap(true, false) {
 				s.cursed = s.sent
@@ -81,7 +104,7 @@ func (s *sequence) next(large bool) []byte {
 	}
 	gauge := &metricspb.Gauge{}
 	count := perRequest
-	if large {
+	if bytes == largeItem { // a flood would fill METRICS sooner than its instance is told to hold back
 		count *= 20
 	}
 	for range count {
@@ -113,34 +136,46 @@ func noise(size int) []*commonpb.KeyValue {
 	return []*commonpb.KeyValue{{Key: "noise", Value: text(string(b))}}
 }
 
-// arrivals are numbers in the order in which they came to a backend, by the instance.
-type arrivals map[string][]uint64
+// arrival is an item that came to a backend.
+type arrival struct {
+	n  uint64
+	at time.Time
+}
+
+// arrivals are items in the order in which they came, by the instance.
+type arrivals map[string][]arrival
 
 func (w *world) arrived(sig otlpwire.Signal) arrivals {
 	all := arrivals{}
-	if sig == otlpwire.Logs {
+	add := func(instance string, n uint64, at time.Time) { all[instance] = append(all[instance], arrival{n, at}) }
+	switch sig {
+	case otlpwire.Traces:
+		for _, sp := range w.tempo.Spans() {
+			add(sp.Attribute("instance.id"), binary.BigEndian.Uint64(sp.Span.GetSpanId()), sp.Came)
+		}
+	case otlpwire.Logs:
 		for _, e := range w.loki.Entries() {
 			instance, number, _ := strings.Cut(e.Line, " ")
 			n, _ := strconv.ParseUint(number, 10, 64) // 0 is nobody's
-			all[instance] = append(all[instance], n)
+			add(instance, n, e.Came)
 		}
-		return all
-	}
-	for _, s := range w.prometheus.Samples() {
-		if s.Labels["__name__"] == "number" {
-			all[s.Labels["from"]] = append(all[s.Labels["from"]], uint64(s.Value))
+	default:
+		for _, s := range w.prometheus.Samples() {
+			if s.Labels["__name__"] == "number" {
+				add(s.Labels["from"], uint64(s.Value), s.Came)
+			}
 		}
 	}
 	return all
 }
 
 // judge compares what was acknowledged with what came.
-func (s *sequence) judge(came []uint64, say func(format string, args ...any)) (sum Summary) {
+func (s *sequence) judge(came []arrival, say func(format string, args ...any)) (sum Summary) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seen, highest := make(map[uint64]bool, len(came)), uint64(0)
-	for _, n := range came {
-		switch {
+	for _, c := range came {
+		switch n := c.n; {
 		case n == 0 || n > s.sent:
 			sum.Leaked++
 			say("leaked: %v %d of %s was never sent", s.sig, n, s.instance)
@@ -150,7 +185,7 @@ func (s *sequence) judge(came []uint64, say func(format string, args ...any)) (s
 			sum.Misordered++
 			say("misordered: %v %d of %s came behind %d", s.sig, n, s.instance, highest)
 		}
-		seen[n], highest = true, max(highest, n)
+		seen[c.n], highest = true, max(highest, c.n)
 	}
 	sum.Acked = int(s.acked)
 	if s.cursed > 0 && s.cursed <= s.acked {

@@ -30,8 +30,9 @@ import (
 const partitions = 8
 
 // instances are those of the edges: two edges are of one, and two instances are of one domain. Each trace is of that
-// domain, with spans of all of its edges, or of the last instance.
-var instances = []string{"shop-1", "shop-1", "shop-2", "other"}
+// domain, with spans of all of its edges, or of the last instance. That one and the first share a partition, so that their metrics
+// and logs are in the same lanes.
+var instances = []string{"shop-1", "shop-1", "shop-2", "bank"}
 
 // world is the pipeline under test and what happens to it.
 type world struct {
@@ -64,6 +65,7 @@ type world struct {
 	wasStepped bool          // the clock of an edge
 	wasApart   bool          // one instance: the backends had trouble with it only
 	cursed     *sequence     // the one with a record that no backend takes
+	noisy      noisy         // the instance in trouble before the faults
 	poison     time.Duration // after how long a new sink takes something for poison
 	filled     int           // how often an outage lasted until edges refused
 	recovery   []recovery
@@ -98,7 +100,7 @@ type proc struct {
 
 func newWorld(o daemon.Options, dir, bin string) (*world, error) {
 	w := &world{Options: o, dir: dir, bin: bin, rng: rand.New(rand.NewPCG(o.Seed, 4)), procs: map[string]*proc{}, start: time.Now(), poison: noPoison}
-	w.journal.traces = map[[16]byte]*trace{}
+	w.journal.traces, w.journal.acked = map[[16]byte]*trace{}, map[uint64]time.Time{}
 	var stop func()
 	var err error
 	if w.tempo, stop, err = tempo.Serve(); err != nil {
@@ -272,10 +274,11 @@ func (w *world) run(ctx context.Context) error {
 		return nil
 	})
 	w.steady = time.Now()
-	w.cursed = logs[w.Seed%uint64(len(logs))]
+	w.cursed = logs[w.Seed%uint64(len(logs)-1)] // not of the noisy instance
 	if err == nil {
-		w.say("a log record of %s is cursed", w.cursed.instance)
-		w.cursed.curse.Store(true)
+		err = w.neighbours(ctx)
+	}
+	if err == nil {
 		err = w.chaos(ctx)
 	}
 	if err == nil {
@@ -346,30 +349,36 @@ func (w *world) makeStreams(ctx context.Context) error {
 		return err
 	}
 	conn.Close()
-	nc, err := nats.Connect("nats://" + w.hubAddr)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
 	for name, bound := range bounds {
-		s, err := js.Stream(ctx, name)
-		if err != nil {
-			return err
-		}
-		cfg := s.CachedInfo().Config
-		cfg.MaxBytes = bound
-		if w.Failpoints == ageLeft {
-			cfg.MaxAge, cfg.Duplicates = 10*time.Second, 10*time.Second
-		}
-		if _, err := js.UpdateStream(ctx, cfg); err != nil {
+		if _, err := w.resize(ctx, name, bound); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// resize gives a stream another bound in bytes, and returns the one that it had.
+func (w *world) resize(ctx context.Context, name string, bound int64) (was int64, err error) {
+	nc, err := nats.Connect("nats://" + w.hubAddr)
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return 0, err
+	}
+	s, err := js.Stream(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	cfg := s.CachedInfo().Config
+	was, cfg.MaxBytes = cfg.MaxBytes, bound
+	if w.Failpoints == ageLeft && name != bus.Aside {
+		cfg.MaxAge, cfg.Duplicates = 10*time.Second, 10*time.Second
+	}
+	_, err = js.UpdateStream(ctx, cfg)
+	return was, err
 }
 
 // ageLeft is no failpoint of the binaries: an operator's mistake.

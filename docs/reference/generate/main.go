@@ -241,6 +241,7 @@ func metrics() string {
 	l.Owed("logs", "as-1")
 	l.Held("logs", "as-1")
 	l.Disobeys("logs", "as-1")
+	l.AsideBytes("logs", "loki", "as-1")
 	l.Sampler("0")
 	l.Sources("0")
 	l.Stall("traces", "0", "tempo")

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -26,6 +27,7 @@ type Sample struct {
 	Labels map[string]string
 	At     int64 // Unix milliseconds
 	Value  float64
+	Came   time.Time // when the request was taken
 }
 
 // Server is a running receiver.
@@ -95,7 +97,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body, err = snappy.Decode(nil, compressed)
 	}
 	if err == nil {
-		err = s.writeLocked(body)
+		err = s.writeLocked(body, time.Now())
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -106,7 +108,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // writeLocked stores a prometheus.WriteRequest; the error names the last thing that was left out, as
 // Prometheus's does.
-func (s *Server) writeLocked(body []byte) (refused error) {
+func (s *Server) writeLocked(body []byte, now time.Time) (refused error) {
 	err := fields(body, func(num protowire.Number, series []byte, _ uint64) error {
 		if num != 1 {
 			return nil
@@ -128,7 +130,7 @@ func (s *Server) writeLocked(body []byte) (refused error) {
 				labels[pair[0]] = pair[1]
 				names = append(names, pair[0]+"\x00"+pair[1])
 			case 2:
-				sample := Sample{Labels: labels}
+				sample := Sample{Labels: labels, Came: now}
 				if err := fields(b, func(num protowire.Number, _ []byte, v uint64) error {
 					switch num {
 					case 1:

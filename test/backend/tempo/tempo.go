@@ -31,6 +31,7 @@ import (
 type Span struct {
 	Resource *resourcepb.Resource
 	Span     *tracepb.Span
+	Came     time.Time // when the push was taken
 }
 
 // Attribute returns a string attribute of the span's resource.
@@ -136,7 +137,7 @@ func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceService
 	if err := s.Answer(tenant); err != nil {
 		return nil, err
 	}
-	size := 0
+	size, now := 0, time.Now()
 	var spans []Span
 	var instances []string
 	for _, rs := range req.GetResourceSpans() {
@@ -150,7 +151,7 @@ func (s *Server) Export(ctx context.Context, req *collectorpb.ExportTraceService
 					return nil, status.Error(codes.InvalidArgument, "span ids must be 64 bit and not zero")
 				}
 				truncate(sp.GetAttributes())
-				spans = append(spans, Span{rs.GetResource(), sp})
+				spans = append(spans, Span{rs.GetResource(), sp, now})
 				instances = append(instances, spans[len(spans)-1].Attribute("instance.id"))
 				size += 100
 			}
