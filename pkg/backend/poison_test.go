@@ -205,3 +205,78 @@ func TestAccepted(t *testing.T) {
 	want("the one before, and not its own", "as-1", at.Add(1), false)
 	want("the last one", "as-2", at.Add(2), true)
 }
+
+// TestIsPoison is the law of when a payload is given up: after both limits; a part of it after three attempts, when the backend has
+// accepted something of another instance since the first of them.
+func TestIsPoison(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	var accepted time.Time
+	attempts := func(p *delivery, from time.Duration, n int, every time.Duration) (is int) {
+		for i := range n {
+			if p.isPoison(errors.New("500"), start.Add(from+time.Duration(i)*every)) {
+				is++
+			}
+		}
+		return is
+	}
+	law := func(suspect bool) *delivery {
+		return &delivery{suspect: suspect, Deliverer: &Deliverer{
+			Poison: Poison{After: 2 * time.Hour, Tries: 50}, Others: func(_ string, since time.Time) bool { return accepted.After(since) },
+		}}
+	}
+	accepted = start.Add(24 * time.Hour)
+	p := law(false)
+	if n := attempts(p, 0, 120, time.Minute); n != 0 {
+		t.Errorf("given up %d times before its time, after 120 attempts", n)
+	}
+	if attempts(p, 2*time.Hour, 1, 0) != 1 {
+		t.Error("not given up after two hours and 121 attempts")
+	}
+	if p = law(false); attempts(p, 0, 49, 3*time.Minute) != 0 || attempts(p, 3*time.Hour, 1, 0) != 1 {
+		t.Error("not given up with the fiftieth attempt")
+	}
+	accepted = start.Add(-time.Second)
+	p = law(true)
+	if attempts(p, 0, 5, time.Second) != 0 {
+		t.Error("a part is given up although nothing of another was accepted since its first attempt")
+	}
+	accepted = start.Add(5 * time.Second)
+	if attempts(p, 6*time.Second, 1, 0) != 1 {
+		t.Error("a part is not given up although something was")
+	}
+	if p = law(true); attempts(p, 0, 2, time.Second) != 0 || attempts(p, 4*time.Second, 1, 0) != 1 {
+		t.Error("a part is given up with another attempt than the third one")
+	}
+}
+
+// rested is a backend that fails, and notes how long it was left alone.
+type rested struct{ at []time.Time }
+
+func (*rested) Name() string { return "rested" }
+func (*rested) Close() error { return nil }
+
+func (w *rested) Write(context.Context, string, []byte) error {
+	w.at = append(w.at, time.Now())
+	return errors.New("500")
+}
+
+// TestSuspectsRest: a part of a payload that is poison is not tried again within two seconds, so that a backend that restarts is not
+// taken for one that fails on it.
+func TestSuspectsRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := new(rested)
+		d := Deliverer{
+			Signal: otlpwire.Logs, Writer: w, Log: slog.New(slog.DiscardHandler), Paused: func(bool) {}, Poison: Poison{Tries: 3},
+			Others: func(string, time.Time) bool { return true }, GiveUp: func(context.Context, string, []byte, string, error) bool { return true },
+		}
+		one := items(t, otlpwire.Logs, 1, numbered)
+		if !(&delivery{Deliverer: &d, instance: "as-1", payload: one, items: 1, suspect: true}).write(t.Context()) || len(w.at) != 3 {
+			t.Fatalf("attempts at %v", w.at)
+		}
+		for i := range 2 {
+			if rest := w.at[i+1].Sub(w.at[i]); rest < suspectPause {
+				t.Errorf("attempt %d follows after %v", i+2, rest)
+			}
+		}
+	})
+}

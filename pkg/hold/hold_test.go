@@ -35,16 +35,20 @@ func TestAsker(t *testing.T) {
 	a := NewAsker(quiet)
 	defer a.Close()
 	now, asked := time.Now(), atomic.Int64{}
-	// ask returns what is known after one more request.
-	ask := func(instance string, sig otlpwire.Signal) string {
+	settled := func() {
 		t.Helper()
-		now = now.Add(2 * Interval)
-		a.Held(conn, instance, sig, now)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if !backoff.Until(ctx, func() bool { return !a.Asks() }) {
 			t.Fatal("no end of asking")
 		}
+	}
+	// ask returns what is known after one more request.
+	ask := func(instance string, sig otlpwire.Signal) string {
+		t.Helper()
+		now = now.Add(2 * Interval)
+		a.Held(conn, instance, sig, now)
+		settled()
 		return a.Held(nil, instance, sig, now)
 	}
 	if why := ask("as-1", otlpwire.Logs); why != "" {
@@ -68,6 +72,7 @@ func TestAsker(t *testing.T) {
 	for range 100 {
 		a.Held(conn, "as-1", otlpwire.Logs, time.Now())
 	}
+	settled()
 	if n := asked.Load(); n != before {
 		t.Errorf("asked %d times within the interval", n-before)
 	}

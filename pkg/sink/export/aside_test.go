@@ -28,13 +28,17 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // counting is a backend that counts the records that it has, and a counter.
-type counting struct{ items atomic.Int64 }
+type counting struct {
+	items atomic.Int64
+	slow  atomic.Int64 // how long it takes, in nanoseconds
+}
 
 func (*counting) Name() string                     { return "loki" }
 func (*counting) Close() error                     { return nil }
 func (*counting) Ended(tally.Outcome, string, int) {}
 
 func (c *counting) Write(_ context.Context, _ string, payload []byte) error {
+	time.Sleep(time.Duration(c.slow.Load()))
 	c.items.Add(int64(otlpwire.Count(otlpwire.Logs, payload)))
 	return nil
 }
@@ -206,5 +210,52 @@ func TestWhoIsSetAside(t *testing.T) {
 		if got := a.may("as-1", tc.trouble); got != tc.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestASlowOneStays set aside when nothing is left, so that it does not hold up the lane again, until a request of it was quick.
+func TestASlowOneStays(t *testing.T) {
+	t.Parallel()
+	d, w, lane := world(t)
+	d.SlowAfter = 50 * time.Millisecond
+	w.slow.Store(int64(2 * d.SlowAfter))
+	a := NewAside(*d, lane, 0, 2)
+	a.exporter.Owned = func() bool { return true }
+	put := func(seq uint64) {
+		t.Helper()
+		if err := a.store(t.Context(), "as-1", lines(t, "x"), false, Origin{Stream: bus.Stream(otlpwire.Logs), Seq: seq}, new(int)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.waiting["as-1"] != nil
+	}
+	put(1)
+	if !a.Claim(t.Context()) {
+		t.Fatal("no claim")
+	}
+	defer a.Close()
+	until(t, "the slow one", func() bool { return w.items.Load() == 1 && waits(t, a) == 0 })
+	for range 30 {
+		if time.Sleep(10 * time.Millisecond); !is() {
+			t.Fatal("it is back although its last request was slow")
+		}
+	}
+	w.slow.Store(0)
+	put(2)
+	until(t, "it is back", func() bool { return w.items.Load() == 2 && waits(t, a) == 0 && !is() })
+}
+
+// TestASlowAnswerIsNoEvidence that the backend has trouble with another instance only: it may be slow for everybody.
+func TestASlowAnswerIsNoEvidence(t *testing.T) {
+	d := Exporter{SlowAfter: time.Second, Accepted: new(backend.Accepted)}
+	before := time.Now().Add(-time.Second)
+	if d.accepts("as-1", time.Second); d.Accepted.Others("as-2", before) {
+		t.Error("a slow answer")
+	}
+	if d.accepts("as-1", time.Second-1); !d.Accepted.Others("as-2", before) {
+		t.Error("a quick answer is none")
 	}
 }
