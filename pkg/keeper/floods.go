@@ -43,7 +43,8 @@ type told struct {
 	since    time.Time
 	seen     time.Time // when this was last determined
 	sent     time.Time // when it had last sent something
-	messages uint64    // in the stream, at the last look
+	disobeys bool
+	messages uint64 // in the stream, at the last look
 	why      string
 }
 
@@ -91,39 +92,50 @@ func overflowing(at stream, share float64, holds []holding, before map[string]*t
 	return all
 }
 
-// asides shows how much of whom is set aside, and determines who is to hold back because that fills ASIDE.
+// set is what is set aside of an instance for a backend.
+type set struct{ signal, backend, instance string }
+
+// asides shows how much of whom is set aside, and determines who is to hold back because that fills ASIDE. Of how many bytes is
+// determined of the largest only.
 func (k *Keeper) asides(ctx context.Context, at stream, now time.Time) {
 	if at.max == 0 || k.quiet == nil && k.open != nil || now.Sub(k.setAside[0].flooded) < floodInterval {
 		return
 	}
 	var holds [len(otlpwire.Signals)][]holding
-	shown := map[[3]string]uint64{} // by signal, backend and instance
-	if at.messages > 0 {
+	shown, messages := map[set]uint64{}, map[set]uint64{}
+	if k.setAside[0].flooded = now; at.messages > 0 {
+		if at.bytes <= at.max/4 { // nobody is to hold back
+			k.setAside[0].flooded = now.Add(floodPause - floodInterval)
+		}
 		ctx, cancel := context.WithTimeout(ctx, floodPatience)
 		defer cancel()
-		largest, messages, err := k.largest(ctx, bus.Aside, "aside.*.*.*.*")
-		for _, subject := range largest {
-			part := strings.Split(subject, ".") // aside, signal, backend, partition, instance
-			sig, unknown := otlpwire.ParseSignal(part[1])
-			if unknown != nil || err != nil {
-				continue
-			}
-			var bytes uint64
-			if bytes, err = k.left(ctx, bus.Aside, subject, 1); err == nil {
-				holds[sig] = add(holds[sig], holding{part[4], bytes, messages[subject]})
-				shown[[3]string{part[1], part[2], part[4]}] += bytes
-			}
-		}
+		there, err := k.conn().Subjects(ctx, bus.Aside, "aside.*.*.*.*")
 		if err != nil {
 			k.setAside[0].flooded = now.Add(floodPause - floodInterval)
 			k.log.Debug("cannot determine of whom most is set aside", "err", err)
 			return
 		}
+		for subject, n := range there {
+			part := strings.Split(subject, ".") // aside, signal, backend, partition, instance
+			messages[set{part[1], part[2], part[4]}] += n
+		}
+		for i, one := range slices.SortedFunc(maps.Keys(messages), func(a, b set) int { return cmp.Compare(messages[b], messages[a]) }) {
+			sig, err := otlpwire.ParseSignal(one.signal)
+			if err != nil {
+				continue
+			}
+			bytes := uint64(0)
+			if i < maxFlooding { // one that is emptied meanwhile has none
+				if bytes, err = k.left(ctx, bus.Aside, strings.Join([]string{"aside", one.signal, one.backend, "*", one.instance}, "."), 1); err == nil {
+					shown[one] = bytes
+				}
+			}
+			holds[sig] = add(holds[sig], holding{one.instance, bytes, messages[one]})
+		}
 	}
-	k.setAside[0].flooded = now
 	k.led.ForgetAsideBytes()
-	for of, bytes := range shown {
-		k.led.AsideBytes(of[0], of[1], of[2]).Set(float64(bytes))
+	for one, bytes := range shown {
+		k.led.AsideBytes(one.signal, one.backend, one.instance).Set(float64(bytes))
 	}
 	for i, s := range k.setAside {
 		k.hold(s, overflowing(at, k.topology.InstanceShare, holds[i], s.held), now)
@@ -179,33 +191,62 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 	all := map[string]*told{}
 	for _, h := range floods {
 		one := s.held[h.instance]
-		if one == nil {
+		if one == nil || now.Sub(one.seen) >= holdFor { // else it was not told lately
 			one = &told{since: now, sent: now, messages: h.messages, why: fmt.Sprintf("%s has %d MiB of what backends have not stored yet in the stream %s, which fills up (streams.instance_share)", h.instance, h.bytes>>20, s.name)}
 			k.log.Warn("an instance that fills a stream is told to hold back", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes)
 		}
-		sent, disobeys := one.sent, 0.0
+		sent, disobeys := one.sent, false
 		if h.messages > one.messages {
 			sent = now
 		}
 		if s.name != bus.Aside && now.Sub(one.since) > obeys && now.Sub(sent) < obeys { // what the hub had before still comes to ASIDE
-			disobeys = 1
+			disobeys = true
 			if more, due := k.said.Due("disobeys "+s.name+h.instance, now); due {
 				k.log.Error("an instance does not hold back as it is told, and fills a stream; to stop it: penstock nats-config remove-instance (docs/backends.md)", "stream", s.name, "instance", h.instance, "owed_bytes", h.bytes, "more_since_last_said", more)
 			}
 		}
-		all[h.instance] = &told{since: one.since, seen: now, sent: sent, messages: h.messages, why: one.why}
-		k.led.Held(s.signal, h.instance).Set(now.Sub(one.since).Seconds())
-		k.led.Disobeys(s.signal, h.instance).Set(disobeys)
+		all[h.instance] = &told{since: one.since, seen: now, sent: sent, disobeys: disobeys, messages: h.messages, why: one.why}
 	}
 	for instance := range s.held {
 		if all[instance] == nil {
 			k.log.Info("an instance need not hold back any more", "stream", s.name, "instance", instance)
-			k.led.ForgetHeld(s.signal, instance)
 		}
 	}
+	before := s.held
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	s.held = all
+	k.mu.Unlock()
+	for instance := range before {
+		k.showHeld(s.signal, instance, now)
+	}
+	for instance := range all {
+		k.showHeld(s.signal, instance, now)
+	}
+}
+
+// showHeld shows for how long an instance has been told to hold back with a signal, because of its stream or of ASIDE, and whether
+// it does not.
+func (k *Keeper) showHeld(signal, instance string, now time.Time) {
+	var since time.Time
+	disobeys := 0.0
+	for _, s := range k.holding() {
+		one := s.held[instance]
+		if one == nil || s.signal != signal {
+			continue
+		}
+		if since.IsZero() || one.since.Before(since) {
+			since = one.since
+		}
+		if one.disobeys {
+			disobeys = 1
+		}
+	}
+	if since.IsZero() {
+		k.led.ForgetHeld(signal, instance)
+		return
+	}
+	k.led.Held(signal, instance).Set(now.Sub(since).Seconds())
+	k.led.Disobeys(signal, instance).Set(disobeys)
 }
 
 // answer tells an instance whether to hold back.

@@ -250,3 +250,36 @@ func TestOverflowing(t *testing.T) {
 		}
 	}
 }
+
+// TestHeldTwice: what is shown of an instance that is told to hold back because of its stream and of ASIDE is what is worse; and one
+// that could not be told for a minute does not disobey.
+func TestHeldTwice(t *testing.T) {
+	w := newWorld(t)
+	now, logs, aside := time.Now(), w.stream("LOGS"), w.setAside[otlpwire.Logs]
+	shows := func(what string, seconds, disobeys float64) {
+		t.Helper()
+		if h, d := testutil.ToFloat64(w.led.Held("logs", "as-1")), testutil.ToFloat64(w.led.Disobeys("logs", "as-1")); h != seconds || d != disobeys {
+			t.Errorf("%s: held for %v s, disobeys %v", what, h, d)
+		}
+	}
+	look := func(s *kept, messages uint64) { w.hold(s, []holding{{"as-1", 100, messages}}, now) }
+	look(logs, 1)
+	for messages := uint64(2); messages < 10; messages++ {
+		now = now.Add(obeys / 4)
+		look(logs, messages)
+		look(aside, messages)
+	}
+	shows("both", 120, 1)
+	w.hold(aside, nil, now)
+	shows("the stream", 120, 1)
+	look(aside, 10)
+	w.hold(logs, nil, now)
+	shows("ASIDE", 0, 0)
+	w.hold(aside, nil, now)
+	shows("none", 0, 0)
+	now = now.Add(time.Hour)
+	look(logs, 1)
+	now = now.Add(obeys + holdFor)
+	look(logs, 2)
+	shows("it was not told meanwhile", 0, 0)
+}

@@ -12,8 +12,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// shared is a trace of spans with an attribute of a size and so many events, whose resource and scope have an attribute of another size.
-func shared(t testing.TB, resource, scope, spans, span, events int) *Trace {
+// shared is a trace of spans with an attribute of a size and so many events, which may have one, too; the resource and the scope have one
+// of another size.
+func shared(t testing.TB, resource, scope, spans, span, events int, event ...int) *Trace {
 	t.Helper()
 	attribute := func(n int) []*commonpb.KeyValue {
 		if n == 0 {
@@ -25,7 +26,7 @@ func shared(t testing.TB, resource, scope, spans, span, events int) *Trace {
 	for i := range all {
 		all[i] = &tracepb.Span{TraceId: bytes.Repeat([]byte{1}, 16), SpanId: fmt.Appendf(nil, "%08d", i), Attributes: attribute(span)}
 		for range events {
-			all[i].Events = append(all[i].Events, &tracepb.Span_Event{})
+			all[i].Events = append(all[i].Events, &tracepb.Span_Event{Attributes: attribute(append(event, 0)[0])})
 		}
 	}
 	payload, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: []*tracepb.ResourceSpans{{
@@ -62,6 +63,9 @@ func TestConditionsReadWithinABound(t *testing.T) {
 	}{
 		"small spans, a usual resource": {shared(t, 4<<10, 100, 3000, 120, 2), true, true},
 		"few spans, a large resource":   {shared(t, 1<<20, 0, 60, 100, 1), true, true},
+		"log records as events":         {shared(t, 2<<10, 0, 40, 200, 128, 300), true, true},
+		"stack traces as events":        {shared(t, 2<<10, 0, 4, 200, 128, 4<<10), true, true},
+		"arguments of a Java process":   {shared(t, 50<<10, 0, 1500, 450, 1), true, true},
 		"a small trace":                 {shared(t, 16<<10, 0, 200, 1, 1), true, true},
 		"many spans, a large resource":  {shared(t, 100<<10, 0, 2000, 1, 0), false, false},
 		"many spans, a large scope":     {shared(t, 10, 100<<10, 2000, 1, 0), false, false},
@@ -93,8 +97,8 @@ func BenchmarkConditions(b *testing.B) {
 		trace *Trace
 	}{
 		{"usual", spans, shared(b, 1<<10, 50, 3000, 300, 1)},
-		{"spans, within the bound", spans, shared(b, 60<<10, 0, 65, 1, 0)},
-		{"events, within the bound", events, shared(b, 10, 0, 1, 60<<10, 60)},
+		{"spans, within the bound", spans, shared(b, 60<<10, 0, 135, 1, 0)},
+		{"events, within the bound", events, shared(b, 10, 0, 1, 60<<10, 125)},
 		{"spans, beyond", spans, shared(b, 500<<10, 0, 17000, 1, 0)},
 		{"events, beyond", events, shared(b, 10, 0, 1, 500<<10, 200000)},
 	} {

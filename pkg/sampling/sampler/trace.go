@@ -114,8 +114,8 @@ func (t *trace) spans() (n int) {
 
 // about is the message with the lowest sequence of its spans, of the instance that sent them.
 func (t *trace) about() About {
-	for i := range t.shares[1:] {
-		if s := &t.shares[i+1]; slices.ContainsFunc(s.parts, func(p Part) bool { return p.Seq == t.owed }) {
+	for i := range t.shares {
+		if s := &t.shares[i]; slices.ContainsFunc(s.parts, func(p Part) bool { return p.Seq == t.owed }) {
 			return About{t.owed, s.in.name}
 		}
 	}
