@@ -98,15 +98,16 @@ type set struct{ signal, backend, instance string }
 // asides shows how much of whom is set aside, and determines who is to hold back because that fills ASIDE. Of how many bytes is
 // determined of the largest only.
 func (k *Keeper) asides(ctx context.Context, at stream, now time.Time) {
-	if at.max == 0 || k.quiet == nil && k.open != nil || now.Sub(k.setAside[0].flooded) < floodInterval {
+	pause := floodInterval
+	if at.bytes <= at.max/4 && !slices.ContainsFunc(k.setAside[:], func(s *kept) bool { return len(s.held) > 0 }) { // nobody is to hold back
+		pause = floodPause
+	}
+	if at.max == 0 || k.quiet == nil && k.open != nil || now.Sub(k.setAside[0].flooded) < pause {
 		return
 	}
 	var holds [len(otlpwire.Signals)][]holding
 	shown, messages := map[set]uint64{}, map[set]uint64{}
 	if k.setAside[0].flooded = now; at.messages > 0 {
-		if at.bytes <= at.max/4 { // nobody is to hold back
-			k.setAside[0].flooded = now.Add(floodPause - floodInterval)
-		}
 		ctx, cancel := context.WithTimeout(ctx, floodPatience)
 		defer cancel()
 		there, err := k.conn().Subjects(ctx, bus.Aside, "aside.*.*.*.*")

@@ -179,9 +179,14 @@ func TestWhoFillsAside(t *testing.T) {
 		t.Fatalf("ASIDE has room for %d messages", total)
 	}
 	w.serve(true)
-	send(otlpwire.Logs, "loki", 0, total*45/100)
+	send(otlpwire.Logs, "loki", 0, 1)
+	look() // the next look at so little is half a minute later
+	send(otlpwire.Logs, "loki", 0, total*45/100-1)
 	if got := look(); got != " " {
 		t.Errorf("%q hold back when it is not half full", got)
+	}
+	if testutil.ToFloat64(w.led.AsideBytes("logs", "loki", w.names[0])) < 2000 {
+		t.Error("what it has is not shown")
 	}
 	send(otlpwire.Logs, "other", 0, total*2/10)
 	send(otlpwire.Traces, "tempo", 0, 1)
