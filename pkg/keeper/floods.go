@@ -92,8 +92,8 @@ func overflowing(at stream, share float64, holds []holding, before map[string]*t
 	return all
 }
 
-// set is what is set aside of an instance for a backend.
-type set struct{ signal, backend, instance string }
+// waiting names what is set aside of an instance for a backend.
+type waiting struct{ signal, backend, instance string }
 
 // asides shows how much of whom is set aside, and determines who is to hold back because that fills ASIDE. Of how many bytes is
 // determined of the largest only.
@@ -106,7 +106,7 @@ func (k *Keeper) asides(ctx context.Context, at stream, now time.Time) {
 		return
 	}
 	var holds [len(otlpwire.Signals)][]holding
-	shown, messages := map[set]uint64{}, map[set]uint64{}
+	shown, messages := map[waiting]uint64{}, map[waiting]uint64{}
 	if k.setAside[0].flooded = now; at.messages > 0 {
 		ctx, cancel := context.WithTimeout(ctx, floodPatience)
 		defer cancel()
@@ -118,9 +118,9 @@ func (k *Keeper) asides(ctx context.Context, at stream, now time.Time) {
 		}
 		for subject, n := range there {
 			part := strings.Split(subject, ".") // aside, signal, backend, partition, instance
-			messages[set{part[1], part[2], part[4]}] += n
+			messages[waiting{part[1], part[2], part[4]}] += n
 		}
-		for i, one := range slices.SortedFunc(maps.Keys(messages), func(a, b set) int { return cmp.Compare(messages[b], messages[a]) }) {
+		for i, one := range slices.SortedFunc(maps.Keys(messages), func(a, b waiting) int { return cmp.Compare(messages[b], messages[a]) }) {
 			sig, err := otlpwire.ParseSignal(one.signal)
 			if err != nil {
 				continue
@@ -230,7 +230,7 @@ func (k *Keeper) hold(s *kept, floods []holding, now time.Time) {
 func (k *Keeper) showHeld(signal, instance string, now time.Time) {
 	var since time.Time
 	disobeys := 0.0
-	for _, s := range k.holding() {
+	for _, s := range k.filled() {
 		one := s.held[instance]
 		if one == nil || s.signal != signal {
 			continue
@@ -254,7 +254,7 @@ func (k *Keeper) showHeld(signal, instance string, now time.Time) {
 func (k *Keeper) answer(instance string) (a hold.Answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, s := range k.holding() {
+	for _, s := range k.filled() {
 		if one := s.held[instance]; one != nil && time.Since(one.seen) < holdFor && !slices.Contains(a.Signals, s.signal) {
 			a.Signals, a.Why = append(a.Signals, s.signal), one.why
 		}
@@ -269,7 +269,7 @@ func (k *Keeper) serve(first bool) {
 		k.quiet()
 		k.quiet = nil
 		k.led.ForgetAsideBytes()
-		for _, s := range k.holding() {
+		for _, s := range k.filled() {
 			k.hold(s, nil, time.Now())
 		}
 	case first && k.quiet == nil && k.open != nil:
@@ -290,12 +290,13 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 			done[f.Filter] = f.Done
 		}
 	}
-	largest, there, err := k.largest(ctx, s.name, ">")
+	there, err := k.conn().Subjects(ctx, s.name, ">")
 	if err != nil {
 		return nil, err
 	}
+	subjects := slices.SortedFunc(maps.Keys(there), func(a, b string) int { return cmp.Or(cmp.Compare(there[b], there[a]), cmp.Compare(a, b)) })
 	var all []holding
-	for _, subject := range largest {
+	for _, subject := range subjects[:min(len(subjects), maxFlooding)] {
 		dot := strings.LastIndexByte(subject, '.')
 		bytes, err := k.left(ctx, s.name, subject, done[subject[:dot]+".*"]+1)
 		if err != nil {
@@ -306,15 +307,8 @@ func (k *Keeper) holds(ctx context.Context, s *kept, floors map[string]bus.Floor
 	return all, nil
 }
 
-// largest returns the subjects of a stream with the most messages, and how many all have.
-func (k *Keeper) largest(ctx context.Context, stream, filter string) (subjects []string, messages map[string]uint64, err error) {
-	messages, err = k.conn().Subjects(ctx, stream, filter)
-	subjects = slices.SortedFunc(maps.Keys(messages), func(a, b string) int { return cmp.Or(cmp.Compare(messages[b], messages[a]), cmp.Compare(a, b)) })
-	return subjects[:min(len(subjects), maxFlooding)], messages, err
-}
-
-// holding returns all because of which somebody may have to hold back.
-func (k *Keeper) holding() []*kept { return slices.Concat(k.streams, k.setAside[:]) }
+// filled returns all streams that an instance may fill: it has to hold back because of any of them.
+func (k *Keeper) filled() []*kept { return slices.Concat(k.streams, k.setAside[:]) }
 
 // measured is how many messages' sizes stand for all of a subject.
 const measured = 32

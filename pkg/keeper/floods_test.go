@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -275,6 +276,9 @@ func TestHeldTwice(t *testing.T) {
 		look(aside, messages)
 	}
 	shows("both", 120, 1)
+	if a := w.answer("as-1"); !slices.Equal(a.Signals, []string{"logs"}) {
+		t.Errorf("it is told %+v", a)
+	}
 	w.hold(aside, nil, now)
 	shows("the stream", 120, 1)
 	look(aside, 10)

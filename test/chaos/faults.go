@@ -7,9 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/penstock/penstock/pkg/bus"
+	"github.com/penstock/penstock/pkg/otlpwire"
 	"github.com/penstock/penstock/pkg/sampling/versions"
 	"github.com/penstock/penstock/test/daemon"
 	"github.com/penstock/penstock/test/faultproxy"
@@ -209,7 +208,7 @@ var troubles = []tenantTrouble{
 // trouble lets all backends have trouble with one instance for some seconds. In half of the cases a sink is killed meanwhile;
 // in the others it prints for how long log records of others were under way.
 func (w *world) trouble(ctx context.Context) error {
-	const before = 5 * time.Second
+	const earlier = 5 * time.Second
 	w.wasApart = true
 	instance, t := instances[w.rng.IntN(len(instances))], troubles[w.rng.IntN(len(troubles))]
 	d := 5*time.Second + time.Duration(w.rng.Int64N(int64(7*time.Second)))
@@ -233,7 +232,8 @@ func (w *world) trouble(ctx context.Context) error {
 		return w.kill(ctx, all[w.rng.IntN(len(all))])
 	}
 	<-healed
-	w.say("p99 of the delay of the others' log records: %s before, %s meanwhile", w.delay(instance, from.Add(-before), from), w.delay(instance, from, time.Now()))
+	before, meanwhile := w.delays(otlpwire.Logs, interval{from.Add(-earlier), from}, instance), w.delays(otlpwire.Logs, interval{from, time.Now()}, instance)
+	w.say("p99 of the delay of the others' log records: %v of %d before, %v of %d meanwhile", quantile(before, 99), len(before), quantile(meanwhile, 99), len(meanwhile))
 	return nil
 }
 
@@ -245,22 +245,6 @@ func (w *world) failTenant(instance string, t tenantTrouble) {
 	w.tempo.SlowTenant(instance, t.slow)
 	w.loki.SlowTenant(instance, t.slow)
 	w.prometheus.SlowTenant(instance, t.slow)
-}
-
-// delay says for how long the log records were under way that came to Loki within a time, but for those of one instance,
-// and of the one that has the cursed record.
-func (w *world) delay(but string, from, to time.Time) string {
-	var all []time.Duration
-	for _, e := range w.loki.Entries() {
-		if instance, _, _ := strings.Cut(e.Line, " "); instance != but && instance != w.cursed.instance && e.Came.After(from) && e.Came.Before(to) {
-			all = append(all, e.Came.Sub(e.At))
-		}
-	}
-	if len(all) == 0 {
-		return "none came"
-	}
-	slices.Sort(all)
-	return fmt.Sprintf("%v of %d", all[len(all)*99/100].Round(time.Millisecond), len(all))
 }
 
 // away lets backends refuse until the streams are full of what they are owed, the edges' spools,

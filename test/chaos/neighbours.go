@@ -123,8 +123,8 @@ func (w *world) watchNoisy() {
 
 // fair reports whether a signal of an instance is compared. The instance in trouble is not. Nor are the log records of the
 // one with the cursed record, which wait for it in ASIDE until the end of the run; nothing of its metrics and spans does.
-func (w *world) fair(sig otlpwire.Signal, instance string) bool {
-	return instance != w.noisy.instance && (sig != otlpwire.Logs || instance != w.cursed.instance)
+func (w *world) fair(sig otlpwire.Signal, instance, troubled string) bool {
+	return instance != troubled && (sig != otlpwire.Logs || instance != w.cursed.instance)
 }
 
 // caughtUp waits until something has come of each signal that is compared that was acknowledged a second after a time: what was
@@ -134,7 +134,7 @@ func (w *world) caughtUp(ctx context.Context, since time.Time) error {
 		for _, sig := range otlpwire.Signals {
 			came, ackedAt := w.arrived(sig), w.acks(sig)
 			for _, instance := range slices.Compact(slices.Clone(instances)) {
-				if w.fair(sig, instance) && !slices.ContainsFunc(came[instance], func(a arrival) bool { return ackedAt(instance, a.n).After(since.Add(time.Second)) }) {
+				if w.fair(sig, instance, w.noisy.instance) && !slices.ContainsFunc(came[instance], func(a arrival) bool { return ackedAt(instance, a.n).After(since.Add(time.Second)) }) {
 					return fmt.Errorf("%v of %s that were acknowledged after %.0f s have not arrived", sig, instance, since.Sub(w.start).Seconds())
 				}
 			}
@@ -183,13 +183,13 @@ func (w *world) acks(sig otlpwire.Signal) func(instance string, n uint64) time.T
 // delays returns, in ascending order, for how long items of a signal were under way that are compared and were acknowledged within a
 // time: from the edge's acknowledgement until they came to the backend first. What was under way while the machine itself stood
 // still does not count.
-func (w *world) delays(sig otlpwire.Signal, within interval) (all []time.Duration) {
+func (w *world) delays(sig otlpwire.Signal, within interval, troubled string) (all []time.Duration) {
 	w.mu.Lock()
 	disturbed := slices.Clone(w.disturbed)
 	w.mu.Unlock()
 	ackedAt := w.acks(sig)
 	for instance, came := range w.arrived(sig) {
-		if !w.fair(sig, instance) {
+		if !w.fair(sig, instance, troubled) {
 			continue
 		}
 		seen := map[uint64]bool{}
@@ -208,11 +208,11 @@ func (w *world) delays(sig otlpwire.Signal, within interval) (all []time.Duratio
 	return all
 }
 
-// judgeNeighbours compares the delays, once everything has come. That a spans' delay includes the policies' wait is so in both.
+// judgeNeighbours compares the delays, once everything has come. That the delay of spans includes the policies' wait is so in both.
 func (w *world) judgeNeighbours(s *Summary) {
 	n := &w.noisy
 	for _, sig := range otlpwire.Signals {
-		before, meanwhile := w.delays(sig, n.quiet), w.delays(sig, n.trouble)
+		before, meanwhile := w.delays(sig, n.quiet, n.instance), w.delays(sig, n.trouble, n.instance)
 		ratio := math.Inf(1)
 		if len(before) > 0 && len(meanwhile) > 0 {
 			ratio = float64(max(quantile(meanwhile, 99), leastP99)) / float64(max(quantile(before, 99), leastP99))

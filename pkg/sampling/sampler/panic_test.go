@@ -226,3 +226,14 @@ func TestARescuerContinues(t *testing.T) {
 		t.Errorf("%+v, %v", out, err)
 	}
 }
+
+// TestAboutATrace names the instance that sent the first message of it.
+func TestAboutATrace(t *testing.T) {
+	a, b := &instance{name: "a"}, &instance{name: "b"}
+	for _, owed := range []uint64{3, 5} {
+		tr := &trace{owed: owed, shares: []share{{in: a, parts: []Part{{5, 1}, {7, 1}}}, {in: b, parts: []Part{{3, 1}, {5, 1}}}}}
+		if got, want := tr.about(), map[uint64]About{3: {3, "b"}, 5: {5, "a"}}[owed]; got != want {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+}
