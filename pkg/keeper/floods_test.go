@@ -181,26 +181,32 @@ func TestWhoFillsAside(t *testing.T) {
 	}
 	w.serve(true)
 	send(otlpwire.Logs, "loki", 0, 1)
-	look() // the next look at so little is half a minute later
-	send(otlpwire.Logs, "loki", 0, total*45/100-1)
+	look()
+	now = now.Add(floodPause) // so little is looked at each half a minute
+	send(otlpwire.Logs, "loki", 0, 1)
+	look()
+	if got := testutil.ToFloat64(w.led.AsideBytes("logs", "loki", w.names[0])); got < 2000 {
+		t.Errorf("%v bytes of two messages are shown", got)
+	}
+	send(otlpwire.Logs, "loki", 0, total*22/100-2)
+	send(otlpwire.Logs, "other", 0, total*22/100)
 	if got := look(); got != " " {
 		t.Errorf("%q hold back when it is not half full", got)
 	}
-	if testutil.ToFloat64(w.led.AsideBytes("logs", "loki", w.names[0])) < 2000 {
-		t.Error("what it has is not shown")
+	if testutil.ToFloat64(w.led.AsideBytes("logs", "loki", w.names[0])) < 10_000 {
+		t.Error("what it has is not shown at once")
 	}
-	send(otlpwire.Logs, "other", 0, total*2/10)
+	send(otlpwire.Logs, "loki", 1, total*12/100)
 	send(otlpwire.Traces, "tempo", 0, 1)
-	send(otlpwire.Logs, "loki", 1, 1)
 	if got := look(); got != "logs " {
 		t.Errorf("%q hold back, want the one that fills it", got)
 	}
-	for backend, n := range map[string]int{"loki": total * 45 / 100, "other": total * 2 / 10} {
+	for backend, n := range map[string]int{"loki": total * 22 / 100, "other": total * 22 / 100} {
 		if got := testutil.ToFloat64(w.led.AsideBytes("logs", backend, w.names[0])); got < float64(1000*n) || got > float64(1200*n) {
 			t.Errorf("%v bytes of %d messages of 1 kB are set aside for %s", got, n, backend)
 		}
 	}
-	send(otlpwire.Metrics, "prometheus", 1, total*2/10)
+	send(otlpwire.Metrics, "prometheus", 1, total*25/100)
 	if got := look(); got != "traces+logs metrics+logs" {
 		t.Errorf("%q hold back, want all", got)
 	}
@@ -211,13 +217,13 @@ func TestWhoFillsAside(t *testing.T) {
 	if w.said.Says("does not hold back") {
 		t.Error("what the hub had before is no reason to name it")
 	}
-	if err := w.conn.Remove(t.Context(), bus.Aside, "aside.logs.>", w.state(bus.Aside).LastSeq); err != nil {
+	if err := w.conn.Remove(t.Context(), bus.Aside, "aside.>", w.state(bus.Aside).LastSeq); err != nil {
 		t.Fatal(err)
 	}
 	if got := look(); got != " " {
 		t.Errorf("%q hold back when there is room", got)
 	}
-	send(otlpwire.Logs, "loki", 0, total*45/100)
+	send(otlpwire.Logs, "loki", 0, total*60/100)
 	if look(); w.answer(w.names[0]).Signals == nil {
 		t.Error("it does not hold back")
 	}

@@ -334,6 +334,9 @@ func TestTheNextOwnerHasTheSameBudgets(t *testing.T) {
 				} else if d.kept {
 					kept++
 					next.Restore(d.Due, []envelope.Spend{{Limiter: 0, Amount: d.amount}})
+					if r := next.buckets[0].restored; d.Due/minute > r[0].due/minute {
+						t.Fatalf("what was taken in minute %d is still there in minute %d", r[0].due/minute, d.Due/minute)
+					}
 				}
 			}
 		}
